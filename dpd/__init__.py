@@ -1,0 +1,19 @@
+"""Dual policy distillation and its baselines for continuous control."""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dpd.policyfile import Policy, load
+
+__all__ = ["Policy", "__version__", "load"]
+
+
+def __getattr__(name: str) -> object:
+    # On first use, so that `dpd --help` doesn't wait for torch.
+    if name in ("Policy", "load"):
+        from dpd import policyfile
+
+        return getattr(policyfile, name)
+    raise AttributeError(f"module 'dpd' has no attribute '{name}'")

@@ -1,0 +1,86 @@
+"""What every environment backend gives: one step, one specification, nothing about resets to remember.
+
+Letters: M environments (N learners x E each, learner-major) · O observation · A action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+class UnsupportedEnv(ValueError):
+    """An environment this suite can't train on; the message says why and what to use instead."""
+
+
+class Step(NamedTuple):
+    """One step of M environments, float32 on the environment's device.
+
+    `obs` is what to act on next (already reset where an episode ended), `next_obs` the true
+    successor, so `reward + gamma * (1 - terminated) * V(next_obs)` is right everywhere.
+    `valid` is false where the backend spent the step on a reset and no transition took place.
+    """
+
+    obs: Tensor  # [M, O]
+    next_obs: Tensor  # [M, O]
+    reward: Tensor  # [M]
+    terminated: Tensor  # [M] bool
+    truncated: Tensor  # [M] bool
+    valid: Tensor  # [M] bool
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What an agent must know of an environment."""
+
+    env_id: str
+    backend: str
+    obs_dim: int
+    act_dim: int
+    act_low: np.ndarray  # [A]
+    act_high: np.ndarray  # [A]
+    can_snapshot: bool
+
+
+class Env(Protocol):
+    """M environments stepped together; actions are in [-1, 1] and rescaled to the bounds here."""
+
+    spec: EnvSpec
+    n_envs: int
+
+    def reset(self) -> Tensor:
+        """Start M fresh episodes -> obs [M, O]. The first call uses the seeds given at creation."""
+        ...
+
+    def start(self, act: Tensor) -> None:
+        """Begin a step with act [M, A] in [-1, 1]; values beyond are clipped."""
+        ...
+
+    def wait(self) -> Step:
+        """Finish the step begun by `start`."""
+        ...
+
+    def step(self, act: Tensor) -> Step:
+        """`start`, then `wait`."""
+        ...
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Copy the whole state (physics, counters, generators): one row per environment."""
+        ...
+
+    def restore(
+        self, snapshot: dict[str, np.ndarray], ids: Sequence[int] | None = None
+    ) -> Tensor:
+        """Put a snapshot's rows back (into environments `ids`, in that order) -> obs [M, O]."""
+        ...
+
+    def close(self) -> None:
+        """Release processes, threads and simulators."""
+        ...
+
+
+EnvKwargs = dict[str, Any]
