@@ -1,0 +1,66 @@
+"""What a stack of learners is to the rest of the suite.
+
+Legend, used in every file:
+N learners = G groups x P peers · E environments per learner · T steps · S = T x E samples
+B batch · O observation · A action · D parameters of one learner.
+Row n is peer n % P of group n // P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dpd.agents.dist import DiagGaussian
+
+Metrics = dict[str, Tensor]
+"""Detached, one value per learner [N], until the logger reads them."""
+
+
+class Answer(NamedTuple):
+    """What a learner says about states it is asked about; values in raw reward units."""
+
+    dist: DiagGaussian  # mean, log_std [N, B, A]
+    value: Tensor | None  # [N, B]
+
+
+class Minibatch(NamedTuple):
+    """What a loss added to the learner's own may look at."""
+
+    params: dict[str, Tensor]
+    dist: DiagGaussian
+    ratio: Tensor  # [N, B] new over old probability of the action taken
+    idx: Tensor  # [N, B] positions in the flattened rollout [N, S]
+
+
+ExtraLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]
+"""A method's loss inside the learner's own: minibatch -> (loss [N], metrics)."""
+
+
+class Agent(Protocol):
+    """A stack of N learners of one algorithm."""
+
+    n_learners: int
+
+    def act(self, obs: Tensor) -> Tensor:
+        """Explore from raw obs [N, E, O] -> act [N, E, A], which the environment clips."""
+        ...
+
+    def mode(self, obs: Tensor) -> Tensor:
+        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
+        ...
+
+    def ask(self, obs: Tensor) -> Answer:
+        """Answer on raw obs [N, B, O], without gradient."""
+        ...
+
+
+def take(rows: Tensor, idx: Tensor) -> Tensor:
+    """Gather samples row by row: rows [N, S, ...], idx [N, K] -> [N, K, ...]."""
+    n, s = rows.shape[:2]
+    offset = torch.arange(n, device=rows.device).mul_(s).unsqueeze(1)
+    flat = rows.reshape(n * s, *rows.shape[2:]).index_select(0, (idx + offset).flatten())
+    return flat.view(*idx.shape, *rows.shape[2:])

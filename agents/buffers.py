@@ -1,0 +1,61 @@
+"""What a stack of on-policy learners saw in one iteration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Rollout:
+    """T steps of N learners in E environments each; raw observations, unclipped actions."""
+
+    def __init__(
+        self,
+        n: int,
+        n_steps: int,
+        n_envs: int,
+        obs_dim: int,
+        act_dim: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        shape = (n, n_steps, n_envs)
+        self.obs = torch.zeros(*shape, obs_dim, dtype=dtype)
+        self.next_obs = torch.zeros(*shape, obs_dim, dtype=dtype)
+        self.act = torch.zeros(*shape, act_dim, dtype=dtype)
+        self.reward = torch.zeros(shape, dtype=dtype)
+        self.terminated = torch.zeros(shape, dtype=torch.bool)
+        self.truncated = torch.zeros(shape, dtype=torch.bool)
+        self.valid = torch.ones(shape, dtype=torch.bool)
+
+    @property
+    def done(self) -> Tensor:
+        """Where an episode ended, either way [N, T, E]."""
+        return self.terminated | self.truncated
+
+    def flat_obs(self) -> Tensor:
+        """Return the observations as samples [N, S, O]."""
+        return self.obs.flatten(1, 2)
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: Tensor,
+    lam: Tensor,
+) -> Tensor:
+    """Return generalised advantages [N, T, E] (Schulman et al. 2016, eq. 16).
+
+    `next_value` is that of the true successor, so a truncated step bootstraps and a terminated
+    one does not; gamma, lam [N, 1, 1].
+    """
+    delta = reward + gamma * next_value * ~terminated - value
+    decay = gamma * lam * ~done
+    adv = torch.empty_like(delta)
+    running = torch.zeros_like(delta[:, 0])
+    for t in reversed(range(delta.shape[1])):
+        running = delta[:, t] + decay[:, t] * running
+        adv[:, t] = running
+    return adv

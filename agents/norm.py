@@ -1,0 +1,100 @@
+"""Running normalisers, one row of statistics per learner."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-8  # Stable-Baselines3's VecNormalize
+CLIP = 10.0  # likewise
+
+
+class RunningMoments:
+    """Mean and variance of everything seen, per learner and dimension, in float64.
+
+    Starts as Stable-Baselines3's RunningMeanStd does: mean 0, variance 1, weight 1e-4.
+    """
+
+    def __init__(self, n: int, dim: int) -> None:
+        self.mean = torch.zeros(n, dim, dtype=torch.float64)
+        self.var = torch.ones(n, dim, dtype=torch.float64)
+        self.count = torch.full((n, 1), 1e-4, dtype=torch.float64)
+
+    def update(self, x: Tensor, valid: Tensor | None = None) -> None:
+        """Take in a batch [N, B, dim] (Chan et al. 1979), only where valid [N, B]."""
+        x = x.double()
+        keep = torch.ones_like(x[..., :1]) if valid is None else valid.double().unsqueeze(-1)
+        n_new = keep.sum(1)  # [N, 1]
+        mean_new = (x * keep).sum(1) / n_new.clamp(min=1)
+        var_new = ((x - mean_new.unsqueeze(1)).square() * keep).sum(1) / n_new.clamp(min=1)
+        total = self.count + n_new
+        delta = mean_new - self.mean
+        squares = self.var * self.count + var_new * n_new
+        self.var = (squares + delta.square() * self.count * n_new / total) / total
+        self.mean = self.mean + delta * n_new / total
+        self.count = total
+
+
+class ObsNorm:
+    """Normalise observations with each learner's own statistics, clipped to +-10."""
+
+    def __init__(self, n: int, dim: int, dtype: torch.dtype, enabled: bool = True) -> None:
+        self.moments = RunningMoments(n, dim)
+        self.dtype, self.enabled = dtype, enabled
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self.mean = self.moments.mean.to(self.dtype).unsqueeze(1)  # [N, 1, dim]
+        self.scale = (self.moments.var + EPSILON).rsqrt().to(self.dtype).unsqueeze(1)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """Return normalised obs [N, B, dim]."""
+        if not self.enabled:
+            return obs
+        return (obs - self.mean).mul_(self.scale).clamp_(-CLIP, CLIP)
+
+    def update(self, obs: Tensor, valid: Tensor | None = None) -> None:
+        """Take in the obs [N, B, dim] of a finished iteration."""
+        if self.enabled:
+            self.moments.update(obs, valid)
+            self._refresh()
+
+
+class ReturnNorm:
+    """Scale rewards by the running standard deviation of the discounted return; no centring.
+
+    Scaled rewards are clipped to +-10 as VecNormalize does. The clip has no inverse: a value times
+    `scale` is in raw reward units only for what the clip let through (with running statistics,
+    all but rare outliers of the first iterations).
+    """
+
+    def __init__(self, n: int, n_envs: int, gamma: Tensor, enabled: bool = True) -> None:
+        self.moments = RunningMoments(n, 1)
+        self.gamma = gamma.double()  # [N, 1]
+        self.ret = torch.zeros(n, n_envs, dtype=torch.float64)  # discounted, of running episodes
+        self.enabled = enabled
+
+    @property
+    def scale(self) -> Tensor:
+        """Raw reward units per unit of value [N, 1], float64."""
+        if not self.enabled:
+            return torch.ones_like(self.moments.var)
+        return (self.moments.var + EPSILON).sqrt()
+
+    def __call__(self, reward: Tensor) -> Tensor:
+        """Return scaled rewards for reward [N, ...]."""
+        if not self.enabled:
+            return reward
+        scale = self.scale.to(reward.dtype).view(-1, *[1] * (reward.ndim - 1))
+        return (reward / scale).clamp_(-CLIP, CLIP)
+
+    def update(self, reward: Tensor, done: Tensor, valid: Tensor) -> None:
+        """Take in rewards, episode ends and validity [N, T, E] of a finished iteration."""
+        if not self.enabled:
+            return
+        returns = torch.empty(reward.shape, dtype=torch.float64)
+        for t in range(reward.shape[1]):
+            self.ret = self.ret * self.gamma + reward[:, t]
+            returns[:, t] = self.ret
+            self.ret = self.ret * ~done[:, t]
+        self.moments.update(returns.flatten(1).unsqueeze(-1), valid.flatten(1))

@@ -1,0 +1,72 @@
+"""Adam over stacked learners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def clip_grad_norm(grad: Tensor, max_norm: float) -> Tensor:
+    """Scale each learner's gradient [N, D] in place to at most max_norm; return the norms [N]."""
+    norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
+    grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # the 1e-6 of torch's clip_grad_norm_
+    return norm.squeeze(1)
+
+
+class StackedAdam:
+    """Adam (Kingma & Ba 2015) on one leaf [N, D] with a learning rate, step and switch per row.
+
+    A row whose `active` is false changes in nothing: neither parameters nor moments nor step.
+    Rows of equal learning rate go through torch's fused kernel in one call, which is what
+    `torch.optim.Adam(fused=True)` runs, without its cost per call (26 against 97 us for 2 rows).
+    """
+
+    def __init__(
+        self,
+        param: Tensor,
+        lr: Sequence[float],
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        n = param.shape[0]
+        if len(lr) != n:
+            raise ValueError(f"{len(lr)} learning rates for {n} learners")
+        self.betas, self.eps = betas, eps
+        self.lr = list(lr)
+        self.exp_avg = torch.zeros_like(param, requires_grad=False)
+        self.exp_avg_sq = torch.zeros_like(self.exp_avg)
+        self.steps = torch.zeros(n)
+        # Views: the state stays three tensors, the kernel gets its lists.
+        self._param = list(param.detach().unbind(0))
+        self._avg = list(self.exp_avg.unbind(0))
+        self._avg_sq = list(self.exp_avg_sq.unbind(0))
+        self._steps = list(self.steps.unbind(0))
+
+    @torch.no_grad()
+    def step(self, grad: Tensor, active: Sequence[bool] | None = None) -> None:
+        """Move every active row by its gradient in grad [N, D]."""
+        rows = range(len(self.lr)) if active is None else [i for i, on in enumerate(active) if on]
+        grads = grad.unbind(0)
+        by_lr: dict[float, list[int]] = {}
+        for i in rows:
+            by_lr.setdefault(self.lr[i], []).append(i)
+        for lr, ids in by_lr.items():
+            steps = [self._steps[i] for i in ids]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adam_(
+                [self._param[i] for i in ids],
+                [grads[i] for i in ids],
+                [self._avg[i] for i in ids],
+                [self._avg_sq[i] for i in ids],
+                [],
+                steps,
+                lr=lr,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                weight_decay=0.0,
+                eps=self.eps,
+                amsgrad=False,
+                maximize=False,
+            )

@@ -1,0 +1,252 @@
+"""Proximal policy optimization for a stack of learners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpd.agents.base import Answer, ExtraLoss, Metrics, Minibatch, take
+from dpd.agents.buffers import Rollout, gae
+from dpd.agents.dist import DiagGaussian
+from dpd.agents.nets import StackedParams, init_orthogonal, mlp, mlp_shapes
+from dpd.agents.norm import ObsNorm, ReturnNorm
+from dpd.agents.optim import StackedAdam, clip_grad_norm
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.rng import RowRandom, Stream
+
+
+class Samples(NamedTuple):
+    """Samples as the loss wants them, normalised; [N, S, ...]."""
+
+    obs: Tensor
+    act: Tensor
+    logp: Tensor
+    adv: Tensor
+    ret: Tensor
+
+
+class Batch(NamedTuple):
+    """An iteration's samples, for the learners (`data`) and for whoever distils."""
+
+    data: Samples
+    raw_obs: Tensor  # [N, S, O]
+    returns: Tensor  # [N, S] lambda-returns in raw reward units
+    valid: Tensor  # [N, S]
+
+
+def ppo_loss(
+    ratio: Tensor, adv: Tensor, value: Tensor, ret: Tensor, entropy: Tensor, config: PPOConfig
+) -> tuple[Tensor, Metrics]:
+    """Return the clipped loss [N] (Schulman et al. 2017, eq. 7 and 9).
+
+    ratio, adv, value, ret [N, B], adv already normalised; entropy [N, 1]. The value error is a
+    plain mean square, without one half.
+    """
+    clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+    policy = -torch.min(ratio * adv, clipped * adv).mean(1)
+    value_error = (ret - value).square().mean(1)
+    loss = torch.add(policy, value_error, alpha=config.value_coef)
+    metrics = {"loss/policy": policy.detach(), "loss/value": value_error.detach()}
+    if config.entropy_coef:
+        loss = loss - config.entropy_coef * entropy.mean(1)
+    return loss, metrics
+
+
+def normalise_minibatches(adv: Tensor) -> Tensor:
+    """Centre and scale advantages [N, M, B] within each minibatch (ddof 1, 1e-8: as SB3)."""
+    return (adv - adv.mean(-1, keepdim=True)) / (adv.std(-1, keepdim=True) + 1e-8)
+
+
+class PPO:
+    """N learners that collect, update and answer as one stack.
+
+    `seeds`: one sequence of integers per learner, from which all its random numbers follow.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        obs_dim: int,
+        act_dim: int,
+        seeds: Sequence[Sequence[int]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        n = self.n_learners = len(seeds)
+        self.config, self.obs_dim, self.act_dim, self.dtype = config, obs_dim, act_dim, dtype
+        self.params = StackedParams(self._shapes(), n, dtype)
+        self.frozen = self.params.frozen()
+        self._initialise(RowRandom(seeds, Stream.INIT))
+        self.optimizer = StackedAdam(self.params.flat, [config.lr] * n, eps=config.adam_eps)
+        self.explore = RowRandom(seeds, Stream.EXPLORE)
+        self.batches = RowRandom(seeds, Stream.BATCH)
+        self.gamma = torch.full((n, 1), config.gamma, dtype=dtype)
+        self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs)
+        self.return_norm = ReturnNorm(n, config.n_envs, self.gamma, config.norm_reward)
+        self._ones = torch.ones(n, dtype=dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        hidden = self.config.hidden
+        return {
+            **mlp_shapes("actor", [self.obs_dim, *hidden, self.act_dim]),
+            "log_std": (1, self.act_dim),
+            **mlp_shapes("critic", [self.obs_dim, *hidden, 1]),
+        }
+
+    def _initialise(self, rng: RowRandom) -> None:
+        trunk = [math.sqrt(2)] * len(self.config.hidden)
+        init_orthogonal(self.frozen, "actor", [*trunk, 0.01], rng.generators)
+        init_orthogonal(self.frozen, "critic", [*trunk, 1.0], rng.generators)
+        self.frozen["log_std"].fill_(self.config.log_std_init)
+
+    def dist(self, params: dict[str, Tensor], obs: Tensor) -> DiagGaussian:
+        """Return the policy at normalised obs [N, B, O]."""
+        mean = mlp(params, "actor", obs, self.config.activation)
+        return DiagGaussian(mean, params["log_std"])
+
+    def value(self, params: dict[str, Tensor], obs: Tensor) -> Tensor:
+        """Return values at normalised obs [N, B, O] -> [N, B], in scaled reward units."""
+        return mlp(params, "critic", obs, self.config.activation).squeeze(-1)
+
+    def new_rollout(self) -> Rollout:
+        """Return an empty buffer for one iteration."""
+        c = self.config
+        return Rollout(self.n_learners, c.n_steps, c.n_envs, self.obs_dim, self.act_dim, self.dtype)
+
+    def noise(self) -> Tensor:
+        """Draw an iteration's exploration noise [N, T, E, A] in one block."""
+        c = self.config
+        return self.explore.normal(c.n_steps, c.n_envs, self.act_dim, dtype=self.dtype)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Sample actions from raw obs [N, E, O] and noise [N, E, A] -> [N, E, A], unclipped."""
+        return self.dist(self.frozen, self.obs_norm(obs)).sample(noise)
+
+    @torch.no_grad()
+    def mode(self, obs: Tensor) -> Tensor:
+        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
+        return self.dist(self.frozen, self.obs_norm(obs)).mode()
+
+    @torch.no_grad()
+    def ask(self, obs: Tensor) -> Answer:
+        """Answer on raw obs [N, B, O]; values in raw reward units."""
+        x = self.obs_norm(obs)
+        value = self.value(self.frozen, x) * self.return_norm.scale.to(self.dtype)
+        return Answer(self.dist(self.frozen, x), value)
+
+    @torch.no_grad()
+    def prepare(self, rollout: Rollout) -> Batch:
+        """Return a rollout with its log-probabilities, advantages and returns."""
+        shape = rollout.reward.shape
+        obs = self.obs_norm(rollout.flat_obs())
+        value = self.value(self.frozen, obs).view(shape)
+        next_value = self.value(self.frozen, self.obs_norm(rollout.next_obs.flatten(1, 2)))
+        adv = gae(
+            self.return_norm(rollout.reward),
+            value,
+            next_value.view(shape),
+            rollout.terminated,
+            rollout.done,
+            self.gamma.unsqueeze(-1),
+            torch.tensor(self.config.lam, dtype=self.dtype),
+        )
+        act = rollout.act.flatten(1, 2)
+        logp = self.dist(self.frozen, obs).logp(act)
+        ret = (adv + value).flatten(1)
+        data = Samples(obs, act, logp, adv.flatten(1), ret)
+        raw_returns = ret * self.return_norm.scale.to(self.dtype)
+        return Batch(data, rollout.flat_obs(), raw_returns, rollout.valid.flatten(1))
+
+    def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
+        """Learn from an iteration; `progress` in [0, 1] anneals the learning rate.
+
+        `extra` adds a loss to every minibatch. Returns metrics [N].
+        """
+        c = self.config
+        scale = 1 - progress if c.lr_schedule == "linear" else 1.0
+        self.optimizer.lr = [c.lr * scale] * self.n_learners
+        active = [True] * self.n_learners
+        history: list[Metrics] = []
+        ratio = torch.ones(0)
+        for _ in range(c.epochs):
+            steps, ratio = self._epoch(batch, active, extra)
+            history += steps
+            if c.target_kl is not None:
+                over = (mean_kl(ratio) > 1.5 * c.target_kl).tolist()
+                active = [a and not o for a, o in zip(active, over, strict=True)]
+                if not any(active):
+                    break
+        metrics = {k: torch.stack([m[k] for m in history]).mean(0) for k in history[0]}
+        return metrics | self._diagnose(batch.data, ratio)
+
+    def _epoch(
+        self, batch: Batch, active: list[bool], extra: ExtraLoss | None
+    ) -> tuple[list[Metrics], Tensor]:
+        """Pass once over the samples; return each step's metrics and all ratios [N, M, B]."""
+        idx = self._shuffle(batch.valid)
+        parts = (idx.shape[0], -1, self.config.minibatch_size)
+        obs, act, logp, adv, ret = (take(x, idx) for x in batch.data)
+        obs, act = obs.unflatten(1, parts[1:]), act.unflatten(1, parts[1:])
+        idx, logp, adv, ret = (x.view(parts) for x in (idx, logp, adv, ret))
+        adv = normalise_minibatches(adv)
+        history, ratios = [], []
+        for i in range(idx.shape[1]):
+            part = Samples(obs[:, i], act[:, i], logp[:, i], adv[:, i], ret[:, i])
+            metrics, ratio = self._step(part, idx[:, i], active, extra)
+            history.append(metrics)
+            ratios.append(ratio)
+        return history, torch.stack(ratios, 1)
+
+    def _shuffle(self, valid: Tensor) -> Tensor:
+        """Draw an order of the samples [N, S]; a valid one stands in for each that is not."""
+        s = self.config.samples
+        idx = self.batches.permutation(s)
+        if bool(valid.all()):
+            return idx
+        rows = [row.nonzero().squeeze(1) for row in valid]
+        pick = self.batches.integers(2**31, s)
+        stand_in = torch.stack([row[p % len(row)] for row, p in zip(rows, pick, strict=True)])
+        return torch.where(valid.gather(1, idx), idx, stand_in)
+
+    def _step(
+        self, batch: Samples, idx: Tensor, active: list[bool], extra: ExtraLoss | None
+    ) -> tuple[Metrics, Tensor]:
+        params = self.params.views()
+        dist = self.dist(params, batch.obs)
+        ratio = torch.exp(dist.logp(batch.act) - batch.logp)
+        value = self.value(params, batch.obs)
+        loss, metrics = ppo_loss(ratio, batch.adv, value, batch.ret, dist.entropy(), self.config)
+        if extra is not None:
+            added, more = extra(Minibatch(params, dist, ratio, idx))
+            loss, metrics = loss + added, metrics | more
+        (grad,) = torch.autograd.grad(loss, self.params.flat, self._ones)
+        metrics["train/grad_norm"] = clip_grad_norm(grad, self.config.max_grad_norm)
+        self.optimizer.step(grad, active)
+        return metrics, ratio.detach()
+
+    def _diagnose(self, data: Samples, ratio: Tensor) -> Metrics:
+        clipped = (ratio - 1).abs() > self.config.clip
+        residual = data.adv.var(1) / data.ret.var(1).clamp(min=1e-8)
+        return {
+            "train/kl": mean_kl(ratio),
+            "train/clip_fraction": ((ratio - 1).abs() > self.config.clip)
+            .to(self.dtype)
+            .mean((1, 2)),
+            "train/explained_variance": 1 - residual,
+            "train/std": self.frozen["log_std"].exp().mean((1, 2)),
+            "norm/return_std": self.return_norm.scale.squeeze(1),
+        }
+
+    def observe(self, rollout: Rollout) -> None:
+        """Take a rollout into the normalisers, after its last use."""
+        self.obs_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
+        self.return_norm.update(rollout.reward, rollout.done, rollout.valid)
+
+
+def mean_kl(ratio: Tensor) -> Tensor:
+    """Estimate KL(old || new) per learner from ratios [N, M, B] -> [N] (Schulman 2020, k3)."""
+    return ((ratio - 1) - ratio.log()).mean((1, 2))

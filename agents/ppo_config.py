@@ -1,0 +1,75 @@
+"""Settings of PPO; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Proximal policy optimization (Schulman et al. 2017).
+
+    Unless a source is named, defaults are those of the paper's MuJoCo experiments, which
+    Stable-Baselines3 shares.
+    """
+
+    lr: float = 3e-4
+    """Adam's learning rate."""
+    lr_schedule: Literal["linear", "constant"] = "linear"
+    """Linear to zero over the run, as the paper and tianshou's MuJoCo benchmark do."""
+    n_envs: int = 16
+    """Environments per learner."""
+    n_steps: int = 128
+    """Steps per environment and iteration: 16 x 128 = 2048 samples per learner, the paper's."""
+    minibatch_size: int = 64
+    """Samples per learner and gradient step."""
+    epochs: int = 10
+    """Passes over the samples of an iteration."""
+    gamma: float = 0.99
+    """Discount."""
+    lam: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    clip: float = 0.2
+    """Bound on the probability ratio."""
+    value_coef: float = 0.5
+    """Weight of the squared value error (Stable-Baselines3)."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 0.5
+    """Bound on each learner's gradient norm (Stable-Baselines3)."""
+    adam_eps: float = 1e-5
+    """Epsilon of Adam (Stable-Baselines3)."""
+    target_kl: float | None = None
+    """Stop a learner's iteration after the epoch in which its KL to the old policy exceeds
+    1.5 times this (Stable-Baselines3, there per minibatch); None: never."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Hidden layers of the policy and, apart, of the value function."""
+    activation: Literal["tanh", "relu", "elu"] = "tanh"
+    """Activation of the hidden layers."""
+    log_std_init: float = -0.5
+    """Initial log standard deviation (tianshou's MuJoCo benchmark; Andrychowicz et al. 2021)."""
+    norm_obs: bool = True
+    """Normalise observations by running statistics (VecNormalize)."""
+    norm_reward: bool = True
+    """Scale rewards by the running deviation of the return (VecNormalize)."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "n_envs", "n_steps", "minibatch_size", "epochs", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if not self.hidden or min(self.hidden) <= 0:
+            raise ValueError(f"hidden must name positive layer sizes, not {self.hidden}")
+        if self.samples % self.minibatch_size:
+            raise ValueError(
+                f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "
+                f"{self.n_envs} * {self.n_steps} = {self.samples}; choose a divisor of it"
+            )
+
+    @property
+    def samples(self) -> int:
+        """Samples per learner and iteration."""
+        return self.n_envs * self.n_steps
