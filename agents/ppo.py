@@ -233,9 +233,7 @@ class PPO:
         residual = data.adv.var(1) / data.ret.var(1).clamp(min=1e-8)
         return {
             "train/kl": mean_kl(ratio),
-            "train/clip_fraction": ((ratio - 1).abs() > self.config.clip)
-            .to(self.dtype)
-            .mean((1, 2)),
+            "train/clip_fraction": clipped.to(self.dtype).mean((1, 2)),
             "train/explained_variance": 1 - residual,
             "train/std": self.frozen["log_std"].exp().mean((1, 2)),
             "norm/return_std": self.return_norm.scale.squeeze(1),

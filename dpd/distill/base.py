@@ -1,0 +1,43 @@
+"""What a distillation method is to the loop: who acts, on which states, towards what, how hard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dpd.agents.base import ExtraLoss, Metrics
+from dpd.agents.ppo import PPO, Batch
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is built on: the stack, how it divides, and its learners' seeds."""
+
+    agent: PPO
+    groups: int
+    peers: int
+    seeds: Sequence[Sequence[int]]
+
+
+class Method(Protocol):
+    """The loop calls `prepare`, gives `loss` to the learners' update, then calls `step`."""
+
+    def prepare(self, batch: Batch, progress: float) -> None:
+        """Choose states, targets and weights; `progress` in [0, 1] of the run."""
+        ...
+
+    @property
+    def loss(self) -> ExtraLoss | None:
+        """The term to add inside the learners' loss, if any."""
+        ...
+
+    def step(self) -> Metrics:
+        """Take the method's own gradient steps; return metrics [N]."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold."""
+        ...
