@@ -140,6 +140,8 @@ class TensorBoardLog:
             self._first = self._writers[seeds[0]]
             self._write_settings(flattened(hparams))
             self._write_layout()
+            for writer in self._writers.values():
+                writer.flush()  # a full disk is better told of now than after an hour
             self._opened = opened.pop_all()
 
     def tags(self, name: str) -> list[str]:

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,9 +234,12 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 def test_a_failed_write_in_tensorboards_thread_is_told_at_the_latest_on_closing(
     tmp_path: Path,
 ) -> None:
+    before = set(threading.enumerate())
     with pytest.raises(OSError, match="log cannot be written"), open_log(tmp_path) as log:
         log.record(100, {"eval/return": RETURNS})
         shutil.rmtree(tmp_path / "tb")
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)  # or its complaint would be laid at the next test's door
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
