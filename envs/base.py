@@ -1,4 +1,4 @@
-"""What every environment backend gives: one step, one specification, nothing about resets to remember.
+"""What every environment backend gives: one step, one specification, no resets to remember.
 
 Letters: M environments (N learners x E each, learner-major) · O observation · A action.
 """
@@ -72,9 +72,7 @@ class Env(Protocol):
         """Copy the whole state (physics, counters, generators): one row per environment."""
         ...
 
-    def restore(
-        self, snapshot: dict[str, np.ndarray], ids: Sequence[int] | None = None
-    ) -> Tensor:
+    def restore(self, snapshot: dict[str, np.ndarray], ids: Sequence[int] | None = None) -> Tensor:
         """Put a snapshot's rows back (into environments `ids`, in that order) -> obs [M, O]."""
         ...
 
@@ -84,3 +82,30 @@ class Env(Protocol):
 
 
 EnvKwargs = dict[str, Any]
+
+
+class ActionScale:
+    """Map actions in [-1, 1] to the bounds, in float32; bounds of ±1 change nothing."""
+
+    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+        self._low, self._high = low.astype(np.float32), high.astype(np.float32)
+        wide_low, wide_high = low.astype(np.float64), high.astype(np.float64)
+        self._half = ((wide_high - wide_low) / 2).astype(np.float32)
+        self._middle = ((wide_high + wide_low) / 2).astype(np.float32)
+        self._is_identity = bool((self._half == 1).all() and (self._middle == 0).all())
+        # Rounding is monotone: if both ends land on their bounds, nothing lands outside.
+        self._is_exact = bool(
+            (self._middle + self._half == self._high).all()
+            and (self._middle - self._half == self._low).all()
+        )
+
+    def __call__(self, act: Tensor) -> np.ndarray:
+        """Clip act [M, A] to [-1, 1] and rescale -> [M, A]; raises ValueError where it is NaN."""
+        unit = act.detach().clamp(-1.0, 1.0).float().cpu().numpy()
+        if np.isnan(unit.sum()):
+            rows = np.flatnonzero(np.isnan(unit).any(1)).tolist()
+            raise ValueError(f"act is NaN for environments {rows}; the policy has diverged")
+        if self._is_identity:
+            return unit
+        scaled = unit * self._half + self._middle
+        return scaled if self._is_exact else np.clip(scaled, self._low, self._high)
