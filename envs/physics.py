@@ -1,0 +1,186 @@
+"""Two ways to advance many simulations of one model at once on all cores, bit for bit the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import mujoco
+import numpy as np
+from mujoco.batch import Batch
+
+STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+# Counters of the warnings on which MuJoCo resets a simulation in the middle of a step.
+_UNSTABLE = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC + 1)
+
+
+class Physics(Protocol):
+    """M simulations. `fields` are live views [M, ...]: whoever keeps them must copy."""
+
+    fields: dict[str, np.ndarray]
+
+    def step(self, ctrl: np.ndarray) -> None:
+        """Advance all by one environment step under ctrl [M, A]."""
+        ...
+
+    def unstable(self) -> np.ndarray | None:
+        """Which simulations MuJoCo gave up on and reset by itself in the last step -> [M] bool.
+
+        None where it was none, which is next to always.
+        """
+        ...
+
+    def reset(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Start simulations `ids` (sorted) anew from qpos [K, nq] and qvel [K, nv]."""
+        ...
+
+    def get_state(self) -> np.ndarray:
+        """Copy everything the next step depends on -> [M, S]."""
+        ...
+
+    def set_state(self, ids: Sequence[int], rows: np.ndarray) -> None:
+        """Put rows [K, S] into simulations `ids`. Derived fields follow at the next step."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class BatchPhysics:
+    """`mujoco.batch`: no Python per simulation, but no mj_rnePostConstraint after the steps."""
+
+    def __init__(
+        self, model: mujoco.MjModel, n_envs: int, threads: int, skip: int, derived: Sequence[str]
+    ) -> None:
+        self._skip = skip
+        self._batch = Batch(model, n_envs, threads)
+        self.fields = {name: self._batch.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
+        self._counters = self._batch.warning[:, _UNSTABLE]
+
+    def step(self, ctrl: np.ndarray) -> None:
+        self.fields["ctrl"][:] = ctrl
+        self._batch.step(nstep=self._skip)
+
+    def unstable(self) -> np.ndarray | None:
+        # the counters are (last info, number) pairs: both are zero where nothing happened
+        if not np.count_nonzero(self._counters):
+            return None
+        return np.any(self._counters, axis=(1, 2))
+
+    def reset(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        self.fields["qpos"][ids] = qpos
+        self.fields["qvel"][ids] = qvel
+        self._batch.forward(ids)
+
+    def get_state(self) -> np.ndarray:
+        return self._batch.state.copy()
+
+    def set_state(self, ids: Sequence[int], rows: np.ndarray) -> None:
+        self._batch.state[ids] = rows
+        self._batch.warning[ids] = 0
+
+    def close(self) -> None: ...
+
+
+class ThreadPhysics:
+    """Threads over mj_step and mj_rnePostConstraint, which is what contact forces need.
+
+    MuJoCo lets go of the GIL in both calls, so a thread holds it for a few microseconds per
+    simulation. Each simulation's fields are gathered into one row of a block by one call.
+    """
+
+    def __init__(
+        self, model: mujoco.MjModel, n_envs: int, threads: int, skip: int, derived: Sequence[str]
+    ) -> None:
+        self._model, self._skip = model, skip
+        self._data = [mujoco.MjData(model) for _ in range(n_envs)]
+        names = ("qpos", "qvel", "ctrl", *derived)
+        self._sources = [[getattr(d, name).reshape(-1) for name in names] for d in self._data]
+        self._ctrl = [d.ctrl for d in self._data]
+        self._counters = [d.warning.number[_UNSTABLE] for d in self._data]  # live views
+        self._block = np.zeros((n_envs, sum(source.size for source in self._sources[0])))
+        self._rows = list(self._block)
+        self.fields = self._slice_block(names)
+        self._unstable = np.zeros((n_envs, len(self._counters[0])), dtype=np.int32)
+        # The calling thread takes a share too.
+        self._chunks = [c.tolist() for c in np.array_split(np.arange(n_envs), min(threads, n_envs))]
+        self._pool = ThreadPoolExecutor(max(1, len(self._chunks) - 1))
+
+    def _slice_block(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        fields, first = {}, 0
+        for name, source in zip(names, self._sources[0], strict=True):
+            shape = getattr(self._data[0], name).shape
+            columns = self._block[:, first : first + source.size]
+            fields[name] = columns.reshape(len(self._block), *shape)  # a view: the split is inner
+            first += source.size
+        return fields
+
+    def step(self, ctrl: np.ndarray) -> None:
+        ctrl = ctrl.astype(np.float64)
+        own, *others = self._chunks
+        running = [self._pool.submit(self._step_chunk, chunk, ctrl) for chunk in others]
+        self._step_chunk(own, ctrl)
+        for future in running:
+            future.result()
+
+    def _step_chunk(self, chunk: list[int], ctrl: np.ndarray) -> None:
+        model, skip = self._model, self._skip
+        for i in chunk:
+            data = self._data[i]
+            self._ctrl[i][:] = ctrl[i]
+            mujoco.mj_step(model, data, skip)
+            mujoco.mj_rnePostConstraint(model, data)
+            np.concatenate(self._sources[i], out=self._rows[i])
+            self._unstable[i] = self._counters[i]
+
+    def unstable(self) -> np.ndarray | None:
+        if not np.count_nonzero(self._unstable):
+            return None
+        return np.any(self._unstable, axis=1)
+
+    def reset(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        for row, i in enumerate(ids.tolist()):
+            data = self._data[i]
+            mujoco.mj_resetData(self._model, data)
+            data.qpos[:], data.qvel[:] = qpos[row], qvel[row]
+            mujoco.mj_forward(self._model, data)
+            np.concatenate(self._sources[i], out=self._rows[i])
+
+    def get_state(self) -> np.ndarray:
+        rows = np.empty((len(self._data), mujoco.mj_stateSize(self._model, STATE)))
+        for data, row in zip(self._data, rows, strict=True):
+            mujoco.mj_getState(self._model, data, row, STATE)
+        return rows
+
+    def set_state(self, ids: Sequence[int], rows: np.ndarray) -> None:
+        for i, row in zip(ids, rows, strict=True):
+            mujoco.mj_resetData(self._model, self._data[i])
+            mujoco.mj_setState(self._model, self._data[i], row, STATE)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def n_cores() -> int:
+    """Count the cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def make_physics(
+    model: mujoco.MjModel,
+    n_envs: int,
+    threads: int | None,
+    skip: int,
+    derived: Sequence[str],
+    contact_forces: bool,
+) -> Physics:
+    """Pick the faster of the two that can do it; all cores unless `threads` says otherwise."""
+    threads = n_cores() if threads is None else threads
+    if threads < 1:
+        raise ValueError(f"threads={threads} must be at least 1")
+    kind = ThreadPhysics if contact_forces else BatchPhysics
+    return kind(model, n_envs, threads, skip, derived)
