@@ -244,6 +244,11 @@ class PPO:
         self.obs_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
         self.return_norm.update(rollout.reward, rollout.done, rollout.valid)
 
+    def export(self, n: int) -> dict[str, Tensor]:
+        """Return learner n's policy and normaliser, as a policy file holds them."""
+        actor = {k: v[n] for k, v in self.frozen.items() if not k.startswith("critic")}
+        return actor | {"obs_mean": self.obs_norm.mean[n], "obs_scale": self.obs_norm.scale[n]}
+
 
 def mean_kl(ratio: Tensor) -> Tensor:
     """Estimate KL(old || new) per learner from ratios [N, M, B] -> [N] (Schulman 2020, k3)."""

@@ -26,6 +26,7 @@ from dpd.config import (
     preset_settings,
     read_config,
 )
+from dpd.distill import METHODS
 
 USAGE = f"""\
 dpd {__version__}: dual policy distillation and its baselines for continuous control

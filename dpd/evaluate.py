@@ -1,0 +1,181 @@
+"""Deterministic evaluation: of learners while they train, of saved policies after."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpd.config import BadInput
+from dpd.envs.base import Env
+from dpd.envs.make import make
+from dpd.policyfile import Policy, load
+
+if TYPE_CHECKING:
+    from dpd.cli import EvaluateConfig
+
+EVAL_SEED = 1_000_003  # keeps evaluation's episodes apart from training's
+
+
+class Outcome(NamedTuple):
+    """Returns and lengths of a fixed number of episodes."""
+
+    returns: np.ndarray  # [N, K]
+    lengths: np.ndarray  # [N, K]
+
+
+def episode_seeds(seed: int, episodes: int, purpose: int = 0) -> list[int]:
+    """Return seeds of evaluation episodes, the same for every policy compared."""
+    words = np.random.SeedSequence([seed, EVAL_SEED, purpose]).generate_state(episodes, np.uint64)
+    return [int(w) for w in words]
+
+
+@torch.no_grad()
+def run_episodes(env: Env, act: Callable[[Tensor], Tensor], n: int) -> Outcome:
+    """Play one episode in each environment: act maps raw obs [N, K, O] -> [N, K, A].
+
+    Every environment counts once, so that short, failing episodes are not over-counted.
+    """
+    obs = env.reset()
+    m = env.n_envs
+    returns, lengths = np.zeros(m), np.zeros(m, dtype=np.int64)
+    running = np.ones(m, dtype=bool)
+    while running.any():
+        step = env.step(act(obs.view(n, m // n, -1)).reshape(m, -1))
+        returns += step.reward.numpy() * running
+        lengths += running
+        running &= ~(step.terminated | step.truncated).numpy()
+        obs = step.obs
+    return Outcome(returns.reshape(n, -1), lengths.reshape(n, -1))
+
+
+class Evaluator:
+    """Evaluates a stack of learners on the same fresh episodes each time it is asked."""
+
+    def __init__(
+        self, make_env: Callable[[list[int]], Env], seeds: Sequence[int], peers: int, episodes: int
+    ) -> None:
+        self.make_env, self.episodes = make_env, episodes
+        self.rows = [s for s in seeds for _ in range(peers)]
+
+    def __call__(self, mode: Callable[[Tensor], Tensor], purpose: int) -> Outcome:
+        """Return the outcome of all learners; `purpose` chooses the episodes."""
+        seeds = [s for row in self.rows for s in episode_seeds(row, self.episodes, purpose)]
+        env = self.make_env(seeds)
+        try:
+            return run_episodes(env, mode, len(self.rows))
+        finally:
+            env.close()
+
+
+def evaluate_policy(
+    policy: Policy, env_id: str, episodes: int, seed: int, threads: int | None = None
+) -> Outcome:
+    """Play episodes of a saved policy. Raises BadInput where it doesn't fit the environment."""
+    kwargs = policy.meta.env_kwargs if env_id == policy.meta.env_id else {}
+    env = make(env_id, episodes, episode_seeds(seed, episodes), "auto", kwargs, threads)
+    try:
+        spec, meta = env.spec, policy.meta
+        if (spec.obs_dim, spec.act_dim) != (meta.obs_dim, meta.act_dim):
+            raise BadInput(
+                f"the policy reads {meta.obs_dim} observations and gives {meta.act_dim} actions; "
+                f"{env_id} has {spec.obs_dim} and {spec.act_dim}"
+            )
+        return run_episodes(env, lambda obs: policy.mode(obs[0]).unsqueeze(0), 1)
+    finally:
+        env.close()
+
+
+def find_policies(path: Path) -> list[Path]:
+    """Return the policy files of a path: itself, or all in a run directory."""
+    if not path.exists():
+        raise BadInput(f"{path} does not exist; give a policy file or a run directory")
+    if path.is_file():
+        return [path]
+    found = sorted((path / "policies").glob("*.safetensors")) or sorted(path.glob("*.safetensors"))
+    if not found:
+        raise BadInput(f"{path} is no run: it holds no policies/*.safetensors")
+    return found
+
+
+def evaluate_paths(config: EvaluateConfig) -> int:
+    """Evaluate every policy and print a table or JSON."""
+    files = [f for path in config.paths for f in find_policies(path)]
+    policies = {f: load(f) for f in files}
+    rows = []
+    for file, policy in policies.items():
+        env_id = config.env or policy.meta.env_id
+        outcome = evaluate_policy(policy, env_id, config.episodes, config.seed)
+        rows.append(summary(str(file), env_id, policy, outcome))
+    if config.video is not None:
+        first = next(iter(policies.values()))
+        record_video(first, config.env or first.meta.env_id, config.video, config.seed)
+    if config.json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+    else:
+        print_table(rows)
+    return 0
+
+
+def summary(name: str, env_id: str, policy: Policy, outcome: Outcome) -> dict[str, object]:
+    """Return a policy's row: returns over episodes, and where it comes from."""
+    r = outcome.returns[0]
+    return {
+        "policy": name,
+        "env": env_id,
+        "steps": policy.meta.provenance.get("steps"),
+        "episodes": len(r),
+        "mean": float(r.mean()),
+        "std": float(r.std(ddof=1)) if len(r) > 1 else 0.0,
+        "min": float(r.min()),
+        "max": float(r.max()),
+        "length": float(outcome.lengths.mean()),
+        "returns": r.tolist(),
+    }
+
+
+def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic evaluation") -> None:
+    """Print rows of `summary` as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("policy", overflow="fold")
+    for name in ("environment", "episodes", "return", "± std", "min", "max", "length"):
+        table.add_column(name, justify="right", no_wrap=name != "environment")
+    for row in rows:
+        numbers = [f"{row[k]:,.0f}" for k in ("mean", "std", "min", "max", "length")]
+        table.add_row(str(row["policy"]), str(row["env"]), str(row["episodes"]), *numbers)
+    Console().print(table)
+
+
+def record_video(policy: Policy, env_id: str, path: Path, seed: int) -> None:
+    """Record one episode as .mp4. Raises BadInput where nothing can render."""
+    import gymnasium
+
+    if path.suffix != ".mp4":
+        raise BadInput(f"--video writes .mp4 files, not '{path.name}'")
+    try:
+        env = gymnasium.make(env_id, render_mode="rgb_array", **policy.meta.env_kwargs)
+        obs, _ = env.reset(seed=seed)
+        frames, done = [env.render()], False
+        while not done:
+            obs, _, terminated, truncated, _ = env.step(policy.act(np.asarray(obs, np.float32)))
+            frames.append(env.render())
+            done = terminated or truncated
+        fps = int(env.metadata.get("render_fps", 30))
+        env.close()
+        import imageio
+
+        imageio.mimwrite(path, frames, fps=fps)  # type: ignore[arg-type]
+    except (ImportError, AttributeError, RuntimeError, gymnasium.error.Error, ValueError) as error:
+        raise BadInput(
+            f"no video: {error}; it needs an OpenGL renderer (try MUJOCO_GL=egl or osmesa) and "
+            "pip install imageio[ffmpeg]"
+        ) from error
