@@ -1,6 +1,6 @@
 """Stable-Baselines3 on the native simulation. Nothing else in this suite imports it.
 
-PPO("MlpPolicy", NativeVecEnv("HalfCheetah-v5", 8)).learn(100_000)
+`PPO("MlpPolicy", NativeVecEnv("HalfCheetah-v5", 8))` trains on it.
 """
 
 from __future__ import annotations

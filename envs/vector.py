@@ -1,7 +1,7 @@
 """The native simulation as a `gymnasium.vector.VectorEnv`, for use outside this suite.
 
-import dpd.envs.vector  # not needed where dpd is installed
-envs = gymnasium.make_vec("dpd/HalfCheetah-v5", num_envs=8)
+After `import dpd.envs.vector`, `gymnasium.make_vec("dpd/HalfCheetah-v5", num_envs=8)` makes one;
+`make_vec("dpd.envs.vector:dpd/HalfCheetah-v5", num_envs=8)` does without the import.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import register, registry
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from dpd.envs.native import Simulation, Transition
-from dpd.envs.registration import register_envs
+from dpd.envs.tasks import TASKS
 
 Infos = dict[str, Any]
 
@@ -104,6 +105,15 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def close_extras(self, **kwargs: Any) -> None:
         self._sim.close()
+
+
+def register_envs() -> None:
+    """Register `dpd/HalfCheetah-v5` and the other five; safe to repeat."""
+    for env_id in TASKS:
+        name = f"dpd/{env_id}"
+        if name not in registry:
+            entry = f"{__name__}:{NativeVectorEnv.__name__}"
+            register(id=name, vector_entry_point=entry, kwargs={"env_id": env_id})
 
 
 register_envs()
