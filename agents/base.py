@@ -30,7 +30,6 @@ class Answer(NamedTuple):
 class Minibatch(NamedTuple):
     """What a loss added to the learner's own may look at."""
 
-    params: dict[str, Tensor]
     dist: DiagGaussian
     ratio: Tensor  # [N, B] new over old probability of the action taken
     idx: Tensor  # [N, B] positions in the flattened rollout [N, S]

@@ -5,40 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "elu": torch.nn.functional.elu,
-}
-
 Shapes = dict[str, tuple[int, ...]]
 
 
-class StackedParams:
-    """All parameters of N learners as one leaf [N, D] with named views.
+class Activation(NamedTuple):
+    """A function in place, and its gradient from that of the output and the output itself."""
 
-    One leaf means one gradient, one norm and one optimizer step for all learners and layers.
-    """
+    forward_: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
 
-    def __init__(self, shapes: Shapes, n: int, dtype: torch.dtype = torch.float32) -> None:
-        self.shapes = shapes
-        self.sizes = [math.prod(s) for s in shapes.values()]
-        self.flat = torch.zeros(n, sum(self.sizes), dtype=dtype, requires_grad=True)
 
-    def views(self) -> dict[str, Tensor]:
-        """Return name -> [N, *shape], differentiable with respect to `flat`."""
-        parts = self.flat.split(self.sizes, dim=1)
-        n = self.flat.shape[0]
-        return {k: p.view(n, *s) for (k, s), p in zip(self.shapes.items(), parts, strict=True)}
-
-    def frozen(self) -> dict[str, Tensor]:
-        """Return the same views without gradient; they follow the parameters' memory."""
-        with torch.no_grad():
-            return {k: v.detach() for k, v in self.views().items()}
+_aten = torch.ops.aten
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": Activation(torch.tanh_, _aten.tanh_backward),
+    "relu": Activation(torch.relu_, lambda grad, out: _aten.threshold_backward(grad, out, 0)),
+    "elu": Activation(
+        torch.nn.functional.elu_, lambda grad, out: _aten.elu_backward(grad, 1, 1, 1, True, out)
+    ),
+}
 
 
 def mlp_shapes(prefix: str, sizes: Sequence[int]) -> Shapes:
@@ -50,29 +39,119 @@ def mlp_shapes(prefix: str, sizes: Sequence[int]) -> Shapes:
     return shapes
 
 
-def mlp(params: dict[str, Tensor], prefix: str, x: Tensor, activation: str) -> Tensor:
-    """Run N MLPs on their own inputs: x [N, B, in] -> [N, B, out]; the last layer is linear."""
-    act = ACTIVATIONS[activation]
-    i = 0
-    while True:
-        x = torch.baddbmm(params[f"{prefix}.{i}.bias"], x, params[f"{prefix}.{i}.weight"])
-        i += 1
-        if f"{prefix}.{i}.weight" not in params:
-            return x
-        x = act(x)
+def layers(params: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
+    """Return the weights and biases of a named MLP in order; none if there is no such MLP."""
+    found = []
+    while (weight := params.get(f"{prefix}.{len(found)}.weight")) is not None:
+        found.append((weight, params[f"{prefix}.{len(found)}.bias"]))
+    return found
 
 
-def init_orthogonal(
-    params: dict[str, Tensor],
-    prefix: str,
-    gains: Sequence[float],
-    generators: Sequence[torch.Generator],
-) -> None:
-    """Fill an MLP's weights orthogonally, layer i with gains[i], row n from generators[n]."""
-    for i, gain in enumerate(gains):
-        weight = params[f"{prefix}.{i}.weight"]
-        for row, generator in zip(weight, generators, strict=True):
-            # nn.Linear stores [out, in]; drawing that shape gives Stable-Baselines3's values
-            drawn = torch.empty(row.shape[1], row.shape[0], dtype=row.dtype)
-            torch.nn.init.orthogonal_(drawn, gain, generator=generator)
-            row.copy_(drawn.T)
+def mlp(
+    stack: Sequence[tuple[Tensor, Tensor]], x: Tensor, activation: str
+) -> tuple[Tensor, list[Tensor]]:
+    """Run N MLPs on their own inputs: x [N, B, in] -> [N, B, out], and each layer's input.
+
+    The last layer is linear.
+    """
+    act_ = ACTIVATIONS[activation].forward_
+    inputs = [x]
+    for i, (weight, bias) in enumerate(stack):
+        x = torch.baddbmm(bias, x, weight)
+        if i < len(stack) - 1:
+            inputs.append(act_(x))
+    return x, inputs
+
+
+class StackedNets:
+    """The parameters and MLPs of N learners as one leaf [N, D] with named views.
+
+    One leaf means one gradient, one norm and one optimizer step for all learners and layers.
+    A call is one node in autograd's graph, with the chain rule of an MLP written out: at these
+    sizes autograd's bookkeeping per layer costs as much as the arithmetic (bench/train.py).
+    """
+
+    def __init__(
+        self, shapes: Shapes, n: int, activation: str, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.shapes, self.activation = shapes, activation
+        sizes = [math.prod(s) for s in shapes.values()]
+        self.flat = torch.zeros(n, sum(sizes), dtype=dtype, requires_grad=True)
+        parts = self.flat.detach().split(sizes, dim=1)
+        self.views = {k: p.view(n, *s) for (k, s), p in zip(shapes.items(), parts, strict=True)}
+        prefixes = {k.split(".")[0] for k in shapes}
+        self.layers = {p: layers(self.views, p) for p in prefixes}
+
+    def __call__(self, x: Tensor | None, *names: str) -> tuple[Tensor, ...]:
+        """Return the output of each named MLP on x [N, B, in], or the named parameter itself.
+
+        Differentiable with respect to `flat` and x; under `no_grad` without trace.
+        """
+        if torch.is_grad_enabled():
+            return _Forward.apply(self.flat, x, self, names)  # type: ignore[no-untyped-call, no-any-return]
+        return tuple(self._run(x, name)[0] for name in names)
+
+    def _run(self, x: Tensor | None, name: str) -> tuple[Tensor, list[Tensor]]:
+        if not self.layers[name]:
+            return self.views[name], []
+        if x is None:
+            raise ValueError(f"the network {name} needs an input")
+        return mlp(self.layers[name], x, self.activation)
+
+    def init_orthogonal(
+        self, prefix: str, gains: Sequence[float], generators: Sequence[torch.Generator]
+    ) -> None:
+        """Fill an MLP's weights orthogonally, layer i with gains[i], row n from generators[n]."""
+        for (weight, _), gain in zip(self.layers[prefix], gains, strict=True):
+            for row, generator in zip(weight, generators, strict=True):
+                # nn.Linear stores [out, in]; drawing that shape gives Stable-Baselines3's values
+                drawn = torch.empty(row.shape[1], row.shape[0], dtype=row.dtype)
+                torch.nn.init.orthogonal_(drawn, gain, generator=generator)
+                row.copy_(drawn.T)
+
+
+class _Forward(torch.autograd.Function):
+    """All named outputs of a `StackedNets` as one node."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, flat: Tensor, x: Tensor | None, nets: StackedNets, names: tuple[str, ...]
+    ) -> tuple[Tensor, ...]:
+        ran = [nets._run(x, name) for name in names]
+        ctx.nets, ctx.names, ctx.inputs = nets, names, [inputs for _, inputs in ran]
+        # A parameter is returned as a copy: autograd would take the view for an in-place input.
+        return tuple(out if inputs else out.clone() for out, inputs in ran)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        nets: StackedNets = ctx.nets
+        pieces: dict[str, Tensor] = {}
+        grad_x: Tensor | None = None
+        for name, grad, inputs in zip(ctx.names, grads, ctx.inputs, strict=True):
+            if not inputs:
+                pieces[name] = grad
+                continue
+            found, into_x = _backward_mlp(nets, name, grad, inputs, ctx.needs_input_grad[1])
+            pieces |= found
+            if into_x is not None:
+                grad_x = into_x if grad_x is None else grad_x + into_x
+        n = nets.flat.shape[0]
+        blocks = [
+            pieces[k].reshape(n, -1) if k in pieces else view.new_zeros(n, view[0].numel())
+            for k, view in nets.views.items()
+        ]
+        return torch.cat(blocks, 1), grad_x, None, None
+
+
+def _backward_mlp(
+    nets: StackedNets, name: str, grad: Tensor, inputs: list[Tensor], wants_x: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return the gradients of an MLP's parameters, and of its input if wanted."""
+    backward = ACTIVATIONS[nets.activation].backward
+    pieces = {}
+    for i in reversed(range(len(inputs))):
+        pieces[f"{name}.{i}.weight"] = torch.bmm(inputs[i].mT, grad)
+        pieces[f"{name}.{i}.bias"] = grad.sum(1, keepdim=True)
+        if i > 0:
+            grad = backward(torch.bmm(grad, nets.layers[name][i][0].mT), inputs[i])
+    return pieces, torch.bmm(grad, nets.layers[name][0][0].mT) if wants_x else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from dpd.agents.base import Answer, ExtraLoss, Metrics, Minibatch, take
 from dpd.agents.buffers import Rollout, gae
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.nets import StackedParams, init_orthogonal, mlp, mlp_shapes
+from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.norm import ObsNorm, ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.ppo_config import PPOConfig
@@ -77,10 +77,9 @@ class PPO:
     ) -> None:
         n = self.n_learners = len(seeds)
         self.config, self.obs_dim, self.act_dim, self.dtype = config, obs_dim, act_dim, dtype
-        self.params = StackedParams(self._shapes(), n, dtype)
-        self.frozen = self.params.frozen()
+        self.nets = StackedNets(self._shapes(), n, config.activation, dtype)
         self._initialise(RowRandom(seeds, Stream.INIT))
-        self.optimizer = StackedAdam(self.params.flat, [config.lr] * n, eps=config.adam_eps)
+        self.optimizer = StackedAdam(self.nets.flat, [config.lr] * n, eps=config.adam_eps)
         self.explore = RowRandom(seeds, Stream.EXPLORE)
         self.batches = RowRandom(seeds, Stream.BATCH)
         self.gamma = torch.full((n, 1), config.gamma, dtype=dtype)
@@ -98,18 +97,17 @@ class PPO:
 
     def _initialise(self, rng: RowRandom) -> None:
         trunk = [math.sqrt(2)] * len(self.config.hidden)
-        init_orthogonal(self.frozen, "actor", [*trunk, 0.01], rng.generators)
-        init_orthogonal(self.frozen, "critic", [*trunk, 1.0], rng.generators)
-        self.frozen["log_std"].fill_(self.config.log_std_init)
+        self.nets.init_orthogonal("actor", [*trunk, 0.01], rng.generators)
+        self.nets.init_orthogonal("critic", [*trunk, 1.0], rng.generators)
+        self.nets.views["log_std"].fill_(self.config.log_std_init)
 
-    def dist(self, params: dict[str, Tensor], obs: Tensor) -> DiagGaussian:
+    def dist(self, obs: Tensor) -> DiagGaussian:
         """Return the policy at normalised obs [N, B, O]."""
-        mean = mlp(params, "actor", obs, self.config.activation)
-        return DiagGaussian(mean, params["log_std"])
+        return DiagGaussian(*self.nets(obs, "actor", "log_std"))
 
-    def value(self, params: dict[str, Tensor], obs: Tensor) -> Tensor:
+    def value(self, obs: Tensor) -> Tensor:
         """Return values at normalised obs [N, B, O] -> [N, B], in scaled reward units."""
-        return mlp(params, "critic", obs, self.config.activation).squeeze(-1)
+        return self.nets(obs, "critic")[0].squeeze(-1)
 
     def new_rollout(self) -> Rollout:
         """Return an empty buffer for one iteration."""
@@ -124,27 +122,27 @@ class PPO:
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Sample actions from raw obs [N, E, O] and noise [N, E, A] -> [N, E, A], unclipped."""
-        return self.dist(self.frozen, self.obs_norm(obs)).sample(noise)
+        return self.dist(self.obs_norm(obs)).sample(noise)
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
         """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
-        return self.dist(self.frozen, self.obs_norm(obs)).mode()
+        return self.dist(self.obs_norm(obs)).mode()
 
     @torch.no_grad()
     def ask(self, obs: Tensor) -> Answer:
         """Answer on raw obs [N, B, O]; values in raw reward units."""
         x = self.obs_norm(obs)
-        value = self.value(self.frozen, x) * self.return_norm.scale.to(self.dtype)
-        return Answer(self.dist(self.frozen, x), value)
+        value = self.value(x) * self.return_norm.scale.to(self.dtype)
+        return Answer(self.dist(x), value)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
         """Return a rollout with its log-probabilities, advantages and returns."""
         shape = rollout.reward.shape
         obs = self.obs_norm(rollout.flat_obs())
-        value = self.value(self.frozen, obs).view(shape)
-        next_value = self.value(self.frozen, self.obs_norm(rollout.next_obs.flatten(1, 2)))
+        value = self.value(obs).view(shape)
+        next_value = self.value(self.obs_norm(rollout.next_obs.flatten(1, 2)))
         adv = gae(
             self.return_norm(rollout.reward),
             value,
@@ -155,7 +153,7 @@ class PPO:
             torch.tensor(self.config.lam, dtype=self.dtype),
         )
         act = rollout.act.flatten(1, 2)
-        logp = self.dist(self.frozen, obs).logp(act)
+        logp = self.dist(obs).logp(act)
         ret = (adv + value).flatten(1)
         data = Samples(obs, act, logp, adv.flatten(1), ret)
         raw_returns = ret * self.return_norm.scale.to(self.dtype)
@@ -215,15 +213,15 @@ class PPO:
     def _step(
         self, batch: Samples, idx: Tensor, active: list[bool], extra: ExtraLoss | None
     ) -> tuple[Metrics, Tensor]:
-        params = self.params.views()
-        dist = self.dist(params, batch.obs)
+        mean, log_std, value = self.nets(batch.obs, "actor", "log_std", "critic")
+        dist = DiagGaussian(mean, log_std)
         ratio = torch.exp(dist.logp(batch.act) - batch.logp)
-        value = self.value(params, batch.obs)
+        value = value.squeeze(-1)
         loss, metrics = ppo_loss(ratio, batch.adv, value, batch.ret, dist.entropy(), self.config)
         if extra is not None:
-            added, more = extra(Minibatch(params, dist, ratio, idx))
+            added, more = extra(Minibatch(dist, ratio, idx))
             loss, metrics = loss + added, metrics | more
-        (grad,) = torch.autograd.grad(loss, self.params.flat, self._ones)
+        (grad,) = torch.autograd.grad(loss, self.nets.flat, self._ones)
         metrics["train/grad_norm"] = clip_grad_norm(grad, self.config.max_grad_norm)
         self.optimizer.step(grad, active)
         return metrics, ratio.detach()
@@ -235,7 +233,7 @@ class PPO:
             "train/kl": mean_kl(ratio),
             "train/clip_fraction": clipped.to(self.dtype).mean((1, 2)),
             "train/explained_variance": 1 - residual,
-            "train/std": self.frozen["log_std"].exp().mean((1, 2)),
+            "train/std": self.nets.views["log_std"].exp().mean((1, 2)),
             "norm/return_std": self.return_norm.scale.squeeze(1),
         }
 
@@ -246,7 +244,7 @@ class PPO:
 
     def export(self, n: int) -> dict[str, Tensor]:
         """Return learner n's policy and normaliser, as a policy file holds them."""
-        actor = {k: v[n] for k, v in self.frozen.items() if not k.startswith("critic")}
+        actor = {k: v[n] for k, v in self.nets.views.items() if not k.startswith("critic")}
         return actor | {"obs_mean": self.obs_norm.mean[n], "obs_scale": self.obs_norm.scale[n]}
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.nets import ACTIVATIONS, mlp
+from dpd.agents.nets import ACTIVATIONS, layers, mlp
 from dpd.agents.norm import CLIP
 from dpd.envs.base import EnvSpec
 
@@ -49,13 +49,14 @@ class Policy:
 
     def __init__(self, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
         self.tensors, self.meta = dict(tensors), meta
-        self._params = {k: v.unsqueeze(0) for k, v in tensors.items()}
+        self._params = {k: v.unsqueeze(0) for k, v in tensors.items()}  # a stack of one
+        self._actor = layers(self._params, "actor")
 
     def mode(self, obs: Tensor) -> Tensor:
         """Act without noise on raw obs [B, O] -> [B, A] in [-1, 1]."""
         p = self._params
         x = ((obs.unsqueeze(0) - p["obs_mean"]) * p["obs_scale"]).clamp(-CLIP, CLIP)
-        mean = mlp(p, "actor", x, self.meta.activation)
+        mean, _ = mlp(self._actor, x, self.meta.activation)
         return DiagGaussian(mean, p["log_std"], self.meta.squashed).mode().squeeze(0)
 
     @torch.no_grad()
@@ -67,7 +68,7 @@ class Policy:
         x = torch.as_tensor(np.asarray(obs), dtype=torch.float32)
         if x.shape[-1:] != (self.meta.obs_dim,):
             raise ValueError(
-                f"observation of shape {tuple(x.shape)}; the policy reads {self.meta.obs_dim} numbers"
+                f"observation of shape {tuple(x.shape)}; the policy reads {self.meta.obs_dim}"
             )
         act = self.mode(x.reshape(-1, self.meta.obs_dim)).view(*x.shape[:-1], self.meta.act_dim)
         low, high = self.tensors["act_low"], self.tensors["act_high"]

@@ -112,7 +112,7 @@ class DualDistillation:
         self.config, self.agent = config, context.agent
         self.exchange = PeerExchange(context, config.states, config.peer_share, config.memory)
         n = context.agent.n_learners
-        self.optimizer = StackedAdam(context.agent.params.flat, [config.lr] * n)
+        self.optimizer = StackedAdam(context.agent.nets.flat, [config.lr] * n)
         students = range(context.peers) if config.students is None else config.students
         self.is_student = [i % context.peers in students for i in range(n)]
         self.mean_square = torch.zeros(n, 1)  # running, of xi
@@ -142,10 +142,10 @@ class DualDistillation:
     def _minibatch_loss(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         if self.targets is None:
             raise RuntimeError("prepare() chose no targets")
-        loss = self._distance(batch.params, self.targets, batch.idx)
+        loss = self._distance(self.targets, batch.idx)
         return self.config.coef * self.dose * loss, {"distill/loss": loss.detach()}
 
-    def _distance(self, params: dict[str, Tensor], targets: Targets, idx: Tensor) -> Tensor:
+    def _distance(self, targets: Targets, idx: Tensor) -> Tensor:
         """Return the weighted divergence [N] at the states idx [N, B]."""
         obs, mean, log_std, sample, weight = (
             take(x, idx)
@@ -158,7 +158,7 @@ class DualDistillation:
             )
         )
         target = DiagGaussian(mean, log_std, targets.dist.squashed)
-        student = self.agent.dist(params, obs)
+        student = self.agent.dist(obs)
         return weighted_loss(divergence(self.config.divergence, student, target, sample), weight)
 
     def step(self) -> Metrics:
@@ -166,9 +166,9 @@ class DualDistillation:
         c = self.config
         if self.dose and c.dose != "loss":
             targets = self._choose()
-            before = self.agent.params.flat.detach().clone()
+            before = self.agent.nets.flat.detach().clone()
             self.metrics["distill/loss"] = self._descend(targets)
-            moved = torch.linalg.vector_norm(self.agent.params.flat.detach() - before, dim=1)
+            moved = torch.linalg.vector_norm(self.agent.nets.flat.detach() - before, dim=1)
             self.metrics["distill/dose"] = moved
         elif self.dose:
             self.metrics["distill/dose"] = torch.full_like(
@@ -189,8 +189,8 @@ class DualDistillation:
         coef = 1.0 if c.dose == "step" else c.coef * self.dose
         losses = []
         for i in range(c.steps):
-            loss = self._distance(self.agent.params.views(), targets, idx[:, i])
-            (grad,) = torch.autograd.grad(loss * coef, self.agent.params.flat, ones)
+            loss = self._distance(targets, idx[:, i])
+            (grad,) = torch.autograd.grad(loss * coef, self.agent.nets.flat, ones)
             clip_grad_norm(grad, c.max_grad_norm)
             active = [s and row[i] for s, row in zip(self.is_student, used, strict=True)]
             optimizer.step(grad, active)
