@@ -103,7 +103,8 @@ class PPO:
 
     def dist(self, obs: Tensor) -> DiagGaussian:
         """Return the policy at normalised obs [N, B, O]."""
-        return DiagGaussian(*self.nets(obs, "actor", "log_std"))
+        mean, log_std = self.nets(obs, "actor", "log_std")
+        return DiagGaussian(mean, log_std)
 
     def value(self, obs: Tensor) -> Tensor:
         """Return values at normalised obs [N, B, O] -> [N, B], in scaled reward units."""

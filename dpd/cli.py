@@ -128,9 +128,9 @@ def parse_train(argv: Sequence[str]) -> TrainConfig:
     flags = make_dataclass(
         "Train",
         [
-            ("run", tyro.conf.OmitArgPrefixes[RunConfig]),
-            ("selection", tyro.conf.OmitArgPrefixes[Selection]),
-            ("algo", tyro.conf.OmitArgPrefixes[algo]),  # type: ignore[valid-type]
+            ("run", Annotated[RunConfig, tyro.conf.OmitArgPrefixes]),
+            ("selection", Annotated[Selection, tyro.conf.OmitArgPrefixes]),
+            ("algo", Annotated[algo, tyro.conf.OmitArgPrefixes]),
             ("distill", method),
         ],
         namespace={"__doc__": "Train peers that teach each other."},

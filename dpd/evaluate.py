@@ -145,13 +145,19 @@ def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic e
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    envs = sorted({str(row["env"]) for row in rows})
+    episodes = sorted({str(row["episodes"]) for row in rows})
+    table = Table(
+        title=f"{title}: {', '.join(envs)}, {'/'.join(episodes)} episodes each",
+        title_justify="left",
+    )
     table.add_column("policy", overflow="fold")
-    for name in ("environment", "episodes", "return", "± std", "min", "max", "length"):
-        table.add_column(name, justify="right", no_wrap=name != "environment")
+    for name in ("return", "± std", "min", "max", "length"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         numbers = [f"{row[k]:,.0f}" for k in ("mean", "std", "min", "max", "length")]
-        table.add_row(str(row["policy"]), str(row["env"]), str(row["episodes"]), *numbers)
+        name = str(row["policy"]) + (f"  {row['env']}" if len(envs) > 1 else "")
+        table.add_row(name, *numbers)
     Console().print(table)
 
 

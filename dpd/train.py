@@ -292,7 +292,7 @@ def finish(
     ]
     rows = [final_row(training, f) for f in files]
     if rows:
-        print_table(rows, f"Deterministic evaluation, {training.run.final_episodes} fresh episodes")
+        print_table(rows)
     if (run_dir / "metrics.csv").exists() and training.iteration:
         learning_curves(run_dir / "metrics.csv", run_dir / "curves.png", title)
     console.print(
@@ -311,4 +311,4 @@ def final_row(training: Training, file: Path) -> dict[str, object]:
     outcome: Outcome = evaluate_policy(
         policy, run.env, run.final_episodes, run.seed + 1_000_000, run.threads
     )
-    return summary(file.name, run.env, policy, outcome)
+    return summary(file.name.removesuffix(".safetensors"), run.env, policy, outcome)
