@@ -22,9 +22,8 @@ def collect(env: Env, agent: PPO, obs: Tensor, rollout: Rollout) -> Tensor:
     noise = agent.noise()
     for t in range(n_steps):
         act = agent.act(obs, noise[:, t])
-        env.start(act.view(n * n_envs, -1))
         rollout.obs[:, t], rollout.act[:, t] = obs, act
-        step = env.wait()
+        step = env.step(act.view(n * n_envs, -1))
         rollout.next_obs[:, t] = step.next_obs.view_as(obs)
         rollout.reward[:, t] = step.reward.view(n, n_envs)
         rollout.terminated[:, t] = step.terminated.view(n, n_envs)
