@@ -1,0 +1,60 @@
+"""What every benchmark here needs: a quiet machine, and contenders timed in turns."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import psutil
+
+MAX_LOAD_PER_CORE = 0.75
+MAX_CPU_PERCENT = 20.0
+
+Work = Callable[[], int]
+"""Does one unit of work and says how many steps that was."""
+
+
+def load_of_others(seconds: float = 1.0) -> tuple[float, float]:
+    """Watch the machine while this process sleeps -> 1-minute load, CPU percent of all cores."""
+    return os.getloadavg()[0], psutil.cpu_percent(interval=seconds)
+
+
+def require_quiet(force: bool) -> tuple[float, float]:
+    """Exit where other work would blur the numbers (unless `force`) -> load, CPU percent."""
+    load, percent = load_of_others()
+    limit = MAX_LOAD_PER_CORE * (os.cpu_count() or 1)
+    if (load > limit or percent > MAX_CPU_PERCENT) and not force:
+        sys.exit(
+            f"the machine is busy: load {load:.2f} (limit {limit:.2f}), CPU {percent:.0f} % "
+            f"(limit {MAX_CPU_PERCENT:.0f} %); try again later, or measure anyway with --force"
+        )
+    return load, percent
+
+
+def rate(work: Work, seconds: float) -> float:
+    """Repeat work for at least so long -> steps per second."""
+    n_steps, begin = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begin) < seconds:
+        n_steps += work()
+    return n_steps / elapsed
+
+
+def interleaved_rates(
+    contenders: Mapping[str, Work], repeats: int, seconds: float
+) -> dict[str, list[float]]:
+    """Time all contenders in turns, so that a slow minute hits them all -> rates per contender."""
+    for work in contenders.values():
+        work()
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, work in contenders.items():
+            rates[name].append(rate(work, seconds))
+    return rates
+
+
+def median_ratio(rates: Mapping[str, list[float]], name: str, base: str) -> float:
+    """Median over the rounds of one contender's rate in another's of the same round."""
+    return statistics.median(a / b for a, b in zip(rates[name], rates[base], strict=True))
