@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from dpd import __version__, policyfile
+from dpd import policyfile
 from dpd.agents.base import Metrics
 from dpd.agents.ppo import PPO
 from dpd.collect import EpisodeStatistics, collect
@@ -25,8 +23,10 @@ from dpd.config import BadInput, TrainConfig
 from dpd.distill.base import Context
 from dpd.envs.base import Env
 from dpd.envs.make import make
-from dpd.evaluate import Evaluator, Outcome, print_table, summary
+from dpd.envs.physics import n_cores
+from dpd.evaluate import Evaluator, evaluate_policy, print_table, summary
 from dpd.log import RunLog
+from dpd.policies import PolicySaver
 
 
 class NonFinite(RuntimeError):
@@ -132,36 +132,69 @@ def require_finite(name: str, value: Tensor) -> None:
         )
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: stop as for Ctrl-C."""
+
+
+def terminate(signum: int, frame: object) -> None:
+    """Turn SIGTERM into an exception, so that the run is left in order."""
+    raise Terminated
+
+
 def train(config: TrainConfig) -> int:
-    """Train, show progress, save policies; return the exit status (130 after Ctrl-C)."""
+    """Train, show progress, save policies.
+
+    Returns the exit status: 0, 130 after Ctrl-C, 143 after SIGTERM, 3 after a NaN.
+    """
     console = Console()
-    torch.set_num_threads(config.run.threads or torch.get_num_threads())
     training = Training(config)
+    torch.set_num_threads(config.run.threads or learner_threads(config, training.agent.n_learners))
     run_dir = new_run_dir(config)
-    hparams = config.as_json()
-    (run_dir / "config.json").write_text(json.dumps(hparams, indent=2) + "\n")
+    settings = config.as_json()
+    (run_dir / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     title = f"dpd train {config.run.env}: {config.method}, {config.algo_name}"
-    saver = PolicySaver(run_dir, training, hparams)
+    saver = PolicySaver(run_dir, config, training.agent, training.env.spec)
     run = config.run
-    status = 0
     with RunLog(
-        run_dir, training.seeds, run.peers, run.total_steps, hparams, title, console
+        run_dir, training.seeds, run.peers, run.total_steps, settings, title, console
     ) as log:
         log.show_start(start_facts(config, training, run_dir))
-        try:
-            loop(training, log, saver)
-        except KeyboardInterrupt:
-            log.notice(f"stopped at {training.steps:,} steps; policies are saved")
-            status = 130
-        except NonFinite as error:
-            log.notice(f"dpd: {error}", style="red")
-            status = 3
-        else:
-            saver.save_final()
-        if status == 130:
-            saver.save_final()
-    finish(training, run_dir, saver, console, title)
+        status = guarded_loop(training, log, saver)
+    if status == 0:
+        report(training, saver, console)
+    curves = draw_curves(run_dir, title)
+    console.print(f"policies     {saver.dir}", soft_wrap=True)
+    if curves is not None:
+        console.print(f"curves       {curves}", soft_wrap=True)
+    console.print(f"TensorBoard  tensorboard --logdir {run_dir / 'tb'}", soft_wrap=True)
     return status
+
+
+def learner_threads(config: TrainConfig, n_learners: int) -> int:
+    """Return how many threads a minibatch can use.
+
+    Below torch's own grain of work per thread, a second one only adds waiting.
+    """
+    elements = n_learners * config.algo.minibatch_size * max(config.algo.hidden)
+    return n_cores() if elements >= 32768 else 1
+
+
+def guarded_loop(training: Training, log: RunLog, saver: PolicySaver) -> int:
+    """Run the loop so that a stop or a NaN leaves loadable policies; return the exit status."""
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        loop(training, log, saver)
+    except KeyboardInterrupt as stop:
+        saver.save_last(training.steps)
+        log.notice(f"stopped at {training.steps:,} steps; the policies are saved")
+        return 143 if isinstance(stop, Terminated) else 130
+    except NonFinite as error:
+        log.notice(f"dpd: {error}", style="red")
+        return 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    saver.save_last(training.steps)
+    return 0
 
 
 def loop(training: Training, log: RunLog, saver: PolicySaver) -> None:
@@ -173,8 +206,9 @@ def loop(training: Training, log: RunLog, saver: PolicySaver) -> None:
         metrics = training.iterate()
         left = config.iterations - training.iteration
         if left % every == 0:
-            metrics |= training.evaluate()
-            saver.save(metrics["eval/return"])
+            evaluated = training.evaluate()
+            metrics |= evaluated
+            saver.save(training.steps, evaluated["eval/return"])
         spent = training.clock.flush()
         busy = time.perf_counter() - start - spent.get("time/eval", 0.0)
         total = config.steps_per_iteration * config.run.seeds
@@ -202,12 +236,12 @@ def new_run_dir(config: TrainConfig) -> Path:
 def start_facts(config: TrainConfig, training: Training, run_dir: Path) -> dict[str, object]:
     """Return what the start-up table says."""
     run, algo, spec = config.run, config.algo, training.env.spec
-    seeds = f", seeds {training.seeds[0]} to {training.seeds[-1]}" if run.seeds > 1 else ""
+    seeds = f"seeds {run.seed} to {training.seeds[-1]}" if run.seeds > 1 else f"seed {run.seed}"
     each = run.total_steps // run.peers
     return {
         "budget": f"{run.total_steps:,} environment steps = {run.peers} peers x {each:,}"
         + (f", for each of {run.seeds} seeds" if run.seeds > 1 else ""),
-        "learners": f"{training.agent.n_learners} in one stack, seed {run.seed}{seeds}",
+        "learners": f"{training.agent.n_learners} in one stack, {seeds}",
         "iteration": f"{algo.n_envs} envs x {algo.n_steps} steps = {algo.samples:,} a learner, "
         f"{algo.epochs} epochs of {algo.minibatch_size}",
         "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions",
@@ -216,99 +250,28 @@ def start_facts(config: TrainConfig, training: Training, run_dir: Path) -> dict[
     }
 
 
-class PolicySaver:
-    """Writes every learner's last and best policy with where it came from."""
-
-    def __init__(self, run_dir: Path, training: Training, hparams: dict[str, Any]) -> None:
-        self.dir, self.training = run_dir / "policies", training
-        self.best = [-np.inf] * training.agent.n_learners
-        digest = hashlib.sha256(json.dumps(hparams, sort_keys=True).encode()).hexdigest()
-        self.origin = {
-            "config_sha256": digest,
-            "dpd": __version__,
-            "torch": torch.__version__,
-            "git": git_commit(),
-            "method": training.config.method,
-        }
-
-    def path(self, n: int, suffix: str = "") -> Path:
-        """Return the file of learner n."""
-        group, peer = divmod(n, self.training.run.peers)
-        return self.dir / f"seed{self.training.seeds[group]}-peer{peer}{suffix}.safetensors"
-
-    def save(self, returns: Tensor | float) -> None:
-        """Write all policies, and those that evaluated best so far."""
-        for n, value in enumerate(torch.as_tensor(returns).tolist()):
-            self._write(n, self.path(n), value)
-            if value > self.best[n]:
-                self.best[n] = value
-                self._write(n, self.path(n, "-best"), value)
-
-    def save_final(self) -> None:
-        """Write all policies as they are."""
-        for n in range(self.training.agent.n_learners):
-            self._write(n, self.path(n), None)
-
-    def _write(self, n: int, path: Path, value: float | None) -> None:
-        t = self.training
-        group, peer = divmod(n, t.run.peers)
-        meta = policyfile.PolicyMeta(
-            algo=t.config.algo_name,
-            env_id=t.run.env,
-            activation=t.config.algo.activation,
-            squashed=False,
-            obs_dim=t.env.spec.obs_dim,
-            act_dim=t.env.spec.act_dim,
-            hidden=t.config.algo.hidden,
-            env_kwargs=t.run.parsed_env_kwargs(),
-            provenance=self.origin
-            | {"seed": t.seeds[group], "peer": peer, "steps": t.steps, "eval_return": value},
-        )
-        policyfile.save(path, t.agent.export(n) | policyfile.bounds(t.env.spec), meta)
+def report(training: Training, saver: PolicySaver, console: Console) -> None:
+    """Evaluate the saved policies on fresh episodes and print a table."""
+    with console.status("evaluating the saved policies"):
+        rows = [final_row(training, f) for f in saver.files()]
+    print_table(rows)
 
 
-def git_commit() -> str | None:
-    """Return the commit of the working directory, if it is in a repository."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def finish(
-    training: Training, run_dir: Path, saver: PolicySaver, console: Console, title: str
-) -> None:
-    """Draw the curves, evaluate the saved policies on fresh episodes, say where all is."""
+def draw_curves(run_dir: Path, title: str) -> Path | None:
+    """Draw the learning curves, if there is anything to draw."""
     from dpd.plots import learning_curves
 
-    files = [
-        f
-        for n in range(training.agent.n_learners)
-        for f in (saver.path(n), saver.path(n, "-best"))
-        if f.exists()
-    ]
-    rows = [final_row(training, f) for f in files]
-    if rows:
-        print_table(rows)
-    if (run_dir / "metrics.csv").exists() and training.iteration:
-        learning_curves(run_dir / "metrics.csv", run_dir / "curves.png", title)
-    console.print(
-        f"policies     {saver.dir}\ncurves       {run_dir / 'curves.png'}\n"
-        f"TensorBoard  tensorboard --logdir {run_dir / 'tb'}",
-        soft_wrap=True,
-    )
+    if len((run_dir / "metrics.csv").read_text().splitlines()) < 2:
+        return None
+    learning_curves(run_dir / "metrics.csv", run_dir / "curves.png", title)
+    return run_dir / "curves.png"
 
 
 def final_row(training: Training, file: Path) -> dict[str, object]:
     """Evaluate one saved policy on episodes no evaluation in training used."""
-    from dpd.evaluate import evaluate_policy
-
     policy = policyfile.load(file)
     run = training.run
-    outcome: Outcome = evaluate_policy(
+    outcome = evaluate_policy(
         policy, run.env, run.final_episodes, run.seed + 1_000_000, run.threads
     )
     return summary(file.name.removesuffix(".safetensors"), run.env, policy, outcome)

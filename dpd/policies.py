@@ -1,0 +1,91 @@
+"""The policies of a run on disk: each learner's last and best."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpd import __version__, policyfile
+from dpd.agents.ppo import PPO
+from dpd.config import TrainConfig
+from dpd.envs.base import EnvSpec
+
+
+class PolicySaver:
+    """Writes every learner's last and best policy with where it came from."""
+
+    def __init__(self, run_dir: Path, config: TrainConfig, agent: PPO, spec: EnvSpec) -> None:
+        self.dir = run_dir / "policies"
+        self.config, self.agent, self.spec = config, agent, spec
+        self.best = [-math.inf] * agent.n_learners
+        settings = json.dumps(config.as_json(), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()
+        self.origin = {
+            "config_sha256": digest,
+            "dpd": __version__,
+            "torch": torch.__version__,
+            "git": git_commit(),
+            "method": config.method,
+        }
+
+    def path(self, n: int, suffix: str = "") -> Path:
+        """Return the file of learner n."""
+        seed, peer = self._who(n)
+        return self.dir / f"seed{seed}-peer{peer}{suffix}.safetensors"
+
+    def files(self) -> list[Path]:
+        """Return the files written so far, learner by learner."""
+        every = [self.path(n, s) for n in range(self.agent.n_learners) for s in ("", "-best")]
+        return [f for f in every if f.exists()]
+
+    def _who(self, n: int) -> tuple[int, int]:
+        """Return the seed and the peer of learner n."""
+        group, peer = divmod(n, self.config.run.peers)
+        return self.config.run.seed + group, peer
+
+    def save(self, steps: int, returns: Tensor) -> None:
+        """Write all policies, and those whose evaluation [N] is their best so far."""
+        for n, value in enumerate(returns.tolist()):
+            self._write(n, self.path(n), steps, value)
+            if value > self.best[n]:
+                self.best[n] = value
+                self._write(n, self.path(n, "-best"), steps, value)
+
+    def save_last(self, steps: int) -> None:
+        """Write all policies as they are."""
+        for n in range(self.agent.n_learners):
+            self._write(n, self.path(n), steps, None)
+
+    def _write(self, n: int, path: Path, steps: int, value: float | None) -> None:
+        run, algo, (seed, peer) = self.config.run, self.config.algo, self._who(n)
+        meta = policyfile.PolicyMeta(
+            algo=self.config.algo_name,
+            env_id=run.env,
+            activation=algo.activation,
+            squashed=False,
+            norm_obs=algo.norm_obs,
+            obs_dim=self.spec.obs_dim,
+            act_dim=self.spec.act_dim,
+            hidden=algo.hidden,
+            env_kwargs=run.parsed_env_kwargs(),
+            provenance=self.origin
+            | {"seed": seed, "peer": peer, "steps": steps, "eval_return": value},
+        )
+        policyfile.save(path, self.agent.export(n) | policyfile.bounds(self.spec), meta)
+
+
+def git_commit() -> str | None:
+    """Return the commit of the working directory, if it is in a repository."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
