@@ -62,7 +62,7 @@ class PeerExchange:
     def _from_peer(self, rows: Tensor, source: Tensor, position: Tensor) -> Tensor:
         """Gather rows [N, S, ...] of each student's sources at positions [N, K]."""
         s = rows.shape[1]
-        group = rows.view(self.groups, self.peers * s, *rows.shape[2:])
+        group = rows.reshape(self.groups, self.peers * s, *rows.shape[2:])
         idx = (source * s + position).view(self.groups, -1)
         return take(group, idx).view(*position.shape, *rows.shape[2:])
 

@@ -114,8 +114,13 @@ class DualDistillation:
         n = context.agent.n_learners
         self.optimizer = StackedAdam(context.agent.nets.flat, [config.lr] * n)
         students = range(context.peers) if config.students is None else config.students
+        if not students or not set(students) <= set(range(context.peers)):
+            raise ValueError(
+                f"distill.students must name some of the peers 0 to {context.peers - 1}, "
+                f"not {config.students}"
+            )
         self.is_student = [i % context.peers in students for i in range(n)]
-        self.mean_square = torch.zeros(n, 1)  # running, of xi
+        self.mean_square = torch.zeros(n, 1, dtype=context.agent.dtype)  # running, of xi
         self.iteration = 0
         self.dose = 0.0
         self.batch: Batch | None = None
