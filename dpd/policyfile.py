@@ -41,6 +41,8 @@ class PolicyMeta:
     env_kwargs: dict[str, Any]
     provenance: dict[str, Any]
     """Steps, seed, peer, evaluation, configuration hash, versions, git commit."""
+    norm_obs: bool = True
+    """Observations are normalised and clipped; as they are otherwise."""
     format: int = FORMAT
 
 
@@ -54,8 +56,9 @@ class Policy:
 
     def mode(self, obs: Tensor) -> Tensor:
         """Act without noise on raw obs [B, O] -> [B, A] in [-1, 1]."""
-        p = self._params
-        x = ((obs.unsqueeze(0) - p["obs_mean"]) * p["obs_scale"]).clamp(-CLIP, CLIP)
+        p, x = self._params, obs.unsqueeze(0)
+        if self.meta.norm_obs:
+            x = ((x - p["obs_mean"]) * p["obs_scale"]).clamp(-CLIP, CLIP)
         mean, _ = mlp(self._actor, x, self.meta.activation)
         return DiagGaussian(mean, p["log_std"], self.meta.squashed).mode().squeeze(0)
 
