@@ -1,0 +1,133 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
+
+from dpd.agents.nets import StackedNets, mlp_shapes
+
+N, SIZES, EXTRA = 3, (5, 8, 7, 2), 4
+MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+SHAPES = {
+    **mlp_shapes("net", SIZES),
+    "extra": (1, EXTRA),
+    **mlp_shapes("other", [SIZES[0], 3]),
+}
+
+
+def sequential(activation: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(SIZES):
+        layers += [nn.Linear(n_in, n_out), MODULES[activation]()]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+def linears(net: nn.Sequential) -> list[nn.Linear]:
+    return [layer for layer in net if isinstance(layer, nn.Linear)]
+
+
+def networks(activation: str) -> tuple[list[nn.Sequential], StackedNets]:
+    """Return N networks and a stack that holds their weights, one network per row."""
+    torch.manual_seed(0)
+    nets = [sequential(activation) for _ in range(N)]
+    stack = StackedNets(SHAPES, N, activation, torch.float64)
+    stack.flat.detach().normal_()
+    for n, net in enumerate(nets):
+        for i, layer in enumerate(linears(net)):
+            stack.views[f"net.{i}.weight"][n] = layer.weight.detach().T
+            stack.views[f"net.{i}.bias"][n, 0] = layer.bias.detach()
+    return nets, stack
+
+
+def inputs() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(N, 6, SIZES[0], generator=generator, dtype=torch.float64)
+
+
+def by_name(stack: StackedNets, grad: Tensor) -> dict[str, Tensor]:
+    """Cut a leaf's gradient [N, D] into those of the named parameters [N, *shape]."""
+    parts = grad.split([math.prod(s) for s in SHAPES.values()], dim=1)
+    return {k: p.view(N, *s) for (k, s), p in zip(SHAPES.items(), parts, strict=True)}
+
+
+@pytest.mark.parametrize("activation", MODULES)
+@pytest.mark.parametrize("grad", [True, False])
+def test_each_row_computes_what_torch_sequential_computes(activation: str, grad: bool) -> None:
+    nets, stack = networks(activation)
+    x = inputs()
+    expected = torch.stack([net(row) for net, row in zip(nets, x, strict=True)])
+    with torch.set_grad_enabled(grad):
+        (out,) = stack(x, "net")
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, inputs())  # activations work in place, not on what they were given
+
+
+@pytest.mark.parametrize("activation", MODULES)
+def test_the_leafs_one_gradient_holds_every_layers_gradient(activation: str) -> None:
+    nets, stack = networks(activation)
+    x = inputs()
+    (out,) = stack(x, "net")
+    (grad,) = torch.autograd.grad(out.square().sum(), stack.flat)
+    found = by_name(stack, grad)
+    for n, net in enumerate(nets):
+        net(x[n]).square().sum().backward()
+        for i, layer in enumerate(linears(net)):
+            assert layer.weight.grad is not None and layer.bias.grad is not None
+            torch.testing.assert_close(
+                found[f"net.{i}.weight"][n].T, layer.weight.grad, rtol=1e-12, atol=1e-12
+            )
+            torch.testing.assert_close(
+                found[f"net.{i}.bias"][n, 0], layer.bias.grad, rtol=1e-12, atol=1e-12
+            )
+
+
+@pytest.mark.parametrize("activation", MODULES)
+def test_gradients_are_the_finite_differences_of_all_outputs(activation: str) -> None:
+    _, stack = networks(activation)
+    x = inputs().requires_grad_()
+    names = ("other", "extra", "net")
+
+    def outputs(flat: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return stack(x, *names)
+
+    # gradcheck moves the leaf in place, which the views follow
+    assert torch.autograd.gradcheck(outputs, (stack.flat, x), eps=1e-6, atol=1e-6, fast_mode=True)
+
+
+def test_a_parameter_that_was_not_asked_for_has_gradient_zero() -> None:
+    _, stack = networks("tanh")
+    out, extra = stack(inputs(), "net", "extra")
+    (grad,) = torch.autograd.grad(out.sum() + (3 * extra).sum(), stack.flat)
+    found = by_name(stack, grad)
+    assert found["extra"].eq(3).all()
+    assert found["other.0.weight"].eq(0).all() and found["other.0.bias"].eq(0).all()
+    # six samples a row: d sum / d last bias = 6
+    assert found["net.2.bias"].eq(6).all()
+
+
+def test_views_are_the_parameters_memory() -> None:
+    stack = StackedNets(SHAPES, N, "tanh")
+    stack.views["net.1.bias"][2] = 7.0
+    # before net.1.bias lie 5*8 + 8 + 8*7 = 104 numbers of its row; it is 7 long
+    assert stack.flat.nonzero().tolist() == [[2, 104 + i] for i in range(7)]
+    assert stack.flat.requires_grad and not stack.views["net.1.bias"].requires_grad
+
+
+def test_orthogonal_weights_are_those_stable_baselines3_draws_from_the_same_seed() -> None:
+    gains, seeds = (math.sqrt(2), math.sqrt(2), 0.01), (11, 12, 13)
+    stack = StackedNets(SHAPES, N, "tanh", torch.float64)
+    stack.init_orthogonal("net", gains, [torch.Generator().manual_seed(s) for s in seeds])
+    for n, seed in enumerate(seeds):
+        layers = linears(sequential("tanh"))
+        torch.manual_seed(seed)
+        for i, (layer, gain) in enumerate(zip(layers, gains, strict=True)):
+            BasePolicy.init_weights(layer, gain)
+            assert torch.equal(stack.views[f"net.{i}.weight"][n].T, layer.weight)
+            assert torch.equal(stack.views[f"net.{i}.bias"][n, 0], layer.bias)
+
+
+def test_a_network_without_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="the network net needs an input"):
+        StackedNets(SHAPES, N, "tanh")(None, "net")

@@ -1,0 +1,392 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import probes
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO as SB3PPO
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from dpd.agents.base import Metrics, Minibatch
+from dpd.agents.buffers import Rollout
+from dpd.agents.ppo import PPO, Batch, Samples, mean_kl, ppo_loss
+from dpd.agents.ppo_config import PPOConfig
+from dpd.collect import collect
+from dpd.policyfile import Policy, PolicyMeta, bounds
+
+O, A = 3, 2  # noqa: E741
+SEEDS = [(0, 0), (0, 1), (7, 0)]
+SMALL = PPOConfig(n_envs=4, n_steps=16, minibatch_size=16, epochs=3, hidden=(16, 16))
+
+
+def fill(agent: PPO, rollout: Rollout, row_seeds: list[int]) -> None:
+    """Let the agent act on random observations; row n's from row_seeds[n] alone."""
+    generators = [torch.Generator().manual_seed(s) for s in row_seeds]
+
+    def each(draw: Callable[..., Tensor], x: Tensor) -> Tensor:
+        return torch.stack([draw(x.shape[1:], generator=g, dtype=agent.dtype) for g in generators])
+
+    scale = torch.tensor([1.0, 10.0, 0.1], dtype=agent.dtype)
+    rollout.obs[:] = each(torch.randn, rollout.obs) * scale + 2
+    rollout.next_obs[:] = each(torch.randn, rollout.obs) * scale + 2
+    rollout.reward[:] = each(torch.randn, rollout.reward) * 5 - 1
+    rollout.terminated[:] = each(torch.rand, rollout.reward) < 0.1
+    rollout.truncated[:] = each(torch.rand, rollout.reward) < 0.1
+    noise = agent.noise()
+    for t in range(rollout.reward.shape[1]):
+        rollout.act[:, t] = agent.act(rollout.obs[:, t], noise[:, t])
+
+
+def filled(agent: PPO, row_seeds: list[int]) -> Rollout:
+    rollout = agent.new_rollout()
+    fill(agent, rollout, row_seeds)
+    return rollout
+
+
+def spy(seen: list[Minibatch]) -> Callable[[Minibatch], tuple[Tensor, Metrics]]:
+    """Return an extra loss of zero that keeps every minibatch."""
+
+    def extra(batch: Minibatch) -> tuple[Tensor, Metrics]:
+        seen.append(batch)
+        return torch.zeros(batch.ratio.shape[0], dtype=batch.ratio.dtype), {}
+
+    return extra
+
+
+def test_loss_of_three_samples_worked_by_hand() -> None:
+    # Clipped to [0.8, 1.2]: min(1.5, 1.2) = 1.2; min(-0.5, -0.8) = -0.8; min(2, 2) = 2.
+    # Policy: -(1.2 - 0.8 + 2) / 3 = -0.8. Value: (1 + 0 + 4) / 3 = 5/3. Entropy 2.
+    # Loss: -0.8 + 0.5 * 5/3 - 0.1 * 2 = -1/6
+    config = replace(SMALL, clip=0.2, value_coef=0.5, entropy_coef=0.1)
+    loss, metrics = ppo_loss(
+        torch.tensor([[1.5, 0.5, 1.0]]),
+        torch.tensor([[1.0, -1.0, 2.0]]),
+        torch.tensor([[0.0, 1.0, 2.0]]),
+        torch.tensor([[1.0, 1.0, 0.0]]),
+        torch.tensor([[2.0]]),
+        config,
+    )
+    assert loss.tolist() == pytest.approx([-1 / 6])
+    assert metrics["loss/policy"].tolist() == pytest.approx([-0.8])
+    assert metrics["loss/value"].tolist() == pytest.approx([5 / 3])
+
+
+def test_kl_of_two_ratios_worked_by_hand() -> None:
+    # Schulman's k3: ((2 - 1) - log 2 + (0.5 - 1) - log 0.5) / 2 = 0.5 / 2
+    assert mean_kl(torch.tensor([[[2.0], [0.5]]])).tolist() == pytest.approx([0.25])
+
+
+class Nothing(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Spaces for Stable-Baselines3; never stepped."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (O,), np.float32)
+    action_space = spaces.Box(-1, 1, (A,), np.float32)
+
+
+def sb3_ppo(samples: int, epochs: int, dtype: torch.dtype) -> SB3PPO:
+    """Return Stable-Baselines3's PPO that takes all samples as one minibatch."""
+    model = SB3PPO(
+        "MlpPolicy",
+        Nothing(),
+        n_steps=samples,
+        batch_size=samples,
+        n_epochs=epochs,
+        learning_rate=3e-3,
+        ent_coef=0.01,
+        policy_kwargs={"net_arch": [64, 64], "log_std_init": -0.5},
+        device="cpu",
+        seed=3,
+    )
+    model.policy.to(dtype)
+    model.set_logger(configure(None, []))
+    return model
+
+
+def sb3_parameters(policy: ActorCriticPolicy) -> dict[str, Tensor]:
+    """Return Stable-Baselines3's parameters under our names, in our layout."""
+    found = {"log_std": policy.log_std.detach().view(1, -1)}
+    actor = [*policy.mlp_extractor.policy_net, policy.action_net]
+    critic = [*policy.mlp_extractor.value_net, policy.value_net]
+    for name, net in (("actor", actor), ("critic", critic)):
+        linear = [m for m in net if isinstance(m, torch.nn.Linear)]
+        for i, layer in enumerate(linear):
+            found[f"{name}.{i}.weight"] = layer.weight.detach().T
+            found[f"{name}.{i}.bias"] = layer.bias.detach().view(1, -1)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["f32", "f64"]
+)
+def test_an_update_moves_every_parameter_as_stable_baselines3_does(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, epochs = 64, 3
+    if dtype == torch.float64:  # SB3 casts observations to float32 whatever its policy is
+        monkeypatch.setattr(
+            "stable_baselines3.common.policies.preprocess_obs", lambda obs, *_, **__: obs
+        )
+    theirs = sb3_ppo(samples, epochs, dtype)
+    config = PPOConfig(
+        n_envs=1,
+        n_steps=samples,
+        minibatch_size=samples,
+        epochs=epochs,
+        lr=3e-3,
+        entropy_coef=0.01,
+        norm_obs=False,
+        norm_reward=False,
+    )
+    ours = PPO(config, O, A, [(1,)], dtype)
+    before = {k: v.clone() for k, v in sb3_parameters(theirs.policy).items()}
+    assert before.keys() == ours.nets.views.keys()
+    for name, value in before.items():
+        ours.nets.views[name][0] = value
+
+    g = torch.Generator().manual_seed(0)
+    obs = torch.randn(1, samples, O, generator=g, dtype=dtype)
+    act = torch.randn(1, samples, A, generator=g).to(dtype)  # SB3 holds actions in float32
+    adv = 3 * torch.randn(1, samples, generator=g, dtype=dtype) + 1
+    ret = 2 * torch.randn(1, samples, generator=g, dtype=dtype)
+    with torch.no_grad():  # old probabilities some way off, so that the clip takes part
+        logp = ours.dist(obs).logp(act)
+    logp = logp + 0.3 * torch.randn(1, samples, generator=g, dtype=dtype)
+
+    buffer = theirs.rollout_buffer
+    for name, x in (("observations", obs), ("actions", act)):
+        setattr(buffer, name, x[0].unsqueeze(1).numpy())
+    for name, x in (("log_probs", logp), ("advantages", adv), ("returns", ret), ("values", ret)):
+        setattr(buffer, name, x[0].unsqueeze(1).numpy())
+    buffer.full = True
+    theirs.train()
+    valid = torch.ones(1, samples, dtype=torch.bool)
+    metrics = ours.update(Batch(Samples(obs, act, logp, adv, ret), obs, ret, valid), 0.0)
+
+    assert float(metrics["train/grad_norm"]) > config.max_grad_norm  # so does the gradient's bound
+    assert 0.2 < float(metrics["train/clip_fraction"]) < 0.9
+    for name, expected in sb3_parameters(theirs.policy).items():
+        assert (expected - before[name]).abs().max() > 1e-3
+        torch.testing.assert_close(
+            ours.nets.views[name][0], expected, rtol=0, atol=tolerance, msg=name
+        )
+
+
+def iterate(agent: PPO, row_seeds: list[int], iterations: int = 2) -> None:
+    for i in range(iterations):
+        rollout = filled(agent, [s + i for s in row_seeds])
+        agent.update(agent.prepare(rollout), progress=i / 10)
+        agent.observe(rollout)
+
+
+def test_stacked_learners_equal_learners_alone() -> None:
+    # 64 samples / 16 = 4 minibatches x 3 epochs x 2 iterations = 24 optimizer steps
+    row_seeds = [100, 200, 300]
+    together = PPO(SMALL, O, A, SEEDS, torch.float64)
+    start = together.nets.flat.detach().clone()
+    iterate(together, row_seeds)
+    assert together.optimizer.steps.tolist() == [24, 24, 24]
+    for n, seed in enumerate(SEEDS):
+        alone = PPO(SMALL, O, A, [seed], torch.float64)
+        assert torch.equal(alone.nets.flat[0], start[n])
+        iterate(alone, row_seeds[n : n + 1])
+        moved = (alone.nets.flat[0] - start[n]).abs().max()
+        difference = (alone.nets.flat[0] - together.nets.flat[n]).abs().max()
+        assert difference <= 1e-12 < 1e-3 < moved
+        torch.testing.assert_close(
+            alone.return_norm.scale[0], together.return_norm.scale[n], rtol=1e-12, atol=0
+        )
+
+
+def test_the_first_minibatchs_ratio_is_one_and_statistics_are_frozen_until_then() -> None:
+    # The density of mean + std * noise is that of the noise over std, whatever the mean:
+    # log p = sum(-noise^2 / 2 - log_std - log(2 pi) / 2)
+    agent = PPO(SMALL, O, A, SEEDS)
+    iterate(agent, [1, 2, 3], iterations=1)  # from here on the statistics say something
+    mean, scale = agent.obs_norm.mean.clone(), agent.return_norm.scale.clone()
+    log_std = agent.nets.views["log_std"].clone()
+    state = agent.explore.generators[0].get_state()
+    noise = agent.noise()
+    for generator in agent.explore.generators[:1]:
+        generator.set_state(state)
+    rollout = filled(agent, [4, 5, 6])
+    batch = agent.prepare(rollout)
+    expected = (-0.5 * noise[0].square() - log_std[0] - 0.5 * np.log(2 * np.pi)).sum(-1)
+    torch.testing.assert_close(batch.data.logp[0], expected.flatten(), rtol=1e-4, atol=1e-4)
+    seen: list[Minibatch] = []
+    agent.update(batch, 0.0, spy(seen))
+    torch.testing.assert_close(seen[0].ratio, torch.ones(3, 16), rtol=0, atol=1e-5)
+    assert (seen[-1].ratio - 1).abs().max() > 1e-2  # later ones differ
+    assert torch.equal(agent.obs_norm.mean, mean)
+    assert torch.equal(agent.return_norm.scale, scale)
+    agent.observe(rollout)
+    assert not torch.equal(agent.obs_norm.mean, mean)
+    assert not torch.equal(agent.return_norm.scale, scale)
+
+
+def test_invalid_samples_enter_no_minibatch_and_valid_ones_all_do() -> None:
+    agent = PPO(SMALL, O, A, SEEDS)
+    rollout = filled(agent, [1, 2, 3])
+    rollout.valid[0, 3:7, 1] = False
+    rollout.valid[2, ::2] = False
+    batch = agent.prepare(rollout)
+    seen: list[Minibatch] = []
+    agent.update(batch, 0.0, spy(seen))
+    assert len(seen) == SMALL.epochs * 4
+    for epoch in range(SMALL.epochs):
+        idx = torch.cat([m.idx for m in seen[4 * epoch : 4 * epoch + 4]], 1)
+        for row, valid in zip(idx, batch.valid, strict=True):
+            assert set(row.tolist()) == set(valid.nonzero().flatten().tolist())
+
+
+def test_an_epoch_is_a_permutation_of_its_own_for_every_learner() -> None:
+    agent = PPO(SMALL, O, A, SEEDS)
+    seen: list[Minibatch] = []
+    agent.update(agent.prepare(filled(agent, [1, 2, 3])), 0.0, spy(seen))
+    idx = torch.cat([m.idx for m in seen[:4]], 1)
+    assert torch.equal(idx.sort(1).values, torch.arange(64).expand(3, 64))
+    assert not torch.equal(idx[0], idx[1])
+
+
+def test_target_kl_stops_one_learner_while_the_others_go_on() -> None:
+    config = replace(SMALL, target_kl=0.05, lr=1e-4)
+    agent = PPO(config, O, A, SEEDS[:2], torch.float64)
+    batch = agent.prepare(filled(agent, [1, 2]))
+    # Ratios of e^+-0.5 for row 0: k3 = (e^0.5 - 1 - 0.5 + e^-0.5 - 1 + 0.5) / 2 = 0.128 > 0.075
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(32)
+    shifted = batch.data.logp.clone()
+    shifted[0] += 0.5 * sign
+    batch = batch._replace(data=batch.data._replace(logp=shifted))
+    agent.update(batch, 0.0)
+    assert agent.optimizer.steps.tolist() == [4, 12]
+    once = PPO(replace(config, epochs=1), O, A, SEEDS[:1], torch.float64)
+    once.batches = PPO(config, O, A, SEEDS[:1]).batches
+    once.update(
+        Batch(Samples(*(x[:1] for x in batch.data)), *(x[:1] for x in batch[1:])),
+        0.0,
+    )
+    torch.testing.assert_close(agent.nets.flat[0], once.nets.flat[0], rtol=0, atol=1e-12)
+
+
+def test_the_learning_rate_falls_linearly_with_progress() -> None:
+    # Adam's first step is lr g / (|g| + eps): at progress 3/4 a quarter as far
+    moved = []
+    for progress in (0.0, 0.75):
+        agent = PPO(replace(SMALL, epochs=1, minibatch_size=64), O, A, SEEDS, torch.float64)
+        before = agent.nets.flat.detach().clone()
+        agent.update(agent.prepare(filled(agent, [1, 2, 3])), progress)
+        moved.append(agent.nets.flat.detach() - before)
+    torch.testing.assert_close(moved[1], moved[0] / 4, rtol=1e-8, atol=1e-14)
+
+
+def test_values_are_answered_in_raw_reward_units() -> None:
+    # Returns of deviation 5 (one-step episodes of reward -5 or 5): 5 raw units per unit of value
+    agent = PPO(SMALL, O, A, SEEDS, torch.float64)
+    rollout = filled(agent, [1, 2, 3])
+    rollout.reward[:] = torch.tensor([-5.0, 5.0]).repeat(8).view(1, 16, 1)
+    rollout.terminated[:] = True
+    scaled = agent.value(agent.obs_norm(rollout.flat_obs()))
+    agent.return_norm.update(rollout.reward, rollout.done, rollout.valid)
+    value = agent.ask(rollout.flat_obs()).value
+    assert value is not None
+    torch.testing.assert_close(value, 5 * scaled.detach(), rtol=1e-4, atol=0)
+    # and what was really got is +-5, in every row
+    returns = agent.prepare(rollout).returns
+    torch.testing.assert_close(returns, rollout.reward.flatten(1), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm_obs", [True, False])
+def test_an_exported_policy_acts_as_the_learner(norm_obs: bool) -> None:
+    agent = PPO(replace(SMALL, norm_obs=norm_obs), O, A, SEEDS)
+    iterate(agent, [1, 2, 3])
+    env = probes.FreeAction(1)
+    obs = 30 * torch.randn(20, O, generator=torch.Generator().manual_seed(0))
+    expected = agent.mode(obs.expand(3, 20, O))
+    meta = PolicyMeta(
+        algo="ppo",
+        env_id="probe",
+        activation=SMALL.activation,
+        squashed=False,
+        norm_obs=norm_obs,
+        obs_dim=O,
+        act_dim=A,
+        hidden=SMALL.hidden,
+        env_kwargs={},
+        provenance={},
+    )
+    for n in range(3):
+        policy = Policy(agent.export(n) | bounds(env.spec), meta)
+        np.testing.assert_allclose(policy.act(obs), expected[n], atol=1e-6)
+
+
+# --- Probe environments: an algorithm is a row of SOLVERS. ---
+
+Solver = Callable[[type[probes.Probe], int], PPO]
+GAMMA = 0.9
+
+
+def ppo_solver(probe: type[probes.Probe], iterations: int) -> PPO:
+    config = PPOConfig(
+        n_envs=16,
+        n_steps=8,
+        minibatch_size=32,
+        epochs=4,
+        lr=1e-2,
+        gamma=GAMMA,
+        hidden=(16, 16),
+        norm_reward=False,
+    )
+    seeds = [(0, 0), (0, 1)]
+    agent = PPO(config, probe.obs_dim, probe.act_dim, seeds)
+    env = probe(len(seeds) * config.n_envs)
+    obs, rollout = env.reset().view(len(seeds), config.n_envs, -1), agent.new_rollout()
+    for i in range(iterations):
+        obs = collect(env, agent, obs, rollout)
+        agent.update(agent.prepare(rollout), i / iterations)
+        agent.observe(rollout)
+    return agent
+
+
+SOLVERS: dict[str, Solver] = {"ppo": ppo_solver}
+
+
+def grid(*points: float) -> Tensor:
+    return torch.tensor(points).view(1, -1, 1).expand(2, -1, -1)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("probe", "points", "values"),
+    [
+        (probes.ConstantValue, (0.0,), (1.0,)),
+        (probes.ValueFromObs, (-1.0, 1.0), (-1.0, 1.0)),
+        (probes.Discounting, (0.0, 1.0), (GAMMA, 1.0)),
+    ],
+)
+def test_values_of_a_probe_are_learnt(
+    solver: str, probe: type[probes.Probe], points: tuple[float, ...], values: tuple[float, ...]
+) -> None:
+    value = SOLVERS[solver](probe, 30).ask(grid(*points)).value
+    assert value is not None
+    for row in value.tolist():
+        assert row == pytest.approx(values, abs=0.05)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("probe", "points", "actions"),
+    [
+        (probes.ActionToReward, (0.0,), (0.5,)),
+        (probes.ObsTimesAction, (-0.8, 0.0, 0.8), (-0.4, 0.0, 0.4)),
+    ],
+)
+def test_the_best_action_of_a_probe_is_found(
+    solver: str, probe: type[probes.Probe], points: tuple[float, ...], actions: tuple[float, ...]
+) -> None:
+    mode = SOLVERS[solver](probe, 60).mode(grid(*points)).squeeze(-1)
+    for row in mode.tolist():
+        assert row == pytest.approx(actions, abs=0.1)
