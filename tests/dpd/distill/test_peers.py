@@ -1,0 +1,545 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpd.agents.base import Minibatch
+from dpd.agents.ppo import PPO, Batch
+from dpd.agents.ppo_config import PPOConfig
+from dpd.distill.base import Context
+from dpd.distill.exchange import PeerExchange, pick
+from dpd.distill.peers import (
+    DualDistillation,
+    Independent,
+    Targets,
+    effective_sample_size,
+    gap,
+    gate_weight,
+    weighted_loss,
+)
+from dpd.distill.peers_config import DPDConfig
+
+O, A, S = 4, 2, 64  # noqa: E741
+ALGO = PPOConfig(n_envs=4, n_steps=16, minibatch_size=16, epochs=2, hidden=(16, 16))
+F64 = torch.float64
+ONE = torch.ones(1, 1)
+
+
+def f64(*numbers: float) -> Tensor:
+    return torch.tensor([numbers], dtype=F64)
+
+
+# --- The gate and the loss, by hand ---
+
+
+def test_the_gap_is_how_much_better_the_peer_is() -> None:
+    assert gap(f64(1, 2), f64(3, 1)).tolist() == [[2, -1]]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (DPDConfig(gate="hard"), (1, 0, 0, 1)),
+        (DPDConfig(gate="uniform"), (1, 1, 1, 1)),
+        # two of four states are ahead
+        (DPDConfig(gate="uniform", match_dose=True), (0.5, 0.5, 0.5, 0.5)),
+        (DPDConfig(gate="hard", control="reversed"), (0, 1, 0, 0)),
+        # one of four is ahead once the sign is turned
+        (
+            DPDConfig(gate="uniform", match_dose=True, control="reversed"),
+            (0.25, 0.25, 0.25, 0.25),
+        ),
+    ],
+)
+def test_hard_and_uniform_weights_worked_by_hand(
+    config: DPDConfig, expected: tuple[float, ...]
+) -> None:
+    weight = gate_weight(f64(3, -1, 0, 2), ONE, config)
+    assert weight.tolist() == [list(expected)]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        # exp(2 xi / 4) = 1, 2, 5: times 3 / 8
+        (DPDConfig(alpha=2), (0.375, 0.75, 1.875)),
+        # exp(-2 xi / 4) = 1, 1/2, 1/5: times 3 / 1.7 = 30 / 17
+        (DPDConfig(alpha=2, control="reversed"), (30 / 17, 15 / 17, 6 / 17)),
+        # 1, 2, 5 within [0.5, 2] are 1, 2, 2: over their mean 5/3
+        (DPDConfig(alpha=2, weight_clip=(0.5, 2.0)), (0.6, 1.2, 1.2)),
+        # 1, 0.5, 0.2 within [0.5, 2] are 1, 0.5, 0.5: over their mean 2/3
+        (DPDConfig(alpha=2, weight_clip=(0.5, 2.0), control="reversed"), (1.5, 0.75, 0.75)),
+    ],
+)
+def test_soft_weights_worked_by_hand(config: DPDConfig, expected: tuple[float, ...]) -> None:
+    xi = f64(0, 2 * math.log(2), 2 * math.log(5))
+    weight = gate_weight(xi, torch.full((1, 1), 4.0, dtype=F64), config)
+    assert weight[0].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_soft_weights_have_mean_one_and_do_not_overflow(dtype: torch.dtype) -> None:
+    # e^1000000 is beyond any float; the largest gap takes all of the mean: 3, 0, 0
+    xi = torch.tensor([[1e6, 0.0, -1e6]], dtype=dtype)
+    assert gate_weight(xi, ONE, DPDConfig()).tolist() == [[3, 0, 0]]
+    clipped = gate_weight(xi, ONE, DPDConfig(weight_clip=(0.01, 100.0)))
+    # 100, 1, 0.01 over their mean 33.67
+    assert clipped[0].tolist() == pytest.approx([100 / 33.67, 1 / 33.67, 0.01 / 33.67])
+
+
+def test_the_soft_gate_tends_to_the_uniform_one_as_alpha_vanishes() -> None:
+    weight = gate_weight(f64(3, -1, 2), ONE, DPDConfig(alpha=1e-9))
+    assert weight[0].tolist() == pytest.approx([1, 1, 1])
+
+
+def test_shuffled_weights_are_moved_as_the_permutation_says() -> None:
+    config = DPDConfig(gate="hard", control="shuffled")
+    order = torch.tensor([[3, 2, 1, 0]])
+    assert gate_weight(f64(3, -1, 0, -2), ONE, config, order).tolist() == [[0, 0, 0, 1]]
+
+
+def test_the_loss_worked_by_hand() -> None:
+    # (1 * 3 + 0 * 5 + 2 * 0.5) / 3 = 4/3
+    assert weighted_loss(f64(3, 5, 0.5), f64(1, 0, 2)).tolist() == pytest.approx([4 / 3])
+
+
+def test_a_weight_of_another_shape_is_refused() -> None:
+    # (B, 1) weights on (B,) distances cancelled in the 2020 code (D1)
+    with pytest.raises(ValueError, match=r"weight \(3, 1\) for distance \(1, 3\)"):
+        weighted_loss(f64(3, 5, 0.5), f64(1, 0, 2).T)
+
+
+def test_effective_sample_size_worked_by_hand() -> None:
+    # (1 + 1)^2 / (1 + 1) = 2 of 4 states; (3 + 1)^2 / (9 + 1) = 1.6 of 2; nothing of nothing
+    assert effective_sample_size(f64(1, 1, 0, 0)).tolist() == [0.5]
+    assert effective_sample_size(f64(3, 1)).tolist() == pytest.approx([0.8])
+    assert effective_sample_size(f64(0, 0)).tolist() == [0]
+
+
+def test_picking_takes_each_states_peer() -> None:
+    answers = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])  # [N=1, P=2, K=2]
+    assert pick(answers, torch.tensor([[1, 0]])).tolist() == [[3, 2]]
+    deep = torch.stack([answers, -answers], -1)
+    assert pick(deep, torch.tensor([[1, 0]])).tolist() == [[[3, -3], [2, -2]]]
+
+
+# --- The method on a stack ---
+
+
+def vary(config: DPDConfig, **changes: Any) -> DPDConfig:
+    """Return a configuration with some settings changed."""
+    return replace(config, **changes)
+
+
+class Setup:
+    """A stack of `groups` x `peers` learners, an iteration's samples, and a method."""
+
+    def __init__(
+        self,
+        config: DPDConfig,
+        groups: int = 1,
+        peers: int = 2,
+        first_group: int = 0,
+        algo: PPOConfig = ALGO,
+    ) -> None:
+        self.rows = [(first_group + g, p) for g in range(groups) for p in range(peers)]
+        self.peers = peers
+        self.agent = PPO(algo, O, A, self.rows, F64)
+        # Untrained policies all answer about zero; these answer differently, well inside the box.
+        self.agent.nets.views["actor.2.weight"].mul_(20)
+        self.batch = self._iteration()
+        self.method = DualDistillation(config, Context(self.agent, groups, peers, self.rows))
+
+    def _iteration(self) -> Batch:
+        """Fill a rollout, normalise by it, and return it ready for learning."""
+        agent = self.agent
+        rollout = agent.new_rollout()
+        for n, (group, peer) in enumerate(self.rows):
+            g = torch.Generator().manual_seed(100 * group + peer)
+            rollout.obs[n].normal_(generator=g)
+            rollout.obs[n, ..., 1].mul_(5)
+            rollout.next_obs[n].normal_(generator=g)
+            rollout.reward[n].normal_(generator=g).mul_(4)
+            rollout.terminated[n] = torch.rand(rollout.reward[n].shape, generator=g) < 0.2
+        noise = agent.noise()
+        for t in range(rollout.reward.shape[1]):
+            rollout.act[:, t] = agent.act(rollout.obs[:, t], noise[:, t])
+        agent.observe(rollout)
+        return agent.prepare(rollout)
+
+    def put_ahead(self, *values: float) -> None:
+        """Let row n's value be values[n] raw units at every state."""
+        self.agent.nets.views["critic.2.weight"].zero_()
+        bias = torch.tensor(values, dtype=F64).view(-1, 1, 1)
+        bias = bias / self.agent.return_norm.scale.unsqueeze(-1)
+        self.agent.nets.views["critic.2.bias"].copy_(bias)
+
+    def choose(self) -> Targets:
+        """Return the targets and weights of this iteration."""
+        self.method.prepare(self.batch, 0.0)
+        return self.method.targets or self.method._choose()
+
+    def loss(self, targets: Targets) -> Tensor:
+        """Return the weighted divergence [N] over all states."""
+        idx = torch.arange(targets.weight.shape[1]).expand(targets.weight.shape)
+        return self.method._distance(targets, idx)
+
+    def distil(self, progress: float = 0.0) -> Tensor:
+        """Run one iteration of the method alone; return how all parameters moved [N, D]."""
+        before = self.flat.clone()
+        self.method.prepare(self.batch, progress)
+        self.method.step()
+        return self.flat - before
+
+    def extra_grad(self, progress: float = 0.0) -> Tensor:
+        """Return the gradient that the method adds to the learners' own [N, D]."""
+        self.method.prepare(self.batch, progress)
+        assert self.method.loss is not None
+        idx = torch.arange(S).expand(len(self.rows), S)
+        dist = self.agent.dist(self.batch.data.obs)
+        loss, _ = self.method.loss(Minibatch(dist, torch.ones(len(self.rows), S), idx))
+        (grad,) = torch.autograd.grad(loss.sum(), self.agent.nets.flat)
+        return grad
+
+    @property
+    def flat(self) -> Tensor:
+        return self.agent.nets.flat.detach()
+
+    @property
+    def state(self) -> list[Tensor]:
+        """Parameters, both optimizers' moments and step counts, by row."""
+        optimizers = (self.agent.optimizer, self.method.optimizer)
+        parts = [x for o in optimizers for x in (o.exp_avg, o.exp_avg_sq, o.steps)]
+        return [x.clone() for x in (self.flat, *parts)]
+
+
+STEP = DPDConfig(lr=1e-3, steps=4, batch_size=32)
+LOSS = DPDConfig(dose="loss", coef=0.5)
+DIVERGENCES = ("mse", "kl_forward", "kl_reverse", "nll")
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_no_gradient_reaches_the_peer_the_weights_or_any_critic(divergence: str) -> None:
+    setup = Setup(vary(LOSS, divergence=divergence))
+    targets = setup.choose()
+    (grad,) = torch.autograd.grad(setup.loss(targets)[0], setup.agent.nets.flat)
+    assert grad[1].eq(0).all()
+    actor = sum(v[0].numel() for k, v in setup.agent.nets.views.items() if k < "critic")
+    assert grad[0, :actor].abs().max() > 1e-4
+    assert grad[0, -(setup.flat.shape[1] - actor - A) :].eq(0).all()
+
+
+def test_the_gradient_is_that_of_the_loss_with_targets_and_weights_held() -> None:
+    # Move student 0 a little: the loss changes by gradient times movement (central difference),
+    # though its own answers, and with them the gap, would change as well if they were asked again.
+    setup = Setup(LOSS)
+    targets = setup.choose()
+    (grad,) = torch.autograd.grad(setup.loss(targets)[0], setup.agent.nets.flat)
+    direction = torch.randn(
+        setup.flat.shape[1], generator=torch.Generator().manual_seed(0), dtype=F64
+    )
+    values = []
+    for sign in (1, -1):
+        setup.flat[0] += sign * 1e-6 * direction
+        values.append(float(setup.loss(targets)[0].detach()))
+        setup.flat[0] -= sign * 1e-6 * direction
+    assert (values[0] - values[1]) / 2e-6 == pytest.approx(float(grad[0] @ direction), rel=1e-5)
+
+
+@pytest.mark.parametrize("divergence", ["mse", "kl_forward", "kl_reverse"])
+@pytest.mark.parametrize("gate", ["soft", "hard", "uniform"])
+def test_identical_learners_have_nothing_to_teach_each_other(divergence: str, gate: str) -> None:
+    setup = Setup(vary(LOSS, divergence=divergence, gate=gate))
+    agent = setup.agent
+    assert setup.loss(setup.choose()).min() > (-1 if gate == "hard" else 1e-6)
+    agent.nets.flat.detach()[1] = agent.nets.flat.detach()[0]
+    agent.obs_norm.moments.mean[1] = agent.obs_norm.moments.mean[0]
+    agent.obs_norm.moments.var[1] = agent.obs_norm.moments.var[0]
+    agent.obs_norm.update(setup.batch.raw_obs, torch.zeros(2, S, dtype=torch.bool))
+    agent.return_norm.moments.var[1] = agent.return_norm.moments.var[0]
+    targets = setup.choose()
+    assert targets.dist.mean.abs().max() < 1  # nothing for the clip of targets to do
+    torch.testing.assert_close(setup.loss(targets), torch.zeros(2, dtype=F64), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("ruler", ["value", "return"])
+def test_the_gap_is_in_raw_units_whatever_a_peers_rewards_are_scaled_by(ruler: str) -> None:
+    # Row 1's rewards scaled by c = 10 more, so its value function says a tenth: the same in raw
+    setup, scaled = Setup(vary(LOSS, ruler=ruler)), Setup(vary(LOSS, ruler=ruler))
+    var = scaled.agent.return_norm.moments.var
+    var[1] = 100 * (var[1] + 1e-8) - 1e-8
+    for name in ("critic.2.weight", "critic.2.bias"):
+        scaled.agent.nets.views[name][1] /= 10
+    for row in range(2):
+        before, after = setup.choose().weight[row], scaled.choose().weight[row]
+        assert before.std() > 1e-2
+        torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-12)
+    for name in ("distill/xi_mean", "distill/peer_ahead"):
+        torch.testing.assert_close(setup.method.metrics[name], scaled.method.metrics[name])
+
+
+def test_weights_follow_the_gap_in_raw_units() -> None:
+    # P = 2, so K softmax_K(xi / rms(xi)) of the raw values both give at the peer's states
+    setup = Setup(LOSS)
+    targets = setup.choose()
+    moments = setup.agent.obs_norm
+    raw = targets.obs / moments.scale + moments.mean  # unclipped: |x| < 10 here
+    value = setup.agent.ask(raw).value
+    crossed = setup.agent.ask(raw.flip(0)).value
+    assert value is not None and crossed is not None
+    xi = crossed.flip(0) - value
+    exponent = torch.exp(xi / xi.square().mean(1, keepdim=True).sqrt())
+    expected = exponent / exponent.mean(1, keepdim=True)
+    torch.testing.assert_close(targets.weight, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_half_the_dose_moves_the_parameters_half_as_far() -> None:
+    # Own Adam: its first step is lr g / (|g| + eps), proportional to lr
+    full, half = (Setup(vary(STEP, lr=lr, steps=1)).distil() for lr in (1e-3, 5e-4))
+    assert full.abs().max() > 1e-4
+    torch.testing.assert_close(half, full / 2, rtol=1e-9, atol=1e-15)
+    # In the learners' loss: half the coefficient adds half the gradient
+    full, half = (Setup(vary(LOSS, coef=c)).extra_grad() for c in (0.5, 0.25))
+    assert full.abs().max() > 1e-4
+    torch.testing.assert_close(half, full / 2, rtol=1e-12, atol=0)
+
+
+def test_a_falling_dose_is_halved_halfway() -> None:
+    # linear from 1 at the warm-up's end (0.2) to 0 at 1: 0.5 at progress 0.6
+    full, half = (Setup(vary(STEP, steps=1, schedule="linear", warmup=w)) for w in (0.0, 0.2))
+    torch.testing.assert_close(half.distil(0.6), full.distil() / 2, rtol=1e-9, atol=1e-15)
+    early, late = (Setup(vary(LOSS, schedule="linear")).extra_grad(p) for p in (0.0, 0.5))
+    torch.testing.assert_close(late, early / 2, rtol=1e-12, atol=0)
+
+
+def test_a_coefficient_under_an_adam_of_its_own_is_refused() -> None:
+    with pytest.raises(ValueError, match="coef under an Adam of its own cancels"):
+        DPDConfig(dose="step", coef=0.5)
+
+
+@pytest.mark.parametrize("dose", ["step", "shared", "loss"])
+def test_nothing_is_distilled_before_the_warm_up_is_over(dose: str) -> None:
+    setup = Setup(vary(STEP, dose=dose, warmup=0.5))
+    assert setup.distil(progress=0.49).eq(0).all()
+    assert setup.method.loss is None
+    moved = setup.distil(progress=0.5)
+    assert (setup.method.loss is not None) if dose == "loss" else moved.abs().max() > 0
+
+
+def test_every_third_iteration_is_every_third_iteration() -> None:
+    setup = Setup(vary(STEP, every=3))
+    moves = [bool(setup.distil().abs().max() > 0) for _ in range(7)]
+    assert moves == [True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("dose", ["step", "shared"])
+def test_one_way_distillation_leaves_the_teacher_bit_for_bit(dose: str) -> None:
+    setup = Setup(vary(STEP, dose=dose, students=(0,)), groups=2)
+    before = setup.state
+    setup.distil()
+    for new, old in zip(setup.state[:4] if dose == "shared" else setup.state, before, strict=False):
+        assert torch.equal(new[1::2], old[1::2])  # peer 1 of both groups
+    assert (setup.flat != before[0])[::2].any(1).all()
+
+
+def test_one_way_distillation_adds_nothing_to_the_teachers_own_gradient() -> None:
+    grad = Setup(vary(LOSS, students=(1,)), groups=2).extra_grad()
+    assert grad[::2].eq(0).all()
+    assert grad[1::2].abs().amax(1).gt(1e-4).all()
+
+
+@pytest.mark.parametrize("students", [(2,), (0, -1), ()])
+def test_students_that_are_no_peers_are_refused(students: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="students"):
+        Setup(vary(STEP, students=students))
+
+
+@pytest.mark.parametrize("dose", ["step", "shared"])
+def test_a_row_whose_gate_is_all_zero_stays_bit_for_bit(dose: str) -> None:
+    setup = Setup(vary(STEP, dose=dose, gate="hard"))
+    setup.put_ahead(0.0, 1.0)  # the peer is ahead of row 0: it gains momentum
+    assert setup.distil()[0].abs().max() > 0
+    setup.put_ahead(1.0, 0.0)
+    before = setup.state
+    moved = setup.distil()
+    for new, old in zip(setup.state, before, strict=True):
+        assert torch.equal(new[0], old[0])
+    assert moved[1].abs().max() > 0
+
+
+def test_of_three_peers_the_best_other_is_followed_on_states_of_both_others() -> None:
+    # Values 0, 5, 3: peer 0 follows 1 (gap 5), peer 1 its best other 2 (gap -2: never ahead),
+    # peer 2 follows 1 (gap 2). In both groups.
+    setup = Setup(vary(LOSS, gate="hard"), groups=2, peers=3)
+    setup.put_ahead(0, 5, 3, 0, 5, 3)
+    targets = setup.choose()
+    raw = targets.obs / setup.agent.obs_norm.scale + setup.agent.obs_norm.mean
+    for n, follows in enumerate((1, 2, 1, 4, 5, 4)):
+        asked = raw[n].expand(6, *raw[n].shape)
+        expected = setup.agent.ask(asked).dist.mean[follows].clamp(-1, 1)
+        torch.testing.assert_close(targets.dist.mean[n], expected, rtol=1e-6, atol=1e-7)
+    weights = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+    assert targets.weight.tolist() == [[w] * S for w in weights]
+    assert setup.method.metrics["distill/xi_mean"].tolist() == pytest.approx([5, -2, 2, 5, -2, 2])
+
+
+@pytest.mark.parametrize("memory", [0, 100])
+def test_states_come_from_other_peers_of_the_same_group_only(memory: int) -> None:
+    setup = Setup(STEP, groups=2, peers=3)
+    exchange = PeerExchange(
+        Context(setup.agent, 2, 3, setup.rows), states="peer", peer_share=1.0, memory=memory
+    )
+    tag = torch.arange(6, dtype=F64).view(6, 1, 1).expand(6, 1000, O)
+    exchange.remember(tag)
+    states = exchange.draw(1000)
+    for n in range(6):
+        group, own = divmod(n, 3)
+        drawn = states.obs[n, :, 0]
+        others = {3 * group + p for p in range(3) if p != own}
+        assert set(drawn.tolist()) == others
+        assert torch.equal(states.source[n] + 3 * group, drawn.long())
+        # uniform over two others: 1000 draws, standard error 0.016
+        assert float((drawn == min(others)).double().mean()) == pytest.approx(0.5, abs=0.07)
+
+
+@pytest.mark.parametrize(("states", "share"), [("own", 0.0), ("mixed", 0.25)])
+def test_own_and_mixed_states_have_the_share_asked_for(states: str, share: float) -> None:
+    setup = Setup(STEP)
+    exchange = PeerExchange(Context(setup.agent, 1, 2, setup.rows), states, share, memory=0)
+    exchange.remember(torch.arange(2, dtype=F64).view(2, 1, 1).expand(2, 4000, O))
+    drawn = exchange.draw(4000).obs[..., 0]
+    from_peer = torch.stack([drawn[0] == 1, drawn[1] == 0]).double().mean(1)
+    # 4000 draws, standard error 0.007
+    assert from_peer.tolist() == pytest.approx([share, share], abs=0.03)
+
+
+def test_memory_keeps_the_most_recent_states() -> None:
+    setup = Setup(STEP)
+    exchange = PeerExchange(Context(setup.agent, 1, 2, setup.rows), "peer", 1.0, memory=5)
+    for i in range(3):
+        exchange.remember(torch.full((2, 2, O), float(i), dtype=F64))
+    assert exchange.memory[0, :, 0].tolist() == [0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("config", [STEP, vary(STEP, dose="shared"), LOSS])
+def test_two_groups_in_one_stack_equal_two_groups_alone(config: DPDConfig) -> None:
+    def train(setup: Setup) -> Tensor:
+        for progress in (0.0, 0.5):
+            setup.method.prepare(setup.batch, progress)
+            setup.agent.update(setup.batch, progress, setup.method.loss)
+            setup.method.step()
+        return setup.flat
+
+    together = train(Setup(config, groups=2))
+    for group in range(2):
+        alone = train(Setup(config, groups=1, first_group=group))
+        difference = (together[2 * group : 2 * group + 2] - alone).abs().max()
+        assert difference <= 1e-12
+
+
+def test_shuffled_weights_are_the_same_weights_at_other_states() -> None:
+    plain, shuffled = (Setup(vary(LOSS, control=c)).choose() for c in ("none", "shuffled"))
+    assert torch.equal(plain.obs, shuffled.obs)
+    assert torch.equal(plain.weight.sort(1).values, shuffled.weight.sort(1).values)
+    assert not torch.equal(plain.weight, shuffled.weight)
+
+
+def test_the_return_ruler_compares_what_the_peer_really_got_with_the_own_value() -> None:
+    setup = Setup(vary(LOSS, ruler="return", gate="hard"))
+    batch = setup.batch
+    targets = setup.choose()
+    raw = targets.obs / setup.agent.obs_norm.scale + setup.agent.obs_norm.mean
+    value = setup.agent.ask(raw).value
+    assert value is not None
+    for n, peer in ((0, 1), (1, 0)):
+        # find each state in the peer's rollout by itself
+        position = torch.cdist(raw[n], batch.raw_obs[peer]).argmin(1)
+        torch.testing.assert_close(batch.raw_obs[peer][position], raw[n], rtol=1e-6, atol=1e-6)
+        assert len(set(position.tolist())) == S
+        expected = (batch.returns[peer][position] > value[n]).double()
+        assert 0.1 < float(expected.mean()) < 0.9
+        assert torch.equal(targets.weight[n], expected)
+
+
+def test_raw_returns_are_in_the_units_of_the_rewards() -> None:
+    # one-step episodes: the return is the reward, whatever scale the learners train on
+    setup = Setup(LOSS)
+    rollout = setup.agent.new_rollout()
+    rollout.reward[:] = 3 * torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
+    rollout.terminated[:] = True
+    assert setup.agent.return_norm.scale.min() > 2
+    returns = setup.agent.prepare(rollout).returns
+    torch.testing.assert_close(returns, rollout.reward.flatten(1), rtol=1e-9, atol=1e-9)
+
+
+def test_the_released_preset_teaches_where_the_own_value_is_larger_and_hardly_at_all() -> None:
+    settings = DPDConfig.PRESETS["released"]["ppo"]["distill"]
+    released = Setup(DPDConfig(**settings))
+    weight = released.choose().weight
+    released = Setup(DPDConfig(**settings))
+    paper = Setup(DPDConfig(**DPDConfig.PRESETS["paper"]["ppo"].get("distill", {})))
+    # D3: of two states, the one where the peer is further ahead weighs less
+    config, unit = released.method.config, torch.ones(1, 1, dtype=F64)
+    low, high = (
+        gate_weight(f64(-1, 1), unit, config)[0],
+        gate_weight(f64(-1, 1), unit, paper.method.config)[0],
+    )
+    assert low[0] > 1 > low[1] and high[0] < 1 < high[1]
+    # D4: one step in five iterations, through the learners' own Adam
+    for _ in range(10):
+        released.distil()
+    assert released.agent.optimizer.steps.tolist() == [2, 2]
+    assert released.method.optimizer.steps.tolist() == [0, 0]
+    assert weight.shape == (2, 512)
+    # its loss carries another 1/512
+    assert config.coef == 1 / 512
+
+
+def test_targets_are_clipped_to_the_action_box_and_the_student_can_come_back() -> None:
+    setup = Setup(vary(LOSS, divergence="mse"))
+    setup.agent.nets.views["actor.2.bias"][:] = torch.tensor([3.0, -2.0], dtype=F64).view(2, 1, 1)
+    targets = setup.choose()
+    assert targets.dist.mean[0].eq(-1).all() and targets.dist.mean[1].eq(1).all()
+    (grad,) = torch.autograd.grad(setup.loss(targets).sum(), setup.agent.nets.flat)
+    assert grad.abs().amax(1).gt(1e-3).all()
+
+
+def test_log_reports_the_weights_worked_by_hand() -> None:
+    setup = Setup(vary(LOSS, gate="hard"))
+    setup.put_ahead(2.0, 5.0)
+    setup.choose()
+    found = {k: v.tolist() for k, v in setup.method.metrics.items()}
+    assert found["distill/xi_mean"] == pytest.approx([3, -3])
+    assert found["distill/peer_ahead"] == [1, 0]
+    assert found["distill/weight_q50"] == [1, 0]
+    assert found["distill/ess"] == [1, 0]
+
+
+def test_the_logged_action_distance_is_euclidean_between_clipped_means() -> None:
+    # Means (0.3, 0) and (-0.5, 0.6) everywhere: sqrt(0.8^2 + 0.6^2) = 1, in both rows
+    setup = Setup(LOSS)
+    setup.agent.nets.views["actor.2.weight"].zero_()
+    setup.agent.nets.views["actor.2.bias"][:, 0] = torch.tensor([[0.3, 0], [-0.5, 0.6]], dtype=F64)
+    setup.choose()
+    assert setup.method.metrics["distill/action_distance"].tolist() == pytest.approx([1, 1])
+    independent = Independent(Context(setup.agent, 1, 2, setup.rows))
+    independent.prepare(setup.batch, 0.0)
+    assert independent.step()["distill/action_distance"].tolist() == pytest.approx([1, 1])
+
+
+def test_what_a_checkpoint_holds_grows_with_the_method() -> None:
+    setup = Setup(vary(STEP, memory=100))
+    setup.distil()
+    state = setup.method.state()
+    assert int(state["iteration"]) == 1
+    assert state["memory"].shape == (2, S, O)
+    assert state["steps"].tolist() == [4, 4]
+    assert state["mean_square"].gt(0).all()
+
+
+def test_a_learner_alone_has_no_peer_to_learn_from() -> None:
+    with pytest.raises(ValueError, match="--peers 2"):
+        Setup(STEP, peers=1)
