@@ -59,6 +59,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise BadInput(f"--episodes must be at least 1, not {self.episodes}")
+        if not self.paths:
+            raise BadInput("dpd evaluate needs a PATH: a policy file or a run directory")
 
 
 @dataclass(frozen=True)

@@ -261,8 +261,8 @@ def draw_curves(run_dir: Path, title: str) -> Path | None:
     """Draw the learning curves, if there is anything to draw."""
     from dpd.plots import learning_curves
 
-    if len((run_dir / "metrics.csv").read_text().splitlines()) < 2:
-        return None
+    if "/return," not in (run_dir / "metrics.csv").read_text():
+        return None  # stopped before the first episode ended
     learning_curves(run_dir / "metrics.csv", run_dir / "curves.png", title)
     return run_dir / "curves.png"
 

@@ -1,0 +1,114 @@
+"""The command line: precedence, and bad input in one clear line."""
+
+import json
+
+import pytest
+
+from dpd.cli import main, parse_train
+from dpd.config import BadInput, as_flags
+from dpd.distill.peers_config import DPDConfig
+
+
+def refusal(argv, capsys):
+    """Run a command that must fail; return what it said."""
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "Traceback" not in said.err
+    assert said.err.startswith("dpd: ")
+    return said.err
+
+
+def test_a_flag_beats_the_file_which_beats_the_preset_which_beats_the_default(tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"minibatch_size": 128, "epochs": 3, "distill": {"steps": 7}}))
+    released = ["--preset", "released"]
+    # released sets minibatch 32, steps 1, lr 5e-5; the default of epochs is 10
+    assert parse_train(released).algo.minibatch_size == 32
+    config = parse_train([*released, "--config", str(file), "--epochs", "4"])
+    assert (config.algo.minibatch_size, config.algo.epochs, config.algo.lr) == (128, 4, 5e-5)
+    assert isinstance(config.distill, DPDConfig)
+    assert (config.distill.steps, config.distill.control) == (7, "reversed")
+
+
+def test_the_settings_of_a_run_given_back_as_a_file_make_the_same_run(tmp_path):
+    argv = ["Hopper-v5", "--hidden", "32", "16", "--no-norm-obs", "--distill.gate", "hard"]
+    argv += ["--target-kl", "0.02", "--env-kwargs", '{"frame_skip": 2}', "--preset", "modern"]
+    config = parse_train(argv)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.as_json()))
+    assert parse_train(["--config", str(file)]) == config
+
+
+def test_an_environment_may_follow_settings_that_end_in_a_list(tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"hidden": [8, 8]}))
+    config = parse_train(["--config", str(file), "Hopper-v5"])
+    assert (config.run.env, config.algo.hidden) == ("Hopper-v5", (8, 8))
+
+
+def test_settings_become_flags_with_switches_spelt_out():
+    flags = as_flags({"norm_obs": False, "hidden": [8], "distill": {"match_dose": True}})
+    assert flags == ["--hidden", "8", "--seed", "0", "--no-norm-obs", "--distill.match-dose"]
+
+
+def test_only_the_flags_of_the_chosen_method_exist():
+    with pytest.raises(BadInput, match=r"distill\.gate"):
+        parse_train(["--method", "none", "--distill.gate", "hard"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["trian"], "did you mean train"),
+        (["train", "HalfCheeta-v5"], "HalfCheetah-v5"),
+        (["train", "CartPole-v1"], "Discrete"),
+        (["train", "--pers", "3"], "--pers"),
+        (["train", "--peers", "two"], "--peers"),
+        (["train", "--peers", "0"], "--peers must be at least 1"),
+        (["train", "--peers", "1"], "--method none"),
+        (["train", "--seeds", "-1"], "--seeds must be at least 1"),
+        (["train", "--n-envs", "0"], "n_envs must be positive"),
+        (["train", "--lr", "-1"], "lr must be positive"),
+        (["train", "--gamma", "1.1"], "gamma must lie in"),
+        (["train", "--minibatch-size", "100"], "does not divide"),
+        (["train", "--total-steps", "4000"], "less than one iteration"),
+        (["train", "--algo", "poo"], "did you mean ppo"),
+        (["train", "--method", "dpp"], "did you mean dpd"),
+        (["train", "--preset", "papper"], "did you mean paper"),
+        (["train", "--method", "none", "--preset", "paper"], "no presets"),
+        (["train", "--distill.gate", "firm"], "soft"),
+        (["train", "--distill.coef", "0.5"], "cancels"),
+        (["train", "--distill.ruler", "return", "--distill.states", "own"], "own states"),
+        (["train", "--distill.students", "2"], "peers count 0 to 1"),
+        (["train", "--env-kwargs", "{"], "not JSON"),
+        (["train", "--config", "/nowhere.json"], "cannot read /nowhere.json"),
+        (["train", "--out", "/proc/run"], "give --out another"),
+        (["evaluate", "/nowhere"], "does not exist"),
+        (["evaluate"], "PATH"),
+        (["evaluate", ".", "--episodes", "0"], "--episodes"),
+    ],
+)
+def test_bad_input_gets_one_line_that_says_what_is_wrong(argv, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert says in refusal(argv, capsys)
+    assert not list(tmp_path.iterdir())  # a refused run leaves nothing behind
+
+
+def test_an_unknown_key_of_a_file_is_refused_by_name(tmp_path, capsys):
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"hiden": [8]}))
+    assert "--hiden" in refusal(["train", "--config", str(file)], capsys)
+    file.write_text(json.dumps({"distill": {"gat": "hard"}}))
+    assert "--distill.gat" in refusal(["train", "--config", str(file)], capsys)
+    file.write_text("[1]")
+    assert "JSON object" in refusal(["train", "--config", str(file)], capsys)
+
+
+def test_help_and_version_leave_with_zero(capsys):
+    assert main(["--help"]) == 0 and "dpd train" in capsys.readouterr().out
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("dpd ")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--n-envs" in shown and "--distill.alpha" in shown

@@ -1,0 +1,50 @@
+"""Evaluation: every environment counts one episode, and one only."""
+
+import numpy as np
+import pytest
+import torch
+
+from dpd.config import BadInput
+from dpd.envs.base import EnvSpec, Step
+from dpd.evaluate import episode_seeds, find_policies, run_episodes
+
+
+class Countdown:
+    """Environment m ends after m + 1 steps of reward 1, by termination if m is even."""
+
+    def __init__(self, n_envs):
+        self.n_envs = n_envs
+        self.spec = EnvSpec("Countdown", "test", 1, 1, -np.ones(1), np.ones(1), False)
+        self.lengths = torch.arange(n_envs) + 1
+
+    def reset(self):
+        self.t = torch.zeros(self.n_envs, dtype=torch.long)
+        return self.t.float().unsqueeze(1)
+
+    def step(self, act):
+        self.t += 1
+        over = self.t >= self.lengths
+        even = torch.arange(self.n_envs) % 2 == 0
+        self.t = torch.where(over, 0, self.t)
+        obs = self.t.float().unsqueeze(1)
+        ones = torch.ones(self.n_envs)
+        return Step(obs, obs, ones, over & even, over & ~even, ones.bool())
+
+
+def test_each_environment_counts_its_first_episode_only():
+    outcome = run_episodes(Countdown(6), lambda obs: torch.zeros(2, 3, 1), 2)
+    # the short ones go on into further episodes until the longest ends; those don't count
+    assert outcome.returns.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert outcome.lengths.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_episodes_are_the_same_for_whoever_is_compared_and_fresh_for_each_purpose():
+    assert episode_seeds(0, 5) == episode_seeds(0, 5)
+    seen = {s for purpose in range(10) for s in episode_seeds(0, 20, purpose)}
+    assert len(seen) == 200
+    assert not seen & set(episode_seeds(1, 20))
+
+
+def test_a_directory_without_policies_is_no_run(tmp_path):
+    with pytest.raises(BadInput, match="is no run"):
+        find_policies(tmp_path)

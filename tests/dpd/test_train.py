@@ -1,0 +1,146 @@
+"""Training from end to end, as its users start it, on small budgets."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import dpd
+from dpd.cli import main, parse_train
+from dpd.train import NonFinite, Training, env_seeds, require_finite
+
+SMALL = ["--n-envs", "2", "--n-steps", "64", "--total-steps", "1024", "--evals", "2"]
+SMALL += ["--eval-episodes", "1", "--final-episodes", "1", "--distill.steps", "4"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """Train two seeds of two peers for four iterations of 2 x 2 x 64 steps."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert (
+        main(["train", "Swimmer-v5", "--seeds", "2", "--seed", "3", *SMALL, "--out", str(out)]) == 0
+    )
+    return out
+
+
+def rows(run_dir, metric):
+    """Return a metric's rows of metrics.csv."""
+    with (run_dir / "metrics.csv").open() as file:
+        return [r for r in csv.DictReader(file) if r["metric"] == metric]
+
+
+def test_a_run_leaves_policies_curves_and_settings(run_dir):
+    names = {
+        f"seed{s}-peer{p}{b}.safetensors" for s in (3, 4) for p in (0, 1) for b in ("", "-best")
+    }
+    assert {p.name for p in (run_dir / "policies").iterdir()} == names
+    assert {p.name for p in (run_dir / "tb").iterdir()} == {"seed3", "seed4"}
+    assert (run_dir / "curves.png").stat().st_size > 10_000
+    assert json.loads((run_dir / "config.json").read_text())["seeds"] == 2
+
+
+def test_the_x_axis_counts_the_steps_of_all_peers_of_a_seed(run_dir):
+    # 1024 steps / (2 peers x 2 envs x 64 steps) = 4 iterations, evaluated after 2 and 4
+    assert sorted({int(r["step"]) for r in rows(run_dir, "loss/policy")}) == [256, 512, 768, 1024]
+    evaluated = rows(run_dir, "eval/return")
+    assert sorted({int(r["step"]) for r in evaluated}) == [512, 1024]
+    assert len(evaluated) == 2 * 2 * 2
+
+
+def test_what_distillation_did_is_logged_for_every_learner(run_dir):
+    for metric in ("xi_mean", "peer_ahead", "ess", "action_distance", "loss", "dose"):
+        logged = rows(run_dir, f"distill/{metric}")
+        assert len(logged) == 4 * 4, metric
+        assert all(np.isfinite(float(r["value"])) for r in logged)
+    assert all(float(r["value"]) > 0 for r in rows(run_dir, "distill/dose"))
+
+
+def test_a_saved_policy_acts_and_says_where_it_comes_from(run_dir):
+    policy = dpd.load(run_dir / "policies" / "seed4-peer1.safetensors")
+    act = policy.act(np.zeros(8, np.float32))
+    assert act.shape == (2,) and np.abs(act).max() <= 1
+    origin = policy.meta.provenance
+    assert (origin["seed"], origin["peer"], origin["steps"]) == (4, 1, 1024)
+
+
+def test_evaluate_reads_run_directories_and_files(run_dir, capsys):
+    file = run_dir / "policies" / "seed3-peer0.safetensors"
+    assert main(["evaluate", str(file), str(run_dir), "--episodes", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 8  # a file that is named twice is evaluated once
+    assert all(len(r["returns"]) == 2 and r["length"] == 1000 for r in found)
+    assert main(["evaluate", str(file), "--episodes", "2"]) == 0
+    assert f"{found[0]['mean']:,.0f}" in capsys.readouterr().out
+
+
+def test_a_directory_that_holds_a_run_is_refused(run_dir, capsys):
+    before = (run_dir / "metrics.csv").read_bytes()
+    assert main(["train", "Swimmer-v5", *SMALL, "--out", str(run_dir)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (run_dir / "metrics.csv").read_bytes() == before
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another():
+    def losses(seed):
+        training = Training(parse_train(["Swimmer-v5", *SMALL, "--seed", seed]))
+        return torch.stack([training.iterate()["loss/policy"] for _ in range(3)])
+
+    assert torch.equal(losses("0"), losses("0"))
+    assert not torch.equal(losses("0"), losses("1"))
+
+
+def test_a_group_learns_the_same_alone_and_beside_another():
+    # two seeds in one stack against the second of them alone; float32, so rounding may differ
+    both = Training(parse_train(["Swimmer-v5", *SMALL, "--seeds", "2", "--seed", "0"]))
+    alone = Training(parse_train(["Swimmer-v5", *SMALL, "--seeds", "1", "--seed", "1"]))
+    for _ in range(2):
+        both.iterate(), alone.iterate()
+    torch.testing.assert_close(
+        both.agent.nets.flat[2:], alone.agent.nets.flat, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_no_two_learners_share_an_episode():
+    seeds = env_seeds([(s, p) for s in range(4) for p in range(4)], 8)
+    assert len(set(seeds)) == 4 * 4 * 8
+
+
+def test_a_nan_is_named_with_the_learner_it_came_up_in():
+    value = torch.tensor([1.0, float("nan")])
+    with pytest.raises(NonFinite, match="loss/policy of learner 1"):
+        require_finite("loss/policy", value)
+    require_finite("observation", torch.zeros(2, 3, 4))
+
+
+def test_a_nan_stops_the_run_with_one_line(tmp_path, monkeypatch, capsys):
+    def poisoned(self):
+        raise NonFinite("loss/value of learner 1 is NaN or infinite")
+
+    monkeypatch.setattr(Training, "iterate", poisoned)
+    assert main(["train", "Swimmer-v5", *SMALL, "--out", str(tmp_path / "run")]) == 3
+    assert "loss/value of learner 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_leaves_policies_that_load(tmp_path, sign, status):
+    out = tmp_path / "run"
+    argv = [sys.executable, "-m", "dpd", "train", "Swimmer-v5", "--out", str(out)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "metrics.csv").exists() or len((out / "metrics.csv").read_text()) < 100:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(sign)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "the policies are saved" in said
+    for peer in (0, 1):
+        assert dpd.load(out / "policies" / f"seed0-peer{peer}.safetensors").meta.obs_dim == 8
