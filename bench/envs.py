@@ -174,8 +174,9 @@ def main() -> None:
     rates = {}
     for env_id in args.tasks:
         console.print(f"timing {env_id}")
-        work = contenders(env_id, args.n_envs)
-        rates[env_id] = interleaved_rates(work, args.repeats, args.seconds)
+        rates[env_id] = interleaved_rates(
+            contenders(env_id, args.n_envs), args.repeats, args.seconds
+        )  # and let go of their processes before the next task
     console.print(rate_table(rates), goal_table(rates))
     console.print(f"{n_cores()} cores; load {load:.2f}, CPU {percent:.0f} % before the start")
     if args.json:

@@ -40,7 +40,7 @@ class Counter(gymnasium.Env):
 
 
 class LateCounter(VectorEnv):
-    """Observes its step count, ends after 2 steps (one of them by time), resets a step late."""
+    """Observes its step count, ends after 2 steps, resets a step late, its flag still up."""
 
     mode = AutoresetMode.NEXT_STEP
 
@@ -60,7 +60,7 @@ class LateCounter(VectorEnv):
         over = self.n_steps == 2
         reward = np.where(late, -99.0, 1.0)
         obs = self.n_steps[:, None].astype(np.float32)
-        return obs, reward, over, np.zeros(self.num_envs, dtype=bool), {}
+        return obs, reward, over | late, np.zeros(self.num_envs, dtype=bool), {}
 
 
 class Spaces(gymnasium.Env):
