@@ -138,3 +138,10 @@ class FreeAction(ObsTimesAction):
     """As `ObsTimesAction`, with a second action that nothing depends on."""
 
     act_dim = 2
+
+
+class Silent(ObsTimesAction):
+    """As `ObsTimesAction`, but nothing is rewarded: only a peer can teach."""
+
+    def reward(self) -> Tensor:
+        return torch.zeros(self.n_envs)

@@ -1,0 +1,285 @@
+"""Distillation has an effect: an inert dose is the classic failure here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import probes
+import pytest
+import torch
+from torch import Tensor
+
+from dpd.agents.ppo import PPO, Batch
+from dpd.agents.ppo_config import PPOConfig
+from dpd.collect import collect
+from dpd.distill.base import Context, Method
+from dpd.distill.peers import DualDistillation, Independent
+from dpd.distill.peers_config import DPDConfig
+
+ALGO = PPOConfig(
+    n_envs=16,
+    n_steps=16,
+    minibatch_size=64,
+    epochs=4,
+    lr=1e-2,
+    gamma=0.9,
+    hidden=(16, 16),
+    norm_reward=False,
+)
+DOSE = DPDConfig(lr=1e-3, steps=40, batch_size=128)
+
+
+class Trial:
+    """Learners on a probe environment."""
+
+    def __init__(self, probe: type[probes.Probe], groups: int, peers: int) -> None:
+        rows = [(g, p) for g in range(groups) for p in range(peers)]
+        self.agent = PPO(ALGO, probe.obs_dim, probe.act_dim, rows)
+        self.env = probe(len(rows) * ALGO.n_envs)
+        self.obs = self.env.reset().view(len(rows), ALGO.n_envs, -1)
+        self.rollout = self.agent.new_rollout()
+        self.context = Context(self.agent, groups, peers, rows)
+
+    def collect(self) -> Batch:
+        self.obs = collect(self.env, self.agent, self.obs, self.rollout)
+        return self.agent.prepare(self.rollout)
+
+    def train(self, iterations: int, method: Method) -> list[Tensor]:
+        """Learn by reinforcement and from each other; return the peers' action distances."""
+        distances = []
+        for i in range(iterations):
+            batch = self.collect()
+            method.prepare(batch, i / iterations)
+            self.agent.update(batch, i / iterations, method.loss)
+            distances.append(method.step()["distill/action_distance"])
+            self.agent.observe(self.rollout)
+        return distances
+
+    def distil_only(self, iterations: int, method: Method) -> None:
+        for i in range(iterations):
+            method.prepare(self.collect(), i / iterations)
+            method.step()
+
+
+# --- A fresh learner beside a good one ---
+
+
+def probe_return(agent: PPO) -> Tensor:
+    """Return each learner's mean reward -(a - obs / 2)^2 on a grid of observations [N]."""
+    obs = torch.linspace(-1, 1, 101).view(1, -1, 1).expand(agent.n_learners, -1, -1)
+    return -(agent.mode(obs)[..., 0] - 0.5 * obs[..., 0]).square().mean(1)
+
+
+@pytest.fixture(scope="module")
+def expert() -> PPO:
+    """A stack whose row 1 has learnt the probe."""
+    trial = Trial(probes.ObsTimesAction, groups=1, peers=2)
+    trial.train(30, Independent(trial.context))
+    return trial.agent
+
+
+def beside(expert: PPO, probe: type[probes.Probe] = probes.ObsTimesAction) -> Trial:
+    """Return a fresh row 0, who knows that it is bad, beside the expert's row 1."""
+    trial = Trial(probe, groups=1, peers=2)
+    agent = trial.agent
+    agent.nets.flat.detach()[1] = expert.nets.flat.detach()[1]
+    agent.obs_norm = expert.obs_norm
+    agent.nets.views["critic.2.weight"][0] = 0
+    agent.nets.views["critic.2.bias"][0] = -1
+    return trial
+
+
+def share_of_return(trial: Trial, run: Callable[[Trial], object]) -> float:
+    """Return what row 0 gains of the distance to row 1's return: 0 untrained, 1 the expert."""
+    untrained, good = probe_return(trial.agent).tolist()
+    assert good > -0.005 and untrained < -0.05  # the action 0 gets -1/12
+    run(trial)
+    return (float(probe_return(trial.agent)[0]) - untrained) / (good - untrained)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gate": "hard"},
+        {"gate": "uniform"},
+        {"ruler": "return"},
+        {"target": "sample"},
+        {"divergence": "kl_forward"},
+        {"divergence": "kl_reverse"},
+        {"divergence": "nll"},
+        {"dose": "shared"},
+        {"memory": 600},
+    ],
+    ids=str,
+)
+def test_a_fresh_learner_beside_a_good_one_becomes_good_by_distillation_alone(
+    expert: PPO, settings: dict[str, Any]
+) -> None:
+    trial = beside(expert)
+    config = replace(DOSE, students=(0,), **settings)
+    teacher = trial.agent.nets.flat.detach()[1].clone()
+    method = DualDistillation(config, trial.context)
+    assert share_of_return(trial, lambda t: t.distil_only(10, method)) >= 0.8
+    assert torch.equal(trial.agent.nets.flat.detach()[1], teacher)
+
+
+def test_it_learns_nothing_where_the_gate_is_closed_or_there_is_no_method(expert: PPO) -> None:
+    closed, none = beside(expert), beside(expert)
+    config = replace(DOSE, gate="hard", control="reversed")
+    method = DualDistillation(config, closed.context)
+    assert share_of_return(closed, lambda t: t.distil_only(10, method)) < 0.3
+    assert share_of_return(none, lambda t: t.distil_only(10, Independent(t.context))) < 0.3
+
+
+def test_inside_the_learners_loss_a_good_peer_teaches_where_no_reward_does(expert: PPO) -> None:
+    config = DPDConfig(dose="loss", divergence="kl_forward", coef=1.0, students=(0,))
+    taught, alone = beside(expert, probes.Silent), beside(expert, probes.Silent)
+    method = DualDistillation(config, taught.context)
+    assert share_of_return(taught, lambda t: t.train(10, method)) >= 0.8
+    assert share_of_return(alone, lambda t: t.train(10, Independent(t.context))) < 0.3
+
+
+# --- Peers come together ---
+
+
+@pytest.fixture(scope="module")
+def independent_distance() -> float:
+    return final_distance(Independent)
+
+
+def final_distance(make: Callable[[Context], Method]) -> float:
+    """Return the action distance of four pairs after training, from far apart."""
+    trial = Trial(probes.FreeAction, groups=4, peers=2)
+    trial.agent.nets.views["actor.2.weight"].mul_(200)
+    distances = trial.train(10, make(trial.context))
+    assert distances[0].mean() > 0.5
+    return float(distances[-1].mean())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        # A small step: all the way to the other's old policy, with weights everywhere, is a swap.
+        replace(DOSE, steps=10),
+        # The hard gate moves one of the two at each state.
+        replace(DOSE, steps=80, gate="hard"),
+        DPDConfig(dose="loss", divergence="kl_reverse"),
+    ],
+    ids=["soft", "hard", "loss"],
+)
+def test_peers_who_distil_come_closer_than_independent_ones(
+    config: DPDConfig, independent_distance: float
+) -> None:
+    # The second action earns nothing, so reinforcement alone has no reason to bring peers together.
+    distance = final_distance(lambda context: DualDistillation(config, context))
+    assert distance < 0.5 * independent_distance
+
+
+# --- Two experts, each on its half ---
+
+HORIZON, DT, GAMMA = 50, 0.1, 0.97
+RAW = PPOConfig(
+    n_envs=32,
+    n_steps=32,
+    minibatch_size=64,
+    hidden=(32, 32),
+    gamma=GAMMA,
+    norm_obs=False,
+    norm_reward=False,
+)
+
+
+def steer(state: Tensor) -> Tensor:
+    """Return the good action of the double integrator (x, y, vx, vy): to rest at the origin."""
+    return (-state[..., :2] - 1.5 * state[..., 2:]).clamp(-1, 1)
+
+
+def flee(state: Tensor) -> Tensor:
+    """Return the bad action: away from the origin."""
+    return state[..., :2].clamp(-1, 1)
+
+
+def starts(k: int, seed: int) -> Tensor:
+    """Draw states for both learners [2, k, 4]."""
+    state = torch.rand(k, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (state * torch.tensor([1, 1, 0.5, 0.5])).expand(2, -1, -1).contiguous()
+
+
+@torch.no_grad()
+def returns(policy: Callable[[Tensor], Tensor], state: Tensor, gamma: float = 1.0) -> Tensor:
+    """Return the discounted -|state|^2 of the episodes from states [2, K, 4] -> [2, K]."""
+    total = torch.zeros(state.shape[:-1])
+    for t in range(HORIZON):
+        total -= gamma**t * state.square().sum(-1)
+        velocity = state[..., 2:] + DT * policy(state)
+        state = torch.cat([state[..., :2] + DT * velocity, velocity], -1)
+    return total
+
+
+def fit(
+    agent: PPO, answer: Callable[[Tensor], Tensor], state: Tensor, target: Tensor, steps: int
+) -> None:
+    """Regress what the learners answer at states [2, K, 4] on a target."""
+    optimizer = torch.optim.Adam([agent.nets.flat], lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        k = torch.randint(state.shape[1], (256,), generator=generator)
+        optimizer.zero_grad()
+        (answer(state[:, k]) - target[:, k]).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.fixture(scope="module")
+def half_experts() -> PPO:
+    """Row 0 steers where x < 0 and flees elsewhere; row 1 the other way round."""
+    agent = PPO(RAW, 4, 2, [(0, 0), (0, 1)])
+    state = starts(4096, seed=1)
+    left = state[..., :1] < 0
+    knows = torch.stack([left[0], ~left[1]])
+    target = torch.where(knows, steer(state), flee(state))
+    fit(agent, lambda s: agent.dist(s).mean, state, target, 600)
+    return agent
+
+
+def gain(half_experts: PPO, config: DPDConfig, rounds: int = 3) -> list[float]:
+    """Let both distil; return what each gains: 0 nothing, 1 an expert everywhere."""
+    agent = PPO(RAW, 4, 2, [(0, 0), (0, 1)])
+    agent.nets.flat.detach().copy_(half_experts.nets.flat.detach())
+    method = DualDistillation(config, Context(agent, 1, 2, [(0, 0), (0, 1)]))
+    held_out = starts(1000, seed=99)
+    before, best = returns(agent.mode, held_out).mean(1), returns(steer, held_out).mean(1)
+    assert (before < 20 * best).all()
+    for i in range(rounds):
+        state = starts(1024, seed=10 + i)
+        got = returns(agent.mode, state, GAMMA)  # exact: the system is deterministic
+        fit(agent, agent.value, state, got, 150)
+        valid = torch.ones(2, 1024, dtype=torch.bool)
+        samples = agent.prepare(agent.new_rollout()).data
+        method.prepare(Batch(samples, state, got, valid), i / rounds)
+        method.step()
+    after = returns(agent.mode, held_out).mean(1)
+    return ((after - before) / (best - before)).tolist()
+
+
+HALVES = DPDConfig(gate="hard", lr=1e-3, steps=200, batch_size=256)
+
+
+@pytest.mark.parametrize("ruler", ["value", "return"])
+def test_the_hard_gate_makes_both_half_experts_experts_everywhere(
+    half_experts: PPO, ruler: str
+) -> None:
+    assert min(gain(half_experts, replace(HALVES, ruler=ruler))) >= 0.95  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"gate": "uniform"}, {"control": "shuffled"}, {"control": "reversed"}],
+    ids=["uniform", "shuffled", "reversed"],
+)
+def test_without_the_gate_they_spoil_each_other(
+    half_experts: PPO, settings: dict[str, Any]
+) -> None:
+    assert max(gain(half_experts, replace(HALVES, **settings))) < 0.8
