@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dpd.agents.base import Metrics, Minibatch
 from dpd.agents.buffers import Rollout
+from dpd.agents.dist import DiagGaussian
 from dpd.agents.ppo import PPO, Batch, Samples, mean_kl, ppo_loss
 from dpd.agents.ppo_config import PPOConfig
 from dpd.collect import collect
@@ -60,20 +62,58 @@ def spy(seen: list[Minibatch]) -> Callable[[Minibatch], tuple[Tensor, Metrics]]:
 
 def test_loss_of_three_samples_worked_by_hand() -> None:
     # Clipped to [0.8, 1.2]: min(1.5, 1.2) = 1.2; min(-0.5, -0.8) = -0.8; min(2, 2) = 2.
-    # Policy: -(1.2 - 0.8 + 2) / 3 = -0.8. Value: (1 + 0 + 4) / 3 = 5/3. Entropy 2.
-    # Loss: -0.8 + 0.5 * 5/3 - 0.1 * 2 = -1/6
+    # Policy: -(1.2 - 0.8 + 2) / 3 = -0.8. Value: (1 + 0 + 4) / 3 = 5/3.
+    # Entropy of a unit Gaussian: (1 + log 2 pi) / 2. Loss: -0.8 + 0.5 * 5/3 - 0.1 * entropy
     config = replace(SMALL, clip=0.2, value_coef=0.5, entropy_coef=0.1)
-    loss, metrics = ppo_loss(
-        torch.tensor([[1.5, 0.5, 1.0]]),
-        torch.tensor([[1.0, -1.0, 2.0]]),
-        torch.tensor([[0.0, 1.0, 2.0]]),
-        torch.tensor([[1.0, 1.0, 0.0]]),
-        torch.tensor([[2.0]]),
-        config,
+    dist = DiagGaussian(torch.zeros(1, 3, 1), torch.zeros(1, 1, 1))
+    act = torch.zeros(1, 3, 1)
+    wanted = torch.tensor([[1.5, 0.5, 1.0]])
+    data = Samples(
+        obs=torch.zeros(1, 3, 0),
+        act=act,
+        logp=-0.5 * math.log(2 * math.pi) - wanted.log(),
+        adv=torch.tensor([[1.0, -1.0, 2.0]]),
+        ret=torch.tensor([[1.0, 1.0, 0.0]]),
     )
-    assert loss.tolist() == pytest.approx([-1 / 6])
+    loss, ratio, metrics = ppo_loss(dist, torch.tensor([[0.0, 1.0, 2.0]]), data, config)
+    entropy = 0.5 * (1 + math.log(2 * math.pi))
+    assert ratio[0].tolist() == pytest.approx([1.5, 0.5, 1.0])
+    assert loss.tolist() == pytest.approx([-0.8 + 0.5 * 5 / 3 - 0.1 * entropy])
     assert metrics["loss/policy"].tolist() == pytest.approx([-0.8])
     assert metrics["loss/value"].tolist() == pytest.approx([5 / 3])
+
+
+def test_the_written_out_gradient_is_that_of_the_textbook_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    config = replace(SMALL, clip=0.2, value_coef=0.7)
+    inputs = [x.requires_grad_() for x in (draw(2, 32, A), draw(2, 1, A) * 0.1, draw(2, 32))]
+    mean, log_std, value = inputs
+    act = mean.detach() + draw(2, 32, A)
+    normal = torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
+    data = Samples(
+        torch.zeros(2, 32, 0),
+        act,
+        normal.log_prob(act).detach() + 0.3 * draw(2, 32),
+        draw(2, 32),
+        draw(2, 32),
+    )
+    on_ratio, on_loss = draw(2, 32), draw(2)
+
+    ours, ratio, _ = ppo_loss(DiagGaussian(mean, log_std), value, data, config)
+    got = torch.autograd.grad((ours * on_loss).sum() + (ratio * on_ratio).sum(), inputs)
+
+    textbook = (normal.log_prob(act) - data.logp).exp()
+    surrogate = torch.min(textbook * data.adv, textbook.clamp(0.8, 1.2) * data.adv)
+    loss = -surrogate.mean(1) + 0.7 * (data.ret - value).square().mean(1)
+    wanted = torch.autograd.grad((loss * on_loss).sum() + (textbook * on_ratio).sum(), inputs)
+    assert 0.1 < ((textbook - 1).abs() > 0.2).double().mean() < 0.9  # both sides of the clip
+    torch.testing.assert_close(ours, loss, rtol=1e-12, atol=1e-12)
+    for x, y in zip(got, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
 
 
 def test_kl_of_two_ratios_worked_by_hand() -> None:

@@ -1,11 +1,13 @@
 """Evaluation: every environment counts one episode, and one only."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 
 from dpd.config import BadInput
-from dpd.envs.base import EnvSpec, Step
+from dpd.envs.base import Env, EnvSpec, Step
 from dpd.evaluate import episode_seeds, find_policies, run_episodes
 
 
@@ -32,7 +34,7 @@ class Countdown:
 
 
 def test_each_environment_counts_its_first_episode_only():
-    outcome = run_episodes(Countdown(6), lambda obs: torch.zeros(2, 3, 1), 2)
+    outcome = run_episodes(cast(Env, Countdown(6)), lambda obs: torch.zeros(2, 3, 1), 2)
     # the short ones go on into further episodes until the longest ends; those don't count
     assert outcome.returns.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert outcome.lengths.tolist() == [[1, 2, 3], [4, 5, 6]]

@@ -1,6 +1,7 @@
 """Policy files: they act as the learner did, and nothing else is taken for one."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ OBS, ACT = 5, 2
 
 def meta(**changes):
     """Describe a small policy."""
-    fields = {
+    fields: dict[str, Any] = {
         "algo": "ppo",
         "env_id": "Some-v0",
         "activation": "tanh",

@@ -90,7 +90,7 @@ def test_a_directory_that_holds_a_run_is_refused(run_dir, capsys):
 def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     def losses(seed):
         training = Training(parse_train(["Swimmer-v5", *SMALL, "--seed", seed]))
-        return torch.stack([training.iterate()["loss/policy"] for _ in range(3)])
+        return torch.stack([torch.as_tensor(training.iterate()["loss/policy"]) for _ in range(3)])
 
     assert torch.equal(losses("0"), losses("0"))
     assert not torch.equal(losses("0"), losses("1"))
