@@ -281,9 +281,10 @@ def test_the_gap_is_in_raw_units_whatever_a_peers_rewards_are_scaled_by(ruler: s
         torch.testing.assert_close(setup.method.metrics[name], scaled.method.metrics[name])
 
 
-def test_weights_follow_the_gap_in_raw_units() -> None:
-    # P = 2, so K softmax_K(xi / rms(xi)) of the raw values both give at the peer's states
-    setup = Setup(LOSS)
+@pytest.mark.parametrize("scale", ["rms", "reward"])
+def test_weights_follow_the_gap_in_raw_units(scale: str) -> None:
+    # P = 2, so K softmax_K(xi / scale) of the raw values both give at the peer's states
+    setup = Setup(vary(LOSS, scale=scale))
     targets = setup.choose()
     moments = setup.agent.obs_norm
     raw = targets.obs / moments.scale + moments.mean  # unclipped: |x| < 10 here
@@ -291,9 +292,20 @@ def test_weights_follow_the_gap_in_raw_units() -> None:
     crossed = setup.agent.ask(raw.flip(0)).value
     assert value is not None and crossed is not None
     xi = crossed.flip(0) - value
-    exponent = torch.exp(xi / xi.square().mean(1, keepdim=True).sqrt())
+    rms, deviation = xi.square().mean(1, keepdim=True).sqrt(), setup.agent.return_norm.scale
+    assert (rms - deviation).abs().min() > 0.1
+    exponent = torch.exp(xi / (rms if scale == "rms" else deviation))
     expected = exponent / exponent.mean(1, keepdim=True)
     torch.testing.assert_close(targets.weight, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_gaps_mean_square_runs_over_the_iterations() -> None:
+    # gaps of 1, then 3: 1, then 1 + 0.1 (9 - 1) = 1.8, in both rows
+    setup = Setup(LOSS)
+    for peer, expected in ((1.0, 1.0), (3.0, 1.8)):
+        setup.put_ahead(0.0, peer)
+        setup.choose()
+        assert setup.method.mean_square.flatten().tolist() == pytest.approx([expected] * 2)
 
 
 def test_half_the_dose_moves_the_parameters_half_as_far() -> None:
