@@ -183,12 +183,13 @@ class PPO:
         obs = self.obs_norm(rollout.flat_obs())
         value = self.value(obs).view(shape)
         next_value = self.value(self.obs_norm(rollout.next_obs.flatten(1, 2)))
+        void = ~rollout.valid  # nothing happened there: error 0, and none from beyond it
         adv = gae(
-            self.return_norm(rollout.reward),
+            torch.where(void, value, self.return_norm(rollout.reward)),
             value,
-            next_value.view(shape),
-            rollout.terminated,
-            rollout.done,
+            next_value.view(shape).masked_fill(void, 0),
+            rollout.terminated | void,
+            rollout.done | void,
             self.gamma.unsqueeze(-1),
             torch.tensor(self.config.lam, dtype=self.dtype),
         )

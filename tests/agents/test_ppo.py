@@ -283,6 +283,23 @@ def test_invalid_samples_enter_no_minibatch_and_valid_ones_all_do() -> None:
             assert set(row.tolist()) == set(valid.nonzero().flatten().tolist())
 
 
+def test_a_step_in_which_nothing_happened_gives_no_credit_to_those_before() -> None:
+    # As if the episode had been cut before it: step 6 bootstraps its successor and no more.
+    agent = PPO(SMALL, O, A, SEEDS, torch.float64)
+    broken, cut = filled(agent, [1, 2, 3]), agent.new_rollout()
+    broken.terminated[:] = broken.truncated[:] = False
+    for name, x in vars(broken).items():
+        getattr(cut, name).copy_(x)
+    broken.reward[0, 7, 2], broken.next_obs[0, 7, 2] = 1e6, torch.nan
+    broken.truncated[0, 7, 2], broken.valid[0, 7, 2] = True, False
+    cut.truncated[0, 6:8, 2] = True
+    for found, expected in zip(
+        agent.prepare(broken).data[3:], agent.prepare(cut).data[3:], strict=True
+    ):
+        keep = broken.valid.flatten(1)
+        torch.testing.assert_close(found[keep], expected[keep], rtol=1e-12, atol=1e-12)
+
+
 def test_an_epoch_is_a_permutation_of_its_own_for_every_learner() -> None:
     agent = PPO(SMALL, O, A, SEEDS)
     seen: list[Minibatch] = []
