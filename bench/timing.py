@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
 
 import psutil
+
+from dpd.envs.physics import n_cores
 
 MAX_LOAD_PER_CORE = 0.75
 MAX_CPU_PERCENT = 20.0
@@ -58,3 +64,26 @@ def interleaved_rates(
 def median_ratio(rates: Mapping[str, list[float]], name: str, base: str) -> float:
     """Median over the rounds of one contender's rate in another's of the same round."""
     return statistics.median(a / b for a, b in zip(rates[name], rates[base], strict=True))
+
+
+def machine() -> dict[str, object]:
+    """Say what the numbers were measured on, and with which versions."""
+    packages = ("torch", "mujoco", "gymnasium", "stable-baselines3", "numpy")
+    commit = ["git", "-C", str(Path(__file__).parent), "describe"]
+    commit += ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    found = subprocess.run(commit, capture_output=True, text=True, check=False)
+    return {
+        "cpu": cpu_model(),
+        "cores": n_cores(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+        "commit": found.stdout.strip() or None,
+    }
+
+
+def cpu_model() -> str:
+    """Return the processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

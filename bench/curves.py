@@ -1,0 +1,232 @@
+"""Learning curves against Stable-Baselines3's PPO at this suite's hyper-parameters.
+
+python bench/curves.py --seeds 3 --json sb3.json              train SB3, two runs at once
+python bench/curves.py --sb3 sb3.json --ours runs/...         compare with runs of ours
+
+All final policies act without noise in the same episodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sb3_baseline import make_ppo, make_vec
+from scipy.stats import trim_mean
+from timing import machine
+from torch import Tensor
+
+from dpd import policyfile
+from dpd.agents.ppo_config import PPOConfig
+from dpd.envs.make import make
+from dpd.evaluate import episode_seeds, evaluate_policy, run_episodes
+
+if TYPE_CHECKING:
+    from stable_baselines3 import PPO
+
+WINDOW = 20  # episodes per point of a curve, as dpd.collect.EpisodeStatistics takes
+
+Record = dict[str, Any]
+"""One learner: name, steps, returns of the episodes, curve of training returns."""
+
+
+def train_sb3(args: argparse.Namespace, seed: int) -> Record:
+    """Train one run of SB3 on one thread; return its record."""
+    torch.set_num_threads(1)
+    config = PPOConfig()
+    kind = "native" if args.native else "dummy"
+    venv = make_vec(kind, args.env, config.n_envs, seed, 1)
+    model = make_ppo(venv, config.n_steps, seed, config)
+    curve: list[tuple[int, float]] = []
+
+    def on_step(scope: dict[str, Any], _: dict[str, Any]) -> bool:
+        last = [episode["r"] for episode in scope["self"].ep_info_buffer][-WINDOW:]
+        if scope["n_steps"] == 0 and last:  # once an iteration
+            curve.append((model.num_timesteps, float(np.mean(last))))
+        return True
+
+    begin = time.perf_counter()
+    # As many whole iterations as fit, like ours: SB3 by itself goes over the budget.
+    model.learn(args.total_steps // config.samples * config.samples, callback=on_step)
+    seconds = time.perf_counter() - begin
+    returns = evaluate_sb3(model, args.env, args.episodes, args.eval_seed)
+    steps = model.num_timesteps
+    venv.close()
+    return {
+        "name": f"seed{seed}",
+        "steps": steps,
+        "seconds": seconds,
+        "returns": returns,
+        "curve": curve,
+    }
+
+
+def deterministic(model: PPO) -> Callable[[Tensor], Tensor]:
+    """Return SB3's policy without noise, its normalisation frozen: obs [1, K, O] -> act."""
+    normaliser = model.get_vec_normalize_env()
+    if normaliser is None:
+        raise ValueError("the model was trained without VecNormalize")
+    normaliser.training = False
+    low, high = model.action_space.low, model.action_space.high  # type: ignore[attr-defined]
+
+    def act(obs: Tensor) -> Tensor:
+        action, _ = model.predict(normaliser.normalize_obs(obs[0].numpy()), deterministic=True)
+        return torch.as_tensor((action - low) / (high - low) * 2 - 1).unsqueeze(0)
+
+    return act
+
+
+def evaluate_sb3(model: PPO, env_id: str, episodes: int, seed: int) -> list[float]:
+    """Play the episodes that `evaluate_policy` plays with this seed."""
+    env = make(env_id, episodes, episode_seeds(seed, episodes), threads=1)
+    try:
+        return run_episodes(env, deterministic(model), 1).returns[0].tolist()
+    finally:
+        env.close()
+
+
+def train_all(args: argparse.Namespace, console: Console) -> Record:
+    """Train every seed, two at once; return the records with what they were made by."""
+    seeds = range(args.seed, args.seed + args.seeds)
+    records = []
+    # Spawned, since a forked copy of torch's thread pool hangs.
+    with ProcessPoolExecutor(args.at_once, get_context("spawn")) as pool:
+        for future in [pool.submit(train_sb3, args, seed) for seed in seeds]:
+            records.append(future.result())
+            console.print(f"SB3 {records[-1]['name']}: {np.mean(records[-1]['returns']):,.0f}")
+    settings = {k: getattr(args, k) for k in ("env", "native", "episodes", "eval_seed")}
+    return {"settings": settings, "ppo": asdict(PPOConfig()), "machine": machine(), "sb3": records}
+
+
+def our_records(run_dir: Path, env_id: str, episodes: int, eval_seed: int) -> list[Record]:
+    """Evaluate a run's last policies; return a record per learner."""
+    peers = json.loads((run_dir / "config.json").read_text())["peers"]
+    files = sorted((run_dir / "policies").glob("seed*-peer*.safetensors"))
+    curves = our_curves(run_dir / "metrics.csv", peers)
+    records = []
+    for file in files:
+        if file.stem.endswith("-best"):
+            continue
+        policy = policyfile.load(file)
+        outcome = evaluate_policy(policy, env_id, episodes, eval_seed)
+        records.append(
+            {
+                "name": file.stem,
+                "steps": policy.meta.provenance["steps"] // peers,
+                "returns": outcome.returns[0].tolist(),
+                "curve": curves.get(file.stem, []),
+            }
+        )
+    if not records:
+        raise ValueError(f"{run_dir} holds no policies/seed*-peer*.safetensors")
+    return records
+
+
+def our_curves(path: Path, peers: int) -> dict[str, list[tuple[int, float]]]:
+    """Read training returns by learner; steps are the learner's own."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["metric"] == "train/return":
+                point = (int(row["step"]) // peers, float(row["value"]))
+                curves.setdefault(f"seed{row['seed']}-peer{row['peer']}", []).append(point)
+    return curves
+
+
+def summarise(records: list[Record]) -> dict[str, Any]:
+    """Return statistics over learners of their mean final returns.
+
+    With fewer than four learners nothing is trimmed and the IQM is the mean.
+    """
+    means = np.array([np.mean(r["returns"]) for r in records])
+    spread = float(means.std(ddof=1)) if len(means) > 1 else 0.0
+    return {
+        "iqm": float(trim_mean(means, 0.25)),
+        "mean": float(means.mean()),
+        "std": spread,
+        "each": means.tolist(),
+        "steps": sorted({r["steps"] for r in records}),
+    }
+
+
+def result_table(groups: dict[str, list[Record]], title: str) -> Table:
+    """Return a row per group of learners."""
+    table = Table(title=title, title_justify="left")
+    for name in ("run", "steps each", "learners", "IQM", "mean", "± std", "every learner"):
+        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
+    for name, records in groups.items():
+        s = summarise(records)
+        steps = " ".join(f"{x:,}" for x in s["steps"])
+        numbers = [f"{s[k]:,.0f}" for k in ("iqm", "mean", "std")]
+        each = " ".join(f"{x:,.0f}" for x in s["each"])
+        table.add_row(name, steps, str(len(records)), *numbers, each)
+    return table
+
+
+def compare(args: argparse.Namespace, console: Console) -> None:
+    """Train or read SB3's runs, evaluate ours, print and write."""
+    data = json.loads(args.sb3.read_text()) if args.sb3 else {}
+    for name, value in data.get("settings", {}).items():
+        setattr(args, name, value)  # ours play the episodes that SB3's played
+    if not args.sb3 and args.seeds:
+        data = train_all(args, console)
+    ours = {
+        str(d): our_records(d, args.env, args.episodes, args.eval_seed) for d in args.ours or ()
+    }
+    groups = ({"SB3 PPO": data["sb3"]} if "sb3" in data else {}) | ours
+    title = f"{args.env}: final policies, {args.episodes} deterministic episodes each"
+    console.print(result_table(groups, title))
+    if args.json:
+        data |= {"ours": ours, "summary": {k: summarise(v) for k, v in groups.items()}}
+        args.json.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(description="Compare learning with Stable-Baselines3's PPO.")
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of SB3; 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="the first one's")
+    parser.add_argument("--total-steps", type=int, default=1_000_000, help="per run of SB3")
+    parser.add_argument("--at-once", type=int, default=2, help="runs of SB3 side by side")
+    parser.add_argument("--native", action="store_true", help="SB3 on dpd's simulation, faster")
+    parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--eval-seed", type=int, default=1_000_000)
+    parser.add_argument("--sb3", type=Path, help="read SB3's runs from here, train none")
+    parser.add_argument("--ours", type=Path, nargs="+", metavar="RUN_DIR", help="runs of dpd")
+    parser.add_argument("--json", type=Path, help="write returns, curves and versions here")
+    args = parser.parse_args()
+    if args.total_steps < PPOConfig().samples:
+        parser.error(f"--total-steps must be at least {PPOConfig().samples}")
+    if args.seeds < 0 or args.at_once < 1 or args.episodes < 1:
+        parser.error("--at-once and --episodes must be positive, --seeds not negative")
+    if not (args.seeds or args.sb3 or args.ours):
+        parser.error("nothing to do: give --seeds, --sb3 or --ours")
+    return args
+
+
+def main() -> int:
+    """Parse flags and compare."""
+    args = parse()
+    for path in (args.json.parent if args.json else None, *(args.ours or ())):
+        if path is not None and not path.is_dir():  # told of now, not after the training
+            sys.exit(f"{path} is no directory")
+    compare(args, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""Time training end to end against Stable-Baselines3's PPO, and what distillation costs.
+
+python bench/train.py --json train.json        about 20 minutes on a quiet machine
+python bench/train.py --quick --force          a smoke run, its numbers mean nothing
+
+Both sides learn HalfCheetah-v5 at the same hyper-parameters. Every measurement is a process of its
+own, as a user starts it; set-ups take turns. Ours logs (csv, TensorBoard, live table), SB3 is
+silent; neither evaluates; of both, the first iteration is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from sb3_baseline import ENDLESS, TimeBox
+from timing import MAX_CPU_PERCENT, load_of_others, machine, median_ratio, require_quiet
+from torch import Tensor
+
+import dpd.train
+from dpd.cli import parse_train
+from dpd.config import as_flags, preset_settings
+from dpd.log import RunLog
+
+HERE = Path(__file__).resolve().parent
+ENV = "HalfCheetah-v5"
+PRESETS = ("paper", "modern", "released")
+PHASES = ("collect", "update", "distill")
+
+
+class TimeUp(Exception):
+    """The measurement is over."""
+
+    def __init__(self, measured: dict[str, Any]) -> None:
+        super().__init__("time is up")
+        self.measured = measured
+
+
+class TimedLog(RunLog):
+    """A run's log that also counts steps and seconds, and ends the run when time is up."""
+
+    def __init__(self, seconds: float, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.box, self.phases = TimeBox(seconds), dict.fromkeys(PHASES, 0.0)
+
+    def record(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        """Record as ever, then look at the clock."""
+        super().record(step, metrics)
+        box = self.box
+        if box.first is not None:
+            for phase in PHASES:
+                self.phases[phase] += float(metrics[f"time/{phase}"])
+        if box.mark(step * len(self._seeds)):
+            threads = torch.get_num_threads()
+            found = {"steps": box.steps, "seconds": box.seconds, "threads": threads}
+            raise TimeUp(found | {"phases": self.phases})
+
+
+def work(seconds: float, flags: Sequence[str]) -> dict[str, Any]:
+    """Train as `dpd train` does with these flags, until the time is up."""
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as sink:
+        endless = ("--total-steps", str(ENDLESS), "--evals", "1", "--out", folder)
+        # A live table as at a terminal: drawing it is part of the cost.
+        screen = Console(file=sink, force_terminal=True, force_interactive=True, width=120)
+        log = partial(TimedLog, seconds)
+        try:
+            with patch.multiple(dpd.train, RunLog=log, Console=lambda: screen):
+                dpd.train.train(parse_train([ENV, *flags, *endless]))
+        except TimeUp as over:
+            return over.measured
+    raise RuntimeError("the run ended before its time was up")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A way to train: what runs, as one process or as several at once."""
+
+    name: str
+    learners: int
+    flags: str
+    processes: int = 1
+    ours: bool = False
+
+    def command(self, seconds: float, seed: int, threads: int | None) -> list[str]:
+        """Return the command line of one process; `threads` is for ours."""
+        flags = [*shlex.split(self.flags), "--seed", str(seed)]
+        if self.ours:
+            flags += [] if threads is None else ["--threads", str(threads)]
+            return [sys.executable, str(HERE / "train.py"), "--worker", str(seconds), *flags]
+        script = str(HERE / "sb3_baseline.py")
+        return [sys.executable, script, "--env", ENV, "--seconds", str(seconds), *flags]
+
+    def measure(self, seconds: float, threads: int | None) -> dict[str, Any]:
+        """Run once; steps per second are the processes' together."""
+        seeds = range(self.processes)
+        parts = run_at_once([self.command(seconds, seed, threads) for seed in seeds])
+        return {"steps_per_s": sum(p["steps"] / p["seconds"] for p in parts), "parts": parts}
+
+
+def run_at_once(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Run commands side by side; return the JSON each prints last."""
+    # A thread count in the caller's environment is not what "default threads" means.
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    running = [
+        subprocess.Popen(
+            c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for c in commands
+    ]
+    try:
+        outputs = [process.communicate() for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for command, process, (_, stderr) in zip(commands, running, outputs, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"{shlex.join(command)} failed:\n{stderr[-2000:]}")
+    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
+
+
+SB3_DEFAULT = Setup("SB3, 1 env, default threads", 1, "--n-envs 1")
+SB3 = (
+    SB3_DEFAULT,
+    Setup("SB3, 1 env, 1 thread", 1, "--n-envs 1 --threads 1"),
+    Setup("SB3, 1 env, 2 threads", 1, "--n-envs 1 --threads 2"),
+    Setup("SB3, 8 envs, 1 thread", 1, "--n-envs 8 --threads 1"),
+    Setup("SB3, 8 envs, 2 threads", 1, "--n-envs 8 --threads 2"),
+    Setup("SB3, 8 env processes, 1 thread", 1, "--n-envs 8 --threads 1 --vec subproc"),
+    Setup("SB3, 2 runs of 1 env, 1 thread", 2, "--n-envs 1 --threads 1", 2),
+    Setup("SB3, 2 runs of 8 envs, 1 thread", 2, "--n-envs 8 --threads 1", 2),
+)
+ONE = Setup("dpd, one learner", 1, "--peers 1 --method none", ours=True)
+TEN = Setup("dpd, ten seeds in one stack", 10, "--peers 1 --seeds 10 --method none", ours=True)
+ALONE = Setup("dpd, two peers, no distillation", 2, "--peers 2 --method none", ours=True)
+
+
+def with_preset(preset: str) -> Setup:
+    """Return two peers that distil by a preset."""
+    flags = f"--peers 2 --method dpd --preset {preset}"
+    return Setup(f"dpd, two peers, {preset}", 2, flags, ours=True)
+
+
+def without_distillation(preset: str) -> Setup:
+    """Return two peers with a preset's learners, but no distillation."""
+    rest = {k: v for k, v in preset_settings(preset, "dpd", "ppo").items() if k != "distill"}
+    if not rest:
+        return ALONE
+    flags = f"{shlex.join(as_flags(rest))} {ALONE.flags}"
+    return Setup(f"dpd, two peers, no distillation, {preset}'s learners", 2, flags, ours=True)
+
+
+def in_turns() -> list[Setup]:
+    """Return every set-up once, ours and SB3's alternating as far as they go."""
+    ours = [ONE, ALONE, TEN, *map(with_preset, PRESETS), *map(without_distillation, PRESETS)]
+    pairs = zip_longest(dict.fromkeys(ours), SB3)
+    return [setup for pair in pairs for setup in pair if setup is not None]
+
+
+@dataclass
+class Results:
+    """Measurements of every set-up by name, round by round."""
+
+    raw: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rounds: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def rates(self) -> dict[str, list[float]]:
+        """Environment steps per second, of all learners of a set-up together."""
+        return {k: [r["steps_per_s"] for r in v] for k, v in self.raw.items()}
+
+    def rate(self, setup: Setup) -> float:
+        """Return a set-up's median rate."""
+        return median(self.rates[setup.name])
+
+    def ratio(self, setup: Setup, base: Setup) -> float:
+        """Return how many times as fast a set-up is, as the median over the rounds."""
+        return median_ratio(self.rates, setup.name, base.name)
+
+    @property
+    def busy_rounds(self) -> int:
+        """Count the rounds before which others used the machine."""
+        return sum(r["cpu_percent"] > MAX_CPU_PERCENT for r in self.rounds)
+
+    def best_sb3(self) -> Setup:
+        """Return SB3's fastest way."""
+        return max(SB3, key=self.rate)
+
+    def own_phase(self, setup: Setup) -> float:
+        """Return the share of the time in the distillation phase."""
+        parts = [p for r in self.raw[setup.name] for p in r["parts"]]
+        return median(p["phases"]["distill"] / p["seconds"] for p in parts)
+
+    def cost(self, preset: str) -> float:
+        """Return the share of the time that the same learners save if they do not distil.
+
+        This holds what a term inside the learners' loss costs, which no phase of its own shows.
+        Bare peers still measure how far apart they are; that counts as distillation's too.
+        """
+        bare = without_distillation(preset)
+        return 1 - self.ratio(with_preset(preset), bare) * (1 - self.own_phase(bare))
+
+
+def measure_all(args: argparse.Namespace, console: Console) -> Results:
+    """Measure all set-ups in turns, so that a slow minute hits them all."""
+    results, setups = Results(), in_turns()
+    for i in range(args.repeats):
+        load, percent = load_of_others()
+        results.rounds.append({"load": load, "cpu_percent": percent})
+        console.print(f"round {i + 1} of {args.repeats}; others use {percent:.0f} % of the CPU")
+        for setup in setups:
+            found = setup.measure(args.seconds, args.threads)
+            results.raw.setdefault(setup.name, []).append(found)
+            console.print(f"  {setup.name}: {found['steps_per_s']:,.0f} env steps/s")
+    return results
+
+
+def ratio_table(results: Results) -> Table:
+    """Return the rates of both sides, and how many times SB3's they are."""
+    best = results.best_sb3()
+    title = f"Training {ENV} end to end; times SB3's default way, times its best way"
+    table = Table(title=title, title_justify="left")
+    table.add_column("set-up", no_wrap=True)
+    for name in ("learners", "env steps/s", "x default", "x best"):
+        table.add_column(name, justify="right")
+    for setup in (*SB3, ONE, ALONE, with_preset("paper"), TEN):
+        ratios = [f"{results.ratio(setup, base):.2f}" for base in (SB3_DEFAULT, best)]
+        name = f"{setup.name} (best)" if setup is best else setup.name
+        table.add_row(name, str(setup.learners), f"{results.rate(setup):,.0f}", *ratios)
+    return table
+
+
+def cost_table(results: Results) -> Table:
+    """Return what distillation costs per preset."""
+    table = Table(title="Distillation's share of the time, two peers", title_justify="left")
+    table.add_column("preset")
+    for name in ("env steps/s", "its own phase", "against learners without"):
+        table.add_column(name, justify="right")
+    rows = [("none", ALONE, results.own_phase(ALONE))]
+    rows += [(p, with_preset(p), results.cost(p)) for p in PRESETS]
+    for name, setup, cost in rows:
+        shares = [f"{100 * share:.1f} %" for share in (results.own_phase(setup), cost)]
+        table.add_row(name, f"{results.rate(setup):,.0f}", *shares)
+    return table
+
+
+def goals(results: Results) -> list[dict[str, Any]]:
+    """Return every goal with what was measured."""
+    best, paper = results.best_sb3(), with_preset("paper")
+    lowest = [
+        ("two peers, paper, x SB3's default way", results.ratio(paper, SB3_DEFAULT), 6.0),
+        ("two peers, paper, x SB3's best way", results.ratio(paper, best), 1.6),
+        ("ten learners, x SB3's default way", results.ratio(TEN, SB3_DEFAULT), 12.0),
+        ("ten learners, x SB3's best way", results.ratio(TEN, best), 3.0),
+    ]
+    share = max(results.own_phase(paper), results.cost("paper"))
+    found = [{"goal": f"{n} >= {g}", "measured": x, "met": x >= g} for n, x, g in lowest]
+    name = "distillation, paper, share of the time (the larger of both) <= 0.15"
+    return [*found, {"goal": name, "measured": share, "met": share <= 0.15}]
+
+
+def report(results: Results, args: argparse.Namespace, console: Console) -> None:
+    """Print the tables and goals; write the numbers if asked to."""
+    console.print(ratio_table(results), cost_table(results))
+    for goal in goals(results):
+        met = "met   " if goal["met"] else "NOT MET"
+        console.print(f"{met:<8}{goal['goal']}: {goal['measured']:.2f}", soft_wrap=True)
+    if (
+        results.busy_rounds
+    ):  # two torch threads on shared cores wait for each other most of the time
+        console.print(
+            f"the machine was busy in {results.busy_rounds} of {len(results.rounds)} rounds: these "
+            "numbers are not to be quoted, least of all those of two threads",
+            style="red",
+            soft_wrap=True,
+        )
+    if args.json:
+        setups = {s.name: {**asdict(s), "steps_per_s": results.rate(s)} for s in in_turns()}
+        data = {"machine": machine(), "env": ENV, "seconds": args.seconds, "threads": args.threads}
+        data |= {"goals": goals(results), "medians": setups, "rounds": results.rounds}
+        data |= {"busy_rounds": results.busy_rounds}
+        args.json.write_text(json.dumps(data | {"raw": results.raw}, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(description="Time training against Stable-Baselines3.")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=15.0, help="per set-up and repeat")
+    parser.add_argument("--threads", type=int, help="CPU threads of dpd; default: its own")
+    parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
+    parser.add_argument("--json", type=Path, help="write raw repeats, medians and versions here")
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
+    args = parser.parse_args()
+    if args.quick:
+        args.repeats, args.seconds = 1, 1.0
+    if args.repeats < 1 or args.seconds <= 0:
+        parser.error("--repeats and --seconds must be positive")
+    return args
+
+
+def main() -> int:
+    """Be one measurement (--worker SECONDS FLAGS ...), or make them all."""
+    if sys.argv[1:2] == ["--worker"]:
+        sys.stdout.write(json.dumps(work(float(sys.argv[2]), sys.argv[3:])) + "\n")
+        return 0
+    args = parse()
+    require_quiet(args.force)
+    console = Console()
+    report(measure_all(args, console), args, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
