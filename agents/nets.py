@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -123,6 +124,7 @@ class _Forward(torch.autograd.Function):
         return tuple(out if inputs else out.clone() for out, inputs in ran)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         nets: StackedNets = ctx.nets
         pieces: dict[str, Tensor] = {}

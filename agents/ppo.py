@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dpd.agents.base import Answer, ExtraLoss, Metrics, Minibatch, take
 from dpd.agents.buffers import Rollout, gae
@@ -64,6 +65,7 @@ class _ClippedLoss(torch.autograd.Function):
         return torch.add(policy, value_error, alpha=config.value_coef), ratio, policy, value_error
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         inv_std, z, ratio, gain, bounded, error = ctx.saved_tensors
         of_loss, of_ratio = grads[:2]

@@ -43,8 +43,8 @@ class EpisodeStatistics:
 
     def add(self, rollout: Rollout) -> None:
         """Take in a rollout."""
-        reward, done = rollout.reward.double().numpy(), rollout.done.numpy()
-        valid = rollout.valid.numpy()
+        valid, done = rollout.valid.numpy(), rollout.done.numpy()
+        reward = np.where(valid, rollout.reward.double().numpy(), 0.0)
         for t in range(reward.shape[1]):
             self.ret += reward[:, t]
             self.length += valid[:, t]

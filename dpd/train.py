@@ -100,6 +100,7 @@ class Training:
         for name, value in metrics.items():
             if name.startswith(("loss/", "distill/loss")):
                 require_finite(name, value)
+        require_finite("parameter", self.agent.nets.flat)
         return {**metrics, **self.episodes.metrics()}
 
     def evaluate(self) -> Metrics:

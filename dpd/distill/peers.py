@@ -21,9 +21,18 @@ class Targets(NamedTuple):
     """What to imitate at each state, all constant; [N, K, ...]."""
 
     obs: Tensor  # normalised by the student
-    dist: DiagGaussian  # the target's, mean clipped to the action box
+    mean: Tensor  # of the target policy, clipped to the action box
+    log_std: Tensor
     sample: Tensor
     weight: Tensor  # [N, K]
+
+    def at(self, idx: Tensor) -> Targets:
+        """Return those at positions idx [N, B]."""
+        return Targets(*(take(x, idx) for x in self))
+
+    def batch(self, i: int, size: int) -> Targets:
+        """Return the i-th of equal parts of K, without a copy."""
+        return Targets(*(x[:, i * size : (i + 1) * size] for x in self))
 
 
 def gap(value: Tensor, peer_value: Tensor) -> Tensor:
@@ -147,24 +156,15 @@ class DualDistillation:
     def _minibatch_loss(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         if self.targets is None:
             raise RuntimeError("prepare() chose no targets")
-        loss = self._distance(self.targets, batch.idx)
+        loss = self._distance(self.targets.at(batch.idx))
         return self.config.coef * self.dose * loss, {"distill/loss": loss.detach()}
 
-    def _distance(self, targets: Targets, idx: Tensor) -> Tensor:
-        """Return the weighted divergence [N] at the states idx [N, B]."""
-        obs, mean, log_std, sample, weight = (
-            take(x, idx)
-            for x in (
-                targets.obs,
-                targets.dist.mean,
-                targets.dist.log_std,
-                targets.sample,
-                targets.weight,
-            )
-        )
-        target = DiagGaussian(mean, log_std, targets.dist.squashed)
-        student = self.agent.dist(obs)
-        return weighted_loss(divergence(self.config.divergence, student, target, sample), weight)
+    def _distance(self, targets: Targets) -> Tensor:
+        """Return the weighted divergence of the students from their targets [N]."""
+        student = self.agent.dist(targets.obs)
+        target = DiagGaussian(targets.mean, targets.log_std, student.squashed)
+        distance = divergence(self.config.divergence, student, target, targets.sample)
+        return weighted_loss(distance, targets.weight)
 
     def step(self) -> Metrics:
         """Take the distillation steps of this iteration, if they are the method's own."""
@@ -187,14 +187,15 @@ class DualDistillation:
         optimizer = self.optimizer if c.dose == "step" else self.agent.optimizer
         if c.dose == "step":
             optimizer.lr = [c.lr * self.dose] * len(optimizer.lr)
-        idx = self._minibatches(targets.weight.shape[1])
+        size = min(c.batch_size, targets.weight.shape[1])
+        drawn = targets.at(self._order(targets.weight.shape[1], c.steps * size))
         # A row whose weights are all zero must not move on by its momentum.
-        used = (take(targets.weight, idx.flatten(1)).view(idx.shape).sum(2) > 0).tolist()
+        used = (drawn.weight.unflatten(1, (c.steps, size)).sum(2) > 0).tolist()
         ones = torch.ones(len(self.is_student), dtype=targets.weight.dtype)
         coef = 1.0 if c.dose == "step" else c.coef * self.dose
         losses = []
         for i in range(c.steps):
-            loss = self._distance(targets, idx[:, i])
+            loss = self._distance(drawn.batch(i, size))
             (grad,) = torch.autograd.grad(loss * coef, self.agent.nets.flat, ones)
             clip_grad_norm(grad, c.max_grad_norm)
             active = [s and row[i] for s, row in zip(self.is_student, used, strict=True)]
@@ -202,13 +203,11 @@ class DualDistillation:
             losses.append(loss.detach())
         return torch.stack(losses).mean(0)
 
-    def _minibatches(self, k: int) -> Tensor:
-        """Draw the states of every step [N, steps, B], each pass over all k in a new order."""
-        c = self.config
-        size = min(c.batch_size, k)
-        passes = -(-c.steps * size // k)
+    def _order(self, k: int, length: int) -> Tensor:
+        """Draw positions [N, length], each pass over all k of them in a new order."""
+        passes = -(-length // k)
         order = torch.cat([self.exchange.rng.permutation(k) for _ in range(passes)], 1)
-        return order[:, : c.steps * size].view(-1, c.steps, size)
+        return order[:, :length]
 
     @torch.no_grad()
     def _choose(self) -> Targets:
@@ -235,7 +234,8 @@ class DualDistillation:
             pick(answers.log_std, who),
             answers.squashed,
         )
-        return Targets(self.agent.obs_norm(states.obs), target, self._sample(target), weight)
+        obs = self.agent.obs_norm(states.obs)
+        return Targets(obs, target.mean, target.log_std, self._sample(target), weight)
 
     def _rule(self, states: States, value: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gap and the peer to follow at each state, both [N, K]."""

@@ -185,7 +185,7 @@ class Setup:
     def loss(self, targets: Targets) -> Tensor:
         """Return the weighted divergence [N] over all states."""
         idx = torch.arange(targets.weight.shape[1]).expand(targets.weight.shape)
-        return self.method._distance(targets, idx)
+        return self.method._distance(targets.at(idx))
 
     def distil(self, progress: float = 0.0) -> Tensor:
         """Run one iteration of the method alone; return how all parameters moved [N, D]."""
@@ -261,7 +261,7 @@ def test_identical_learners_have_nothing_to_teach_each_other(divergence: str, ga
     agent.obs_norm.update(setup.batch.raw_obs, torch.zeros(2, S, dtype=torch.bool))
     agent.return_norm.moments.var[1] = agent.return_norm.moments.var[0]
     targets = setup.choose()
-    assert targets.dist.mean.abs().max() < 1  # nothing for the clip of targets to do
+    assert targets.mean.abs().max() < 1  # nothing for the clip of targets to do
     torch.testing.assert_close(setup.loss(targets), torch.zeros(2, dtype=F64), rtol=0, atol=1e-15)
 
 
@@ -392,7 +392,7 @@ def test_of_three_peers_the_best_other_is_followed_on_states_of_both_others() ->
     for n, follows in enumerate((1, 2, 1, 4, 5, 4)):
         asked = raw[n].expand(6, *raw[n].shape)
         expected = setup.agent.ask(asked).dist.mean[follows].clamp(-1, 1)
-        torch.testing.assert_close(targets.dist.mean[n], expected, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(targets.mean[n], expected, rtol=1e-6, atol=1e-7)
     weights = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
     assert targets.weight.tolist() == [[w] * S for w in weights]
     assert setup.method.metrics["distill/xi_mean"].tolist() == pytest.approx([5, -2, 2, 5, -2, 2])
@@ -514,7 +514,7 @@ def test_targets_are_clipped_to_the_action_box_and_the_student_can_come_back() -
     setup = Setup(vary(LOSS, divergence="mse"))
     setup.agent.nets.views["actor.2.bias"][:] = torch.tensor([3.0, -2.0], dtype=F64).view(2, 1, 1)
     targets = setup.choose()
-    assert targets.dist.mean[0].eq(-1).all() and targets.dist.mean[1].eq(1).all()
+    assert targets.mean[0].eq(-1).all() and targets.mean[1].eq(1).all()
     (grad,) = torch.autograd.grad(setup.loss(targets).sum(), setup.agent.nets.flat)
     assert grad.abs().amax(1).gt(1e-3).all()
 
