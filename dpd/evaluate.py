@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -163,25 +164,33 @@ def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic e
 
 def record_video(policy: Policy, env_id: str, path: Path, seed: int) -> None:
     """Record one episode as .mp4. Raises BadInput where nothing can render."""
-    import gymnasium
-
     if path.suffix != ".mp4":
         raise BadInput(f"--video writes .mp4 files, not '{path.name}'")
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
     try:
-        env = gymnasium.make(env_id, render_mode="rgb_array", **policy.meta.env_kwargs)
-        obs, _ = env.reset(seed=seed)
-        frames, done = [env.render()], False
-        while not done:
-            obs, _, terminated, truncated, _ = env.step(policy.act(np.asarray(obs, np.float32)))
-            frames.append(env.render())
-            done = terminated or truncated
-        fps = int(env.metadata.get("render_fps", 30))
-        env.close()
+        frames, fps = render_episode(policy, env_id, seed)
         import imageio
 
         imageio.mimwrite(path, frames, fps=fps)  # type: ignore[arg-type]
-    except (ImportError, AttributeError, RuntimeError, gymnasium.error.Error, ValueError) as error:
+    except (ImportError, AttributeError, RuntimeError, ValueError) as error:
         raise BadInput(
-            f"no video: {error}; it needs an OpenGL renderer (try MUJOCO_GL=egl or osmesa) and "
-            "pip install imageio[ffmpeg]"
+            f"no video: {error}; it needs pip install 'imageio[ffmpeg]' and a renderer, "
+            "which MUJOCO_GL=egl, osmesa or glfw chooses"
         ) from error
+
+
+def render_episode(policy: Policy, env_id: str, seed: int) -> tuple[list[np.ndarray], int]:
+    """Play one episode on Gymnasium's environment; return its frames and their rate."""
+    import gymnasium
+
+    env = gymnasium.make(env_id, render_mode="rgb_array", **policy.meta.env_kwargs)
+    obs, _ = env.reset(seed=seed)
+    frames, done = [np.asarray(env.render())], False
+    while not done:
+        obs, _, terminated, truncated, _ = env.step(policy.act(np.asarray(obs, np.float32)))
+        frames.append(np.asarray(env.render()))
+        done = terminated or truncated
+    fps = int(env.metadata.get("render_fps", 30))
+    env.close()
+    return frames, fps

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from dpd import policyfile
+from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
+from dpd.cli import parse_train
 from dpd.config import BadInput
 from dpd.envs.base import Env, EnvSpec, Step
-from dpd.evaluate import episode_seeds, find_policies, run_episodes
+from dpd.envs.make import make
+from dpd.evaluate import episode_seeds, find_policies, record_video, run_episodes
+from dpd.policies import PolicySaver
 
 
 class Countdown:
@@ -50,3 +56,20 @@ def test_episodes_are_the_same_for_whoever_is_compared_and_fresh_for_each_purpos
 def test_a_directory_without_policies_is_no_run(tmp_path):
     with pytest.raises(BadInput, match="is no run"):
         find_policies(tmp_path)
+
+
+def test_a_video_is_an_mp4(tmp_path):
+    video = tmp_path / "x.mp4"
+    agent = PPO(PPOConfig(), 8, 2, [(0, 0)])
+    spec = make("Swimmer-v5", 1, [0]).spec
+    config = parse_train(["Swimmer-v5"])
+    saver = PolicySaver(tmp_path, config, agent, spec)
+    saver.save_last(0)
+    policy = policyfile.load(saver.path(0))
+    with pytest.raises(BadInput, match="writes .mp4"):
+        record_video(policy, "Swimmer-v5", tmp_path / "x.gif", 0)
+    try:
+        record_video(policy, "Swimmer-v5", video, 0)
+    except BadInput as error:
+        pytest.skip(str(error))  # a machine without a renderer
+    assert video.stat().st_size > 10_000
