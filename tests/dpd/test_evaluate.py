@@ -62,14 +62,15 @@ def test_a_video_is_an_mp4(tmp_path):
     video = tmp_path / "x.mp4"
     agent = PPO(PPOConfig(), 8, 2, [(0, 0)])
     spec = make("Swimmer-v5", 1, [0]).spec
-    config = parse_train(["Swimmer-v5"])
+    # software rendering takes a tenth of a second a frame
+    config = parse_train(["Swimmer-v5", "--env-kwargs", '{"max_episode_steps": 20}'])
     saver = PolicySaver(tmp_path, config, agent, spec)
     saver.save_last(0)
     policy = policyfile.load(saver.path(0))
-    with pytest.raises(BadInput, match="writes .mp4"):
+    with pytest.raises(BadInput, match=r"writes \.mp4"):
         record_video(policy, "Swimmer-v5", tmp_path / "x.gif", 0)
     try:
         record_video(policy, "Swimmer-v5", video, 0)
     except BadInput as error:
         pytest.skip(str(error))  # a machine without a renderer
-    assert video.stat().st_size > 10_000
+    assert video.stat().st_size > 1_000
