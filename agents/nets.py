@@ -64,12 +64,19 @@ def mlp(
     return x, inputs
 
 
+class Tape(NamedTuple):
+    """What a pass through the networks left for its gradient."""
+
+    names: tuple[str, ...]
+    inputs: list[list[Tensor]]  # of every layer; none for a parameter
+
+
 class StackedNets:
     """The parameters and MLPs of N learners as one leaf [N, D] with named views.
 
     One leaf means one gradient, one norm and one optimizer step for all learners and layers.
-    A call is one node in autograd's graph, with the chain rule of an MLP written out: autograd's
-    bookkeeping per layer is a tenth of a small stack's update.
+    The chain rule of an MLP is written out, because at these sizes autograd's bookkeeping takes
+    as long as the arithmetic. A call is one node of its graph; `run` and `gradient` do without it.
     """
 
     def __init__(
@@ -90,14 +97,56 @@ class StackedNets:
         """
         if torch.is_grad_enabled():
             return _Forward.apply(self.flat, x, self, names)
-        return tuple(self._run(x, name)[0] for name in names)
+        return self.run(x, *names)[0]
 
-    def _run(self, x: Tensor | None, name: str) -> tuple[Tensor, list[Tensor]]:
-        if not self.layers[name]:
-            return self.views[name], []
-        if x is None:
-            raise ValueError(f"the network {name} needs an input")
-        return mlp(self.layers[name], x, self.activation)
+    def run(self, x: Tensor | None, *names: str) -> tuple[tuple[Tensor, ...], Tape]:
+        """Return what a call does, and what `gradient` needs of it."""
+        ran: list[tuple[Tensor, list[Tensor]]] = []
+        for name in names:
+            if not self.layers[name]:
+                ran.append((self.views[name], []))
+            elif x is None:
+                raise ValueError(f"the network {name} needs an input")
+            else:
+                ran.append(mlp(self.layers[name], x, self.activation))
+        return tuple(out for out, _ in ran), Tape(names, [inputs for _, inputs in ran])
+
+    def gradient(
+        self, tape: Tape, grads: Sequence[Tensor], wants_x: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the gradient of `flat` [N, D], and of x if wanted, from those of the outputs.
+
+        To be called before the parameters move on.
+        """
+        pieces: dict[str, Tensor] = {}
+        grad_x: Tensor | None = None
+        for name, grad, inputs in zip(tape.names, grads, tape.inputs, strict=True):
+            if not inputs:
+                pieces[name] = grad
+                continue
+            found, into_x = self._gradient_mlp(name, grad, inputs, wants_x)
+            pieces |= found
+            if into_x is not None:
+                grad_x = into_x if grad_x is None else grad_x + into_x
+        n = self.flat.shape[0]
+        blocks = [
+            pieces[k].reshape(n, -1) if k in pieces else view.new_zeros(n, view[0].numel())
+            for k, view in self.views.items()
+        ]
+        return torch.cat(blocks, 1), grad_x
+
+    def _gradient_mlp(
+        self, name: str, grad: Tensor, inputs: list[Tensor], wants_x: bool
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the gradients of an MLP's parameters, and of its input if wanted."""
+        backward = ACTIVATIONS[self.activation].backward
+        pieces = {}
+        for i in reversed(range(len(inputs))):
+            pieces[f"{name}.{i}.weight"] = torch.bmm(inputs[i].mT, grad)
+            pieces[f"{name}.{i}.bias"] = grad.sum(1, keepdim=True)
+            if i > 0:
+                grad = backward(torch.bmm(grad, self.layers[name][i][0].mT), inputs[i])
+        return pieces, torch.bmm(grad, self.layers[name][0][0].mT) if wants_x else None
 
     def init_orthogonal(
         self, prefix: str, gains: Sequence[float], generators: Sequence[torch.Generator]
@@ -112,48 +161,20 @@ class StackedNets:
 
 
 class _Forward(torch.autograd.Function):
-    """All named outputs of a `StackedNets` as one node."""
+    """All named outputs of a `StackedNets` as one node of autograd's graph."""
 
     @staticmethod
     def forward(
         ctx: Any, flat: Tensor, x: Tensor | None, nets: StackedNets, names: tuple[str, ...]
     ) -> tuple[Tensor, ...]:
-        ran = [nets._run(x, name) for name in names]
-        ctx.nets, ctx.names, ctx.inputs = nets, names, [inputs for _, inputs in ran]
+        outputs, ctx.tape = nets.run(x, *names)
+        ctx.nets = nets
         # A parameter is returned as a copy: autograd would take the view for an in-place input.
-        return tuple(out if inputs else out.clone() for out, inputs in ran)
+        pairs = zip(outputs, ctx.tape.inputs, strict=True)
+        return tuple(out if inputs else out.clone() for out, inputs in pairs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        nets: StackedNets = ctx.nets
-        pieces: dict[str, Tensor] = {}
-        grad_x: Tensor | None = None
-        for name, grad, inputs in zip(ctx.names, grads, ctx.inputs, strict=True):
-            if not inputs:
-                pieces[name] = grad
-                continue
-            found, into_x = _backward_mlp(nets, name, grad, inputs, ctx.needs_input_grad[1])
-            pieces |= found
-            if into_x is not None:
-                grad_x = into_x if grad_x is None else grad_x + into_x
-        n = nets.flat.shape[0]
-        blocks = [
-            pieces[k].reshape(n, -1) if k in pieces else view.new_zeros(n, view[0].numel())
-            for k, view in nets.views.items()
-        ]
-        return torch.cat(blocks, 1), grad_x, None, None
-
-
-def _backward_mlp(
-    nets: StackedNets, name: str, grad: Tensor, inputs: list[Tensor], wants_x: bool
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return the gradients of an MLP's parameters, and of its input if wanted."""
-    backward = ACTIVATIONS[nets.activation].backward
-    pieces = {}
-    for i in reversed(range(len(inputs))):
-        pieces[f"{name}.{i}.weight"] = torch.bmm(inputs[i].mT, grad)
-        pieces[f"{name}.{i}.bias"] = grad.sum(1, keepdim=True)
-        if i > 0:
-            grad = backward(torch.bmm(grad, nets.layers[name][i][0].mT), inputs[i])
-    return pieces, torch.bmm(grad, nets.layers[name][0][0].mT) if wants_x else None
+        grad, grad_x = ctx.nets.gradient(ctx.tape, grads, ctx.needs_input_grad[1])
+        return grad, grad_x, None, None

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dpd.agents.base import Answer, ExtraLoss, Metrics, Minibatch, take
 from dpd.agents.buffers import Rollout, gae
-from dpd.agents.dist import LOG_2PI, DiagGaussian
+from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.norm import ObsNorm, ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.ppo_loss import Samples, clipped_gradient, clipped_loss, ppo_loss
 from dpd.agents.rng import RowRandom, Stream
 
-
-class Samples(NamedTuple):
-    """Samples as the loss wants them, normalised; [N, S, ...]."""
-
-    obs: Tensor
-    act: Tensor
-    logp: Tensor
-    adv: Tensor
-    ret: Tensor
+OUTPUTS = ("actor", "log_std", "critic")
 
 
 class Batch(NamedTuple):
@@ -37,64 +29,6 @@ class Batch(NamedTuple):
     raw_obs: Tensor  # [N, S, O]
     returns: Tensor  # [N, S] lambda-returns in raw reward units
     valid: Tensor  # [N, S]
-
-
-class _ClippedLoss(torch.autograd.Function):
-    """PPO's loss of a Gaussian policy as one node, with its derivative written out.
-
-    As some forty small operations it cost a fourth of a small stack's update.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, mean: Tensor, log_std: Tensor, value: Tensor, data: Samples, config: PPOConfig
-    ) -> tuple[Tensor, ...]:
-        inv_std = torch.exp(-log_std)
-        z = (data.act - mean) * inv_std
-        logp = (z * z).sum(-1) * -0.5 - (log_std.sum(-1) + 0.5 * LOG_2PI * mean.shape[-1])
-        ratio = torch.exp(logp - data.logp)
-        gain = ratio * data.adv
-        bounded = ratio.clamp(1 - config.clip, 1 + config.clip) * data.adv
-        policy = torch.min(gain, bounded).mean(1).neg_()
-        error = data.ret - value
-        value_error = (error * error).mean(1)
-        ctx.save_for_backward(inv_std, z, ratio, gain, bounded, error)
-        ctx.value_coef = config.value_coef
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(policy, value_error)
-        return torch.add(policy, value_error, alpha=config.value_coef), ratio, policy, value_error
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        inv_std, z, ratio, gain, bounded, error = ctx.saved_tensors
-        of_loss, of_ratio = grads[:2]
-        if of_loss is None:
-            of_loss = ratio.new_zeros(ratio.shape[0])
-        per_sample = (of_loss / -ratio.shape[1]).unsqueeze(1)
-        # where the bound is the smaller, it is flat: no gradient
-        of_logp = torch.where(gain <= bounded, gain, 0.0) * per_sample
-        if of_ratio is not None:
-            of_logp = of_logp + of_ratio * ratio
-        of_z = of_logp.unsqueeze(-1) * z  # d logp / d mean = z / std; d logp / d log_std = z^2 - 1
-        of_log_std = (of_z * z).sum(1, keepdim=True) - of_logp.sum(1).view(-1, 1, 1)
-        return of_z * inv_std, of_log_std, error * (2 * ctx.value_coef * per_sample), None, None
-
-
-def ppo_loss(
-    dist: DiagGaussian, value: Tensor, data: Samples, config: PPOConfig
-) -> tuple[Tensor, Tensor, Metrics]:
-    """Return the clipped loss [N] (Schulman et al. 2017, eq. 7 and 9), the ratios [N, B], metrics.
-
-    value [N, B]; data [N, B, ...] with advantages already normalised. The value error is a plain
-    mean square, without one half. Differentiable with respect to the policy and the value.
-    """
-    loss, ratio, policy, value_error = _ClippedLoss.apply(
-        dist.mean, dist.log_std, value, data, config
-    )
-    if config.entropy_coef:
-        loss = loss - config.entropy_coef * dist.entropy().mean(1)
-    return loss, ratio, {"loss/policy": policy, "loss/value": value_error}
 
 
 def normalise_minibatches(adv: Tensor) -> Tensor:
@@ -256,16 +190,35 @@ class PPO:
     def _step(
         self, batch: Samples, idx: Tensor, active: list[bool], extra: ExtraLoss | None
     ) -> tuple[Metrics, Tensor]:
-        mean, log_std, value = self.nets(batch.obs, "actor", "log_std", "critic")
-        dist = DiagGaussian(mean, log_std)
-        loss, ratio, metrics = ppo_loss(dist, value.squeeze(-1), batch, self.config)
-        if extra is not None:
-            added, more = extra(Minibatch(dist, ratio, idx))
-            loss, metrics = loss + added, metrics | more
-        (grad,) = torch.autograd.grad(loss, self.nets.flat, self._ones)
+        """Take one gradient step; return its metrics and ratios [N, B]."""
+        if extra is None:
+            grad, metrics, ratio = self._own_gradient(batch)
+        else:
+            grad, metrics, ratio = self._joint_gradient(batch, idx, extra)
         metrics["train/grad_norm"] = clip_grad_norm(grad, self.config.max_grad_norm)
         self.optimizer.step(grad, active)
-        return metrics, ratio.detach()
+        return metrics, ratio
+
+    @torch.no_grad()
+    def _own_gradient(self, batch: Samples) -> tuple[Tensor, Metrics, Tensor]:
+        """Return the gradient of PPO's loss alone, without autograd."""
+        (mean, log_std, value), tape = self.nets.run(batch.obs, *OUTPUTS)
+        dist = DiagGaussian(mean, log_std)
+        loss = clipped_loss(dist, value.squeeze(-1), batch, self.config)
+        of_mean, of_log_std, of_value = clipped_gradient(loss, self.config, self._ones)
+        grad, _ = self.nets.gradient(tape, (of_mean, of_log_std, of_value.unsqueeze(-1)))
+        return grad, loss.metrics, loss.ratio
+
+    def _joint_gradient(
+        self, batch: Samples, idx: Tensor, extra: ExtraLoss
+    ) -> tuple[Tensor, Metrics, Tensor]:
+        """Return the gradient of PPO's loss and a method's, by autograd."""
+        mean, log_std, value = self.nets(batch.obs, *OUTPUTS)
+        dist = DiagGaussian(mean, log_std)
+        loss = ppo_loss(dist, value.squeeze(-1), batch, self.config)
+        added, metrics = extra(Minibatch(dist, loss.ratio, idx))
+        (grad,) = torch.autograd.grad(loss.loss + added, self.nets.flat, self._ones)
+        return grad, loss.metrics | metrics, loss.ratio.detach()
 
     def _diagnose(self, data: Samples, ratio: Tensor) -> Metrics:
         clipped = (ratio - 1).abs() > self.config.clip

@@ -65,9 +65,9 @@ class DPDConfig:
     Adam (2020 code), or a term inside the learner's loss."""
     lr: float = 1e-5
     """Learning rate of the own Adam (paper, on-policy)."""
-    steps: int = 80
-    """Gradient steps per iteration: with 256 of 2048 states each, one pass over the peer's states
-    for each of PPO's ten passes over the own. The paper names no number."""
+    steps: int = 40
+    """Gradient steps per iteration: with 256 of 2048 states each, five passes over the peer's states
+    beside PPO's ten over the own. The paper names no number."""
     batch_size: int = 256
     """States per gradient step (paper, on-policy)."""
     coef: float = 1.0

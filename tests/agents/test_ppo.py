@@ -16,8 +16,9 @@ from torch import Tensor
 from dpd.agents.base import Metrics, Minibatch
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.ppo import PPO, Batch, Samples, mean_kl, ppo_loss
+from dpd.agents.ppo import PPO, Batch, mean_kl
 from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.ppo_loss import Samples, ppo_loss
 from dpd.collect import collect
 from dpd.policyfile import Policy, PolicyMeta, bounds
 
@@ -75,7 +76,8 @@ def test_loss_of_three_samples_worked_by_hand() -> None:
         adv=torch.tensor([[1.0, -1.0, 2.0]]),
         ret=torch.tensor([[1.0, 1.0, 0.0]]),
     )
-    loss, ratio, metrics = ppo_loss(dist, torch.tensor([[0.0, 1.0, 2.0]]), data, config)
+    clipped = ppo_loss(dist, torch.tensor([[0.0, 1.0, 2.0]]), data, config)
+    loss, ratio, metrics = clipped.loss, clipped.ratio, clipped.metrics
     entropy = 0.5 * (1 + math.log(2 * math.pi))
     assert ratio[0].tolist() == pytest.approx([1.5, 0.5, 1.0])
     assert loss.tolist() == pytest.approx([-0.8 + 0.5 * 5 / 3 - 0.1 * entropy])
@@ -89,7 +91,7 @@ def test_the_written_out_gradient_is_that_of_the_textbook_formula() -> None:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    config = replace(SMALL, clip=0.2, value_coef=0.7)
+    config = replace(SMALL, clip=0.2, value_coef=0.7, entropy_coef=0.3)
     inputs = [x.requires_grad_() for x in (draw(2, 32, A), draw(2, 1, A) * 0.1, draw(2, 32))]
     mean, log_std, value = inputs
     act = mean.detach() + draw(2, 32, A)
@@ -103,17 +105,27 @@ def test_the_written_out_gradient_is_that_of_the_textbook_formula() -> None:
     )
     on_ratio, on_loss = draw(2, 32), draw(2)
 
-    ours, ratio, _ = ppo_loss(DiagGaussian(mean, log_std), value, data, config)
+    ours, ratio, *_ = ppo_loss(DiagGaussian(mean, log_std), value, data, config)
     got = torch.autograd.grad((ours * on_loss).sum() + (ratio * on_ratio).sum(), inputs)
 
     textbook = (normal.log_prob(act) - data.logp).exp()
     surrogate = torch.min(textbook * data.adv, textbook.clamp(0.8, 1.2) * data.adv)
     loss = -surrogate.mean(1) + 0.7 * (data.ret - value).square().mean(1)
+    loss = loss - 0.3 * normal.entropy().mean(1)
     wanted = torch.autograd.grad((loss * on_loss).sum() + (textbook * on_ratio).sum(), inputs)
     assert 0.1 < ((textbook - 1).abs() > 0.2).double().mean() < 0.9  # both sides of the clip
     torch.testing.assert_close(ours, loss, rtol=1e-12, atol=1e-12)
     for x, y in zip(got, wanted, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
+def test_an_extra_loss_of_zero_changes_nothing() -> None:
+    # without an extra loss the gradient is taken by hand, with one by autograd
+    alone, joint = (PPO(SMALL, O, A, SEEDS, torch.float64) for _ in range(2))
+    for agent, extra in ((alone, None), (joint, spy([]))):
+        batch = agent.prepare(filled(agent, [1, 2, 3]))
+        agent.update(batch, 0.0, extra)
+    torch.testing.assert_close(alone.nets.flat, joint.nets.flat, rtol=0, atol=1e-14)
 
 
 def test_kl_of_two_ratios_worked_by_hand() -> None:
