@@ -66,8 +66,8 @@ class DPDConfig:
     lr: float = 1e-5
     """Learning rate of the own Adam (paper, on-policy)."""
     steps: int = 40
-    """Gradient steps per iteration: with 256 of 2048 states each, five passes over the peer's states
-    beside PPO's ten over the own. The paper names no number."""
+    """Gradient steps per iteration: with 256 of 2048 states each, five passes over the peer's
+    states beside PPO's ten over the own. The paper names no number."""
     batch_size: int = 256
     """States per gradient step (paper, on-policy)."""
     coef: float = 1.0
