@@ -118,14 +118,18 @@ class GymnasiumEnv:
 
 def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, bool]:
     """Make the environments -> them, and whether one seed must do for all."""
-    spec = find_spec(env_id)
-    if spec.entry_point is None:
-        return gymnasium.make_vec(env_id, num_envs=n_envs, **kwargs), True
+    only_vector = find_spec(env_id).entry_point is None
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    envs = gymnasium.make_vec(
-        env_id, num_envs=n_envs, vectorization_mode="sync", vector_kwargs=same_step, **kwargs
-    )
-    return envs, False
+    how: EnvKwargs = {"vectorization_mode": "sync", "vector_kwargs": same_step}
+    try:
+        envs = gymnasium.make_vec(env_id, n_envs, **({} if only_vector else how), **kwargs)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UnsupportedEnv(f"{env_id} can't be made: {error}") from error
+    except TypeError as error:
+        if not kwargs:
+            raise  # a defect of the environment's own, which its author wants to see whole
+        raise UnsupportedEnv(f"{env_id} can't be made with {kwargs}: {error}") from error
+    return envs, only_vector
 
 
 def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:

@@ -81,6 +81,8 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--distill.ruler", "return", "--distill.states", "own"], "own states"),
         (["train", "--distill.students", "2"], "peers count 0 to 1"),
         (["train", "--env-kwargs", "{"], "not JSON"),
+        (["train", "--env-kwargs", '{"foo": 1}'], "unexpected keyword argument 'foo'"),
+        (["train", "HalfCheetah-v3"], "can't be made"),
         (["train", "--config", "/nowhere.json"], "cannot read /nowhere.json"),
         (["train", "--out", "/proc/run"], "give --out another"),
         (["evaluate", "/nowhere"], "does not exist"),
