@@ -9,7 +9,7 @@ Row n is peer n % P of group n // P.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,24 +37,6 @@ class Minibatch(NamedTuple):
 
 ExtraLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]
 """A method's loss inside the learner's own: minibatch -> (loss [N], metrics)."""
-
-
-class Agent(Protocol):
-    """A stack of N learners of one algorithm."""
-
-    n_learners: int
-
-    def act(self, obs: Tensor) -> Tensor:
-        """Explore from raw obs [N, E, O] -> act [N, E, A], which the environment clips."""
-        ...
-
-    def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
-        ...
-
-    def ask(self, obs: Tensor) -> Answer:
-        """Answer on raw obs [N, B, O], without gradient."""
-        ...
 
 
 def take(rows: Tensor, idx: Tensor) -> Tensor:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from dpd.agents.ppo import PPO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,12 @@ class PPOConfig:
                 f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "
                 f"{self.n_envs} * {self.n_steps} = {self.samples}; choose a divisor of it"
             )
+
+    def build(self, obs_dim: int, act_dim: int, seeds: Sequence[Sequence[int]]) -> PPO:
+        """Return a stack of learners, one for each of `seeds`."""
+        from dpd.agents.ppo import PPO
+
+        return PPO(self, obs_dim, act_dim, seeds)
 
     @property
     def samples(self) -> int:

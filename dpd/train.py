@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dpd import policyfile
 from dpd.agents.base import Metrics
-from dpd.agents.ppo import PPO
 from dpd.collect import EpisodeStatistics, collect
 from dpd.config import BadInput, TrainConfig
 from dpd.distill.base import Context
@@ -61,7 +60,7 @@ class Training:
         self.seeds = [run.seed + g for g in range(run.seeds)]
         rows = [(s, p) for s in self.seeds for p in range(run.peers)]
         self.env = self._make(env_seeds(rows, config.algo.n_envs))
-        self.agent = PPO(config.algo, self.env.spec.obs_dim, self.env.spec.act_dim, rows)
+        self.agent = config.algo.build(self.env.spec.obs_dim, self.env.spec.act_dim, rows)
         self.method = config.distill.build(Context(self.agent, run.seeds, run.peers, rows))
         self.evaluator = Evaluator(self._make, self.seeds, run.peers, run.eval_episodes)
         self.episodes = EpisodeStatistics(len(rows), config.algo.n_envs)
@@ -164,7 +163,8 @@ def train(config: TrainConfig) -> int:
     if status == 0:
         report(training, saver, console)
     curves = draw_curves(run_dir, title)
-    console.print(f"policies     {saver.dir}", soft_wrap=True)
+    if saver.files():
+        console.print(f"policies     {saver.dir}", soft_wrap=True)
     if curves is not None:
         console.print(f"curves       {curves}", soft_wrap=True)
     console.print(f"TensorBoard  tensorboard --logdir {run_dir / 'tb'}", soft_wrap=True)
