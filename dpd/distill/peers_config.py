@@ -11,6 +11,17 @@ if TYPE_CHECKING:
 Presets = dict[str, dict[str, dict[str, Any]]]
 """Preset -> algorithm -> settings, in the shape of a configuration file."""
 
+WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "steps": ("dose", ("step", "shared")),
+    "batch_size": ("dose", ("step", "shared")),
+    "max_grad_norm": ("dose", ("step", "shared")),
+    "lr": ("dose", ("step",)),
+    "alpha": ("gate", ("soft",)),
+    "scale": ("gate", ("soft",)),
+    "peer_share": ("states", ("mixed",)),
+}
+"""Setting -> the other setting, and the values of it, without which it would do nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndependentConfig:
@@ -117,6 +128,13 @@ class DPDConfig:
         for what, is_so in wrong.items():
             if is_so:
                 raise ValueError(f"distill.{what}")
+        for setting, (name, values) in WHERE_IT_MATTERS.items():
+            changed = getattr(self, setting) != getattr(type(self), setting)
+            if changed and getattr(self, name) not in values:
+                raise ValueError(
+                    f"distill.{setting} does nothing with {name} {getattr(self, name)}; it is for "
+                    + " or ".join(f"--distill.{name} {value}" for value in values)
+                )
 
     PRESETS: ClassVar[Presets] = {
         # Eq. 11 as the paper means it.

@@ -79,6 +79,8 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--distill.gate", "firm"], "soft"),
         (["train", "--distill.coef", "0.5"], "cancels"),
         (["train", "--distill.ruler", "return", "--distill.states", "own"], "own states"),
+        (["train", "--preset", "modern", "--distill.steps", "9"], "steps does nothing with dose"),
+        (["train", "--distill.gate", "hard", "--distill.alpha", "3"], "--distill.gate soft"),
         (["train", "--distill.students", "2"], "peers count 0 to 1"),
         (["train", "--env-kwargs", "{"], "not JSON"),
         (["train", "--env-kwargs", '{"foo": 1}'], "unexpected keyword argument 'foo'"),

@@ -112,7 +112,7 @@ def share_of_return(trial: Trial, run: Callable[[Trial], object]) -> float:
         {"divergence": "kl_forward"},
         {"divergence": "kl_reverse"},
         {"divergence": "nll"},
-        {"dose": "shared"},
+        {"dose": "shared", "lr": DPDConfig.lr},
         {"memory": 600},
     ],
     ids=str,
