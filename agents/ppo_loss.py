@@ -1,7 +1,4 @@
-"""PPO's loss of a Gaussian policy, and its gradient written out.
-
-As some forty small operations under autograd it cost a third of a small stack's update.
-"""
+"""PPO's loss of a Gaussian policy, and its gradient written out, for the reason in nets.py."""
 
 from __future__ import annotations
 

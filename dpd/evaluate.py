@@ -57,7 +57,7 @@ def run_episodes(env: Env, act: Callable[[Tensor], Tensor], n: int) -> Outcome:
 
 
 class Evaluator:
-    """Evaluates a stack of learners on the same fresh episodes each time it is asked."""
+    """Evaluates a stack of learners: the same episodes for all peers of a seed, fresh each time."""
 
     def __init__(
         self, make_env: Callable[[list[int]], Env], seeds: Sequence[int], peers: int, episodes: int
