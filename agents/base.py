@@ -8,8 +8,8 @@ Row n is peer n % P of group n // P.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +37,61 @@ class Minibatch(NamedTuple):
 
 ExtraLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]
 """A method's loss inside the learner's own: minibatch -> (loss [N], metrics)."""
+
+
+State = dict[str, Tensor]
+"""All that a part's future depends on; rows first, as everywhere."""
+
+
+class Stateful(Protocol):
+    """Something a checkpoint holds."""
+
+    def state(self) -> State:
+        """Return all that its future depends on; may be live tensors."""
+        ...
+
+    def load_state(self, state: State) -> None:
+        """Put a state back. Raises ValueError where it is not one of the same shape."""
+        ...
+
+
+def nest(**states: State) -> State:
+    """Join states under dotted names."""
+    return {f"{name}.{key}": x for name, state in states.items() for key, x in state.items()}
+
+
+def part(state: State, name: str) -> State:
+    """Return what `nest` put under a name."""
+    return {k.removeprefix(f"{name}."): x for k, x in state.items() if k.startswith(f"{name}.")}
+
+
+def state_of(parts: Mapping[str, Stateful]) -> State:
+    """Return the states of parts under their names."""
+    return nest(**{name: each.state() for name, each in parts.items()})
+
+
+def load_parts(parts: Mapping[str, Stateful], state: State) -> None:
+    """Put the states of parts back."""
+    for name, each in parts.items():
+        each.load_state(part(state, name))
+
+
+def put_back(live: State, saved: State) -> None:
+    """Copy a saved state into the tensors it was taken from, in place.
+
+    Raises ValueError, before any is changed, unless names, shapes and dtypes agree.
+    """
+    if live.keys() != saved.keys():
+        raise ValueError(f"a state of {sorted(saved)} does not fit {sorted(live)}")
+    for name, x in live.items():
+        kept = saved[name]
+        if (kept.shape, kept.dtype) != (x.shape, x.dtype):
+            raise ValueError(
+                f"the saved {name} is {kept.dtype} {tuple(kept.shape)}, "
+                f"not {x.dtype} {tuple(x.shape)}"
+            )
+    for name, x in live.items():
+        x.copy_(saved[name])
 
 
 def take(rows: Tensor, idx: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dpd.agents.base import State, put_back
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -90,6 +92,14 @@ class StackedNets:
         self.views = {k: p.view(n, *s) for (k, s), p in zip(shapes.items(), parts, strict=True)}
         prefixes = {k.split(".")[0] for k in shapes}
         self.layers = {p: layers(self.views, p) for p in prefixes}
+
+    def state(self) -> State:
+        """Return the parameters, as a live tensor."""
+        return {"flat": self.flat.detach()}
+
+    def load_state(self, state: State) -> None:
+        """Put parameters back."""
+        put_back(self.state(), state)
 
     def __call__(self, x: Tensor | None, *names: str) -> tuple[Tensor, ...]:
         """Return the output of each named MLP on x [N, B, in], or the named parameter itself.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dpd.agents.base import State, nest, put_back
+
 EPSILON = 1e-8  # Stable-Baselines3's VecNormalize
 CLIP = 10.0  # likewise
 
@@ -19,6 +21,10 @@ class RunningMoments:
         self.mean = torch.zeros(n, dim, dtype=torch.float64)
         self.var = torch.ones(n, dim, dtype=torch.float64)
         self.count = torch.full((n, 1), 1e-4, dtype=torch.float64)
+
+    def state(self) -> State:
+        """Return the statistics, as live tensors."""
+        return {"mean": self.mean, "var": self.var, "count": self.count}
 
     def update(self, x: Tensor, valid: Tensor | None = None) -> None:
         """Take in a batch [N, B, dim] (Chan et al. 1979), only where valid [N, B]."""
@@ -41,6 +47,15 @@ class ObsNorm:
     def __init__(self, n: int, dim: int, dtype: torch.dtype, enabled: bool = True) -> None:
         self.moments = RunningMoments(n, dim)
         self.dtype, self.enabled = dtype, enabled
+        self._refresh()
+
+    def state(self) -> State:
+        """Return the statistics."""
+        return self.moments.state()
+
+    def load_state(self, state: State) -> None:
+        """Put statistics back."""
+        put_back(self.state(), state)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -73,6 +88,14 @@ class ReturnNorm:
         self.gamma = gamma.double()  # [N, 1]
         self.ret = torch.zeros(n, n_envs, dtype=torch.float64)  # discounted, of running episodes
         self.enabled = enabled
+
+    def state(self) -> State:
+        """Return the statistics and the returns of running episodes."""
+        return nest(moments=self.moments.state(), running={"ret": self.ret})
+
+    def load_state(self, state: State) -> None:
+        """Put a state back."""
+        put_back(self.state(), state)
 
     @property
     def scale(self) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dpd.agents.base import State, put_back
+
 
 def clip_grad_norm(grad: Tensor, max_norm: float) -> Tensor:
     """Scale each learner's gradient [N, D] in place to at most max_norm; return the norms [N]."""
@@ -43,6 +45,14 @@ class StackedAdam:
         self._avg = list(self.exp_avg.unbind(0))
         self._avg_sq = list(self.exp_avg_sq.unbind(0))
         self._steps = list(self.steps.unbind(0))
+
+    def state(self) -> State:
+        """Return moments and step counts, as live tensors; learning rates are the caller's."""
+        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "steps": self.steps}
+
+    def load_state(self, state: State) -> None:
+        """Put a state back."""
+        put_back(self.state(), state)
 
     @torch.no_grad()
     def step(self, grad: Tensor, active: Sequence[bool] | None = None) -> None:

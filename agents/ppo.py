@@ -9,7 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Answer, ExtraLoss, Metrics, Minibatch, take
+from dpd.agents.base import (
+    Answer,
+    ExtraLoss,
+    Metrics,
+    Minibatch,
+    State,
+    Stateful,
+    load_parts,
+    put_back,
+    state_of,
+    take,
+)
 from dpd.agents.buffers import Rollout, gae
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import StackedNets, mlp_shapes
@@ -60,6 +71,7 @@ class PPO:
         self.gamma = torch.full((n, 1), config.gamma, dtype=dtype)
         self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs)
         self.return_norm = ReturnNorm(n, config.n_envs, self.gamma, config.norm_reward)
+        self.lr = torch.full((n,), config.lr, dtype=torch.float64)
         self._ones = torch.ones(n, dtype=dtype)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -143,7 +155,7 @@ class PPO:
         """
         c = self.config
         scale = 1 - progress if c.lr_schedule == "linear" else 1.0
-        self.optimizer.lr = [c.lr * scale] * self.n_learners
+        self.optimizer.lr = (self.lr * scale).tolist()
         active = [True] * self.n_learners
         history: list[Metrics] = []
         ratio = torch.ones(0)
@@ -235,6 +247,31 @@ class PPO:
         """Take a rollout into the normalisers, after its last use."""
         self.obs_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
         self.return_norm.update(rollout.reward, rollout.done, rollout.valid)
+
+    def _parts(self) -> dict[str, Stateful]:
+        return {
+            "nets": self.nets,
+            "optimizer": self.optimizer,
+            "explore": self.explore,
+            "batches": self.batches,
+            "obs_norm": self.obs_norm,
+            "return_norm": self.return_norm,
+        }
+
+    def state(self) -> State:
+        """Return all that the learners' future depends on."""
+        return state_of(self._parts()) | {"lr": self.lr}
+
+    def load_state(self, state: State) -> None:
+        """Put a state back. Raises ValueError where it is of other learners."""
+        load_parts(self._parts(), state)
+        put_back({"lr": self.lr}, {"lr": state["lr"]})
+
+    def retry(self, rows: Sequence[int], attempt: int) -> None:
+        """Give rows new random numbers and half the learning rate, after they diverged."""
+        self.explore.reseed(rows, attempt)
+        self.batches.reseed(rows, attempt)
+        self.lr[list(rows)] *= 0.5
 
     def export(self, n: int) -> dict[str, Tensor]:
         """Return learner n's policy and normaliser, as a policy file holds them."""

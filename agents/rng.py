@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpd.agents.base import State, put_back
+
 
 class Stream(IntEnum):
     """What a learner's generator is for; each has a seed of its own."""
@@ -19,14 +21,32 @@ class Stream(IntEnum):
     DISTILL = 3
 
 
+def _word(seed: Sequence[int], stream: Stream, *attempt: int) -> int:
+    word = np.random.SeedSequence([*seed, int(stream), *attempt]).generate_state(1, np.uint64)[0]
+    return int(word >> np.uint64(1))
+
+
 class RowRandom:
     """One generator per learner, drawn in blocks."""
 
     def __init__(self, seeds: Sequence[Sequence[int]], stream: Stream) -> None:
-        self.generators = []
-        for seed in seeds:
-            word = np.random.SeedSequence([*seed, int(stream)]).generate_state(1, np.uint64)[0]
-            self.generators.append(torch.Generator().manual_seed(int(word >> np.uint64(1))))
+        self._seeds, self._stream = seeds, stream
+        self.generators = [torch.Generator().manual_seed(_word(s, stream)) for s in seeds]
+
+    def state(self) -> State:
+        """Return the generators' states [N, bytes]."""
+        return {"generators": torch.stack([g.get_state() for g in self.generators])}
+
+    def load_state(self, state: State) -> None:
+        """Put a state back. Raises ValueError where it is not one of as many generators."""
+        put_back(self.state(), state)  # checks; what it copies into is a copy
+        for generator, words in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(words.clone())  # it reads a view from its base
+
+    def reseed(self, rows: Sequence[int], attempt: int) -> None:
+        """Give rows random numbers of their own for an attempt after the first."""
+        for row in rows:
+            self.generators[row].manual_seed(_word(self._seeds[row], self._stream, attempt))
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw standard normals [N, *shape]."""

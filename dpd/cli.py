@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from dpd import __version__
+from dpd.commands import CompareConfig, EvaluateConfig, ExportConfig
 from dpd.config import (
     ALGORITHMS,
     BadInput,
@@ -33,34 +34,12 @@ dpd {__version__}: dual policy distillation and its baselines for continuous con
 
   dpd train [ENV] ...     train peers that teach each other     (dpd train --help)
   dpd evaluate PATH ...   evaluate saved policies and runs      (dpd evaluate --help)
+  dpd compare PATH ...    runs side by side, with intervals     (dpd compare --help)
+  dpd export PATH ...     to SB3, ONNX or TorchScript           (dpd export --help)
 
   dpd train HalfCheetah-v5 --peers 2 --total-steps 1000000
   tensorboard --logdir runs
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Evaluate saved policies without exploration noise."""
-
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")]
-    """Policy files, or run directories for all policies in them."""
-    episodes: int = 20
-    """Episodes per policy."""
-    seed: int = 0
-    """Seed of the episodes."""
-    env: str | None = None
-    """Evaluate in this environment; None: the one the policy was trained in."""
-    json: bool = False
-    """Print JSON instead of a table."""
-    video: Path | None = None
-    """Also record one episode of the first policy to this .mp4 (needs a renderer)."""
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise BadInput(f"--episodes must be at least 1, not {self.episodes}")
-        if not self.paths:
-            raise BadInput("dpd evaluate needs a PATH: a policy file or a run directory")
 
 
 @dataclass(frozen=True)
@@ -164,9 +143,27 @@ def evaluate_command(argv: Sequence[str]) -> int:
     return evaluate_paths(config)
 
 
+def export_command(argv: Sequence[str]) -> int:
+    """Write a policy in another format."""
+    config = parse(ExportConfig, argv, "dpd export")
+    from dpd.export import export_policy
+
+    return export_policy(config)
+
+
+def compare_command(argv: Sequence[str]) -> int:
+    """Compare runs and policies."""
+    config = parse(CompareConfig, argv, "dpd compare")
+    from dpd.compare import compare_paths
+
+    return compare_paths(config)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "evaluate": evaluate_command,
+    "compare": compare_command,
+    "export": export_command,
 }
 
 

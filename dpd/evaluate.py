@@ -19,7 +19,7 @@ from dpd.envs.make import make
 from dpd.policyfile import Policy, load
 
 if TYPE_CHECKING:
-    from dpd.cli import EvaluateConfig
+    from dpd.commands import EvaluateConfig
 
 EVAL_SEED = 1_000_003  # keeps evaluation's episodes apart from training's
 
@@ -111,12 +111,12 @@ def evaluate_paths(config: EvaluateConfig) -> int:
     policies = {f: load(f) for f in files}
     rows = []
     for file, policy in policies.items():
-        env_id = config.env or policy.meta.env_id
+        env_id = config.foreign.env or policy.meta.env_id
         outcome = evaluate_policy(policy, env_id, config.episodes, config.seed)
         rows.append(summary(str(file), env_id, policy, outcome))
     if config.video is not None:
         first = next(iter(policies.values()))
-        record_video(first, config.env or first.meta.env_id, config.video, config.seed)
+        record_video(first, config.foreign.env or first.meta.env_id, config.video, config.seed)
     if config.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     else:

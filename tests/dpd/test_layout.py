@@ -29,6 +29,7 @@ NO_TORCH = [
     "dpd/__init__.py",
     "dpd/__main__.py",
     "dpd/cli.py",
+    "dpd/commands.py",
     "dpd/config.py",
     "dpd/distill/__init__.py",
     "dpd/distill/peers_config.py",
