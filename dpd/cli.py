@@ -26,6 +26,7 @@ from dpd.config import (
     near,
     preset_settings,
     read_config,
+    saved_settings,
 )
 from dpd.distill import METHODS
 
@@ -84,13 +85,19 @@ def one_line(box: str, prog: str) -> str:
 def select(argv: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
     """Read the flags that decide on the others, and the configuration file."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("algo", "method", "preset", "config"):
+    for name in ("algo", "method", "preset", "config", "resume"):
         peek.add_argument(f"--{name}")
     try:
         given, _ = peek.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
         raise BadInput(str(error)) from error
-    settings = read_config(Path(given.config)) if given.config else {}
+    if given.resume:
+        settings = saved_settings(Path(given.resume))
+        for name in ("config", "preset", "algo", "method"):
+            if getattr(given, name) not in (None, settings.get(name)):
+                raise BadInput(f"--resume goes on with the run's own settings; leave --{name} out")
+    else:
+        settings = read_config(Path(given.config)) if given.config else {}
     names = {k: settings.pop(k, None) for k in ("algo", "method", "preset")}
     chosen = {k: getattr(given, k) or v for k, v in names.items()}
     return Selection(**{k: v for k, v in chosen.items() if v}), settings
@@ -180,6 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[0] not in COMMANDS:
             raise BadInput(f"unknown command '{argv[0]}'{near(argv[0], COMMANDS)}")
         return COMMANDS[argv[0]](argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("\ndpd: interrupted\n")
+        return 130
     except BrokenPipeError:  # the reader of our output left, as `head` does
         sys.stderr.close()
         return 1

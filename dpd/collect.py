@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpd.agents.base import State, put_back
 from dpd.agents.buffers import Rollout
 from dpd.agents.ppo import PPO
 from dpd.envs.base import Env
@@ -37,26 +36,49 @@ class EpisodeStatistics:
     """Returns and lengths of the episodes that ended, per learner; means over the last few."""
 
     def __init__(self, n: int, n_envs: int, window: int = 20) -> None:
-        self.ret, self.length = np.zeros((n, n_envs)), np.zeros((n, n_envs), dtype=np.int64)
-        self.returns: list[deque[float]] = [deque(maxlen=window) for _ in range(n)]
-        self.lengths: list[deque[int]] = [deque(maxlen=window) for _ in range(n)]
+        self.ret = torch.zeros(n, n_envs, dtype=torch.float64)  # of running episodes
+        self.length = torch.zeros(n, n_envs, dtype=torch.int64)
+        self.returns = torch.full((n, window), torch.nan, dtype=torch.float64)  # of ended ones
+        self.lengths = torch.full((n, window), torch.nan, dtype=torch.float64)
+        self.ended = torch.zeros(n, dtype=torch.int64)
 
     def add(self, rollout: Rollout) -> None:
         """Take in a rollout."""
         valid, done = rollout.valid.numpy(), rollout.done.numpy()
         reward = np.where(valid, rollout.reward.double().numpy(), 0.0)
+        ret, length = self.ret.numpy(), self.length.numpy()  # views
         for t in range(reward.shape[1]):
-            self.ret += reward[:, t]
-            self.length += valid[:, t]
+            ret += reward[:, t]
+            length += valid[:, t]
             for n, e in zip(*np.nonzero(done[:, t]), strict=True):
-                self.returns[n].append(float(self.ret[n, e]))
-                self.lengths[n].append(int(self.length[n, e]))
-            self.ret[done[:, t]] = 0.0
-            self.length[done[:, t]] = 0
+                slot = int(self.ended[n]) % self.returns.shape[1]
+                self.returns[n, slot], self.lengths[n, slot] = float(ret[n, e]), float(length[n, e])
+                self.ended[n] += 1
+            ret[done[:, t]] = 0.0
+            length[done[:, t]] = 0
+
+    def restart(self) -> None:
+        """Forget the running episodes: new ones begin."""
+        self.ret.zero_()
+        self.length.zero_()
 
     def metrics(self) -> dict[str, Tensor]:
         """Return mean return and length [N]; NaN where no episode ended yet."""
         return {
-            "train/return": torch.tensor([np.mean(r) if r else np.nan for r in self.returns]),
-            "train/length": torch.tensor([np.mean(x) if x else np.nan for x in self.lengths]),
+            "train/return": self.returns.nanmean(1),
+            "train/length": self.lengths.nanmean(1),
         }
+
+    def state(self) -> State:
+        """Return all statistics, as live tensors."""
+        return {
+            "ret": self.ret,
+            "length": self.length,
+            "returns": self.returns,
+            "lengths": self.lengths,
+            "ended": self.ended,
+        }
+
+    def load_state(self, state: State) -> None:
+        """Put a state back."""
+        put_back(self.state(), state)

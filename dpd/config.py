@@ -26,6 +26,30 @@ class BadInput(ValueError):
     """Something the user gave is wrong; the message says what, and what to give instead."""
 
 
+AT_LEAST_1 = (
+    "peers",
+    "seeds",
+    "total_steps",
+    "evals",
+    "eval_episodes",
+    "final_episodes",
+    "records",
+    "keep",
+)
+MAY_CHANGE = {
+    "total_steps",
+    "evals",
+    "eval_episodes",
+    "final_episodes",
+    "threads",
+    "records",
+    "checkpoint_every",
+    "keep",
+    "on_nan",
+}
+"""Settings of a run that a resumed one may change: none of them alters what was learned."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What to train, how long, where to."""
@@ -52,13 +76,33 @@ class RunConfig:
     """Episodes per policy in the table at the end."""
     threads: int | None = None
     """CPU threads; None: all cores."""
+    records: int = 2000
+    """Most records in metrics.csv and TensorBoard, evenly spread, which bounds their size."""
+    checkpoint_every: float = 60.0
+    """Seconds between checkpoints; there is one at every evaluation too. 0: every iteration."""
+    keep: int = 3
+    """Latest checkpoints to keep, beside the one with the best evaluation."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """After a NaN, stop, or go back to the last checkpoint and try again: the peers of that seed
+    with other random numbers and half the learning rate."""
+    init_from: tuple[Path, ...] = ()
+    """Start from saved policies: one for all learners, or one for each peer."""
     out: Path | None = None
     """Directory of the run; None: a new one under runs/."""
+    resume: Path | None = None
+    """Go on with the run in this directory, with its own settings; --total-steps may be raised."""
 
     def __post_init__(self) -> None:
-        for name in ("peers", "seeds", "total_steps", "evals", "eval_episodes", "final_episodes"):
+        for name in AT_LEAST_1:
             if getattr(self, name) < 1:
                 raise BadInput(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
+        if self.checkpoint_every < 0:
+            raise BadInput(f"--checkpoint-every must not be negative, not {self.checkpoint_every}")
+        if self.init_from and len(self.init_from) not in (1, self.peers):
+            raise BadInput(
+                f"--init-from has {len(self.init_from)} policies for {self.peers} peers; "
+                "give one for all, or one for each"
+            )
         if self.seed < 0:
             raise BadInput(f"--seed must not be negative, not {self.seed}")
         if self.threads is not None and self.threads < 1:
@@ -117,9 +161,29 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """Return the settings in the shape that `--config` reads."""
         nested = {"algo": self.algo_name, "method": self.method}
-        run = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.run).items()}
-        run.pop("out")  # so that the file, given to --config, makes a new run
+        run = asdict(self.run) | {"init_from": [str(file) for file in self.run.init_from]}
+        for name in ("out", "resume"):  # so that the file, given to --config, makes a new run
+            run.pop(name)
         return nested | run | asdict(self.algo) | {"distill": asdict(self.distill)}
+
+
+def saved_settings(run_dir: Path) -> dict[str, Any]:
+    """Read the settings of a run, to go on with it."""
+    if not (run_dir / "config.json").is_file():
+        raise BadInput(f"{run_dir} holds no run to resume: it has no config.json")
+    return read_config(run_dir / "config.json")
+
+
+def refuse_changes(saved: Mapping[str, Any], config: TrainConfig) -> None:
+    """Raise BadInput where a resumed run would learn by other settings than before."""
+    now = json.loads(json.dumps(config.as_json()))
+    changed = [k for k in now if k not in MAY_CHANGE and now[k] != saved.get(k)]
+    if changed:
+        raise BadInput(
+            f"--resume goes on with the run's own settings, and {flag(changed[0])} would change "
+            f"from {saved.get(changed[0])} to {now[changed[0]]}; make a new run with --out, "
+            "which --init-from starts from this one's policies"
+        )
 
 
 def flag(name: str) -> str:

@@ -161,6 +161,11 @@ class TensorBoardLog:
             add(writer, summary, step)
         self._extend_layout(points)
 
+    def flush(self) -> None:
+        """Bring all events to the files."""
+        for writer in self._writers.values():
+            writer.flush()
+
     def __enter__(self) -> Self:
         return self
 
@@ -260,14 +265,23 @@ class RunLog:
         with self._clear_errors():
             self._opened.__exit__(kind, error, trace)
 
-    def record(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
-        """Record metrics at `step` environment steps per seed: [N] per learner, scalars shared."""
+    def record(self, step: int, metrics: Mapping[str, Tensor | float], keep: bool = True) -> None:
+        """Record metrics at `step` environment steps per seed: [N] per learner, scalars shared.
+
+        Without `keep` they are only shown.
+        """
         values = to_host(metrics, len(self._seeds) * self._peers)
-        points = list(self._points(values))
-        with self._clear_errors():
-            self._csv.write(step, points)
-            self._tensorboard.write(step, points)
+        if keep:
+            points = list(self._points(values))
+            with self._clear_errors():
+                self._csv.write(step, points)
+                self._tensorboard.write(step, points)
         self._display.update(step, values)
+
+    def flush(self) -> None:
+        """Bring all records to the files, so that a checkpoint never knows more than they do."""
+        with self._clear_errors():
+            self._tensorboard.flush()
 
     def show_start(self, facts: Mapping[str, object]) -> None:
         """Print the title and what is about to run."""

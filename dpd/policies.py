@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import subprocess
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dpd import __version__, policyfile
+from dpd.agents.base import State, put_back
 from dpd.agents.ppo import PPO
 from dpd.config import TrainConfig
 from dpd.envs.base import EnvSpec
@@ -23,7 +23,7 @@ class PolicySaver:
     def __init__(self, run_dir: Path, config: TrainConfig, agent: PPO, spec: EnvSpec) -> None:
         self.dir = run_dir / "policies"
         self.config, self.agent, self.spec = config, agent, spec
-        self.best = [-math.inf] * agent.n_learners
+        self.best = torch.full((agent.n_learners,), -torch.inf, dtype=torch.float64)
         settings = json.dumps(config.as_json(), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()
         self.origin = {
@@ -33,6 +33,14 @@ class PolicySaver:
             "git": git_commit(),
             "method": config.method,
         }
+
+    def state(self) -> State:
+        """Return the best evaluations so far."""
+        return {"best": self.best}
+
+    def load_state(self, state: State) -> None:
+        """Put them back."""
+        put_back(self.state(), state)
 
     def path(self, n: int, suffix: str = "") -> Path:
         """Return the file of learner n."""

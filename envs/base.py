@@ -17,6 +17,14 @@ class UnsupportedEnv(ValueError):
     """An environment this suite can't train on; the message says why and what to use instead."""
 
 
+class NonFiniteAction(ValueError):
+    """An action is NaN; `ids` are the environments it was meant for."""
+
+    def __init__(self, ids: list[int]) -> None:
+        super().__init__(f"act is NaN for environments {ids}; the policy has diverged")
+        self.ids = ids
+
+
 class Step(NamedTuple):
     """One step of M environments, float32 on the environment's device.
 
@@ -103,8 +111,7 @@ class ActionScale:
         """Clip act [M, A] to [-1, 1] and rescale -> [M, A]; raises ValueError where it is NaN."""
         unit = act.detach().clamp(-1.0, 1.0).float().cpu().numpy()
         if np.isnan(unit.sum()):
-            rows = np.flatnonzero(np.isnan(unit).any(1)).tolist()
-            raise ValueError(f"act is NaN for environments {rows}; the policy has diverged")
+            raise NonFiniteAction(np.flatnonzero(np.isnan(unit).any(1)).tolist())
         if self._is_identity:
             return unit
         scaled = unit * self._half + self._middle

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
-from dpd.agents.base import ExtraLoss, Metrics
+from dpd.agents.base import ExtraLoss, Metrics, State
 from dpd.agents.ppo import PPO, Batch
 
 
@@ -38,6 +36,10 @@ class Method(Protocol):
         """Take the method's own gradient steps; return metrics [N]."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> State:
         """Return what a checkpoint must hold."""
+        ...
+
+    def load_state(self, state: State) -> None:
+        """Put a state back."""
         ...

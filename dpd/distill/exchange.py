@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import take
+from dpd.agents.base import State, take
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.base import Context
@@ -37,6 +37,16 @@ class PeerExchange:
         if self.capacity:
             obs = torch.cat([self.memory, obs], 1)[:, -self.capacity :]
         self.memory = obs
+
+    def state(self) -> State:
+        """Return the generators and, where it outlives an iteration, the memory."""
+        return {**self.rng.state(), **({"memory": self.memory} if self.capacity else {})}
+
+    def load_state(self, state: State) -> None:
+        """Put a state back; the memory may hold fewer states than now."""
+        self.rng.load_state({"generators": state["generators"]})
+        if self.capacity:
+            self.memory = state["memory"].clone()
 
     def draw(self, k: int, returns: Tensor | None = None) -> States:
         """Draw k states per student, from a uniformly drawn other peer or itself."""

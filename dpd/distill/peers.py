@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import ExtraLoss, Metrics, Minibatch, take
+from dpd.agents.base import (
+    ExtraLoss,
+    Metrics,
+    Minibatch,
+    State,
+    Stateful,
+    load_parts,
+    state_of,
+    take,
+)
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.ppo import Batch
@@ -107,9 +116,13 @@ class Independent:
             "distill/peer_ahead": (xi > 0).to(xi.dtype).mean(1),
         }
 
-    def state(self) -> dict[str, Tensor]:
-        """Return nothing: no state outlives an iteration."""
-        return {}
+    def state(self) -> State:
+        """Return the exchange's state: nothing else outlives an iteration."""
+        return self.exchange.state()
+
+    def load_state(self, state: State) -> None:
+        """Put a state back."""
+        self.exchange.load_state(state)
 
 
 class DualDistillation:
@@ -278,13 +291,16 @@ class DualDistillation:
             "distill/action_distance": action_distance(answers, own, who),
         }
 
-    def state(self) -> dict[str, Tensor]:
+    def _parts(self) -> dict[str, Stateful]:
+        return {"optimizer": self.optimizer, "exchange": self.exchange}
+
+    def state(self) -> State:
         """Return what a checkpoint must hold."""
-        return {
-            "exp_avg": self.optimizer.exp_avg,
-            "exp_avg_sq": self.optimizer.exp_avg_sq,
-            "steps": self.optimizer.steps,
-            "mean_square": self.mean_square,
-            "memory": self.exchange.memory,
-            "iteration": torch.tensor(self.iteration),
-        }
+        own = {"mean_square": self.mean_square, "iteration": torch.tensor(self.iteration)}
+        return state_of(self._parts()) | own
+
+    def load_state(self, state: State) -> None:
+        """Put a state back."""
+        load_parts(self._parts(), state)
+        self.mean_square = state["mean_square"].clone()
+        self.iteration = int(state["iteration"])

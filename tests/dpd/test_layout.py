@@ -22,6 +22,8 @@ SOURCES = sorted(
 LAYERS = [
     {"dpd.agents", "dpd.envs"},
     {"dpd.distill", "dpd.collect", "dpd.evaluate", "dpd.log", "dpd.policyfile", "dpd.sb3"},
+    {"dpd.training", "dpd.policies", "dpd.checkpoint"},
+    {"dpd.rundir"},
     {"dpd.train"},
     {"dpd.cli"},
 ]

@@ -14,7 +14,7 @@ import torch
 
 import dpd
 from dpd.cli import main, parse_train
-from dpd.train import NonFinite, Training, env_seeds, require_finite
+from dpd.training import NonFinite, Training, env_seeds, require_finite
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--total-steps", "1024", "--evals", "2"]
 SMALL += ["--eval-episodes", "1", "--final-episodes", "1", "--distill.steps", "4"]
