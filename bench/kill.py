@@ -1,0 +1,123 @@
+"""Kill a run at random moments and resume it each time: it must end as one never killed.
+
+python bench/kill.py --kills 20 --json kill.json        about 5 minutes
+
+Every try is a new run on a native task, killed by SIGKILL at a moment drawn uniformly from the time
+an undisturbed run takes (start-up, checkpoint writing and the last evaluation included), then
+resumed to its end. Parameters, moments, normalisers, generators, simulators, policies and the log
+without its times are compared with the undisturbed run's byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from timing import machine
+
+from dpd.checkpoint import Checkpoints, digest, read
+
+FLAGS = ["--n-envs", "4", "--n-steps", "64", "--evals", "4", "--eval-episodes", "1"]
+FLAGS += ["--final-episodes", "1", "--seeds", "2"]
+
+
+def command(out: Path, env: str, iterations: int) -> list[str]:
+    """Return the command of a new run of so many iterations of 2 peers x 4 envs x 64 steps."""
+    budget = ["--total-steps", str(iterations * 512), "--checkpoint-every", "0.2"]
+    return [sys.executable, "-m", "dpd", "train", env, *FLAGS, *budget, "--out", str(out)]
+
+
+def run(argv: list[str], kill_after: float | None = None) -> tuple[int, float]:
+    """Run a command, killed after a time if one is given; return its status and seconds."""
+    begin = time.perf_counter()
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            process.wait(kill_after)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.returncode, time.perf_counter() - begin
+
+
+def fingerprint(run_dir: Path) -> dict[str, str]:
+    """Return digests of all that a run ended with, times left out."""
+    state, facts = read(Checkpoints(run_dir, keep=1).files()[0])
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.reader(file) if not row[3].startswith("time/")]
+    found = {"step": str(facts.step), "state": digest(state), "log": sha(json.dumps(rows).encode())}
+    for file in sorted((run_dir / "policies").iterdir()):
+        found[file.name] = sha(file.read_bytes())
+    return found
+
+
+def sha(data: bytes) -> str:
+    """Return a short hash."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def attempt(folder: Path, args: argparse.Namespace, after: float) -> dict[str, Any]:
+    """Kill a new run after a time, resume it to its end; return what it ended with."""
+    status, _ = run(command(folder, args.env, args.iterations), after)
+    files = Checkpoints(folder, keep=1).files()
+    killed_at = int(files[0].stem.removeprefix("step-")) if files else None
+    if not (folder / "config.json").exists():  # killed before there was a run
+        again = command(folder, args.env, args.iterations)
+    else:
+        again = [sys.executable, "-m", "dpd", "train", "--resume", str(folder)]
+    resumed, _ = run(again)
+    return {
+        "after_s": after,
+        "killed": status == -9,
+        "checkpoint": killed_at,
+        "status": resumed,
+        "end": fingerprint(folder),
+    }
+
+
+def main() -> None:
+    """Measure and report; exit with 1 unless all resumes were exact."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--env", default="Hopper-v5")
+    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rng, console = random.Random(args.seed), Console()
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole"
+        status, seconds = run(command(whole, args.env, args.iterations))
+        if status:
+            raise RuntimeError(f"the undisturbed run left with {status}")
+        expected = fingerprint(whole)
+        moments = [rng.uniform(0, seconds) for _ in range(args.kills)]
+        tries = [
+            attempt(Path(folder) / f"try{i}", args, after)
+            for i, after in enumerate(track(moments, description="kill and resume"))
+        ]
+    exact = [t["status"] == 0 and t["end"] == expected for t in tries]
+    for t, same in zip(tries, exact, strict=True):
+        t["exact"] = same
+        what = "killed" if t["killed"] else "had ended"
+        console.print(f"{t['after_s']:6.2f} s  {what}, checkpoint {t['checkpoint']}, exact: {same}")
+    console.print(f"{sum(exact)} of {len(exact)} resumes exact; a whole run takes {seconds:.1f} s")
+    if args.json:
+        found = {"seconds": seconds, "expected": expected, "tries": tries, "machine": machine()}
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    sys.exit(0 if all(exact) else 1)
+
+
+if __name__ == "__main__":
+    main()
