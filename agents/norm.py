@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,18 @@ class ObsNorm:
     def load_state(self, state: State) -> None:
         """Put statistics back."""
         put_back(self.state(), state)
+        self._refresh()
+
+    def export(self, n: int) -> State:
+        """Return learner n's normaliser, as a policy file holds it."""
+        count = self.moments.count[n].view(1, 1)
+        return {"obs_mean": self.mean[n], "obs_scale": self.scale[n], "obs_count": count}
+
+    def start_from(self, n: int, saved: Mapping[str, Tensor]) -> None:
+        """Give learner n the statistics that `export` returned."""
+        self.moments.mean[n] = saved["obs_mean"][0]
+        self.moments.var[n] = saved["obs_scale"][0].double() ** -2 - EPSILON
+        self.moments.count[n] = saved["obs_count"][0]
         self._refresh()
 
     def _refresh(self) -> None:

@@ -99,6 +99,12 @@ class CsvLog:
                 self._file.close()
 
 
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Read metrics.csv row by row, without a last line that its run is still writing."""
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from csv.DictReader(line for line in file if line.endswith("\n"))
+
+
 def drop_after(path: Path, step: int) -> None:
     """Remove the rows a resumed run is going to write again."""
     kept = path.with_suffix(".kept")

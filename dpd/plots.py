@@ -1,14 +1,16 @@
 """Draw a run's learning curves from its metrics.csv."""
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from dpd.files import replacing
+from dpd.log import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,21 +53,21 @@ def learning_curves(metrics_csv: Path, out_png: Path, title: str) -> None:
     finish(main, last_step(curves), "environment steps" + " of all peers together" * several)
     for axes in others:
         finish(axes, last_step(curves), "environment steps" * (axes is others[-1]))
-    figure.savefig(out_png)
+    with replacing(out_png) as draft:
+        figure.savefig(draft, format="png")
 
 
 def read_curves(path: Path, names: Iterable[str]) -> tuple[dict[str, dict[int, Curve]], int]:
     """Read metrics as name -> peer -> step -> values over seeds, and count the seeds."""
     curves: dict[str, dict[int, Curve]] = {}
     wanted, seeds = frozenset(names), set()
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            value = float(row["value"])
-            if row["metric"] in wanted and row["peer"] and math.isfinite(value):
-                peers = curves.setdefault(row["metric"], {})
-                curve = peers.setdefault(int(row["peer"]), defaultdict(list))
-                curve[int(row["step"])].append(value)
-                seeds.add(row["seed"])
+    for row in read_rows(path):
+        value = float(row["value"])
+        if row["metric"] in wanted and row["peer"] and math.isfinite(value):
+            peers = curves.setdefault(row["metric"], {})
+            curve = peers.setdefault(int(row["peer"]), defaultdict(list))
+            curve[int(row["step"])].append(value)
+            seeds.add(row["seed"])
     ordered = {
         name: {peer: dict(sorted(curve.items())) for peer, curve in peers.items()}
         for name, peers in curves.items()
@@ -139,8 +141,9 @@ def draw_evaluations(axes: "Axes", peer: int, curve: Curve, band: bool) -> None:
 
 def head(axes: "Axes", title: str, text: str) -> None:
     """Write the title, and below it what the lines and bands are."""
-    axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=24)
-    axes.text(0, 1.025, text, transform=axes.transAxes, color=GREY, fontsize=8.5)
+    pad = 24 + 11 * text.count("\n")
+    axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=pad)
+    axes.text(0, 1.02, text, transform=axes.transAxes, va="bottom", color=GREY, fontsize=8.5)
 
 
 def caption(curves: dict[str, dict[int, Curve]], seeds: int) -> str:
@@ -189,3 +192,59 @@ def finish(axes: "Axes", end: int, x_label: str) -> None:
         axes.set_xlabel(x_label, color=INK, fontsize=10)
     else:
         axes.tick_params(labelbottom=False)
+
+
+class Line(NamedTuple):
+    """A run's curve over seeds; without steps, one level across the whole picture."""
+
+    name: str
+    steps: list[int]
+    middle: list[float]
+    band: list[tuple[float, float]]  # empty, or low and high at each step
+    spread: str
+    """What the band is."""
+
+
+def compared_curves(lines: Sequence[Line], out_png: Path, title: str) -> None:
+    """Draw the curves of several runs over one another, with their bands."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(
+        figsize=(7.4, 4.5), dpi=200, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09)
+    )
+    axes = figure.add_subplot()
+    for k, line in enumerate(lines):
+        draw_line(axes, line, style(k))
+    axes.set_ylabel("return per episode", color=INK, fontsize=10)
+    axes.legend(loc="best", frameon=False, fontsize=9.5, handlelength=1.8)
+    head(axes, title, compared_caption(lines))
+    end = max(step for line in lines for step in line.steps)
+    finish(axes, end, "environment steps of all peers together")
+    with replacing(out_png) as draft:
+        figure.savefig(draft, format="png")
+
+
+def draw_line(axes: "Axes", line: Line, look: dict[str, Any]) -> None:
+    """Draw one run's curve and band, or its level."""
+    if not line.steps:
+        axes.axhline(line.middle[0], color=look["color"], linestyle="--", label=line.name)
+        return
+    if line.band:
+        low, high = zip(*line.band, strict=True)
+        axes.fill_between(line.steps, low, high, color=look["color"], alpha=0.14, linewidth=0)
+    marker = "o" if len(line.steps) <= MARKED else ""
+    axes.plot(
+        line.steps, line.middle, **look, label=line.name, linewidth=2, marker=marker, markersize=4
+    )
+
+
+def compared_caption(lines: Sequence[Line]) -> str:
+    """Say what the lines and bands of several runs are."""
+    words = []
+    if spreads := sorted({line.spread for line in lines if line.spread}):
+        words.append(f"bands: {' or '.join(spreads)}")
+    if any(not line.steps for line in lines):
+        words.append("dashed: fresh episodes of a saved policy")
+    lines_are = "deterministic evaluation: mean of a seed's peers, interquartile mean over seeds"
+    return f"{lines_are}\n{'; '.join(words)}".rstrip()

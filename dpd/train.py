@@ -13,8 +13,8 @@ from dpd import policyfile
 from dpd.config import TrainConfig
 from dpd.envs.physics import n_cores
 from dpd.evaluate import evaluate_policy, print_table, summary
-from dpd.files import held, replacing
-from dpd.log import RunLog
+from dpd.files import held
+from dpd.log import RunLog, read_rows
 from dpd.policies import PolicySaver
 from dpd.rundir import RunDir
 from dpd.stop import Stopped, StopRequest
@@ -119,6 +119,7 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
     training, config = run.training, run.config
     eval_every = max(1, config.iterations // config.run.evals)
     record_every = -(-config.iterations // config.run.records)
+    score: float | None = None
     while training.iteration < config.iterations and stop.signum is None:
         start = time.perf_counter()
         metrics = training.iterate()
@@ -129,16 +130,18 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
             metrics |= evaluated
             run.saver.save(training.steps, evaluated["eval/return"])
             score = float(evaluated["eval/return"].mean())
-        elif stop.signum is not None:
-            run.saver.save_last(training.steps)
         spent = training.clock.flush()
         busy = time.perf_counter() - start - spent.get("time/eval", 0.0)
         total = config.steps_per_iteration * config.run.seeds
         record = {**metrics, **spent, "time/steps_per_s": total / busy}
         log.record(training.steps, record, keep=score is not None or left % record_every == 0)
-        if score is not None or stop.signum is not None or run.is_due():
+        if score is not None or run.is_due():
             log.flush()
             run.save(score)
+    if stop.signum is not None and score is None:
+        log.flush()
+        run.saver.save_last(training.steps)
+        run.save()
 
 
 def learner_threads(config: TrainConfig, n_learners: int) -> int:
@@ -195,11 +198,11 @@ def draw_curves(run_dir: Path, title: str) -> Path | None:
     """Draw the learning curves, if there is anything to draw."""
     from dpd.plots import learning_curves
 
-    if "/return," not in (run_dir / "metrics.csv").read_text():
+    metrics, picture = run_dir / "metrics.csv", run_dir / "curves.png"
+    if not any(row["metric"].endswith("/return") for row in read_rows(metrics)):
         return None  # stopped before the first episode ended
-    with replacing(run_dir / "curves.png") as draft:
-        learning_curves(run_dir / "metrics.csv", draft, title)
-    return run_dir / "curves.png"
+    learning_curves(metrics, picture, title)
+    return picture
 
 
 def final_row(training: Training, file: Path) -> dict[str, object]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpd import policyfile
 from dpd.agents.base import Metrics, State, Stateful, load_parts, nest, part, state_of
 from dpd.collect import EpisodeStatistics, collect
-from dpd.config import TrainConfig
+from dpd.config import BadInput, TrainConfig
 from dpd.distill.base import Context
 from dpd.envs.base import Env, NonFiniteAction
 from dpd.envs.make import make
@@ -57,6 +59,7 @@ class Training:
         self.rows = rows
         self.env = self._make(env_seeds(rows, config.algo.n_envs))
         self.agent = config.algo.build(self.env.spec.obs_dim, self.env.spec.act_dim, rows)
+        self._start_from(run.init_from)
         self.method = config.distill.build(Context(self.agent, run.seeds, run.peers, rows))
         self.evaluator = Evaluator(self._make, self.seeds, run.peers, run.eval_episodes)
         self.episodes = EpisodeStatistics(len(rows), config.algo.n_envs)
@@ -68,6 +71,33 @@ class Training:
     def _make(self, seeds: list[int]) -> Env:
         run = self.run
         return make(run.env, len(seeds), seeds, run.backend, run.parsed_env_kwargs(), run.threads)
+
+    def _start_from(self, files: tuple[Path, ...]) -> None:
+        """Give the learners saved policies. Raises BadInput where one does not fit."""
+        if self.run.resume is not None:
+            return  # they are in the checkpoint
+        policies = [policyfile.load(file) for file in files]
+        for file, policy in zip(files, policies, strict=True):
+            self._refuse_unfit(file, policy.meta)
+        for n, (_, peer) in enumerate(self.rows):
+            if policies:
+                self.agent.start_from(n, policies[peer % len(policies)].tensors)
+
+    def _refuse_unfit(self, file: Path, meta: policyfile.PolicyMeta) -> None:
+        spec, algo = self.env.spec, self.config.algo
+        must = {
+            "obs_dim": spec.obs_dim,
+            "act_dim": spec.act_dim,
+            "hidden": algo.hidden,
+            "activation": algo.activation,
+            "norm_obs": algo.norm_obs,
+            "squashed": False,
+        }
+        for name, value in must.items():
+            if getattr(meta, name) != value:
+                raise BadInput(
+                    f"--init-from {file} has {name} {getattr(meta, name)}, these learners {value}"
+                )
 
     def _parts(self) -> dict[str, Stateful]:
         return {"agent": self.agent, "method": self.method, "episodes": self.episodes}

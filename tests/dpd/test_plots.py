@@ -12,8 +12,11 @@ from matplotlib.image import imread
 
 from dpd.plots import (
     COLOURS,
+    Line,
     binned,
     caption,
+    compared_caption,
+    compared_curves,
     draw_evaluations,
     finish,
     iqm,
@@ -149,3 +152,33 @@ def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stdout == "False\n", done.stderr
+
+
+TAUGHT = Line("taught", [10, 20], [1.0, 3.0], [(0.0, 2.0), (2.0, 4.0)], "range")
+EXPERT = Line("expert", [], [5.0], [], "")
+
+
+def test_runs_are_drawn_in_colours_of_their_own_and_whole_files_only(tmp_path: Path) -> None:
+    out = tmp_path / "c.png"
+    compared_curves([TAUGHT, EXPERT], out, "Hopper-v5")
+    image = imread(out)
+    assert image.shape == (900, 1480, 4)  # 7.4 x 4.5 inches at 200 dots
+    assert has_colour(image, COLOURS[0]) and has_colour(image, COLOURS[1])
+    assert not has_colour(image, COLOURS[2])
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_caption_names_the_bands_and_levels_that_are_there() -> None:
+    alone = TAUGHT._replace(name="alone", spread="95 % bootstrap interval")
+    assert "\n" not in compared_caption([TAUGHT._replace(spread="")])
+    assert compared_caption([TAUGHT, TAUGHT]).endswith("\nbands: range")
+    assert compared_caption([TAUGHT, alone, EXPERT]).endswith(
+        "\nbands: 95 % bootstrap interval or range; dashed: fresh episodes of a saved policy"
+    )
+
+
+def test_a_line_that_a_run_is_still_writing_is_left_out(tmp_path):
+    file = tmp_path / "metrics.csv"
+    whole = "step,seed,peer,metric,value\n100,0,0,eval/return,5\n"
+    file.write_text(whole + "200,0,0,eval/return,7")  # of 7.25, perhaps
+    assert read_curves(file, ["eval/return"]) == ({"eval/return": {0: {100: [5.0]}}}, 1)

@@ -119,7 +119,8 @@ def test_a_stopped_run_says_how_to_go_on_and_then_ends_as_if_never_stopped(tmp_p
         process.send_signal(sign)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == status
-    done = int(re.search(r"stopped at ([\d,]+) steps", said)[1].replace(",", ""))
+    (found,) = re.findall(r"stopped at ([\d,]+) steps", said)
+    done = int(found.replace(",", ""))
     assert 0 < done < 30 * PER_ITERATION
     assert f"dpd train --resume {parts}" in said
     for peer in (0, 1):
@@ -230,7 +231,7 @@ def test_without_snapshots_resume_begins_new_episodes_and_says_so(tmp_path, caps
 
 def test_the_last_few_checkpoints_and_the_best_are_kept(tmp_path):
     assert main(command(tmp_path, "--keep", "2", "--evals", "8", iterations=8)) == 0
-    scores = {}
+    scores: dict[int, list[float]] = {}
     for row in logged(tmp_path):
         if row[3] == "eval/return":
             scores.setdefault(int(row[0]), []).append(float(row[4]))

@@ -46,7 +46,7 @@ class Bursting(gymnasium.Env):
         return np.full(2, size, np.float32), 0.0, False, False, {}
 
 
-gymnasium.register("Bursting-v0", Bursting, max_episode_steps=50)
+gymnasium.register("Bursting-v0", "test_rundir:Bursting", max_episode_steps=50)
 
 TWO_SEEDS = ("--seeds", "2", "--checkpoint-every", "1e9", "--evals", "3")
 

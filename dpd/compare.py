@@ -1,0 +1,337 @@
+"""Compare runs: fresh deterministic episodes, and intervals over seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from dpd.config import BadInput
+from dpd.evaluate import evaluate_policy
+from dpd.intervals import (
+    CONFIDENCE,
+    FEW_SEEDS,
+    Difference,
+    Interval,
+    bootstrap_interval,
+    difference,
+    trimmed,
+)
+from dpd.plots import Line, compared_curves, iqm
+from dpd.runs import Member, Run, read_run, short_names
+
+if TYPE_CHECKING:
+    from dpd.commands import CompareConfig
+
+FEW = f"range, for fewer than {FEW_SEEDS} seeds"
+PURPOSE = 2_000_003  # keeps the episodes apart from those of training and of `dpd evaluate`
+
+
+class Played(NamedTuple):
+    """A member and its returns on the test episodes."""
+
+    member: Member
+    returns: np.ndarray  # [K]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+
+class Replicate(NamedTuple):
+    """A seed: the unit of replication, since its peers are not independent."""
+
+    seed: int
+    peers: list[Played]
+
+    @property
+    def score(self) -> float:
+        """Mean over the peers."""
+        return float(np.mean([peer.mean for peer in self.peers]))
+
+    @property
+    def best(self) -> Played | None:
+        """The peer that did best in its last evaluation in training, not in the test."""
+        if len(self.peers) == 1:
+            return self.peers[0]
+        evaluations = [p.member.evaluation for p in self.peers]
+        known = [e for e in evaluations if e is not None]
+        return self.peers[evaluations.index(max(known))] if known == evaluations else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run and how its seeds did."""
+
+    run: Run
+    replicates: list[Replicate]
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Score by seed."""
+        return {r.seed: r.score for r in self.replicates}
+
+    @property
+    def iqm(self) -> float:
+        """Interquartile mean over seeds; of fewer than four it is the mean."""
+        return iqm(list(self.scores.values()))
+
+    def interval(self, seed: int) -> Interval | None:
+        """The interquartile mean's interval."""
+        return bootstrap_interval(trimmed, [list(self.scores.values())], seed)
+
+    @property
+    def best_peers(self) -> float | None:
+        """Mean over seeds of the peer that training's last evaluation chose."""
+        best = [r.best.mean for r in self.replicates if r.best is not None]
+        return float(np.mean(best)) if len(best) == len(self.replicates) else None
+
+
+def compare_paths(config: CompareConfig) -> int:
+    """Test all runs' last policies; print tables or JSON, and draw the learning curves."""
+    if not os.access(config.out.parent, os.W_OK):
+        raise BadInput(f"cannot write {config.out}: no such directory, or not writable; see --out")
+    names = short_names(config.paths)
+    runs = [read_run(path, name) for path, name in zip(config.paths, names, strict=True)]
+    require_one_env(runs)
+    results = play(runs, config)
+    first, *others = results
+    differences = [difference(first.scores, r.scores, config.seed) for r in others]
+    notes = remarks(runs)
+    if any(run.curve for run in runs):
+        compared_curves([line_of(r, config.seed) for r in results], config.out, runs[0].env[0])
+    else:
+        notes.append(f"{config.out} is not drawn: none of the PATHs has learning curves")
+    if config.json:
+        sys.stdout.write(json.dumps(as_json(config, results, differences, notes), indent=2) + "\n")
+    else:
+        print_tables(config, results, differences, notes)
+    return 0
+
+
+def require_one_env(runs: Sequence[Run]) -> None:
+    """Raise BadInput unless all policies act in the same environment."""
+    seen = [
+        (run, m.policy.meta.env_id, m.policy.meta.env_kwargs) for run in runs for m in run.members
+    ]
+    first, env, kwargs = seen[0]
+    for run, other_env, other_kwargs in seen:
+        if (other_env, other_kwargs) != (env, kwargs):
+            raise BadInput(
+                f"{first.name} is of {env} {json.dumps(kwargs)}, {run.name} of {other_env} "
+                f"{json.dumps(other_kwargs)}; compare runs of one environment"
+            )
+
+
+def play(runs: Sequence[Run], config: CompareConfig) -> list[Result]:
+    """Play the test episodes; all policies of a seed, of whatever run, get the same ones."""
+    results = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=sum(len(run.members) for run in runs))
+        for run in runs:
+            progress.update(task, description=f"evaluating {run.name}")
+            by_seed: dict[int, list[Played]] = {seed: [] for seed in run.seeds}
+            for m in run.members:
+                seed = episodes_seed(config.seed, m.seed)
+                outcome = evaluate_policy(
+                    m.policy, run.env[0], config.episodes, seed, config.threads
+                )
+                by_seed[m.seed].append(Played(m, outcome.returns[0]))
+                progress.advance(task)
+            results.append(Result(run, [Replicate(*item) for item in by_seed.items()]))
+    return results
+
+
+def episodes_seed(seed: int, training_seed: int) -> int:
+    """Return a seed of episodes that neither training nor its evaluations used."""
+    words = np.random.SeedSequence([seed, PURPOSE, training_seed]).generate_state(1, np.uint64)
+    return int(words[0])
+
+
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """Say what makes a comparison weak or unfair."""
+    notes = []
+    few = [f"{run.name} has {len(run.seeds)}" for run in runs if len(run.seeds) < FEW_SEEDS]
+    if few:
+        notes.append(f"intervals over fewer than {FEW_SEEDS} seeds mean little: {', '.join(few)}")
+    if not uses_equal_steps(runs):
+        used = ", ".join(f"{run.name} {steps_text(run)}" for run in runs)
+        notes.append(f"unfair: environment steps per seed differ: {used}")
+    notes += [
+        f"{run.name} is not finished: {steps_text(run)} of {run.budget:,} steps"
+        for run in runs
+        if run.is_unfinished
+    ]
+    if len(runs) > 2:
+        notes.append(
+            f"each of the {len(runs) - 1} intervals of a difference holds for itself alone"
+        )
+    return notes
+
+
+def uses_equal_steps(runs: Sequence[Run]) -> bool:
+    """Say whether all runs used the same environment steps per seed, or none says."""
+    return len({frozenset(run.steps) for run in runs}) == 1
+
+
+def steps_text(run: Run) -> str:
+    """Word the environment steps of a seed."""
+    if not run.steps:
+        return "unknown"
+    low, high = min(run.steps), max(run.steps)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def line_of(result: Result, seed: int) -> Line:
+    """Return a run's learning curve over seeds; without one, the level of its test episodes."""
+    curve, n_seeds = result.run.curve, len(result.run.seeds)
+    name = f"{result.run.name} ({n_seeds} seed{'s' * (n_seeds > 1)})"
+    if not curve:
+        return Line(name, [], [float(np.mean(list(result.scores.values())))], [], "")
+    values = list(curve.values())
+    middle = [iqm(v) for v in values]
+    if n_seeds == 1:
+        return Line(name, list(curve), middle, [], "")
+    if n_seeds < FEW_SEEDS:
+        return Line(name, list(curve), middle, [(min(v), max(v)) for v in values], FEW)
+    intervals = [bootstrap_interval(trimmed, [v], seed) for v in values]
+    band = [(i.low, i.high) for i in intervals if i is not None]
+    return Line(name, list(curve), middle, band, "95 % bootstrap interval")
+
+
+def as_json(
+    config: CompareConfig,
+    results: Sequence[Result],
+    differences: Sequence[Difference],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Return everything measured, raw returns included."""
+    env, env_kwargs = results[0].run.env
+    first, *others = (r.run.name for r in results)
+    pairs = zip(others, differences, strict=True)
+    return {
+        "env": env,
+        "env_kwargs": env_kwargs,
+        "episodes": config.episodes,
+        "seed": config.seed,
+        "confidence": CONFIDENCE,
+        "runs": [result_json(r, config.seed) for r in results],
+        "differences": [{"run": run, "minus": first, **d._asdict()} for run, d in pairs],
+        "notes": list(notes),
+    }
+
+
+def result_json(result: Result, seed: int) -> dict[str, Any]:
+    """Return a run's figures and the returns behind them."""
+    scores = list(result.scores.values())
+    return {
+        "run": result.run.name,
+        "path": str(result.run.path),
+        "steps": sorted(result.run.steps),
+        "budget": result.run.budget,
+        "mean": float(np.mean(scores)),
+        "iqm": result.iqm,
+        "iqm_interval": result.interval(seed),
+        "worst": min(scores),
+        "best": max(scores),
+        "best_peer": result.best_peers,
+        "seeds": [replicate_json(r) for r in result.replicates],
+    }
+
+
+def replicate_json(replicate: Replicate) -> dict[str, Any]:
+    """Return a seed's score and its peers' returns."""
+    best = replicate.best
+    peers = [
+        {
+            "peer": p.member.peer,
+            "policy": str(p.member.file),
+            "last_evaluation": p.member.evaluation,
+            "mean": p.mean,
+            "returns": p.returns.tolist(),
+        }
+        for p in replicate.peers
+    ]
+    return {
+        "seed": replicate.seed,
+        "score": replicate.score,
+        "best_peer": None if best is None else best.member.peer,
+        "peers": peers,
+    }
+
+
+def print_tables(
+    config: CompareConfig,
+    results: Sequence[Result],
+    differences: Sequence[Difference],
+    notes: Sequence[str],
+) -> None:
+    """Print each run's returns over seeds, the differences from the first, and the notes."""
+    console = Console(highlight=False)
+    console.print(returns_table(config, results))
+    console.print(differences_table(results, differences))
+    for note in notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    if any(r.run.curve for r in results):
+        console.print(f"curves  {config.out}", markup=False, soft_wrap=True)
+
+
+def returns_table(config: CompareConfig, results: Sequence[Result]) -> Table:
+    """Lay out each run's returns over seeds."""
+    runs = [r.run for r in results]
+    steps = f", {steps_text(runs[0])} steps per seed" if uses_equal_steps(runs) else ""
+    title = f"{runs[0].env[0]}{steps}\n{config.episodes} fresh episodes for each last policy, "
+    names = ("seeds", "mean", "IQM", "95 % interval", "worst", "best", "best peer")
+    table = narrow_table(title + "mean of a seed's peers", names)
+    for r in results:
+        scores = list(r.scores.values())
+        figures = [float(np.mean(scores)), r.iqm, r.interval(config.seed), min(scores), max(scores)]
+        cells = map(shown, [*figures, r.best_peers])
+        table.add_row(r.run.name, str(len(scores)), *cells)
+    return table
+
+
+def differences_table(results: Sequence[Result], differences: Sequence[Difference]) -> Table:
+    """Lay out how each run differs from the first."""
+    first, *others = results
+    names = ("difference", "95 % interval", "over", "verdict")
+    table = narrow_table(f"Mean return minus that of {first.run.name}", names)
+    for r, d in zip(others, differences, strict=True):
+        n, m = len(r.scores), len(first.scores)
+        over = f"{n} pairs of seeds" if d.paired else f"{n} and {m} unpaired seeds"
+        table.add_row(r.run.name, shown(d.mean), shown(d.interval), over, d.verdict)
+    return table
+
+
+def narrow_table(title: str, names: Sequence[str]) -> Table:
+    """Return a table of runs that keeps its figures whole on 80 columns."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("run", overflow="fold", min_width=8)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def shown(value: float | Interval | None) -> str:
+    """Write a figure, an interval, or a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, Interval):
+        return f"{shown(value.low)}…{shown(value.high)}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
