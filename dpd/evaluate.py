@@ -16,7 +16,8 @@ from torch import Tensor
 from dpd.config import BadInput
 from dpd.envs.base import Env
 from dpd.envs.make import make
-from dpd.policyfile import Policy, load
+from dpd.policyfile import Policy
+from dpd.sources import find_policies, load_any
 
 if TYPE_CHECKING:
     from dpd.commands import EvaluateConfig
@@ -93,22 +94,10 @@ def evaluate_policy(
         env.close()
 
 
-def find_policies(path: Path) -> list[Path]:
-    """Return the policy files of a path: itself, or all in a run directory."""
-    if not path.exists():
-        raise BadInput(f"{path} does not exist; give a policy file or a run directory")
-    if path.is_file():
-        return [path]
-    found = sorted((path / "policies").glob("*.safetensors")) or sorted(path.glob("*.safetensors"))
-    if not found:
-        raise BadInput(f"{path} is no run: it holds no policies/*.safetensors")
-    return found
-
-
 def evaluate_paths(config: EvaluateConfig) -> int:
     """Evaluate every policy and print a table or JSON."""
     files = [f for path in config.paths for f in find_policies(path)]
-    policies = {f: load(f) for f in files}
+    policies = {f: load_any(f, config.foreign) for f in files}
     rows = []
     for file, policy in policies.items():
         env_id = config.foreign.env or policy.meta.env_id

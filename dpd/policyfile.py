@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.nets import ACTIVATIONS, layers, mlp
+from dpd.agents.nets import ACTIVATIONS, Shapes, layers, mlp, mlp_shapes
 from dpd.agents.norm import CLIP
 from dpd.envs.base import EnvSpec
+from dpd.files import replacing
 
 FORMAT = 1
+# Far beyond any policy of ours: what exceeds them is refused before it costs memory or time.
+MAX_FILE = 2**30  # bytes
+MAX_HEADER = 2**20  # bytes of JSON: tensor names and the description
+MAX_LAYERS = 64
+MAX_WIDTH = 2**24
+MAX_DEPTH = 16  # of lists and objects in the description
+MAX_CLIP = torch.finfo(torch.float32).max
 
 
 class NotAPolicy(ValueError):
@@ -43,6 +51,8 @@ class PolicyMeta:
     """Steps, seed, peer, evaluation, configuration hash, versions, git commit."""
     norm_obs: bool = True
     """Observations are normalised and clipped; as they are otherwise."""
+    clip_obs: float = CLIP
+    """Normalised observations are clipped to plus and minus this."""
     format: int = FORMAT
 
 
@@ -58,7 +68,8 @@ class Policy:
         """Act without noise on raw obs [B, O] -> [B, A] in [-1, 1]."""
         p, x = self._params, obs.unsqueeze(0)
         if self.meta.norm_obs:
-            x = ((x - p["obs_mean"]) * p["obs_scale"]).clamp(-CLIP, CLIP)
+            clip = self.meta.clip_obs
+            x = ((x - p["obs_mean"]) * p["obs_scale"]).clamp(-clip, clip)
         mean, _ = mlp(self._actor, x, self.meta.activation)
         return DiagGaussian(mean, p["log_std"], self.meta.squashed).mode().squeeze(0)
 
@@ -86,68 +97,146 @@ def bounds(spec: EnvSpec) -> dict[str, Tensor]:
     }
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
-    """Write a policy, under a temporary name first, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    data = {k: v.detach().to(torch.float32).contiguous() for k, v in tensors.items()}
-    try:
-        save_file(data, draft, metadata={"dpd": json.dumps(asdict(meta))})
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
-    os.replace(draft, path)
-
-
-def load(path: str | os.PathLike[str]) -> Policy:
-    """Read a policy file. Raises NotAPolicy with the reason where it is none."""
-    path = Path(path)
-    if not path.is_file():
-        raise NotAPolicy(f"{path} is no policy file: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("dpd")
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, no mapping
-    except (SafetensorError, OSError) as error:
-        raise NotAPolicy(f"{path} is no policy file: {error}") from error
-    if text is None:
-        raise NotAPolicy(f"{path} is a safetensors file, but no policy of dpd")
-    meta = _read_meta(path, text)
-    _check_shapes(path, tensors, meta)
-    return Policy(tensors, meta)
-
-
-def _read_meta(path: Path, text: str) -> PolicyMeta:
-    try:
-        fields = json.loads(text)
-        if fields.get("format") != FORMAT:
-            raise NotAPolicy(
-                f"{path} has policy format {fields.get('format')}; this version reads {FORMAT}"
-            )
-        meta = PolicyMeta(**fields | {"hidden": tuple(fields["hidden"])})
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise NotAPolicy(f"{path} is no policy file: bad description ({error})") from error
-    if meta.activation not in ACTIVATIONS:
-        raise NotAPolicy(f"{path} uses the unknown activation '{meta.activation}'")
-    return meta
-
-
-def _check_shapes(path: Path, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
-    """Raise NotAPolicy unless exactly the described tensors are there."""
-    sizes = [meta.obs_dim, *meta.hidden, meta.act_dim]
-    expected: dict[str, tuple[int, ...]] = {
+def shapes(meta: PolicyMeta) -> Shapes:
+    """Return the tensors that a policy file of this description holds."""
+    return {
         "obs_mean": (1, meta.obs_dim),
         "obs_scale": (1, meta.obs_dim),
+        "obs_count": (1, 1),  # samples that mean and scale come from
         "log_std": (1, meta.act_dim),
         "act_low": (meta.act_dim,),
         "act_high": (meta.act_dim,),
+        **mlp_shapes("actor", [meta.obs_dim, *meta.hidden, meta.act_dim]),
     }
-    for i in range(len(sizes) - 1):
-        expected[f"actor.{i}.weight"] = (sizes[i], sizes[i + 1])
-        expected[f"actor.{i}.bias"] = (1, sizes[i + 1])
-    found = {k: tuple(v.shape) for k, v in tensors.items()}
-    for name in expected.keys() | found.keys():
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
+    """Write a policy, under a temporary name first, so that no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {k: v.detach().to(torch.float32).contiguous() for k, v in tensors.items()}
+    try:
+        with replacing(path) as draft:
+            save_file(data, draft, metadata={"dpd": json.dumps(asdict(meta))})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+def load(path: str | os.PathLike[str]) -> Policy:
+    """Read a policy file. Raises NotAPolicy with the reason where it is none.
+
+    The file may come from anyone: nothing in it is run, sizes are checked before they are
+    believed, and a tensor is read only where it fits the description.
+    """
+    path = Path(path)
+    try:
+        check_sizes(path)
+        with safe_open(path, framework="pt") as file:
+            meta = _read_meta(path, (file.metadata() or {}).get("dpd"))
+            _check_layout(path, file, meta)
+            # cloned: the file is mapped, and could be cut short under a policy that acts
+            tensors = {k: file.get_tensor(k).clone() for k in shapes(meta)}
+    except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NotAPolicy(f"{path} is no policy file: {reason}") from error
+    check_values(path, tensors)
+    return Policy(tensors, meta)
+
+
+def check_sizes(path: Path) -> None:
+    """Raise NotAPolicy unless a regular file is there whose size and header's are bearable."""
+    if not path.is_file():
+        what = "a directory" if path.is_dir() else "no regular file"
+        raise NotAPolicy(f"{path} is no policy file: {what if path.exists() else 'no such file'}")
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        size = os.fstat(file.fileno()).st_size
+    if size > MAX_FILE or not 0 < header <= min(MAX_HEADER, size):
+        raise NotAPolicy(
+            f"{path} is no policy file: it has {size} bytes and claims a header of {header}"
+        )
+
+
+def _read_meta(path: Path, text: str | None) -> PolicyMeta:
+    if text is None:
+        raise NotAPolicy(f"{path} is a safetensors file, but no policy of dpd")
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NotAPolicy(f"{path} is no policy file: bad description ({error})") from error
+    if not isinstance(said, dict) or _is_deeper(said, MAX_DEPTH):
+        raise NotAPolicy(f"{path} is no policy file: bad description (no plain JSON object)")
+    version = said.get("format")
+    if type(version) is not int or version != FORMAT:
+        raise NotAPolicy(f"{path} has policy format {version!r:.40}; this version reads {FORMAT}")
+    _check_fields(path, said)
+    return PolicyMeta(**said | {"hidden": tuple(said["hidden"])})
+
+
+def _is_deeper(value: Any, left: int) -> bool:
+    """Whether lists and objects are nested more than `left` times."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return left == 0 or any(_is_deeper(v, left - 1) for v in inner)
+
+
+def _check_fields(path: Path, said: dict[str, Any]) -> None:
+    """Raise NotAPolicy unless exactly a PolicyMeta's fields are there, each of its type."""
+    names = {f.name for f in fields(PolicyMeta)}
+    if said.keys() != names:
+        odd = ", ".join(f"{name:.40}" for name in sorted(said.keys() ^ names)[:5])
+        raise NotAPolicy(f"{path} is no policy file: bad description (missing or unknown: {odd})")
+    hidden = said["hidden"]
+    is_good = {
+        **{k: isinstance(said[k], str) and said[k].isprintable() for k in ("algo", "env_id")},
+        **{k: isinstance(said[k], bool) for k in ("squashed", "norm_obs")},
+        **{k: _is_width(said[k]) for k in ("obs_dim", "act_dim")},
+        **{k: isinstance(said[k], dict) for k in ("env_kwargs", "provenance")},
+        "hidden": isinstance(hidden, list)
+        and len(hidden) <= MAX_LAYERS
+        and all(_is_width(x) for x in hidden),
+        "clip_obs": type(said["clip_obs"]) in (int, float) and 0 < said["clip_obs"] <= MAX_CLIP,
+        "activation": isinstance(said["activation"], str),
+    }
+    for name in (k for k, good in is_good.items() if not good):
+        raise NotAPolicy(
+            f"{path} is no policy file: bad description ({name} is {said[name]!r:.40})"
+        )
+    if said["activation"] not in ACTIVATIONS:
+        raise NotAPolicy(f"{path} uses the unknown activation {said['activation']!r:.40}")
+
+
+def _is_width(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_WIDTH  # a bool is an int, but no size
+
+
+def _check_layout(path: Path, file: safe_open, meta: PolicyMeta) -> None:
+    """Raise NotAPolicy unless exactly the described tensors are there; reads none of them."""
+    expected = shapes(meta)
+    found: dict[str, tuple[int, ...]] = {}
+    for name in file.keys():  # noqa: SIM118, no mapping
+        part = file.get_slice(name)
+        if part.get_dtype() != "F32":
+            raise NotAPolicy(
+                f"{path} is no policy file: tensor {name!r:.40} is {part.get_dtype()}, not F32"
+            )
+        found[name] = tuple(part.get_shape())
+    for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise NotAPolicy(
-                f"{path} does not fit its description: tensor {name} has shape "
-                f"{found.get(name)}, expected {expected.get(name)}"
+                f"{path} does not fit its description: tensor {name!r:.40} has shape "
+                f"{found.get(name)!s:.60}, expected {expected.get(name)}"
             )
+
+
+def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise NotAPolicy unless a policy can act with these numbers."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise NotAPolicy(f"{path} can't act: {name} holds NaN or infinity")
+    for name in ("obs_scale", "obs_count"):
+        if not (tensors[name] > 0).all():
+            raise NotAPolicy(f"{path} can't act: {name} is not positive")
+    width = tensors["act_high"] - tensors["act_low"]
+    if not ((width > 0) & width.isfinite()).all():
+        raise NotAPolicy(f"{path} can't act: act_low is not below act_high, or too far")

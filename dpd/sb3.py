@@ -1,22 +1,44 @@
-"""Stable-Baselines3 on the native simulation. Nothing else in this suite imports it.
+"""Stable-Baselines3: our simulation as its environment, our policies as its models.
 
-`PPO("MlpPolicy", NativeVecEnv("HalfCheetah-v5", 8))` trains on it.
+Nothing else in this suite imports it.
+`PPO("MlpPolicy", NativeVecEnv("HalfCheetah-v5", 8))` trains on the native simulation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
+import torch
 from gymnasium import Wrapper, spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import (
     VecEnv,
     VecEnvIndices,
     VecEnvStepReturn,
 )
+from torch import Tensor, nn
 
+from dpd.agents.nets import ACTIVATIONS
+from dpd.agents.norm import EPSILON
+from dpd.config import BadInput
+from dpd.envs.make import check
 from dpd.envs.native import Simulation
+from dpd.policyfile import Policy
+
+Act = Callable[[np.ndarray], np.ndarray]
+"""Raw observations [B, O] -> actions [B, A] in the environment's bounds."""
+MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+TOLERANCE = 1e-6  # of half an action's range, unless float32 rounds more coarsely
+N_PROBES = 512  # observations on which a written policy must act as the given one
 
 
 class NativeVecEnv(VecEnv):
@@ -83,3 +105,169 @@ class NativeVecEnv(VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         return [None] * self.num_envs
+
+
+def export_zoo(policy: Policy, out: Path) -> Path:
+    """Write a new folder that `python -m rl_zoo3.enjoy --algo ppo --env ENV -f OUT` plays.
+
+    The policy becomes SB3's PPO with its default settings. The value function is a new one, so
+    training on from there starts with learning that. What was written is loaded as enjoy does,
+    and must act as the policy does before the folder gets its name. Raises BadInput for a policy
+    that is none of PPO's or does not fit its environment, and for a folder that exists.
+    """
+    if out.exists():
+        raise BadInput(f"{out} exists; remove it, or give --out another name")
+    _check_policy(policy)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as work:
+        draft = Path(work) / out.name
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same value function each time
+            _write(policy, draft / "ppo" / f"{zoo_name(policy)}_1")
+            _check_acts(policy, read_zoo(draft))
+        os.rename(draft, out)
+    return out
+
+
+def read_zoo(folder: Path) -> Act:
+    """Load a folder of `export_zoo` as rl_zoo3.enjoy does.
+
+    This runs pickles: it is for folders just written here, never for one that a user gives.
+    """
+    (file,) = folder.glob("ppo/*_1/*.zip")
+    settings = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    model = PPO.load(file, device="cpu", custom_objects=settings)
+    env: gymnasium.Env = gymnasium.Env()  # never stepped, only asked for its spaces
+    env.observation_space, env.action_space = model.observation_space, model.action_space
+    statistics = file.with_suffix("") / "vecnormalize.pkl"
+    norm: VecNormalize | None = None
+    if statistics.exists():
+        norm = VecNormalize.load(str(statistics), DummyVecEnv([lambda: env]))
+        norm.training = norm.norm_reward = False
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        x: Any = obs.reshape(len(obs), *(model.observation_space.shape or ()))
+        x = x if norm is None else norm.normalize_obs(x)
+        return model.predict(x, deterministic=True)[0].reshape(len(obs), -1)
+
+    return act
+
+
+def zoo_name(policy: Policy) -> str:
+    """Return what the zoo calls the policy's environment: no module, dashes for slashes."""
+    return policy.meta.env_id.rsplit(":", 1)[-1].replace("/", "-")
+
+
+def _check_policy(policy: Policy) -> None:
+    """Raise BadInput unless SB3's PPO can act as the policy in its environment."""
+    meta = policy.meta
+    if meta.squashed:
+        raise BadInput(
+            f"a policy of {meta.algo} squashes its actions, as SB3's PPO does not; "
+            "give --format onnx, torchscript or dpd"
+        )
+    spec = check(meta.env_id, "gymnasium", meta.env_kwargs)  # enjoy makes it of Gymnasium, too
+    if (spec.obs_dim, spec.act_dim) != (meta.obs_dim, meta.act_dim):
+        raise BadInput(
+            f"the policy reads {meta.obs_dim} observations and gives {meta.act_dim} actions; "
+            f"{meta.env_id} has {spec.obs_dim} and {spec.act_dim}"
+        )
+    for name, bound in (("act_low", spec.act_low), ("act_high", spec.act_high)):
+        if not np.allclose(policy.tensors[name].numpy(), bound):
+            raise BadInput(f"the policy's {name} is not that of {meta.env_id}, {bound}")
+
+
+def _write(policy: Policy, folder: Path) -> None:
+    """Write the model, its normaliser, and the settings that enjoy reads."""
+    meta, name = policy.meta, zoo_name(policy)
+    hidden, activation = list(meta.hidden), MODULES[meta.activation]
+    (folder / name).mkdir(parents=True)
+    envs = DummyVecEnv([lambda: gymnasium.make(meta.env_id, **meta.env_kwargs)])
+    network = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": activation}
+    model = PPO("MlpPolicy", envs, policy_kwargs=network, device="cpu")
+    steps = meta.provenance.get("steps")
+    model.num_timesteps = steps if isinstance(steps, int) else 0
+    model.policy.load_state_dict(model.policy.state_dict() | _weights(policy))
+    if meta.norm_obs:
+        _normaliser(policy, envs).save(str(folder / name / "vecnormalize.pkl"))
+        # as training with VecNormalize leaves it; our import asks for statistics by this sign
+        model._last_original_obs = np.zeros((1, *(envs.observation_space.shape or ())))
+    model.save(folder / f"{name}.zip")
+    envs.close()
+    said = f"dict(net_arch=dict(pi={hidden}, vf={hidden}), activation_fn=nn.{activation.__name__})"
+    config = {"normalize": meta.norm_obs, "policy": "MlpPolicy", "policy_kwargs": said}
+    args = {"algo": "ppo", "env": meta.env_id, "env_kwargs": meta.env_kwargs or None}
+    (folder / name / "config.yml").write_text(_yaml(config), encoding="utf-8")
+    (folder / name / "args.yml").write_text(_yaml(args), encoding="utf-8")
+
+
+def _weights(policy: Policy) -> dict[str, Tensor]:
+    """Return SB3's names and shapes; the last layer acts in the environment's own units."""
+    tensors, last = {k: v.double() for k, v in policy.tensors.items()}, len(policy.meta.hidden)
+    half = (tensors["act_high"] - tensors["act_low"]) / 2
+    middle = (tensors["act_high"] + tensors["act_low"]) / 2
+    weights = {"log_std": tensors["log_std"].squeeze(0) + half.log()}
+    for i in range(last + 1):
+        name = "action_net" if i == last else f"mlp_extractor.policy_net.{2 * i}"
+        weight, bias = tensors[f"actor.{i}.weight"].T, tensors[f"actor.{i}.bias"].squeeze(0)
+        if i == last:
+            weight, bias = weight * half.unsqueeze(1), bias * half + middle
+        weights[f"{name}.weight"], weights[f"{name}.bias"] = weight, bias
+    return weights
+
+
+def _normaliser(policy: Policy, envs: VecEnv) -> VecNormalize:
+    """Return a VecNormalize with the policy's statistics, frozen, that leaves rewards alone."""
+    mean, scale = (policy.tensors[k].double().numpy() for k in ("obs_mean", "obs_scale"))
+    # an imported policy's epsilon may be a smaller one; no variance may come out below 0
+    epsilon = min(EPSILON, float(scale.max()) ** -2)
+    clip_obs = policy.meta.clip_obs
+    norm = VecNormalize(envs, training=False, norm_reward=False, clip_obs=clip_obs, epsilon=epsilon)
+    shape = envs.observation_space.shape
+    moments: Any = norm.obs_rms  # one per key for dictionaries, which we have none of
+    moments.mean, moments.var = mean.reshape(shape), (scale**-2 - epsilon).reshape(shape)
+    moments.count = policy.tensors["obs_count"].item()
+    return norm
+
+
+def _yaml(settings: dict[str, Any]) -> str:
+    """Return YAML for JSON's values: all of it is YAML but 1e-05, which must be 1.0e-05."""
+    lines = ""
+    for name, value in settings.items():
+        text = json.dumps(value, ensure_ascii=False)
+        pattern = r'("(?:[^"\\]|\\.)*")|(?<![\d.])(\d+)(e[+-]\d+)'
+        lines += f"{name}: {re.sub(pattern, lambda m: m[1] or f'{m[2]}.0{m[3]}', text)}\n"
+    return lines
+
+
+def _check_acts(policy: Policy, act: Act) -> None:
+    """Raise ValueError unless another form of a policy acts as the policy does."""
+    noise = np.random.default_rng(0).standard_normal((N_PROBES, policy.meta.obs_dim))
+    mean, scale = policy.tensors["obs_mean"].numpy(), policy.tensors["obs_scale"].numpy()
+    obs = (mean + noise / scale).astype(np.float32)
+    half = (policy.tensors["act_high"] - policy.tensors["act_low"]).numpy() / 2
+    difference = float((np.abs(act(obs) - policy.act(obs)) / half).max())
+    allowed = max(TOLERANCE, rounding(policy, torch.from_numpy(obs)))
+    if not difference <= allowed:  # so that a NaN is refused too
+        raise ValueError(
+            f"not written: Stable-Baselines3's actions would differ by {difference:.1e} of half "
+            f"their range, more than {allowed:.1e}"
+        )
+
+
+def rounding(policy: Policy, obs: Tensor) -> float:
+    """Bound how far float32 implementations of a policy differ on raw obs [B, O].
+
+    To first order: each layer rounds its own sums, and passes on what came in. No activation
+    of ours is steeper than 1.
+    """
+    unit, x = 4 * torch.finfo(torch.float32).eps, obs
+    if policy.meta.norm_obs:
+        clip = policy.meta.clip_obs
+        x = (x - policy.tensors["obs_mean"]).mul(policy.tensors["obs_scale"]).clamp(-clip, clip)
+    error = unit * x.abs()
+    for i in range(len(policy.meta.hidden) + 1):
+        weight, bias = policy.tensors[f"actor.{i}.weight"], policy.tensors[f"actor.{i}.bias"]
+        error = (error + unit * x.abs()) @ weight.abs() + unit * bias.abs()
+        x = ACTIVATIONS[policy.meta.activation].forward_(x @ weight + bias)
+    return float(error.max())

@@ -13,7 +13,7 @@ from dpd.cli import parse_train
 from dpd.config import BadInput
 from dpd.envs.base import Env, EnvSpec, Step
 from dpd.envs.make import make
-from dpd.evaluate import episode_seeds, find_policies, record_video, run_episodes
+from dpd.evaluate import episode_seeds, record_video, run_episodes
 from dpd.policies import PolicySaver
 
 
@@ -51,11 +51,6 @@ def test_episodes_are_the_same_for_whoever_is_compared_and_fresh_for_each_purpos
     seen = {s for purpose in range(10) for s in episode_seeds(0, 20, purpose)}
     assert len(seen) == 200
     assert not seen & set(episode_seeds(1, 20))
-
-
-def test_a_directory_without_policies_is_no_run(tmp_path):
-    with pytest.raises(BadInput, match="is no run"):
-        find_policies(tmp_path)
 
 
 def test_a_video_is_an_mp4(tmp_path):

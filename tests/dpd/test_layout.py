@@ -21,10 +21,12 @@ SOURCES = sorted(
 # Lower first: a layer may import itself and the layers below it.
 LAYERS = [
     {"dpd.agents", "dpd.envs"},
-    {"dpd.distill", "dpd.collect", "dpd.evaluate", "dpd.log", "dpd.policyfile", "dpd.sb3"},
+    {"dpd.distill", "dpd.collect", "dpd.evaluate", "dpd.log", "dpd.policyfile", "dpd.sb3"}
+    | {"dpd.archive", "dpd.sb3zip", "dpd.sources", "dpd.vecnormalize"}
+    | {"dpd.files", "dpd.intervals", "dpd.plots", "dpd.runs"},
     {"dpd.training", "dpd.policies", "dpd.checkpoint"},
     {"dpd.rundir"},
-    {"dpd.train"},
+    {"dpd.train", "dpd.compare", "dpd.export"},
     {"dpd.cli"},
 ]
 NO_TORCH = [
@@ -36,6 +38,7 @@ NO_TORCH = [
     "dpd/distill/__init__.py",
     "dpd/distill/peers_config.py",
     "agents/__init__.py",
+    "agents/offpolicy_config.py",
     "agents/ppo_config.py",
 ]
 

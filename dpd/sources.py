@@ -1,0 +1,46 @@
+"""Policies from any source: files of ours, run directories, Stable-Baselines3 zips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpd.commands import ForeignConfig
+from dpd.config import BadInput
+from dpd.policyfile import Policy, load
+from dpd.sb3zip import load_zip
+
+ZIP = b"PK\x03\x04"  # as a safetensors header's length: 4 bytes more, at least 64 MiB
+
+
+def load_any(path: Path, foreign: ForeignConfig) -> Policy:
+    """Read a policy file or a Stable-Baselines3 zip, told apart by what is in it.
+
+    Raises NotAPolicy where it is neither, BadInput where settings are missing or do nothing.
+    """
+    if is_zip(path):
+        return load_zip(path, foreign)
+    policy = load(path)
+    for name in ("vecnormalize", "activation"):
+        if getattr(foreign, name) is not None:
+            raise BadInput(f"--{name} is for Stable-Baselines3 zips; {path} says it itself")
+    return policy
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file is a zip, or is at least called one."""
+    if path.suffix == ".zip" or not path.is_file():
+        return path.suffix == ".zip"
+    with path.open("rb") as file:
+        return file.read(len(ZIP)) == ZIP
+
+
+def find_policies(path: Path) -> list[Path]:
+    """Return the policies of a path: itself, or all policy files in a run directory."""
+    if not path.exists():
+        raise BadInput(f"{path} does not exist; give a policy file or a run directory")
+    if not path.is_dir():
+        return [path]
+    found = sorted((path / "policies").glob("*.safetensors")) or sorted(path.glob("*.safetensors"))
+    if not found:
+        raise BadInput(f"{path} is no run: it holds no policies/*.safetensors")
+    return found
