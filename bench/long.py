@@ -2,8 +2,8 @@
 
 python bench/long.py --json long.json        about 15 minutes
 
-Every set-up runs `dpd train` as a process of its own. Memory is read four times a second; "early" is
-the median over the second tenth of the run, "late" over its last tenth.
+Every set-up runs `dpd train` as a process of its own. Memory is read four times a second: early is
+the median over the second tenth of the run, late over its last tenth.
 """
 
 from __future__ import annotations
