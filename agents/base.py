@@ -2,14 +2,14 @@
 
 Legend, used in every file:
 N learners = G groups x P peers · E environments per learner · T steps · S = T x E samples
-B batch · O observation · A action · D parameters of one learner.
+B batch · O observation · A action · C critics of a learner · D parameters of one learner.
 Row n is peer n % P of group n // P.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,15 @@ class Answer(NamedTuple):
 
     dist: DiagGaussian  # mean, log_std [N, B, A]
     value: Tensor | None  # [N, B]
+
+
+class Batch(NamedTuple):
+    """An iteration's samples, for the learners (`data`) and for whoever distils."""
+
+    data: Any
+    raw_obs: Tensor  # [N, S, O]
+    returns: Tensor | None  # [N, S] lambda-returns in raw reward units, of who learns on-policy
+    valid: Tensor  # [N, S]
 
 
 class Minibatch(NamedTuple):

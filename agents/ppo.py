@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from dpd.agents.base import (
     Answer,
+    Batch,
     ExtraLoss,
     Metrics,
     Minibatch,
@@ -31,15 +31,6 @@ from dpd.agents.ppo_loss import Samples, clipped_gradient, clipped_loss, ppo_los
 from dpd.agents.rng import RowRandom, Stream
 
 OUTPUTS = ("actor", "log_std", "critic")
-
-
-class Batch(NamedTuple):
-    """An iteration's samples, for the learners (`data`) and for whoever distils."""
-
-    data: Samples
-    raw_obs: Tensor  # [N, S, O]
-    returns: Tensor  # [N, S] lambda-returns in raw reward units
-    valid: Tensor  # [N, S]
 
 
 def normalise_minibatches(adv: Tensor) -> Tensor:
@@ -273,10 +264,19 @@ class PPO:
         self.batches.reseed(rows, attempt)
         self.lr[list(rows)] *= 0.5
 
+    def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
+        """Give learner n a policy and its normaliser, as `export` returns them.
+
+        The value function stays as it was made.
+        """
+        names = [k for k in self.nets.views if not k.startswith("critic")]
+        put_back({k: self.nets.views[k][n] for k in names}, {k: policy[k] for k in names})
+        self.obs_norm.start_from(n, policy)
+
     def export(self, n: int) -> dict[str, Tensor]:
         """Return learner n's policy and normaliser, as a policy file holds them."""
         actor = {k: v[n] for k, v in self.nets.views.items() if not k.startswith("critic")}
-        return actor | {"obs_mean": self.obs_norm.mean[n], "obs_scale": self.obs_norm.scale[n]}
+        return actor | self.obs_norm.export(n)
 
 
 def mean_kl(ratio: Tensor) -> Tensor:

@@ -162,6 +162,7 @@ def test_a_rollouts_returns_and_advantages_are_those_of_stable_baselines3() -> N
     batch = agent.prepare(rollout)
     np.testing.assert_allclose(batch.data.adv.view(t, e), theirs.advantages, atol=1e-5)
     np.testing.assert_allclose(batch.data.ret.view(t, e), theirs.returns, atol=1e-5)
+    assert batch.returns is not None
     np.testing.assert_allclose(batch.returns.view(t, e), theirs.returns, atol=1e-5)
 
 

@@ -131,3 +131,44 @@ def test_orthogonal_weights_are_those_stable_baselines3_draws_from_the_same_seed
 def test_a_network_without_input_is_refused() -> None:
     with pytest.raises(ValueError, match="the network net needs an input"):
         StackedNets(SHAPES, N, "tanh")(None, "net")
+
+
+@pytest.mark.parametrize("activation", MODULES)
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_inputs_gradient_alone_is_the_same(activation: str, first: int) -> None:
+    _, stack = networks(activation)
+    (out,), tape = stack.run(inputs(), "net")
+    grad = torch.randn_like(out)
+    _, expected = stack.gradient(tape, [grad], wants_x=True)
+    assert expected is not None
+    found = stack.input_gradient(tape, grad, first)
+    torch.testing.assert_close(found, expected[..., first:], rtol=1e-12, atol=1e-12)
+
+
+def test_every_other_row_shares_its_parameters_with_the_whole() -> None:
+    _, stack = networks("tanh")
+    part = stack.every(2)
+    x = inputs()
+    stack.flat.detach()[2] += 1.0
+    torch.testing.assert_close(part(x[::2], "net")[0], stack(x, "net")[0][::2])
+
+
+def test_a_twin_is_equal_and_apart() -> None:
+    _, stack = networks("tanh")
+    twin = stack.twin()
+    assert torch.equal(twin.flat, stack.flat)
+    stack.flat.detach().zero_()
+    assert twin.flat.abs().max() > 0
+
+
+def test_uniform_weights_are_those_of_linear_layers_and_each_rows_own() -> None:
+    # U(+-1 / sqrt(in)): deviation bound / sqrt 3
+    stack = StackedNets(mlp_shapes("net", (100, 200, 1)), 2, "relu", torch.float64)
+    stack.init_uniform("net", [torch.Generator().manual_seed(s) for s in (1, 2)])
+    weight, bias = stack.views["net.0.weight"], stack.views["net.0.bias"]
+    assert weight.abs().max() <= 0.1 and bias.abs().max() <= 0.1
+    assert weight.std() == pytest.approx(0.1 / math.sqrt(3), rel=0.02)
+    alone = StackedNets(mlp_shapes("net", (100, 200, 1)), 1, "relu", torch.float64)
+    alone.init_uniform("net", [torch.Generator().manual_seed(2)])
+    assert torch.equal(stack.flat[1], alone.flat[0])
+    assert not torch.equal(stack.flat[0], stack.flat[1])

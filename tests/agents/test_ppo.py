@@ -13,13 +13,12 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from dpd.agents.base import Metrics, Minibatch
+from dpd.agents.base import Batch, Metrics, Minibatch
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.ppo import PPO, Batch, mean_kl
+from dpd.agents.ppo import PPO, mean_kl
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.ppo_loss import Samples, ppo_loss
-from dpd.collect import collect
 from dpd.policyfile import Policy, PolicyMeta, bounds
 
 O, A = 3, 2  # noqa: E741
@@ -335,7 +334,7 @@ def test_target_kl_stops_one_learner_while_the_others_go_on() -> None:
     once = PPO(replace(config, epochs=1), O, A, SEEDS[:1], torch.float64)
     once.batches = PPO(config, O, A, SEEDS[:1]).batches
     once.update(
-        Batch(Samples(*(x[:1] for x in batch.data)), *(x[:1] for x in batch[1:])),
+        Batch(Samples(*(x[:1] for x in batch.data)), batch.raw_obs[:1], None, batch.valid[:1]),
         0.0,
     )
     torch.testing.assert_close(agent.nets.flat[0], once.nets.flat[0], rtol=0, atol=1e-12)
@@ -365,6 +364,7 @@ def test_values_are_answered_in_raw_reward_units() -> None:
     torch.testing.assert_close(value, 5 * scaled.detach(), rtol=1e-4, atol=0)
     # and what was really got is +-5, in every row
     returns = agent.prepare(rollout).returns
+    assert returns is not None
     torch.testing.assert_close(returns, rollout.reward.flatten(1), rtol=1e-9, atol=1e-9)
 
 
@@ -390,72 +390,3 @@ def test_an_exported_policy_acts_as_the_learner(norm_obs: bool) -> None:
     for n in range(3):
         policy = Policy(agent.export(n) | bounds(env.spec), meta)
         np.testing.assert_allclose(policy.act(obs), expected[n], atol=1e-6)
-
-
-# --- Probe environments: an algorithm is a row of SOLVERS. ---
-
-Solver = Callable[[type[probes.Probe], int], PPO]
-GAMMA = 0.9
-
-
-def ppo_solver(probe: type[probes.Probe], iterations: int) -> PPO:
-    config = PPOConfig(
-        n_envs=16,
-        n_steps=8,
-        minibatch_size=32,
-        epochs=4,
-        lr=1e-2,
-        gamma=GAMMA,
-        hidden=(16, 16),
-        norm_reward=False,
-    )
-    seeds = [(0, 0), (0, 1)]
-    agent = PPO(config, probe.obs_dim, probe.act_dim, seeds)
-    env = probe(len(seeds) * config.n_envs)
-    obs, rollout = env.reset().view(len(seeds), config.n_envs, -1), agent.new_rollout()
-    for i in range(iterations):
-        obs = collect(env, agent, obs, rollout)
-        agent.update(agent.prepare(rollout), i / iterations)
-        agent.observe(rollout)
-    return agent
-
-
-SOLVERS: dict[str, Solver] = {"ppo": ppo_solver}
-
-
-def grid(*points: float) -> Tensor:
-    return torch.tensor(points).view(1, -1, 1).expand(2, -1, -1)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize(
-    ("probe", "points", "values"),
-    [
-        (probes.ConstantValue, (0.0,), (1.0,)),
-        (probes.ValueFromObs, (-1.0, 1.0), (-1.0, 1.0)),
-        (probes.Discounting, (0.0, 1.0), (GAMMA, 1.0)),
-    ],
-)
-def test_values_of_a_probe_are_learnt(
-    solver: str, probe: type[probes.Probe], points: tuple[float, ...], values: tuple[float, ...]
-) -> None:
-    value = SOLVERS[solver](probe, 30).ask(grid(*points)).value
-    assert value is not None
-    for row in value.tolist():
-        assert row == pytest.approx(values, abs=0.05)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize(
-    ("probe", "points", "actions"),
-    [
-        (probes.ActionToReward, (0.0,), (0.5,)),
-        (probes.ObsTimesAction, (-0.8, 0.0, 0.8), (-0.4, 0.0, 0.4)),
-    ],
-)
-def test_the_best_action_of_a_probe_is_found(
-    solver: str, probe: type[probes.Probe], points: tuple[float, ...], actions: tuple[float, ...]
-) -> None:
-    mode = SOLVERS[solver](probe, 60).mode(grid(*points)).squeeze(-1)
-    for row in mode.tolist():
-        assert row == pytest.approx(actions, abs=0.1)

@@ -468,7 +468,7 @@ def test_the_return_ruler_compares_what_the_peer_really_got_with_the_own_value()
     targets = setup.choose()
     raw = targets.obs / setup.agent.obs_norm.scale + setup.agent.obs_norm.mean
     value = setup.agent.ask(raw).value
-    assert value is not None
+    assert value is not None and batch.returns is not None
     for n, peer in ((0, 1), (1, 0)):
         # find each state in the peer's rollout by itself
         position = torch.cdist(raw[n], batch.raw_obs[peer]).argmin(1)

@@ -1,0 +1,318 @@
+"""What all stacks of learners with a replay have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from dpd.agents.base import (
+    Answer,
+    Batch,
+    ExtraLoss,
+    Metrics,
+    Minibatch,
+    State,
+    Stateful,
+    load_parts,
+    put_back,
+    state_of,
+    take,
+)
+from dpd.agents.buffers import Rollout
+from dpd.agents.dist import DiagGaussian
+from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
+from dpd.agents.norm import ObsNorm
+from dpd.agents.offpolicy_config import OffPolicyConfig
+from dpd.agents.optim import StackedAdam
+from dpd.agents.replay import WIDE, Replay, Transitions
+from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.td_loss import critic_loss
+
+BLOCK = 64  # updates whose random numbers are drawn at once
+
+Config = TypeVar("Config", bound=OffPolicyConfig)
+
+
+class Imitation:
+    """A method's loss, on samples of an iteration's chunk that are drawn for every update.
+
+    Positions are uniform over the chunk's valid samples, from the learner's BATCH stream. They are
+    drawn whether or not there is a loss, so that a learner's own samples do not depend on it.
+    """
+
+    def __init__(self, learners: OffPolicy[Config], batch: Batch, extra: ExtraLoss | None) -> None:
+        self.learners, self.batch, self.extra = learners, batch, extra
+
+    def gradient(self, idx: Tensor) -> tuple[Tensor | None, Metrics]:
+        """Return the gradient of the policies' parameters at idx [N, B], if there is one."""
+        if self.extra is None:
+            return None, {}
+        nets, norm = self.learners.nets, self.learners.obs_norm
+        with torch.enable_grad():
+            dist = self.learners.dist(norm(take(self.batch.raw_obs, idx)))
+            loss, metrics = self.extra(Minibatch(dist, dist.mean.new_ones(idx.shape), idx))
+            if not loss.requires_grad:
+                return None, metrics
+            (grad,) = torch.autograd.grad(loss.sum(), nets.flat)
+        return grad, metrics
+
+
+class PerLearner:
+    """A part with C rows per learner, whose state has one: [N, C, ...]."""
+
+    def __init__(self, part: Stateful, n: int) -> None:
+        self.part, self.n = part, n
+
+    def state(self) -> State:
+        """Return the part's state, as live tensors."""
+        return {k: x.unflatten(0, (self.n, -1)) for k, x in self.part.state().items()}
+
+    def load_state(self, state: State) -> None:
+        """Put a state back."""
+        self.part.load_state({k: x.flatten(0, 1) for k, x in state.items()})
+
+
+class OffPolicy(ABC, Generic[Config]):
+    """N learners that collect, update and answer as one stack.
+
+    `seeds`: one sequence of integers per learner, from which all its random numbers follow.
+    The C critics of learner n are rows nC to nC + C - 1 of one stack.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        obs_dim: int,
+        act_dim: int,
+        seeds: Sequence[Sequence[int]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        n, c = len(seeds), config.n_critics
+        self.n_learners, self.config, self.dtype = n, config, dtype
+        self.obs_dim, self.act_dim = obs_dim, act_dim
+        init = RowRandom(seeds, Stream.INIT).generators
+        self.nets = StackedNets(self._actor_shapes(), n, config.activation, dtype)
+        self.nets.init_uniform("actor", init)
+        shapes = mlp_shapes("critic", [obs_dim + act_dim, *config.hidden, 1])
+        self.critics = StackedNets(shapes, n * c, config.activation, dtype)
+        self.critics.init_uniform("critic", [g for g in init for _ in range(c)])
+        self.target_critics = self.critics.twin()
+        self.lr = torch.full((n,), config.lr, dtype=torch.float64)
+        self.critic_lr = torch.full((n,), config.critic_lr or config.lr, dtype=torch.float64)
+        self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())
+        self.critic_optimizer = StackedAdam(self.critics.flat, [config.lr] * n * c)
+        self.gamma = torch.full((n, 1), config.gamma, dtype=dtype)
+        self.explore = RowRandom(seeds, Stream.EXPLORE)
+        self.batches = RowRandom(seeds, Stream.BATCH)
+        self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs)
+        self.replay = Replay(config, n, obs_dim, act_dim, dtype)
+        self.n_updates = 0
+
+    @abstractmethod
+    def _actor_shapes(self) -> Shapes:
+        """Name the policy's layers."""
+
+    @abstractmethod
+    def dist(self, obs: Tensor) -> DiagGaussian:
+        """Return the policy at normalised obs [N, B, O]."""
+
+    @abstractmethod
+    def noise(self) -> Tensor:
+        """Draw an iteration's exploration noise [N, T, E, A] in one block."""
+
+    @abstractmethod
+    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Act on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1].
+
+        Uniformly at random, by the noise alone, in the first `learning_starts` steps.
+        """
+
+    @abstractmethod
+    def _draw(self, updates: int) -> Tensor:
+        """Draw the noise of so many updates [N, updates, ...]."""
+
+    @abstractmethod
+    def _step(
+        self, sample: Transitions, noise: Tensor, imitation: Imitation, idx: Tensor
+    ) -> Metrics:
+        """Take one update; `idx` [N, B] is where in the chunk to imitate."""
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether actions are still random, and nothing is learnt."""
+        return self.replay.total * self.config.n_envs < self.config.learning_starts
+
+    def new_rollout(self) -> Rollout:
+        """Return an empty buffer for one iteration."""
+        c = self.config
+        return Rollout(self.n_learners, c.n_steps, c.n_envs, self.obs_dim, self.act_dim, self.dtype)
+
+    def _normals(self) -> Tensor:
+        """Draw standard normals for an iteration's actions [N, T, E, A]."""
+        c = self.config
+        return self.explore.normal(c.n_steps, c.n_envs, self.act_dim, dtype=self.dtype)
+
+    @torch.no_grad()
+    def mode(self, obs: Tensor) -> Tensor:
+        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
+        return self.dist(self.obs_norm(obs)).mode()
+
+    @torch.no_grad()
+    def ask(self, obs: Tensor) -> Answer:
+        """Answer on raw obs [N, B, O]; a value is the least critic's of the action without noise.
+
+        Rewards are not scaled, so values are in raw reward units.
+        """
+        dist = self.dist(self.obs_norm(obs))
+        return Answer(dist, self.q(obs, dist.mode()).amin(1))
+
+    @torch.no_grad()
+    def q(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Return what every critic says of act [N, B, A] at raw obs [N, B, O] -> [N, C, B].
+
+        In raw reward units.
+        """
+        return self._judge(self.critics, torch.cat([self.obs_norm(obs), act], -1))[0]
+
+    def _judge(self, critics: StackedNets, obs_act: Tensor) -> tuple[Tensor, Tape]:
+        """Run critics on obs_act [N, B, O + A] -> [N, C, B], and what their gradient needs."""
+        n, b, size = obs_act.shape
+        c = critics.flat.shape[0] // n
+        if c > 1:
+            obs_act = obs_act.unsqueeze(1).expand(n, c, b, size).reshape(n * c, b, size)
+        (q,), tape = critics.run(obs_act, "critic")
+        return q.view(n, c, b), tape
+
+    @torch.no_grad()
+    def prepare(self, rollout: Rollout) -> Batch:
+        """Remember a rollout; return its states for whoever distils."""
+        self.replay.push(rollout)
+        return Batch(None, rollout.flat_obs(), None, rollout.valid.flatten(1))
+
+    @torch.no_grad()
+    def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
+        """Take an iteration's updates on minibatches of the replay; return metrics [N].
+
+        `extra` adds a loss to every update of the policy. Learning rates are constant, whatever
+        the `progress`. Nothing happens, and no metrics come back, in the first `learning_starts`
+        steps.
+        """
+        if self.warming_up or not bool((self.replay.live > 0).all()):
+            return {}
+        self._set_rates()
+        imitation = Imitation(self, batch, extra)
+        found: dict[str, list[Tensor]] = {}
+        for begin in range(0, self.config.updates, BLOCK):
+            for metrics in self._block(min(BLOCK, self.config.updates - begin), imitation):
+                for name, value in metrics.items():
+                    found.setdefault(name, []).append(value)
+        return {name: torch.stack(values).mean(0) for name, values in found.items()}
+
+    def _block(self, updates: int, imitation: Imitation) -> list[Metrics]:
+        """Take some updates, with random numbers drawn at once."""
+        b = self.config.minibatch_size
+        samples = self.replay.draw(self.batches, updates, b)
+        noise = self._draw(updates)
+        idx = valid_positions(imitation.batch.valid, self.batches.integers(WIDE, updates, b))
+        history = []
+        for i in range(updates):
+            self.n_updates += 1
+            sample = self._normalised(self.replay.take(samples[:, i], self.gamma))
+            history.append(self._step(sample, noise[:, i], imitation, idx[:, i]))
+        return history
+
+    def _normalised(self, sample: Transitions) -> Transitions:
+        if not self.obs_norm.enabled:
+            return sample
+        obs, act = sample.obs_act.split([self.obs_dim, self.act_dim], -1)
+        obs_act = torch.cat([self.obs_norm(obs), act], -1)
+        return sample._replace(obs_act=obs_act, next_obs=self.obs_norm(sample.next_obs))
+
+    def _set_rates(self) -> None:
+        self.optimizer.lr = self.lr.tolist()
+        per_critic = self.critic_lr.repeat_interleave(self.config.n_critics)
+        self.critic_optimizer.lr = per_critic.tolist()
+
+    def _update_critics(self, sample: Transitions, next_value: Tensor, coef: float) -> Metrics:
+        """Move the critics towards reward + discount * next_value [N, B]."""
+        target = torch.addcmul(sample.reward, sample.discount, next_value)
+        q, tape = self._judge(self.critics, sample.obs_act)
+        _, metrics, (of_q,) = critic_loss(q, target, coef)
+        grad, _ = self.critics.gradient(tape, [of_q.view(-1, of_q.shape[2], 1)])
+        self.critic_optimizer.step(grad)
+        return metrics
+
+    def _update_policy(
+        self, tape: Tape, of_output: Tensor, imitation: Imitation, idx: Tensor
+    ) -> Metrics:
+        """Move the policy along the gradient of its output, and a method's."""
+        grad, _ = self.nets.gradient(tape, [of_output])
+        added, metrics = imitation.gradient(idx)
+        self.optimizer.step(grad if added is None else grad + added)
+        return metrics
+
+    def _follow(self, target: StackedNets, nets: StackedNets) -> None:
+        """Move target networks towards theirs (Polyak averaging)."""
+        target.flat.detach().lerp_(nets.flat.detach(), self.config.tau)
+
+    def observe(self, rollout: Rollout) -> None:
+        """Take a rollout into the normaliser, after its last use."""
+        self.obs_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
+
+    def _parts(self) -> dict[str, Stateful]:
+        n = self.n_learners
+        return {
+            "nets": self.nets,
+            "critics": PerLearner(self.critics, n),
+            "target_critics": PerLearner(self.target_critics, n),
+            "optimizer": self.optimizer,
+            "critic_optimizer": PerLearner(self.critic_optimizer, n),
+            "explore": self.explore,
+            "batches": self.batches,
+            "obs_norm": self.obs_norm,
+            "replay": self.replay,
+        }
+
+    def _own_state(self) -> State:
+        updates = torch.full((self.n_learners,), self.n_updates)
+        return {"lr": self.lr, "critic_lr": self.critic_lr, "n_updates": updates}
+
+    def state(self) -> State:
+        """Return all that the learners' future depends on."""
+        return state_of(self._parts()) | self._own_state()
+
+    def load_state(self, state: State) -> None:
+        """Put a state back. Raises ValueError where it is of other learners."""
+        load_parts(self._parts(), state)
+        own = self._own_state()
+        put_back(own, {name: state[name] for name in own})
+        self.n_updates = int(own["n_updates"][0])
+
+    def retry(self, rows: Sequence[int], attempt: int) -> None:
+        """Give rows new random numbers and half the learning rates, after they diverged."""
+        self.explore.reseed(rows, attempt)
+        self.batches.reseed(rows, attempt)
+        self.lr[list(rows)] *= 0.5
+        self.critic_lr[list(rows)] *= 0.5
+
+    def _export_normaliser(self, n: int) -> dict[str, Tensor]:
+        return {
+            "obs_mean": self.obs_norm.mean[n],
+            "obs_scale": self.obs_norm.scale[n],
+            "obs_count": self.obs_norm.moments.count[n].view(1, 1),
+        }
+
+    @abstractmethod
+    def export(self, n: int) -> dict[str, Tensor]:
+        """Return learner n's policy and normaliser, as a policy file holds them."""
+
+
+def valid_positions(valid: Tensor, pick: Tensor) -> Tensor:
+    """Turn numbers pick [N, K, B] into positions where valid [N, S] (the first where nowhere)."""
+    order = valid.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    choice = pick.flatten(1) % valid.sum(1, keepdim=True).clamp(min=1)
+    return order.gather(1, choice).view_as(pick)

@@ -1,0 +1,188 @@
+"""Settings of the learners with a replay: TD3, DDPG and SAC; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from dpd.agents.sac import SAC
+    from dpd.agents.td3 import TD3
+
+COLUMNS = 4
+"""Numbers in a stored transition beside obs, act and next_obs: reward, ends, validity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyConfig:
+    """What all learners with a replay share.
+
+    Unless a source is named, defaults are Stable-Baselines3's.
+    """
+
+    lr: float = 3e-4
+    """Adam's learning rate of the policy and, unless it has its own, of the critics."""
+    critic_lr: float | None = None
+    """Adam's learning rate of the critics; None: as the policy's."""
+    n_envs: int = 1
+    """Environments per learner."""
+    n_steps: int = 50
+    """Steps per environment between updates: Spinning Up's 50. Random numbers are drawn and the
+    simulation is called for that many at once; the policy acts that many steps behind."""
+    capacity: int = 1_000_000
+    """Transitions a learner remembers (Lillicrap et al. 2016)."""
+    minibatch_size: int = 256
+    """Transitions per learner and gradient step (Haarnoja et al. 2018)."""
+    learning_starts: int = 10_000
+    """A learner's environment steps with uniformly random actions and no updates, in whole
+    iterations (Fujimoto et al. 2018 for HalfCheetah and Ant; rl-zoo3)."""
+    updates_per_step: float = 1.0
+    """Gradient steps per environment step of a learner."""
+    n_step: int = 1
+    """Rewards summed before the value of the state that follows takes over."""
+    gamma: float = 0.99
+    """Discount."""
+    tau: float = 0.005
+    """How far the target networks move towards their originals per update."""
+    n_critics: int = 2
+    """Critics per learner; their least answer counts (Fujimoto et al. 2018)."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Hidden layers of the policy and of every critic (Haarnoja et al. 2018)."""
+    activation: Literal["tanh", "relu", "elu"] = "relu"
+    """Activation of the hidden layers."""
+    norm_obs: bool = False
+    """Normalise observations by running statistics."""
+
+    def __post_init__(self) -> None:
+        positive = ("lr", "n_envs", "n_steps", "capacity", "minibatch_size", "updates_per_step")
+        for name in (*positive, "n_step", "n_critics"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.critic_lr is not None and self.critic_lr <= 0:
+            raise ValueError(f"critic_lr must be positive, not {self.critic_lr}")
+        if self.learning_starts < 0:
+            raise ValueError(f"learning_starts must not be negative, not {self.learning_starts}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], not {self.gamma}")
+        if not 0 < self.tau <= 1:
+            raise ValueError(f"tau must lie in (0, 1], not {self.tau}")
+        if not self.hidden or min(self.hidden) <= 0:
+            raise ValueError(f"hidden must name positive layer sizes, not {self.hidden}")
+        self._check_replay()
+
+    def _check_replay(self) -> None:
+        for name, least in (
+            ("minibatch_size", self.minibatch_size),
+            ("n_envs * n_steps", self.samples),
+            ("learning_starts", self.learning_starts),
+            ("n_envs * n_step", self.n_envs * self.n_step),
+        ):
+            if self.capacity < least:
+                raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
+        if self.samples * self.updates_per_step < 1:
+            raise ValueError(
+                f"updates_per_step {self.updates_per_step} is no whole update in the n_envs * "
+                f"n_steps = {self.samples} steps of an iteration; raise it or n_steps"
+            )
+
+    @property
+    def samples(self) -> int:
+        """Samples per learner and iteration."""
+        return self.n_envs * self.n_steps
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps per iteration."""
+        return round(self.samples * self.updates_per_step)
+
+    @property
+    def squashed(self) -> bool:
+        """Whether the mean action is the tanh of the actor network's output."""
+        return True
+
+    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
+        """Return the memory that full replays of all learners take, in float32."""
+        held = self.capacity // self.n_envs * self.n_envs
+        return n_learners * held * (4 * (2 * obs_dim + act_dim + COLUMNS) + 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD3Config(OffPolicyConfig):
+    """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018)."""
+
+    lr: float = 1e-3
+    """Adam's learning rate of the policy and, unless it has its own, of the critics (paper)."""
+    policy_delay: int = 2
+    """Critic updates per update of the policy and of the targets (paper)."""
+    target_noise: float = 0.2
+    """Deviation of the noise on the target policy's action (paper)."""
+    target_noise_clip: float = 0.5
+    """Bound on that noise (paper)."""
+    exploration: Literal["gaussian", "ou", "param"] = "gaussian"
+    """Noise that explores: independent (paper); an Ornstein-Uhlenbeck process (Lillicrap et al.
+    2016), which runs on through the ends of episodes; or adaptive noise on the policy's
+    parameters, drawn anew every iteration (Plappert et al. 2018)."""
+    noise_std: float = 0.1
+    """Deviation of the action noise (paper); of the `ou` process's increments (Lillicrap et al.
+    2016: 0.2); of the actions that `param` aims at (Plappert et al. 2018: 0.2)."""
+    ou_theta: float = 0.15
+    """Share by which the `ou` process returns to zero per step (Lillicrap et al. 2016)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("policy_delay", "noise_std", "ou_theta"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("target_noise", "target_noise_clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.updates < self.policy_delay:
+            raise ValueError(
+                f"{self.updates} updates an iteration are fewer than policy_delay "
+                f"{self.policy_delay}; raise updates_per_step or n_steps"
+            )
+
+    def build(self, obs_dim: int, act_dim: int, seeds: Sequence[Sequence[int]]) -> TD3:
+        """Return a stack of learners, one for each of `seeds`."""
+        from dpd.agents.td3 import TD3
+
+        return TD3(self, obs_dim, act_dim, seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPGConfig(TD3Config):
+    """Deep deterministic policy gradient (Lillicrap et al. 2016): TD3 without its three tricks."""
+
+    n_critics: int = 1
+    """Critics per learner; their least answer counts."""
+    policy_delay: int = 1
+    """Critic updates per update of the policy and of the targets."""
+    target_noise: float = 0.0
+    """Deviation of the noise on the target policy's action."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACConfig(OffPolicyConfig):
+    """Soft actor-critic with a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905)."""
+
+    alpha: float | None = None
+    """Temperature, the weight of the entropy; None: learned."""
+    alpha_init: float = 1.0
+    """Temperature at the start, if it is learned."""
+    target_entropy: float | None = None
+    """Entropy that a learned temperature aims at; None: minus the number of action dimensions
+    (paper)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha is not None and self.alpha < 0:
+            raise ValueError(f"alpha must not be negative, not {self.alpha}")
+        if self.alpha_init <= 0:
+            raise ValueError(f"alpha_init must be positive, not {self.alpha_init}")
+
+    def build(self, obs_dim: int, act_dim: int, seeds: Sequence[Sequence[int]]) -> SAC:
+        """Return a stack of learners, one for each of `seeds`."""
+        from dpd.agents.sac import SAC
+
+        return SAC(self, obs_dim, act_dim, seeds)

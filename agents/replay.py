@@ -1,0 +1,166 @@
+"""What a stack of off-policy learners remembers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpd.agents.base import State
+from dpd.agents.buffers import Rollout
+from dpd.agents.offpolicy_config import COLUMNS, OffPolicyConfig
+from dpd.agents.rng import RowRandom
+
+WIDE = 2**62  # modulo a count of samples, as good as uniform
+
+
+class Transitions(NamedTuple):
+    """A minibatch [N, B, ...]; the target of a value is reward + discount * Q(next_obs)."""
+
+    obs_act: Tensor  # [N, B, O + A]
+    next_obs: Tensor  # [N, B, O] of the last step summed
+    reward: Tensor  # [N, B] discounted sum of up to n_step rewards
+    discount: Tensor  # [N, B] gamma^k, 0 where the episode terminated
+
+
+class Replay:
+    """A ring of the last steps of N learners in E environments each; raw observations.
+
+    A transition is one row of numbers, obs | act | next_obs | reward, terminated, done, valid: a
+    minibatch is then one gather, and obs | act is the critics' input as it lies. A step's slot is
+    its number modulo the ring's length; sample s of a learner is environment s % E at slot s // E.
+    Memory that was never written is never resident.
+    """
+
+    def __init__(
+        self, config: OffPolicyConfig, n: int, obs_dim: int, act_dim: int, dtype: torch.dtype
+    ) -> None:
+        self.length, self.n_envs = config.capacity // config.n_envs, config.n_envs
+        self.obs_dim, self.act_dim, self.n_step = obs_dim, act_dim, config.n_step
+        width = 2 * obs_dim + act_dim + COLUMNS
+        self.rows = torch.empty(n, self.length, self.n_envs, width, dtype=dtype)
+        self.total = 0  # steps ever added, per environment
+        # A ring of the samples worth drawing, oldest first; `first` and `live` [N] bound it.
+        self._samples = torch.empty(n, self.length * self.n_envs, dtype=torch.int64)
+        self._first = torch.zeros(n, dtype=torch.int64)
+        self.live = torch.zeros(n, dtype=torch.int64)
+
+    @property
+    def held(self) -> int:
+        """Steps per environment that are held."""
+        return min(self.total, self.length)
+
+    def push(self, rollout: Rollout) -> None:
+        """Remember an iteration; what is not valid is kept out of all minibatches."""
+        ends = (rollout.reward, rollout.terminated, rollout.done, rollout.valid)
+        columns = [x.unsqueeze(-1).to(self.rows.dtype) for x in ends]
+        self.extend(torch.cat([rollout.obs, rollout.act, rollout.next_obs, *columns], -1))
+
+    def extend(self, rows: Tensor) -> None:
+        """Add steps [N, T, E, W] as `since` returns them."""
+        if rows.shape[1] > self.length:
+            raise ValueError(f"{rows.shape[1]} steps for a replay of {self.length}")
+        slots = self._slots(self.total, self.total + rows.shape[1])
+        lost = slots[max(0, self.length - self.total) :]
+        dropped = self.rows[:, lost, :, -1].sum((1, 2)).to(torch.int64)
+        self._first += dropped
+        self.live -= dropped
+        self.rows[:, slots] = rows
+        self.total += rows.shape[1]
+        self._list(slots)
+
+    def _slots(self, begin: int, end: int) -> Tensor:
+        """Return the slots of steps begin to end."""
+        return torch.arange(begin, end) % self.length
+
+    def _list(self, slots: Tensor) -> None:
+        """Append the valid samples of slots, oldest first, to those worth drawing."""
+        samples = (slots.unsqueeze(1) * self.n_envs + torch.arange(self.n_envs)).flatten()
+        valid = self.rows[:, slots, :, -1].flatten(1) > 0
+        size = self._samples.shape[1]
+        for n, keep in enumerate(valid):
+            found = samples[keep]
+            end = int(self._first[n] + self.live[n])
+            self._samples[n, torch.arange(end, end + len(found)) % size] = found
+            self.live[n] += len(found)
+
+    def draw(self, rng: RowRandom, *shape: int) -> Tensor:
+        """Draw samples uniformly with replacement, each learner with its own numbers [N, *shape].
+
+        To be called where every learner has a valid sample.
+        """
+        n = len(self.live)
+        pick = rng.integers(WIDE, *shape).view(n, -1) % self.live.unsqueeze(1)
+        place = (pick + self._first.unsqueeze(1)) % self._samples.shape[1]
+        return self._samples.gather(1, place).view(n, *shape)
+
+    def take(self, samples: Tensor, gamma: Tensor) -> Transitions:
+        """Return the transitions that begin at samples [N, B]; gamma [N, 1]."""
+        flat, offset = self._flat(), self._offset()
+        x = flat.index_select(0, (samples + offset).flatten()).view(*samples.shape, -1)
+        o, a = self.obs_dim, self.act_dim
+        reward, terminated, next_obs = x[..., -4], x[..., -3], x[..., o + a : 2 * o + a]
+        if self.n_step == 1:
+            return Transitions(x[..., : o + a], next_obs, reward, gamma * (1 - terminated))
+        reward, decay, last = self._sum(samples, gamma)
+        end = flat.index_select(0, (last + offset).flatten()).view_as(x)
+        discount = decay * (1 - end[..., -3])
+        return Transitions(x[..., : o + a], end[..., o + a : 2 * o + a], reward, discount)
+
+    def _sum(self, samples: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum up to n_step rewards of one environment's episode [N, B].
+
+        Returns the sum, gamma^k for the k rewards in it, and the last sample [N, B]. The sum ends
+        with the episode, and before what is not there yet or not valid.
+        """
+        flat, offset = self._flat(), self._offset()
+        newest = (self.total - 1) % self.length
+        total, decay = torch.zeros_like(gamma), torch.ones_like(gamma)
+        at, last = samples, samples
+        running = torch.ones_like(samples, dtype=torch.bool)
+        for _ in range(self.n_step):
+            reward, done, valid = flat[at + offset][..., [-4, -2, -1]].unbind(-1)
+            running = running & (valid > 0)
+            total = total + torch.where(
+                running, decay * reward, 0
+            )  # reward may be unwritten memory
+            decay = torch.where(running, decay * gamma, decay)
+            last = torch.where(running, at, last)
+            running = running & (done == 0) & (at // self.n_envs != newest)
+            at = (at + self.n_envs) % (self.length * self.n_envs)
+        return total, decay, last
+
+    def _flat(self) -> Tensor:
+        return self.rows.view(-1, self.rows.shape[-1])
+
+    def _offset(self) -> Tensor:
+        """Return where each learner's samples begin in the flat view [N, 1]."""
+        n, per_learner = self._samples.shape
+        return torch.arange(n).mul_(per_learner).unsqueeze(1)
+
+    def since(self, total: int) -> Tensor:
+        """Return a copy of the steps after the first `total`, oldest first [N, T, E, W].
+
+        What the ring has dropped by now is left out; `extend` adds them to another replay.
+        """
+        return self.rows[:, self._slots(max(total, self.total - self.held), self.total)]
+
+    def state(self) -> State:
+        """Return what is held as a live tensor in the ring's order, and the steps added [N]."""
+        total = torch.full((len(self.live),), self.total)
+        return {"rows": self.rows[:, : self.held], "total": total}
+
+    def load_state(self, state: State) -> None:
+        """Put a state back. Raises ValueError where it is of another replay."""
+        rows, total = state["rows"], int(state["total"][0])
+        fits = (self.rows.shape[0], min(total, self.length), *self.rows.shape[2:])
+        if (rows.shape, rows.dtype) != (fits, self.rows.dtype):
+            raise ValueError(
+                f"the saved rows are {rows.dtype} {tuple(rows.shape)}, not {self.rows.dtype} {fits}"
+            )
+        self.rows[:, : rows.shape[1]] = rows
+        self.total = total
+        self._first.zero_()
+        self.live.zero_()
+        self._list(self._slots(total - self.held, total))

@@ -1,0 +1,146 @@
+"""Soft actor-critic for a stack of learners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dpd.agents.base import Metrics, State, Stateful
+from dpd.agents.dist import DiagGaussian
+from dpd.agents.explore import uniform
+from dpd.agents.nets import Shapes, mlp_shapes
+from dpd.agents.offpolicy import Imitation, OffPolicy
+from dpd.agents.offpolicy_config import SACConfig
+from dpd.agents.optim import StackedAdam
+from dpd.agents.replay import Transitions
+from dpd.agents.td_loss import soft_loss, temperature_gradient
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # the paper's code, and Stable-Baselines3
+
+
+class SAC(OffPolicy[SACConfig]):
+    """N squashed Gaussian policies with C critics and a temperature each (Haarnoja et al. 2018).
+
+    The actor's last layer has 2A outputs: the mean, and the log standard deviation.
+    """
+
+    def __init__(
+        self,
+        config: SACConfig,
+        obs_dim: int,
+        act_dim: int,
+        seeds: Sequence[Sequence[int]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(config, obs_dim, act_dim, seeds, dtype)
+        start = config.alpha_init if config.alpha is None else config.alpha
+        log_alpha = math.log(start) if start > 0 else -math.inf
+        self.log_alpha = torch.full((self.n_learners, 1), log_alpha, dtype=dtype)
+        self.alpha_optimizer = StackedAdam(self.log_alpha, self.lr.tolist())
+        wanted = config.target_entropy
+        self.target_entropy = -float(act_dim) if wanted is None else wanted
+
+    def _actor_shapes(self) -> Shapes:
+        return mlp_shapes("actor", [self.obs_dim, *self.config.hidden, 2 * self.act_dim])
+
+    def dist(self, obs: Tensor) -> DiagGaussian:
+        """Return the policy at normalised obs [N, B, O]."""
+        return gaussian(self.nets(obs, "actor")[0])
+
+    def noise(self) -> Tensor:
+        """Draw an iteration's exploration noise [N, T, E, A] in one block."""
+        return self._normals()
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Act on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1].
+
+        Uniformly at random, by the noise alone, in the first `learning_starts` steps.
+        """
+        if self.warming_up:
+            return uniform(noise)
+        return self.dist(self.obs_norm(obs)).sample(noise).tanh_()
+
+    def _draw(self, updates: int) -> Tensor:
+        """Draw the noise of the actions at obs and at next_obs [N, updates, 2, B, A]."""
+        size = (updates, 2, self.config.minibatch_size, self.act_dim)
+        return self.batches.normal(*size, dtype=self.dtype)
+
+    def _step(
+        self, sample: Transitions, noise: Tensor, imitation: Imitation, idx: Tensor
+    ) -> Metrics:
+        # As Stable-Baselines3: one sample of pi(s) and the temperature before its update serve all
+        alpha = self.log_alpha.exp()
+        (output,), tape = self.nets.run(sample.obs_act[..., : self.obs_dim], "actor")
+        dist = gaussian(output)
+        u = dist.sample(noise[:, 0])
+        logp = dist.logp(u)
+        metrics = self._update_temperature(logp)
+        next_value = self._next_value(sample.next_obs, noise[:, 1], alpha)
+        metrics |= self._update_critics(sample, next_value, coef=0.5)
+        q, of_act = self._ascent(sample.obs_act, u.tanh_())
+        _, found, grads = soft_loss(q, logp, alpha, dist, noise[:, 0], of_act)
+        of_output = gaussian_gradient(output, *grads)
+        metrics |= found | self._update_policy(tape, of_output, imitation, idx)
+        self._follow(self.target_critics, self.critics)
+        return metrics
+
+    def _update_temperature(self, logp: Tensor) -> Metrics:
+        if self.config.alpha is None:
+            self.alpha_optimizer.step(temperature_gradient(logp, self.target_entropy))
+        return {"train/alpha": self.log_alpha.exp().squeeze(1)}
+
+    def _next_value(self, next_obs: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+        """Return the soft value of a sampled action by the target critics [N, B]."""
+        dist = gaussian(self.nets.run(next_obs, "actor")[0][0])
+        u = dist.sample(noise)
+        logp = dist.logp(u)
+        q, _ = self._judge(self.target_critics, torch.cat([next_obs, u.tanh_()], -1))
+        return torch.addcmul(q.amin(1), alpha, logp, value=-1)
+
+    def _ascent(self, obs_act: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least critic's values of act [N, B], and the gradient of -mean_B by act."""
+        q, tape = self._judge(self.critics, torch.cat([obs_act[..., : self.obs_dim], act], -1))
+        n, c, b = q.shape
+        least, which = q.min(1, keepdim=True)
+        of_q = torch.zeros_like(q).scatter_(1, which, -1 / b).view(n * c, b, 1)
+        of_act = self.critics.input_gradient(tape, of_q, self.obs_dim)
+        return least.squeeze(1), of_act.view(n, c, b, -1).sum(1)
+
+    def _set_rates(self) -> None:
+        super()._set_rates()
+        self.alpha_optimizer.lr = self.lr.tolist()
+
+    def _parts(self) -> dict[str, Stateful]:
+        return super()._parts() | {"alpha_optimizer": self.alpha_optimizer}
+
+    def _own_state(self) -> State:
+        return super()._own_state() | {"log_alpha": self.log_alpha}
+
+    def export(self, n: int) -> dict[str, Tensor]:
+        """Return learner n's policy and normaliser, as a policy file holds them.
+
+        The last layer is divided: `actor` ends in the mean, `log_std_head` reads the same features.
+        """
+        actor = {name: view[n] for name, view in self.nets.views.items()}
+        last = f"actor.{len(self.config.hidden)}"
+        for kind in ("weight", "bias"):
+            mean, log_std = actor[f"{last}.{kind}"].chunk(2, -1)
+            actor |= {f"{last}.{kind}": mean, f"log_std_head.0.{kind}": log_std}
+        return actor | self._export_normaliser(n)
+
+
+def gaussian(output: Tensor) -> DiagGaussian:
+    """Read a squashed policy from an actor's output [N, B, 2A]."""
+    mean, log_std = output.chunk(2, -1)
+    return DiagGaussian(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), squashed=True)
+
+
+def gaussian_gradient(output: Tensor, of_mean: Tensor, of_log_std: Tensor) -> Tensor:
+    """Return the gradient of an actor's output from those of what `gaussian` read."""
+    log_std = output.chunk(2, -1)[1]
+    inside = (log_std >= LOG_STD_MIN) & (log_std <= LOG_STD_MAX)
+    return torch.cat([of_mean, of_log_std * inside], -1)

@@ -1,0 +1,120 @@
+"""Twin delayed deep deterministic policy gradient, and DDPG, for a stack of learners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dpd.agents.base import Batch, Metrics, Stateful
+from dpd.agents.buffers import Rollout
+from dpd.agents.dist import DiagGaussian
+from dpd.agents.explore import exploration, uniform
+from dpd.agents.nets import Shapes, mlp_shapes
+from dpd.agents.offpolicy import Imitation, OffPolicy
+from dpd.agents.offpolicy_config import TD3Config
+from dpd.agents.replay import Transitions
+from dpd.agents.td_loss import deterministic_loss
+
+
+class TD3(OffPolicy[TD3Config]):
+    """N deterministic policies with C critics each (Fujimoto et al. 2018, algorithm 1).
+
+    DDPG is the same with one critic, no delay and no target noise.
+    """
+
+    def __init__(
+        self,
+        config: TD3Config,
+        obs_dim: int,
+        act_dim: int,
+        seeds: Sequence[Sequence[int]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(config, obs_dim, act_dim, seeds, dtype)
+        self.target_nets = self.nets.twin()
+        self.first_critics = self.critics.every(config.n_critics)
+        self.exploration = exploration(config, self.nets, act_dim)
+        self.log_std = torch.full((1, 1, act_dim), math.log(config.noise_std), dtype=dtype)
+
+    def _actor_shapes(self) -> Shapes:
+        return mlp_shapes("actor", [self.obs_dim, *self.config.hidden, self.act_dim])
+
+    def dist(self, obs: Tensor) -> DiagGaussian:
+        """Return the policy at normalised obs [N, B, O]: noise of `noise_std` about its action.
+
+        Not squashed: the noise is added behind the tanh.
+        """
+        return DiagGaussian(self.nets(obs, "actor")[0].tanh(), self.log_std)
+
+    def noise(self) -> Tensor:
+        """Draw an iteration's exploration noise [N, T, E, A] in one block."""
+        if self.warming_up:
+            return self._normals()
+        c = self.config
+        return self.exploration.draw(self.explore, c.n_steps, c.n_envs, self.act_dim)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Act on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1].
+
+        Uniformly at random, by the noise alone, in the first `learning_starts` steps.
+        """
+        if self.warming_up:
+            return uniform(noise)
+        (u,), _ = self.exploration.nets().run(self.obs_norm(obs), "actor")
+        return u.tanh_().add_(noise).clamp_(-1, 1)
+
+    @torch.no_grad()
+    def prepare(self, rollout: Rollout) -> Batch:
+        """Remember a rollout, and adapt the exploration; return its states for whoever distils."""
+        batch = super().prepare(rollout)
+        self.exploration.adapt(self.obs_norm(batch.raw_obs))
+        return batch
+
+    def _draw(self, updates: int) -> Tensor:
+        c = self.config
+        if c.target_noise == 0:
+            return torch.zeros(self.n_learners, updates, 1, 1, dtype=self.dtype)
+        noise = self.batches.normal(updates, c.minibatch_size, self.act_dim, dtype=self.dtype)
+        return noise.mul_(c.target_noise).clamp_(-c.target_noise_clip, c.target_noise_clip)
+
+    def _step(
+        self, sample: Transitions, noise: Tensor, imitation: Imitation, idx: Tensor
+    ) -> Metrics:
+        metrics = self._update_critics(sample, self._next_value(sample.next_obs, noise), coef=1.0)
+        if self.n_updates % self.config.policy_delay == 0:
+            metrics |= self._update_actor(sample.obs_act, imitation, idx)
+            self._follow(self.target_critics, self.critics)
+            self._follow(self.target_nets, self.nets)
+        return metrics
+
+    def _next_value(self, next_obs: Tensor, noise: Tensor) -> Tensor:
+        """Return the target critics' least value of the target policy's noisy action [N, B]."""
+        (u,), _ = self.target_nets.run(next_obs, "actor")
+        act = u.tanh_().add_(noise).clamp_(-1, 1)
+        return self._judge(self.target_critics, torch.cat([next_obs, act], -1))[0].amin(1)
+
+    def _update_actor(self, obs_act: Tensor, imitation: Imitation, idx: Tensor) -> Metrics:
+        """Move the policy up the first critic."""
+        obs = obs_act[..., : self.obs_dim]
+        (u,), tape = self.nets.run(obs, "actor")
+        act = u.tanh()
+        q, judged = self._judge(self.first_critics, torch.cat([obs, act], -1))
+        of_q = torch.full_like(q, -1 / q.shape[2]).view(-1, q.shape[2], 1)
+        of_act = self.first_critics.input_gradient(judged, of_q, self.obs_dim)
+        _, metrics, (of_u,) = deterministic_loss(q.squeeze(1), act, of_act)
+        return metrics | self._update_policy(tape, of_u, imitation, idx)
+
+    def _parts(self) -> dict[str, Stateful]:
+        return super()._parts() | {
+            "target_nets": self.target_nets,
+            "exploration": self.exploration,
+        }
+
+    def export(self, n: int) -> dict[str, Tensor]:
+        """Return learner n's policy and normaliser, as a policy file holds them."""
+        actor = {name: view[n] for name, view in self.nets.views.items()}
+        return actor | {"log_std": self.log_std[0]} | self._export_normaliser(n)

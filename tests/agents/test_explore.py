@@ -1,0 +1,98 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dpd.agents.explore import uniform
+from dpd.agents.offpolicy_config import TD3Config
+from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.td3 import TD3
+
+O, A = 3, 2  # noqa: E741
+SEEDS = [(0, 0), (0, 1)]
+CONFIG = TD3Config(n_envs=4, n_steps=500, learning_starts=0, capacity=4000, hidden=(16, 16))
+
+
+def learners(**settings: object) -> TD3:
+    return TD3(replace(CONFIG, **settings), O, A, SEEDS, torch.float64)  # type: ignore[arg-type]
+
+
+def test_normals_turn_into_uniform_numbers() -> None:
+    # erf(z / sqrt 2) = 2 Phi(z) - 1: uniform in [-1, 1], quantiles evenly spread
+    drawn = uniform(RowRandom(SEEDS, Stream.EXPLORE).normal(20000, dtype=torch.float64)).flatten()
+    levels = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    assert drawn.abs().max() <= 1
+    # five deviations of the quantile: 2 * 5 * sqrt(0.25 / 40000) = 0.025
+    torch.testing.assert_close(drawn.quantile(levels), 2 * levels - 1, rtol=0, atol=0.025)
+
+
+def test_first_steps_are_uniform_and_later_ones_are_the_policy_with_noise() -> None:
+    agent = learners(learning_starts=2000, noise_std=0.3)
+    obs = torch.randn(2, 4, O, dtype=torch.float64)
+    for warm in (True, False):
+        noise = agent.noise()
+        act = torch.stack([agent.act(obs, x) for x in noise.unbind(1)], 1)
+        assert act.abs().max() <= 1
+        if warm:
+            assert act.std() == pytest.approx(1 / math.sqrt(3), abs=0.02)
+        else:
+            assert noise.std() == pytest.approx(0.3, abs=0.02)
+            expected = (agent.mode(obs).unsqueeze(1) + noise).clamp(-1, 1)
+            torch.testing.assert_close(act, expected, rtol=0, atol=1e-12)
+        agent.replay.push(agent.new_rollout())
+
+
+def test_an_ornstein_uhlenbeck_process_has_its_deviation_and_its_memory() -> None:
+    # x' = 0.85 x + 0.2 z: deviation 0.2 / sqrt(1 - 0.85^2) = 0.3797, correlation 0.85 a step
+    agent = learners(exploration="ou", noise_std=0.2)
+    parts = [agent.noise() for _ in range(40)]
+    x = torch.cat(parts, 1)[:, 50:]  # 20000 steps in 16 processes, less the start from 0
+    assert x.std() == pytest.approx(0.3797, abs=0.01)
+    assert (x[:, 1:] * x[:, :-1]).mean() / x.var() == pytest.approx(0.85, abs=0.005)
+    # and an iteration goes on where the last one ended
+    step = parts[1][:, 0] - 0.85 * parts[0][:, -1]
+    assert step.abs().max() < 0.2 * 5
+
+
+def test_parameter_noise_adapts_to_the_distance_of_actions_it_is_to_have() -> None:
+    agent = learners(exploration="param", noise_std=0.2)
+    with torch.no_grad():  # the second policy is three times as steep, so its noise must be smaller
+        agent.nets.flat[1] *= 3
+    obs = torch.randn(2, 64, O, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    distances = []
+    for i in range(600):
+        noise = agent.noise()
+        assert noise.abs().max() == 0
+        if i >= 400:
+            distance = agent.act(obs, noise[:, 0].new_zeros(1)) - agent.mode(obs)
+            distances.append(distance.square().mean((1, 2)).sqrt())
+        agent.exploration.adapt(obs)
+    # it steps by 1 % to the deviation that is too wide half the time: the median is the target
+    median = torch.stack(distances).median(0).values
+    torch.testing.assert_close(median, torch.full_like(median, 0.2), rtol=0.15, atol=0)
+    std = agent.exploration.state()["std"].squeeze(1)
+    assert std[0] != std[1]
+
+
+def test_parameter_noise_leaves_the_policy_alone_and_a_row_to_itself() -> None:
+    agent, alone = (
+        learners(exploration="param"),
+        TD3(replace(CONFIG, exploration="param"), O, A, SEEDS[1:], torch.float64),
+    )
+    before = agent.nets.flat.detach().clone()
+    agent.noise()
+    alone.noise()
+    assert torch.equal(agent.nets.flat, before)
+    perturbed = agent.exploration.nets().flat.detach()
+    assert torch.equal(perturbed[1], alone.exploration.nets().flat.detach()[0])
+    # normal noise of deviation 0.1, some 400 parameters
+    assert (perturbed - before).std() == pytest.approx(0.1, rel=0.15)
+
+
+def test_nothing_adapts_to_steps_the_perturbed_policy_did_not_take() -> None:
+    agent = learners(exploration="param", learning_starts=2000)
+    start = agent.exploration.state()["std"].clone()
+    agent.noise()  # uniform: warming up
+    agent.prepare(agent.new_rollout())
+    assert torch.equal(agent.exploration.state()["std"], start)
