@@ -1,4 +1,4 @@
-"""What a stack of on-policy learners saw in one iteration."""
+"""What a stack of learners saw in one iteration."""
 
 from __future__ import annotations
 

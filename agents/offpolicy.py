@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -146,6 +146,11 @@ class OffPolicy(ABC, Generic[Config]):
         """Whether actions are still random, and nothing is learnt."""
         return self.replay.total * self.config.n_envs < self.config.learning_starts
 
+    @property
+    def reward_scale(self) -> Tensor:
+        """Raw reward units per unit of reward they learn from [N, 1]: rewards are not scaled."""
+        return torch.ones_like(self.gamma)
+
     def new_rollout(self) -> Rollout:
         """Return an empty buffer for one iteration."""
         c = self.config
@@ -263,6 +268,11 @@ class OffPolicy(ABC, Generic[Config]):
         """Take a rollout into the normaliser, after its last use."""
         self.obs_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
 
+    @property
+    def journal(self) -> Replay:
+        """The replay, which is no part of `state`: a checkpoint writes what is new of it."""
+        return self.replay
+
     def _parts(self) -> dict[str, Stateful]:
         n = self.n_learners
         return {
@@ -274,7 +284,6 @@ class OffPolicy(ABC, Generic[Config]):
             "explore": self.explore,
             "batches": self.batches,
             "obs_norm": self.obs_norm,
-            "replay": self.replay,
         }
 
     def _own_state(self) -> State:
@@ -282,7 +291,7 @@ class OffPolicy(ABC, Generic[Config]):
         return {"lr": self.lr, "critic_lr": self.critic_lr, "n_updates": updates}
 
     def state(self) -> State:
-        """Return all that the learners' future depends on."""
+        """Return all that the learners' future depends on, but for the replay."""
         return state_of(self._parts()) | self._own_state()
 
     def load_state(self, state: State) -> None:
@@ -299,12 +308,18 @@ class OffPolicy(ABC, Generic[Config]):
         self.lr[list(rows)] *= 0.5
         self.critic_lr[list(rows)] *= 0.5
 
-    def _export_normaliser(self, n: int) -> dict[str, Tensor]:
-        return {
-            "obs_mean": self.obs_norm.mean[n],
-            "obs_scale": self.obs_norm.scale[n],
-            "obs_count": self.obs_norm.moments.count[n].view(1, 1),
-        }
+    def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
+        """Give learner n a policy and its normaliser, as `export` returns them.
+
+        The critics stay as they were made.
+        """
+        for name, view in self.nets.views.items():
+            view[n].copy_(self._imported(name, policy))
+        self.obs_norm.start_from(n, policy)
+
+    def _imported(self, name: str, policy: Mapping[str, Tensor]) -> Tensor:
+        """Return what `export` made of a parameter."""
+        return policy[name]
 
     @abstractmethod
     def export(self, n: int) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from dpd.agents.sac import SAC
@@ -21,6 +21,12 @@ class OffPolicyConfig:
     Unless a source is named, defaults are Stable-Baselines3's.
     """
 
+    squashed: ClassVar[bool]
+    """Whether actions are the tanh of a Gaussian's sample."""
+    tanh_mean: ClassVar[bool]
+    """Whether the Gaussian's mean is the tanh of the actor's output, with noise added behind it."""
+    state_std: ClassVar[bool]
+    """Whether the actor also gives the standard deviation."""
     lr: float = 3e-4
     """Adam's learning rate of the policy and, unless it has its own, of the critics."""
     critic_lr: float | None = None
@@ -87,6 +93,15 @@ class OffPolicyConfig:
             )
 
     @property
+    def plan(self) -> str:
+        """What an iteration is, for the start-up table."""
+        return (
+            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} a learner, "
+            f"{self.updates:,} updates of {self.minibatch_size}; "
+            f"the first {self.learning_starts:,} steps at random"
+        )
+
+    @property
     def samples(self) -> int:
         """Samples per learner and iteration."""
         return self.n_envs * self.n_steps
@@ -95,11 +110,6 @@ class OffPolicyConfig:
     def updates(self) -> int:
         """Gradient steps per iteration."""
         return round(self.samples * self.updates_per_step)
-
-    @property
-    def squashed(self) -> bool:
-        """Whether the mean action is the tanh of the actor network's output."""
-        return True
 
     def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
         """Return the memory that full replays of all learners take, in float32."""
@@ -111,6 +121,9 @@ class OffPolicyConfig:
 class TD3Config(OffPolicyConfig):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018)."""
 
+    squashed: ClassVar[bool] = False
+    tanh_mean: ClassVar[bool] = True
+    state_std: ClassVar[bool] = False
     lr: float = 1e-3
     """Adam's learning rate of the policy and, unless it has its own, of the critics (paper)."""
     policy_delay: int = 2
@@ -166,6 +179,9 @@ class DDPGConfig(TD3Config):
 class SACConfig(OffPolicyConfig):
     """Soft actor-critic with a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905)."""
 
+    squashed: ClassVar[bool] = True
+    tanh_mean: ClassVar[bool] = False
+    state_std: ClassVar[bool] = True
     alpha: float | None = None
     """Temperature, the weight of the entropy; None: learned."""
     alpha_init: float = 1.0

@@ -88,6 +88,16 @@ class PPO:
         """Return values at normalised obs [N, B, O] -> [N, B], in scaled reward units."""
         return self.nets(obs, "critic")[0].squeeze(-1)
 
+    @property
+    def warming_up(self) -> bool:
+        """Never: they learn from their first iteration."""
+        return False
+
+    @property
+    def reward_scale(self) -> Tensor:
+        """Raw reward units per unit of reward they learn from [N, 1]."""
+        return self.return_norm.scale.to(self.dtype)
+
     def new_rollout(self) -> Rollout:
         """Return an empty buffer for one iteration."""
         c = self.config
@@ -238,6 +248,11 @@ class PPO:
         """Take a rollout into the normalisers, after its last use."""
         self.obs_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
         self.return_norm.update(rollout.reward, rollout.done, rollout.valid)
+
+    @property
+    def journal(self) -> None:
+        """There is no replay."""
+        return None
 
     def _parts(self) -> dict[str, Stateful]:
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from dpd.agents.ppo import PPO
@@ -18,6 +18,12 @@ class PPOConfig:
     Stable-Baselines3 shares.
     """
 
+    squashed: ClassVar[bool] = False
+    """Whether actions are the tanh of a Gaussian's sample."""
+    tanh_mean: ClassVar[bool] = False
+    """Whether the Gaussian's mean is the tanh of the actor's output."""
+    state_std: ClassVar[bool] = False
+    """Whether the actor also gives the standard deviation."""
     lr: float = 3e-4
     """Adam's learning rate."""
     lr_schedule: Literal["linear", "constant"] = "linear"
@@ -78,6 +84,14 @@ class PPOConfig:
         from dpd.agents.ppo import PPO
 
         return PPO(self, obs_dim, act_dim, seeds)
+
+    @property
+    def plan(self) -> str:
+        """What an iteration is, for the start-up table."""
+        return (
+            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} a learner, "
+            f"{self.epochs} epochs of {self.minibatch_size}"
+        )
 
     @property
     def samples(self) -> int:

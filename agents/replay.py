@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import State
 from dpd.agents.buffers import Rollout
 from dpd.agents.offpolicy_config import COLUMNS, OffPolicyConfig
 from dpd.agents.rng import RowRandom
@@ -41,6 +40,7 @@ class Replay:
         width = 2 * obs_dim + act_dim + COLUMNS
         self.rows = torch.empty(n, self.length, self.n_envs, width, dtype=dtype)
         self.total = 0  # steps ever added, per environment
+        self._begin = 0  # the first of them that was added here
         # A ring of the samples worth drawing, oldest first; `first` and `live` [N] bound it.
         self._samples = torch.empty(n, self.length * self.n_envs, dtype=torch.int64)
         self._first = torch.zeros(n, dtype=torch.int64)
@@ -49,7 +49,7 @@ class Replay:
     @property
     def held(self) -> int:
         """Steps per environment that are held."""
-        return min(self.total, self.length)
+        return min(self.total - self._begin, self.length)
 
     def push(self, rollout: Rollout) -> None:
         """Remember an iteration; what is not valid is kept out of all minibatches."""
@@ -59,10 +59,16 @@ class Replay:
 
     def extend(self, rows: Tensor) -> None:
         """Add steps [N, T, E, W] as `since` returns them."""
+        n, _, *rest = self.rows.shape
+        if (rows.shape[0], *rows.shape[2:]) != (n, *rest) or rows.dtype != self.rows.dtype:
+            raise ValueError(
+                f"rows of {rows.dtype} {tuple(rows.shape)} do not fit those of a replay of "
+                f"{self.rows.dtype} {tuple(self.rows.shape)}"
+            )
         if rows.shape[1] > self.length:
             raise ValueError(f"{rows.shape[1]} steps for a replay of {self.length}")
         slots = self._slots(self.total, self.total + rows.shape[1])
-        lost = slots[max(0, self.length - self.total) :]
+        lost = slots[max(0, self.length - (self.total - self._begin)) :]
         dropped = self.rows[:, lost, :, -1].sum((1, 2)).to(torch.int64)
         self._first += dropped
         self.live -= dropped
@@ -95,6 +101,16 @@ class Replay:
         place = (pick + self._first.unsqueeze(1)) % self._samples.shape[1]
         return self._samples.gather(1, place).view(n, *shape)
 
+    def states(self, who: Tensor, back: Tensor) -> Tensor:
+        """Return raw observations [N, K, O] of learners who [N, K], counted back from their newest.
+
+        `back` [N, K] valid samples lie between; it must be less than `live` of that learner.
+        """
+        size = self._samples.shape[1]
+        place = (self._first + self.live)[who] - 1 - back
+        samples = self._samples[who, place % size] + who * size
+        return self._flat()[:, : self.obs_dim][samples]
+
     def take(self, samples: Tensor, gamma: Tensor) -> Transitions:
         """Return the transitions that begin at samples [N, B]; gamma [N, 1]."""
         flat, offset = self._flat(), self._offset()
@@ -122,9 +138,8 @@ class Replay:
         for _ in range(self.n_step):
             reward, done, valid = flat[at + offset][..., [-4, -2, -1]].unbind(-1)
             running = running & (valid > 0)
-            total = total + torch.where(
-                running, decay * reward, 0
-            )  # reward may be unwritten memory
+            # not a product: memory that was never written may hold NaN
+            total = total + torch.where(running, decay * reward, 0)
             decay = torch.where(running, decay * gamma, decay)
             last = torch.where(running, at, last)
             running = running & (done == 0) & (at // self.n_envs != newest)
@@ -146,21 +161,8 @@ class Replay:
         """
         return self.rows[:, self._slots(max(total, self.total - self.held), self.total)]
 
-    def state(self) -> State:
-        """Return what is held as a live tensor in the ring's order, and the steps added [N]."""
-        total = torch.full((len(self.live),), self.total)
-        return {"rows": self.rows[:, : self.held], "total": total}
-
-    def load_state(self, state: State) -> None:
-        """Put a state back. Raises ValueError where it is of another replay."""
-        rows, total = state["rows"], int(state["total"][0])
-        fits = (self.rows.shape[0], min(total, self.length), *self.rows.shape[2:])
-        if (rows.shape, rows.dtype) != (fits, self.rows.dtype):
-            raise ValueError(
-                f"the saved rows are {rows.dtype} {tuple(rows.shape)}, not {self.rows.dtype} {fits}"
-            )
-        self.rows[:, : rows.shape[1]] = rows
-        self.total = total
+    def restart(self, total: int) -> None:
+        """Forget everything, and count on from `total` steps."""
+        self.total = self._begin = total
         self._first.zero_()
         self.live.zero_()
-        self._list(self._slots(total - self.held, total))

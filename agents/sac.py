@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -120,6 +120,12 @@ class SAC(OffPolicy[SACConfig]):
     def _own_state(self) -> State:
         return super()._own_state() | {"log_alpha": self.log_alpha}
 
+    def _imported(self, name: str, policy: Mapping[str, Tensor]) -> Tensor:
+        _, layer, kind = name.split(".")
+        if int(layer) < len(self.config.hidden):
+            return policy[name]
+        return torch.cat([policy[name], policy[f"log_std_head.0.{kind}"]], -1)
+
     def export(self, n: int) -> dict[str, Tensor]:
         """Return learner n's policy and normaliser, as a policy file holds them.
 
@@ -130,7 +136,7 @@ class SAC(OffPolicy[SACConfig]):
         for kind in ("weight", "bias"):
             mean, log_std = actor[f"{last}.{kind}"].chunk(2, -1)
             actor |= {f"{last}.{kind}": mean, f"log_std_head.0.{kind}": log_std}
-        return actor | self._export_normaliser(n)
+        return actor | self.obs_norm.export(n)
 
 
 def gaussian(output: Tensor) -> DiagGaussian:

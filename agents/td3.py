@@ -117,4 +117,4 @@ class TD3(OffPolicy[TD3Config]):
     def export(self, n: int) -> dict[str, Tensor]:
         """Return learner n's policy and normaliser, as a policy file holds them."""
         actor = {name: view[n] for name, view in self.nets.views.items()}
-        return actor | {"log_std": self.log_std[0]} | self._export_normaliser(n)
+        return actor | {"log_std": self.log_std[0]} | self.obs_norm.export(n)

@@ -48,7 +48,7 @@ class Selection:
     """What decides which flags there are."""
 
     algo: str = "ppo"
-    """Algorithm of the learners."""
+    """Algorithm of the learners: ppo, td3, ddpg or sac."""
     method: str = "dpd"
     """Distillation method; `none` trains the peers side by side."""
     preset: str | None = None

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from dpd.agents.base import State, put_back
 from dpd.agents.buffers import Rollout
-from dpd.agents.ppo import PPO
+from dpd.agents.learners import Learners
 from dpd.envs.base import Env
 
 
-def collect(env: Env, agent: PPO, obs: Tensor, rollout: Rollout) -> Tensor:
+def collect(env: Env, agent: Learners, obs: Tensor, rollout: Rollout) -> Tensor:
     """Fill a rollout from raw obs [N, E, O]; return the obs to go on from.
 
     Actions are kept as sampled; the environment clips them to the box, as Stable-Baselines3 does.

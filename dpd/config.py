@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.ppo_config import PPOConfig
 from dpd.distill import METHODS
 from dpd.distill.peers_config import DPDConfig, IndependentConfig
 
-ALGORITHMS: dict[str, type[PPOConfig]] = {"ppo": PPOConfig}
+if TYPE_CHECKING:
+    from dpd.envs.base import EnvSpec
 
-AlgoConfig = PPOConfig
+AlgoConfig = PPOConfig | TD3Config | SACConfig
+ALGORITHMS: dict[str, type[AlgoConfig]] = {
+    "ppo": PPOConfig,
+    "td3": TD3Config,
+    "ddpg": DDPGConfig,
+    "sac": SACConfig,
+}
 DistillConfig = DPDConfig | IndependentConfig
 T = TypeVar("T")
 
@@ -33,6 +42,7 @@ AT_LEAST_1 = (
     "evals",
     "eval_episodes",
     "final_episodes",
+    "workers",
     "records",
     "keep",
 )
@@ -76,6 +86,8 @@ class RunConfig:
     """Episodes per policy in the table at the end."""
     threads: int | None = None
     """CPU threads; None: all cores."""
+    workers: int = 1
+    """Processes that share the seeds, and the cores, among them."""
     records: int = 2000
     """Most records in metrics.csv and TensorBoard, evenly spread, which bounds their size."""
     checkpoint_every: float = 60.0
@@ -98,6 +110,11 @@ class RunConfig:
                 raise BadInput(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
         if self.checkpoint_every < 0:
             raise BadInput(f"--checkpoint-every must not be negative, not {self.checkpoint_every}")
+        if self.workers > self.seeds:
+            raise BadInput(
+                f"--workers {self.workers} for {self.seeds} seeds: the peers of a seed stay in one "
+                "process; give more --seeds or fewer --workers"
+            )
         if self.init_from and len(self.init_from) not in (1, self.peers):
             raise BadInput(
                 f"--init-from has {len(self.init_from)} policies for {self.peers} peers; "
@@ -138,6 +155,7 @@ class TrainConfig:
                     "method dpd needs two peers or more, not "
                     f"{run.peers}; give --peers 2, or --method none for one learner"
                 )
+            self.distill.refuse_unfit(self.algo)
             students = self.distill.students or ()
             if any(not 0 <= s < run.peers for s in students):
                 raise BadInput(f"--distill.students {students}: peers count 0 to {run.peers - 1}")
@@ -147,6 +165,37 @@ class TrainConfig:
                 f"x {self.algo.n_envs} envs x {self.algo.n_steps} steps = "
                 f"{self.steps_per_iteration:,}"
             )
+
+        self._refuse_no_learning()
+
+    def _refuse_no_learning(self) -> None:
+        """Raise BadInput where the whole budget would go into random actions."""
+        if not isinstance(self.algo, OffPolicyConfig):
+            return
+        each = self.run.total_steps // self.run.peers
+        if self.algo.learning_starts >= each:
+            raise BadInput(
+                f"--learning-starts {self.algo.learning_starts:,} is no less than a learner's "
+                f"share of --total-steps, {each:,}; nothing would be learned"
+            )
+
+    def replay_bytes(self, spec: EnvSpec) -> int:
+        """Return the memory that the replays will take.
+
+        Raises BadInput where the machine has not so much.
+        """
+        if not isinstance(self.algo, OffPolicyConfig):
+            return 0
+        n, each = self.run.seeds * self.run.peers, self.run.total_steps // self.run.peers
+        full = self.algo.replay_bytes(spec.obs_dim, spec.act_dim, n)
+        need = full * min(self.algo.capacity, each) // self.algo.capacity
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if need > 0.8 * there:
+            raise BadInput(
+                f"the replays of {n} learners would take {need / 1e9:,.1f} GB, and this machine "
+                f"has {there / 1e9:,.1f}; lower --capacity or --seeds"
+            )
+        return need
 
     @property
     def steps_per_iteration(self) -> int:

@@ -45,10 +45,10 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[int]:
     """Hold a run's directory, made if it isn't there. Raises BadInput while another run has it.
 
-    The system releases it however this process ends.
+    The system releases it however this process ends, and those that inherit the descriptor given.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,6 @@ def held(folder: Path) -> Iterator[None]:
             ) from error
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
-        yield
+        yield fd
     finally:
         os.close(fd)

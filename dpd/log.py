@@ -99,10 +99,19 @@ class CsvLog:
                 self._file.close()
 
 
+def metrics_name(part: int | None = None) -> str:
+    """Return what the log of a run, or of one of its processes, is called."""
+    return "metrics.csv" if not part else f"metrics-{part}.csv"
+
+
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Read metrics.csv row by row, without a last line that its run is still writing."""
-    with path.open(newline="", encoding="utf-8") as file:
-        yield from csv.DictReader(line for line in file if line.endswith("\n"))
+    """Read metrics.csv, and those beside it of a run's other processes, row by row.
+
+    Without a last line that a run is still writing.
+    """
+    for each in (path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))):
+        with each.open(newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(line for line in file if line.endswith("\n"))
 
 
 def drop_after(path: Path, step: int) -> None:
@@ -245,6 +254,7 @@ class RunLog:
         console: Console | None = None,
         quiet: bool = False,
         start_step: int | None = None,
+        metrics: str = metrics_name(),
     ) -> None:
         self.run_dir, self._seeds, self._peers = run_dir, tuple(seeds), peers
         console = Console(quiet=True) if quiet else console or Console()
@@ -252,7 +262,7 @@ class RunLog:
         self._display = Display(board, total_steps, title, console, start_step or 0)
         with ExitStack() as opened, self._clear_errors():
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._csv = opened.enter_context(CsvLog(run_dir / "metrics.csv", start_step))
+            self._csv = opened.enter_context(CsvLog(run_dir / metrics, start_step))
             self._tensorboard = opened.enter_context(
                 TensorBoardLog(run_dir / "tb", self._seeds, peers, hparams, start_step)
             )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpd import __version__, policyfile
 from dpd.agents.base import State, put_back
-from dpd.agents.ppo import PPO
+from dpd.agents.learners import Learners
 from dpd.config import TrainConfig
 from dpd.envs.base import EnvSpec
 
@@ -20,7 +20,7 @@ from dpd.envs.base import EnvSpec
 class PolicySaver:
     """Writes every learner's last and best policy with where it came from."""
 
-    def __init__(self, run_dir: Path, config: TrainConfig, agent: PPO, spec: EnvSpec) -> None:
+    def __init__(self, run_dir: Path, config: TrainConfig, agent: Learners, spec: EnvSpec) -> None:
         self.dir = run_dir / "policies"
         self.config, self.agent, self.spec = config, agent, spec
         self.best = torch.full((agent.n_learners,), -torch.inf, dtype=torch.float64)
@@ -76,7 +76,9 @@ class PolicySaver:
             algo=self.config.algo_name,
             env_id=run.env,
             activation=algo.activation,
-            squashed=False,
+            squashed=algo.squashed,
+            tanh_mean=algo.tanh_mean,
+            state_std=algo.state_std,
             norm_obs=algo.norm_obs,
             obs_dim=self.spec.obs_dim,
             act_dim=self.spec.act_dim,

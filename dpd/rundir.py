@@ -6,16 +6,18 @@ import json
 import shlex
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mujoco
 import torch
 
 from dpd import __version__
-from dpd.agents.base import nest, part
+from dpd.agents.base import State, nest, part
 from dpd.checkpoint import Checkpoints, Facts
 from dpd.config import BadInput, TrainConfig, refuse_changes, saved_settings
 from dpd.files import replacing
+from dpd.log import metrics_name
 from dpd.policies import PolicySaver
 from dpd.training import Training
 
@@ -23,54 +25,86 @@ MAX_ROLLBACKS = 5
 VERSIONS = {"dpd": __version__, "torch": torch.__version__, "mujoco": mujoco.__version__}
 
 
+def run_path(config: TrainConfig) -> Path:
+    """Return the directory of a run, a new one under runs/ where none is given."""
+    run, stamp = config.run, datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    env = run.env.replace(":", "-").replace("/", "-")
+    name = f"{env}-{config.method}-{config.algo_name}-seed{run.seed}-{stamp}"
+    return run.resume or run.out or Path("runs") / name
+
+
+def resume_command(path: Path) -> str:
+    """Return the command that goes on with a run."""
+    return f"dpd train --resume {shlex.quote(str(path))}"
+
+
+def claim(path: Path, config: TrainConfig) -> None:
+    """Write a new run's settings into its directory. Raises BadInput where it holds a run."""
+    if (path / "config.json").exists():
+        raise BadInput(
+            f"{path} already holds a run; go on with it by {resume_command(path)}, "
+            "or give --out another directory"
+        )
+    write_settings(path, config)
+
+
+def write_settings(path: Path, config: TrainConfig) -> None:
+    """Write a run's settings, as `--config` and `--resume` read them."""
+    with replacing(path / "config.json") as draft:
+        draft.write_text(json.dumps(config.as_json(), indent=2) + "\n")
+
+
 class RunDir:
     """What a run keeps, and what it goes on from."""
 
-    def __init__(self, path: Path, config: TrainConfig, training: Training) -> None:
-        self.path, self.config, self.training = path, config, training
+    def __init__(
+        self, path: Path, config: TrainConfig, training: Training, part: int | None = None
+    ) -> None:
+        self.path, self.config, self.training, self.part = path, config, training, part
         self.saver = PolicySaver(path, config, training.agent, training.env.spec)
-        self.checkpoints = Checkpoints(path, config.run.keep)
+        folder = "" if part is None else f"part{part}"
+        self.checkpoints = Checkpoints(path, config.run.keep, folder)
+        self.metrics = metrics_name(part)
         self.rollbacks = 0
         self._saved_at = time.monotonic()
 
     @property
     def resume_command(self) -> str:
         """The command that goes on with this run."""
-        return f"dpd train --resume {shlex.quote(str(self.path))}"
+        return resume_command(self.path)
 
     def begin(self) -> None:
         """Claim the directory for a new run. Raises BadInput where it holds one."""
-        if (self.path / "config.json").exists():
-            raise BadInput(
-                f"{self.path} already holds a run; go on with it by {self.resume_command}, "
-                "or give --out another directory"
-            )
-        self._write_settings()
-
-    def _write_settings(self) -> None:
-        with replacing(self.path / "config.json") as draft:
-            draft.write_text(json.dumps(self.config.as_json(), indent=2) + "\n")
+        claim(self.path, self.config)
 
     def resume(self, say: Callable[[str], None]) -> None:
         """Go on from the newest whole checkpoint; without any, from the beginning.
 
-        Raises BadInput where the settings differ, BadCheckpoint where all are broken.
+        Raises BadInput where the settings differ, BadFile where all are broken.
         """
-        refuse_changes(saved_settings(self.path), self.config)
+        if self.part is None:  # or it was done before the parts began
+            refuse_changes(saved_settings(self.path), self.config)
         self.checkpoints.clear_drafts()
-        if (found := self.checkpoints.newest()) is None:
+        if (found := self._load_newest()) is None:
+            self.training.begin()
             return
-        state, facts, complaints = found
+        facts, complaints = found
         if facts.iteration > self.config.iterations:
             raise BadInput(
                 f"{self.path} has already done {facts.step:,} steps; --total-steps must not be less"
             )
-        self.training.load_state(part(state, "training"))
-        self.saver.load_state(part(state, "saver"))
         self.rollbacks = facts.rollbacks
-        self._write_settings()
+        if self.part is None:
+            write_settings(self.path, self.config)
         for line in [*complaints, *self._news(facts)]:
             say(line)
+
+    def _load_newest(self) -> tuple[Facts, list[str]] | None:
+        def load(state: State) -> None:
+            self.training.load_state(part(state, "training"))
+            self.saver.load_state(part(state, "saver"))
+
+        return self.checkpoints.load_newest(load, self.training.agent.journal)
 
     def _news(self, facts: Facts) -> list[str]:
         """Word what a user must know of a resumed run."""
@@ -104,7 +138,7 @@ class RunDir:
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint; `score` is the learners' mean evaluation, if it was just taken."""
         state = nest(training=self.training.state(), saver=self.saver.state())
-        self.checkpoints.save(state, self._facts(score))
+        self.checkpoints.save(state, self._facts(score), self.training.agent.journal)
         self._saved_at = time.monotonic()
 
     def can_roll_back(self) -> bool:
@@ -113,11 +147,9 @@ class RunDir:
 
     def roll_back(self, row: int) -> None:
         """Go back to the last checkpoint; the learner's group gets another chance from there."""
-        if (found := self.checkpoints.newest()) is None:
+        if (found := self._load_newest()) is None:
             raise RuntimeError(f"{self.path} has no checkpoint to go back to")
-        state, facts, _ = found
-        self.training.load_state(part(state, "training"))
-        self.saver.load_state(part(state, "saver"))
+        facts, _ = found
         self.rollbacks = max(self.rollbacks, facts.rollbacks) + 1
         self.training.agent.retry(self.training.group_of(row), self.rollbacks)
         self.save(facts.score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from dpd.commands import ForeignConfig
@@ -40,7 +41,16 @@ def find_policies(path: Path) -> list[Path]:
         raise BadInput(f"{path} does not exist; give a policy file or a run directory")
     if not path.is_dir():
         return [path]
-    found = sorted((path / "policies").glob("*.safetensors")) or sorted(path.glob("*.safetensors"))
+    found = _policies_in(path / "policies") or _policies_in(path)
     if not found:
         raise BadInput(f"{path} is no run: it holds no policies/*.safetensors")
     return found
+
+
+def _policies_in(folder: Path) -> list[Path]:
+    """Return a folder's policy files; learners in the order of their numbers, the last first."""
+
+    def order(file: Path) -> list[str | int]:
+        return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", file.stem)]
+
+    return sorted(folder.glob("*.safetensors"), key=order)

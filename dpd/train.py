@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from dpd import policyfile
 from dpd.config import TrainConfig
 from dpd.envs.physics import n_cores
-from dpd.evaluate import evaluate_policy, print_table, summary
 from dpd.files import held
-from dpd.log import RunLog, read_rows
-from dpd.policies import PolicySaver
-from dpd.rundir import RunDir
+from dpd.log import RunLog
+from dpd.report import report, say_where, start_facts, title
+from dpd.rundir import RunDir, run_path
 from dpd.stop import Stopped, StopRequest
 from dpd.training import NonFinite, Training
+from dpd.workers import follow_parent, part_number, share, supervise
 
 
 def train(config: TrainConfig) -> int:
@@ -26,28 +23,57 @@ def train(config: TrainConfig) -> int:
 
     Returns the exit status: 0, 130 after Ctrl-C, 143 after SIGTERM, 3 after a NaN.
     """
-    training = Training(config)  # before the directory: a refused environment leaves nothing behind
-    torch.set_num_threads(config.run.threads or learner_threads(config, training.agent.n_learners))
-    path = config.run.resume or config.run.out or new_name(config)
-    with held(path):
+    console = Console()
+    if config.run.workers > 1:
+        if (part := part_number()) is None:
+            return supervise(config, console)
+        return train_part(config, part, console)
+    training = make_training(config)
+    if config.run.resume is None:
+        training.begin()  # before the directory: what is refused leaves nothing behind
+    with held(path := run_path(config)):
         run = RunDir(path, config, training)
-        console = Console()
         if config.run.resume is None:
             run.begin()
-        else:
-            run.resume(lambda line: console.print(line, soft_wrap=True, highlight=False))
-            if training.iteration == config.iterations:
-                console.print(f"all {training.steps:,} steps are done; raise --total-steps")
-                return 0
-        return see_through(run, console)
+        elif not go_on(run, console):
+            return 0
+        status = see_through(run, console, is_new=config.run.resume is None)
+        if status == 0:
+            report(config, path, console)
+        say_where(config, path, console)
+        return status
 
 
-def see_through(run: RunDir, console: Console) -> int:
-    """Train to the end of the budget, or of the run, and report; return the exit status."""
-    title = f"dpd train {run.config.run.env}: {run.config.method}, {run.config.algo_name}"
-    start_step = None if run.config.run.resume is None else run.training.steps
+def train_part(config: TrainConfig, part: int, console: Console) -> int:
+    """Train a share of a run's seeds in a directory that another process holds."""
+    follow_parent()
+    path = run_path(config)
+    config = share(config, part)
+    run = RunDir(path, config, make_training(config), part)
+    return see_through(run, console, is_new=False) if go_on(run, console) else 0
+
+
+def make_training(config: TrainConfig) -> Training:
+    """Put a run's parts together, and give torch its threads."""
+    training = Training(config)
+    torch.set_num_threads(config.run.threads or learner_threads(config, training.agent.n_learners))
+    return training
+
+
+def go_on(run: RunDir, console: Console) -> bool:
+    """Load the newest checkpoint; say whether there is anything left to do."""
+    run.resume(lambda line: console.print(line, soft_wrap=True, highlight=False))
+    if run.training.iteration < run.config.iterations:
+        return True
+    console.print(f"all {run.training.steps:,} steps are done; raise --total-steps")
+    return False
+
+
+def see_through(run: RunDir, console: Console, is_new: bool) -> int:
+    """Train to the end of the budget, or of the run; return the exit status."""
+    start_step = None if is_new else run.training.steps
     try:
-        while (status := train_on(run, console, title, start_step)) is None:
+        while (status := train_on(run, console, start_step)) is None:
             start_step = run.training.steps
     except Stopped as stopped:
         return stopped.status
@@ -58,28 +84,27 @@ def see_through(run: RunDir, console: Console) -> int:
             "the last checkpoint",
             error.filename,
         ) from error
-    if status == 0:
-        report(run.training, run.saver, console)
-    say_where(run, console, title)
     return status
 
 
-def train_on(run: RunDir, console: Console, title: str, start_step: int | None) -> int | None:
+def train_on(run: RunDir, console: Console, start_step: int | None) -> int | None:
     """Run the loop; return the exit status, or None after a rollback."""
-    training, c = run.training, run.config.run
+    training, config = run.training, run.config
     log = RunLog(
         run.path,
         training.seeds,
-        c.peers,
-        c.total_steps,
-        run.config.as_json(),
-        title,
+        config.run.peers,
+        config.run.total_steps,
+        config.as_json(),
+        title(config),
         console,
         start_step=start_step,
+        metrics=run.metrics,
     )
     with log, StopRequest() as stop:
         if start_step is None:
-            log.show_start(start_facts(run.config, training, run.path))
+            spec, memory = training.env.spec, training.replay_bytes
+            log.show_start(start_facts(config, spec, run.path, memory))
             run.save()
         try:
             loop(run, log, stop)
@@ -151,65 +176,3 @@ def learner_threads(config: TrainConfig, n_learners: int) -> int:
     """
     elements = n_learners * config.algo.minibatch_size * max(config.algo.hidden)
     return n_cores() if elements >= 32768 else 1
-
-
-def new_name(config: TrainConfig) -> Path:
-    """Name a run's directory."""
-    run, stamp = config.run, datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    env = run.env.replace(":", "-").replace("/", "-")
-    return Path("runs") / f"{env}-{config.method}-{config.algo_name}-seed{run.seed}-{stamp}"
-
-
-def start_facts(config: TrainConfig, training: Training, run_dir: Path) -> dict[str, object]:
-    """Return what the start-up table says."""
-    run, algo, spec = config.run, config.algo, training.env.spec
-    seeds = f"seeds {run.seed} to {training.seeds[-1]}" if run.seeds > 1 else f"seed {run.seed}"
-    each = run.total_steps // run.peers
-    return {
-        "budget": f"{run.total_steps:,} environment steps = {run.peers} peers x {each:,}"
-        + (f", for each of {run.seeds} seeds" if run.seeds > 1 else ""),
-        "learners": f"{training.agent.n_learners} in one stack, {seeds}",
-        "iteration": f"{algo.n_envs} envs x {algo.n_steps} steps = {algo.samples:,} a learner, "
-        f"{algo.epochs} epochs of {algo.minibatch_size}",
-        "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions",
-        "run": run_dir,
-        "watch": f"tensorboard --logdir {run_dir / 'tb'}",
-    }
-
-
-def report(training: Training, saver: PolicySaver, console: Console) -> None:
-    """Evaluate the saved policies on fresh episodes and print a table."""
-    with console.status("evaluating the saved policies"):
-        rows = [final_row(training, f) for f in saver.files()]
-    print_table(rows)
-
-
-def say_where(run: RunDir, console: Console, title: str) -> None:
-    """Say where the run's files are, and draw its curves."""
-    places = {"policies": run.saver.dir if run.saver.files() else None}
-    places["curves"] = draw_curves(run.path, title)
-    for name, place in places.items():
-        if place is not None:
-            console.print(f"{name:<12} {place}", soft_wrap=True)
-    console.print(f"TensorBoard  tensorboard --logdir {run.path / 'tb'}", soft_wrap=True)
-
-
-def draw_curves(run_dir: Path, title: str) -> Path | None:
-    """Draw the learning curves, if there is anything to draw."""
-    from dpd.plots import learning_curves
-
-    metrics, picture = run_dir / "metrics.csv", run_dir / "curves.png"
-    if not any(row["metric"].endswith("/return") for row in read_rows(metrics)):
-        return None  # stopped before the first episode ended
-    learning_curves(metrics, picture, title)
-    return picture
-
-
-def final_row(training: Training, file: Path) -> dict[str, object]:
-    """Evaluate one saved policy on episodes no evaluation in training used."""
-    policy = policyfile.load(file)
-    run = training.run
-    outcome = evaluate_policy(
-        policy, run.env, run.final_episodes, run.seed + 1_000_000, run.threads
-    )
-    return summary(file.name.removesuffix(".safetensors"), run.env, policy, outcome)

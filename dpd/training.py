@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpd import policyfile
 from dpd.agents.base import Metrics, State, Stateful, load_parts, nest, part, state_of
+from dpd.agents.learners import Learners
 from dpd.collect import EpisodeStatistics, collect
 from dpd.config import BadInput, TrainConfig
 from dpd.distill.base import Context
@@ -58,8 +59,8 @@ class Training:
         rows = [(s, p) for s in self.seeds for p in range(run.peers)]
         self.rows = rows
         self.env = self._make(env_seeds(rows, config.algo.n_envs))
-        self.agent = config.algo.build(self.env.spec.obs_dim, self.env.spec.act_dim, rows)
-        self._start_from(run.init_from)
+        self.replay_bytes = config.replay_bytes(self.env.spec)
+        self.agent: Learners = config.algo.build(self.env.spec.obs_dim, self.env.spec.act_dim, rows)
         self.method = config.distill.build(Context(self.agent, run.seeds, run.peers, rows))
         self.evaluator = Evaluator(self._make, self.seeds, run.peers, run.eval_episodes)
         self.episodes = EpisodeStatistics(len(rows), config.algo.n_envs)
@@ -72,10 +73,12 @@ class Training:
         run = self.run
         return make(run.env, len(seeds), seeds, run.backend, run.parsed_env_kwargs(), run.threads)
 
-    def _start_from(self, files: tuple[Path, ...]) -> None:
-        """Give the learners saved policies. Raises BadInput where one does not fit."""
-        if self.run.resume is not None:
-            return  # they are in the checkpoint
+    def begin(self) -> None:
+        """Give the learners the policies they start from. Raises BadInput where one does not fit.
+
+        For a run that goes on, they are in its checkpoint.
+        """
+        files = self.run.init_from
         policies = [policyfile.load(file) for file in files]
         for file, policy in zip(files, policies, strict=True):
             self._refuse_unfit(file, policy.meta)
@@ -91,7 +94,9 @@ class Training:
             "hidden": algo.hidden,
             "activation": algo.activation,
             "norm_obs": algo.norm_obs,
-            "squashed": False,
+            "squashed": algo.squashed,
+            "tanh_mean": algo.tanh_mean,
+            "state_std": algo.state_std,
         }
         for name, value in must.items():
             if getattr(meta, name) != value:

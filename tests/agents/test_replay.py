@@ -153,7 +153,7 @@ def test_three_step_returns_run_over_the_rings_end_but_not_into_its_oldest_steps
 
 
 @pytest.mark.parametrize("pushes", [1, 2, 4])
-def test_a_state_put_back_draws_and_goes_on_alike(pushes: int) -> None:
+def test_a_replay_rebuilt_draws_and_goes_on_alike(pushes: int) -> None:
     def with_gaps(first: int) -> Rollout:
         rollout = steps(range(first, first + 3), n_envs=2)
         rollout.valid[0, 1] = False
@@ -162,7 +162,8 @@ def test_a_state_put_back_draws_and_goes_on_alike(pushes: int) -> None:
     memory, copy = replay(10, n_envs=2, n_step=2), replay(10, n_envs=2, n_step=2)
     for i in range(pushes):
         memory.push(with_gaps(3 * i))
-    copy.load_state({name: x.clone() for name, x in memory.state().items()})
+    copy.restart(memory.total - memory.held)
+    copy.extend(memory.since(copy.total))
     for _ in range(3):
         idx = memory.draw(RowRandom(SEEDS, Stream.BATCH), 50)
         assert torch.equal(copy.draw(RowRandom(SEEDS, Stream.BATCH), 50), idx)
@@ -182,11 +183,11 @@ def test_what_was_added_since_a_count_rebuilds_a_replay_piece_by_piece() -> None
     assert memory.since(0)[0, :, 0, 0].tolist() == [4, 5, 6, 7, 8]  # oldest first
 
 
-def test_a_state_of_another_shape_is_refused() -> None:
+def test_rows_of_another_shape_are_refused() -> None:
     memory = replay(10)
     memory.push(steps([0, 1]))
-    with pytest.raises(ValueError, match="the saved rows are"):
-        replay(10, n=1).load_state(memory.state())
+    with pytest.raises(ValueError, match=r"rows of torch\.float64"):
+        replay(10, n=1).extend(memory.since(0))
     with pytest.raises(ValueError, match="4 steps for a replay of 3"):
         replay(3).push(steps(range(4)))
 

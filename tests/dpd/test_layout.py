@@ -22,7 +22,7 @@ SOURCES = sorted(
 LAYERS = [
     {"dpd.agents", "dpd.envs"},
     {"dpd.distill", "dpd.collect", "dpd.evaluate", "dpd.log", "dpd.policyfile", "dpd.sb3"}
-    | {"dpd.archive", "dpd.sb3zip", "dpd.sources", "dpd.vecnormalize"}
+    | {"dpd.archive", "dpd.sb3kinds", "dpd.sb3zip", "dpd.sources", "dpd.vecnormalize"}
     | {"dpd.files", "dpd.intervals", "dpd.plots", "dpd.runs"},
     {"dpd.training", "dpd.policies", "dpd.checkpoint"},
     {"dpd.rundir"},
@@ -37,6 +37,7 @@ NO_TORCH = [
     "dpd/config.py",
     "dpd/distill/__init__.py",
     "dpd/distill/peers_config.py",
+    "dpd/distill/presets.py",
     "agents/__init__.py",
     "agents/offpolicy_config.py",
     "agents/ppo_config.py",

@@ -23,10 +23,11 @@ from test_resume import (
 
 from dpd.agents.base import part
 from dpd.agents.ppo import PPO
-from dpd.checkpoint import BadCheckpoint, Checkpoints, Facts, read
+from dpd.checkpoint import Checkpoints, Facts, read
 from dpd.cli import main
 from dpd.config import BadInput
 from dpd.files import held, replacing
+from dpd.tensorfile import BadFile
 
 
 class Bursting(gymnasium.Env):
@@ -165,7 +166,7 @@ def test_no_checkpoint_goes_before_a_newer_one_is_safe(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dpd.checkpoint.save_file", full)
+    monkeypatch.setattr("dpd.tensorfile.save_file", full)
     with pytest.raises(OSError, match="No space"):
         kept.save({"x": torch.ones(3)}, facts(2))
     (only,) = (tmp_path / "checkpoints").iterdir()
@@ -181,7 +182,7 @@ def test_a_checkpoint_that_is_not_whole_is_never_read(tmp_path, damage):
     data = file.read_bytes()
     flipped = data[:-7] + bytes([data[-7] ^ 1]) + data[-6:]
     file.write_bytes({"cut": data[:-8], "flip": flipped, "empty": b"", "foreign": b"PK"}[damage])
-    with pytest.raises(BadCheckpoint, match="no whole checkpoint"):
+    with pytest.raises(BadFile, match="is not whole"):
         read(file)
 
 

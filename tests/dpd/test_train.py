@@ -127,6 +127,7 @@ def test_learners_start_from_saved_policies(run_dir, tmp_path):
     training = Training(
         parse_train(["Swimmer-v5", *SMALL, "--seeds", "2", "--init-from", *map(str, files)])
     )
+    training.begin()
     obs = torch.randn(4, 5, 8) * 3
     acts = training.agent.mode(obs)
     for row in range(4):
