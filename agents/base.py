@@ -8,7 +8,7 @@ Row n is peer n % P of group n // P.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -101,6 +101,15 @@ def put_back(live: State, saved: State) -> None:
             )
     for name, x in live.items():
         x.copy_(saved[name])
+
+
+def per_row(values: Sequence[float], default: float, seeds: Sequence[Sequence[int]]) -> Tensor:
+    """Return every learner's setting [N], float64: its peer's own where there are any.
+
+    The last of a learner's seeds is which peer of its group it is.
+    """
+    chosen = [values[seed[-1]] if values else default for seed in seeds]
+    return torch.tensor(chosen, dtype=torch.float64)
 
 
 def take(rows: Tensor, idx: Tensor) -> Tensor:

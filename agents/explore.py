@@ -48,8 +48,8 @@ class Exploration(Protocol):
 class GaussianNoise:
     """Independent normal noise on every action."""
 
-    def __init__(self, config: TD3Config, actor: StackedNets) -> None:
-        self.std, self.actor = config.noise_std, actor
+    def __init__(self, std: Tensor, actor: StackedNets) -> None:
+        self.std, self.actor = std.view(-1, 1, 1, 1), actor
 
     def draw(self, rng: RowRandom, *shape: int) -> Tensor:
         """Draw an iteration's noise [N, T, E, A]."""
@@ -77,8 +77,8 @@ class OrnsteinUhlenbeck(GaussianNoise):
     episodes, since a whole iteration is drawn before it is known where they are.
     """
 
-    def __init__(self, config: TD3Config, actor: StackedNets, act_dim: int) -> None:
-        super().__init__(config, actor)
+    def __init__(self, std: Tensor, config: TD3Config, actor: StackedNets, act_dim: int) -> None:
+        super().__init__(std, actor)
         self.keep = 1 - config.ou_theta
         self.x = torch.zeros(actor.flat.shape[0], config.n_envs, act_dim, dtype=actor.flat.dtype)
 
@@ -107,10 +107,10 @@ class ParameterNoise:
     normalisation, which evens out what a perturbation does; these have not.)
     """
 
-    def __init__(self, config: TD3Config, actor: StackedNets) -> None:
-        self.target, self.actor = config.noise_std, actor
+    def __init__(self, std: Tensor, actor: StackedNets) -> None:
+        self.target, self.actor = std.unsqueeze(1), actor  # [N, 1]
         self.perturbed = actor.twin()
-        self.std = torch.full_like(actor.flat.detach()[:, :1], config.noise_std)
+        self.std = self.target.clone()
         self.fresh = False  # whether anyone acted with the perturbed policy
 
     def draw(self, rng: RowRandom, *shape: int) -> Tensor:
@@ -145,11 +145,11 @@ class ParameterNoise:
         put_back(self.state(), state)
 
 
-def exploration(config: TD3Config, actor: StackedNets, act_dim: int) -> Exploration:
-    """Return the kind of noise that the settings name."""
+def exploration(std: Tensor, config: TD3Config, actor: StackedNets, act_dim: int) -> Exploration:
+    """Return the kind of noise that the settings name, of a deviation per learner std [N]."""
     match config.exploration:
         case "ou":
-            return OrnsteinUhlenbeck(config, actor, act_dim)
+            return OrnsteinUhlenbeck(std, config, actor, act_dim)
         case "param":
-            return ParameterNoise(config, actor)
-    return GaussianNoise(config, actor)
+            return ParameterNoise(std, actor)
+    return GaussianNoise(std, actor)

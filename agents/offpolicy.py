@@ -18,6 +18,7 @@ from dpd.agents.base import (
     State,
     Stateful,
     load_parts,
+    per_row,
     put_back,
     state_of,
     take,
@@ -101,11 +102,11 @@ class OffPolicy(ABC, Generic[Config]):
         self.critics = StackedNets(shapes, n * c, config.activation, dtype)
         self.critics.init_uniform("critic", [g for g in init for _ in range(c)])
         self.target_critics = self.critics.twin()
-        self.lr = torch.full((n,), config.lr, dtype=torch.float64)
-        self.critic_lr = torch.full((n,), config.critic_lr or config.lr, dtype=torch.float64)
+        self.lr = per_row(config.peer_lr, config.lr, seeds)
+        self.critic_lr = per_row(config.peer_lr, config.critic_lr or config.lr, seeds)
         self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())
         self.critic_optimizer = StackedAdam(self.critics.flat, [config.lr] * n * c)
-        self.gamma = torch.full((n, 1), config.gamma, dtype=dtype)
+        self.gamma = per_row(config.peer_gamma, config.gamma, seeds).to(dtype).unsqueeze(1)
         self.explore = RowRandom(seeds, Stream.EXPLORE)
         self.batches = RowRandom(seeds, Stream.BATCH)
         self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs)

@@ -31,6 +31,8 @@ class OffPolicyConfig:
     """Adam's learning rate of the policy and, unless it has its own, of the critics."""
     critic_lr: float | None = None
     """Adam's learning rate of the critics; None: as the policy's."""
+    peer_lr: tuple[float, ...] = ()
+    """Learning rate of each peer of a group, and of its critics; none: `lr` for all."""
     n_envs: int = 1
     """Environments per learner."""
     n_steps: int = 50
@@ -49,6 +51,8 @@ class OffPolicyConfig:
     """Rewards summed before the value of the state that follows takes over."""
     gamma: float = 0.99
     """Discount."""
+    peer_gamma: tuple[float, ...] = ()
+    """Discount of each peer of a group; none: `gamma` for all."""
     tau: float = 0.005
     """How far the target networks move towards their originals per update."""
     n_critics: int = 2
@@ -69,8 +73,12 @@ class OffPolicyConfig:
             raise ValueError(f"critic_lr must be positive, not {self.critic_lr}")
         if self.learning_starts < 0:
             raise ValueError(f"learning_starts must not be negative, not {self.learning_starts}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], not {self.gamma}")
+        if not all(0 <= gamma <= 1 for gamma in (self.gamma, *self.peer_gamma)):
+            raise ValueError(f"gamma must lie in [0, 1], not {self.gamma} or {self.peer_gamma}")
+        if self.peer_lr and min(self.peer_lr) <= 0:
+            raise ValueError(f"peer_lr must be positive, not {self.peer_lr}")
+        if self.peer_lr and self.critic_lr is not None:
+            raise ValueError("peer_lr is of the critics too; leave critic_lr out")
         if not 0 < self.tau <= 1:
             raise ValueError(f"tau must lie in (0, 1], not {self.tau}")
         if not self.hidden or min(self.hidden) <= 0:
@@ -139,6 +147,8 @@ class TD3Config(OffPolicyConfig):
     noise_std: float = 0.1
     """Deviation of the action noise (paper); of the `ou` process's increments (Lillicrap et al.
     2016: 0.2); of the actions that `param` aims at (Plappert et al. 2018: 0.2)."""
+    peer_noise_std: tuple[float, ...] = ()
+    """That deviation for each peer of a group; none: `noise_std` for all."""
     ou_theta: float = 0.15
     """Share by which the `ou` process returns to zero per step (Lillicrap et al. 2016)."""
 
@@ -150,6 +160,8 @@ class TD3Config(OffPolicyConfig):
         for name in ("target_noise", "target_noise_clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.peer_noise_std and min(self.peer_noise_std) <= 0:
+            raise ValueError(f"peer_noise_std must be positive, not {self.peer_noise_std}")
         if self.updates < self.policy_delay:
             raise ValueError(
                 f"{self.updates} updates an iteration are fewer than policy_delay "

@@ -17,6 +17,7 @@ from dpd.agents.base import (
     State,
     Stateful,
     load_parts,
+    per_row,
     put_back,
     state_of,
     take,
@@ -59,10 +60,10 @@ class PPO:
         self.optimizer = StackedAdam(self.nets.flat, [config.lr] * n, eps=config.adam_eps)
         self.explore = RowRandom(seeds, Stream.EXPLORE)
         self.batches = RowRandom(seeds, Stream.BATCH)
-        self.gamma = torch.full((n, 1), config.gamma, dtype=dtype)
+        self.gamma = per_row(config.peer_gamma, config.gamma, seeds).to(dtype).unsqueeze(1)
         self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs)
         self.return_norm = ReturnNorm(n, config.n_envs, self.gamma, config.norm_reward)
-        self.lr = torch.full((n,), config.lr, dtype=torch.float64)
+        self.lr = per_row(config.peer_lr, config.lr, seeds)
         self._ones = torch.ones(n, dtype=dtype)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:

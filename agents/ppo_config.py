@@ -28,6 +28,8 @@ class PPOConfig:
     """Adam's learning rate."""
     lr_schedule: Literal["linear", "constant"] = "linear"
     """Linear to zero over the run, as the paper and tianshou's MuJoCo benchmark do."""
+    peer_lr: tuple[float, ...] = ()
+    """Learning rate of each peer of a group; none: `lr` for all."""
     n_envs: int = 16
     """Environments per learner."""
     n_steps: int = 128
@@ -38,6 +40,8 @@ class PPOConfig:
     """Passes over the samples of an iteration."""
     gamma: float = 0.99
     """Discount."""
+    peer_gamma: tuple[float, ...] = ()
+    """Discount of each peer of a group; none: `gamma` for all."""
     lam: float = 0.95
     """Lambda of generalised advantage estimation."""
     clip: float = 0.2
@@ -71,6 +75,10 @@ class PPOConfig:
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if self.peer_lr and min(self.peer_lr) <= 0:
+            raise ValueError(f"peer_lr must be positive, not {self.peer_lr}")
+        if not all(0 <= gamma <= 1 for gamma in self.peer_gamma):
+            raise ValueError(f"peer_gamma must lie in [0, 1], not {self.peer_gamma}")
         if not self.hidden or min(self.hidden) <= 0:
             raise ValueError(f"hidden must name positive layer sizes, not {self.hidden}")
         if self.samples % self.minibatch_size:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, Metrics, Stateful
+from dpd.agents.base import Batch, Metrics, Stateful, per_row
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.explore import exploration, uniform
@@ -36,8 +35,9 @@ class TD3(OffPolicy[TD3Config]):
         super().__init__(config, obs_dim, act_dim, seeds, dtype)
         self.target_nets = self.nets.twin()
         self.first_critics = self.critics.every(config.n_critics)
-        self.exploration = exploration(config, self.nets, act_dim)
-        self.log_std = torch.full((1, 1, act_dim), math.log(config.noise_std), dtype=dtype)
+        std = per_row(config.peer_noise_std, config.noise_std, seeds).to(dtype)
+        self.exploration = exploration(std, config, self.nets, act_dim)
+        self.log_std = std.log().view(-1, 1, 1).repeat(1, 1, act_dim)
 
     def _actor_shapes(self) -> Shapes:
         return mlp_shapes("actor", [self.obs_dim, *self.config.hidden, self.act_dim])
@@ -114,7 +114,15 @@ class TD3(OffPolicy[TD3Config]):
             "exploration": self.exploration,
         }
 
+    def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
+        """Give learner n a policy and its normaliser, as `export` returns them.
+
+        The critics stay as they were made.
+        """
+        super().start_from(n, policy)
+        self.target_nets.flat.detach()[n] = self.nets.flat.detach()[n]
+
     def export(self, n: int) -> dict[str, Tensor]:
         """Return learner n's policy and normaliser, as a policy file holds them."""
         actor = {name: view[n] for name, view in self.nets.views.items()}
-        return actor | {"log_std": self.log_std[0]} | self.obs_norm.export(n)
+        return actor | {"log_std": self.log_std[n]} | self.obs_norm.export(n)

@@ -166,6 +166,10 @@ class TrainConfig:
                 f"{self.steps_per_iteration:,}"
             )
 
+        for name in ("peer_lr", "peer_gamma", "peer_noise_std"):
+            given = getattr(self.algo, name, ())
+            if given and len(given) != run.peers:
+                raise BadInput(f"{flag(name)} names {len(given)} values for {run.peers} peers")
         self._refuse_no_learning()
 
     def _refuse_no_learning(self) -> None:

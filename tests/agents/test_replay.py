@@ -210,3 +210,16 @@ def test_memory_that_was_never_written_is_not_resident() -> None:
     memory = Replay(config, 2, obs_dim=50, act_dim=10, dtype=torch.float32)
     assert memory.rows.nbytes > 900e6
     assert resident() - before < 50e6
+
+
+def test_states_are_counted_back_from_each_learners_newest_valid_one() -> None:
+    # a ring of 4 steps: 2 to 5 are held, of row 1 without 4
+    memory = replay(4)
+    for t in range(6):
+        rollout = steps([t])
+        rollout.valid[1] = t != 4
+        memory.push(rollout)
+    who = torch.tensor([[0, 0, 1, 1], [1, 0, 0, 1]])
+    back = torch.tensor([[0, 3, 0, 1], [2, 1, 2, 0]])
+    found = memory.states(who, back).squeeze(-1)
+    assert found.tolist() == [[5, 2, 105, 103], [102, 4, 3, 105]]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import main, parse_train
 from dpd.config import BadInput, as_flags
 from dpd.distill.peers_config import DPDConfig
@@ -25,6 +26,7 @@ def test_a_flag_beats_the_file_which_beats_the_preset_which_beats_the_default(tm
     # released sets minibatch 32, steps 1, lr 5e-5; the default of epochs is 10
     assert parse_train(released).algo.minibatch_size == 32
     config = parse_train([*released, "--config", str(file), "--epochs", "4"])
+    assert isinstance(config.algo, PPOConfig)
     assert (config.algo.minibatch_size, config.algo.epochs, config.algo.lr) == (128, 4, 5e-5)
     assert isinstance(config.distill, DPDConfig)
     assert (config.distill.steps, config.distill.control) == (7, "reversed")
@@ -73,6 +75,13 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--minibatch-size", "100"], "does not divide"),
         (["train", "--total-steps", "4000"], "less than one iteration"),
         (["train", "--algo", "poo"], "did you mean ppo"),
+        (["train", "--algo", "td3", "--total-steps", "20000"], "nothing would be learned"),
+        (["train", "--algo", "sac", "--capacity", "100"], "capacity 100 is less than"),
+        (["train", "--algo", "td3", "--updates-per-step", "0"], "must be positive"),
+        (["train", "--algo", "td3", "--seeds", "9999"], "lower --capacity or --seeds"),
+        (["train", "--resume", "/nowhere"], "no run to resume"),
+        (["train", "--peer-lr", "1e-3"], "--peer-lr names 1 values for 2 peers"),
+        (["train", "--checkpoint-every", "-1"], "must not be negative"),
         (["train", "--method", "dpp"], "did you mean dpd"),
         (["train", "--preset", "papper"], "did you mean paper"),
         (["train", "--method", "none", "--preset", "paper"], "no presets"),

@@ -21,8 +21,8 @@ from dpd.cli import main
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--eval-episodes", "1", "--final-episodes", "1"]
 SMALL += ["--distill.steps", "4", "--checkpoint-every", "0", "--evals", "1"]
 PER_ITERATION = 2 * 2 * 64
-REPLAY = ("--capacity", "200", "--learning-starts", "128", "--minibatch-size", "16")
-REPLAY += ("--updates-per-step", "0.125", "--hidden", "16", "16")
+REPLAY = ["--capacity", "200", "--learning-starts", "128", "--minibatch-size", "16"]
+REPLAY += ["--updates-per-step", "0.125", "--hidden", "16", "16"]
 
 
 def command(out: Path, *flags: str, iterations: int) -> list[str]:
