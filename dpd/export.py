@@ -47,7 +47,8 @@ class Actor(nn.Module):
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         meta, tensors = policy.meta, policy.tensors
-        self.norm_obs, self.clip_obs, self.squashed = meta.norm_obs, meta.clip_obs, meta.squashed
+        self.norm_obs, self.clip_obs = meta.norm_obs, meta.clip_obs
+        self.is_bounded = meta.squashed or meta.tanh_mean
         self.register_buffer("obs_mean", tensors["obs_mean"].clone())
         self.register_buffer("obs_scale", tensors["obs_scale"].clone())
         self.register_buffer("act_low", tensors["act_low"].clone())
@@ -60,7 +61,7 @@ class Actor(nn.Module):
         if self.norm_obs:
             x = torch.clamp((x - self.obs_mean) * self.obs_scale, -self.clip_obs, self.clip_obs)
         mean = self.net(x)
-        act = torch.tanh(mean) if self.squashed else torch.clamp(mean, -1.0, 1.0)
+        act = torch.tanh(mean) if self.is_bounded else torch.clamp(mean, -1.0, 1.0)
         return self.act_low + (act + 1.0) * self.act_half
 
 

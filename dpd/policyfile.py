@@ -18,6 +18,7 @@ from torch import Tensor
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import ACTIVATIONS, Shapes, layers, mlp, mlp_shapes
 from dpd.agents.norm import CLIP
+from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
 from dpd.envs.base import EnvSpec
 from dpd.files import replacing
 
@@ -29,6 +30,8 @@ MAX_LAYERS = 64
 MAX_WIDTH = 2**24
 MAX_DEPTH = 16  # of lists and objects in the description
 MAX_CLIP = torch.finfo(torch.float32).max
+LATER: dict[str, Any] = {"tanh_mean": False, "state_std": False}
+"""Fields that the first files of this format lack, and what those mean by it."""
 
 
 class NotAPolicy(ValueError):
@@ -37,12 +40,23 @@ class NotAPolicy(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyMeta:
-    """What a policy file says of itself, beside its tensors."""
+    """What a policy file says of itself, beside its tensors.
+
+    Three fields say what the actor's output u is to the distribution `Policy.dist`: PPO's are all
+    false, N(u, std); TD3 and DDPG set `tanh_mean`, N(tanh(u), std); SAC sets `squashed` and
+    `state_std`, tanh of N(u, std(obs)). `squashed` with `tanh_mean` is refused.
+    """
 
     algo: str
     env_id: str
     activation: str
     squashed: bool
+    """The action is the tanh of the Gaussian's sample, as in `DiagGaussian`."""
+    tanh_mean: bool = False
+    """The Gaussian's mean is the tanh of the actor's output; noise is added behind it."""
+    state_std: bool = False
+    """The log standard deviation is `log_std_head`, a second linear layer on the actor's last
+    hidden features, clamped as SAC's; otherwise the constant `log_std`."""
     obs_dim: int
     act_dim: int
     hidden: tuple[int, ...]
@@ -63,15 +77,28 @@ class Policy:
         self.tensors, self.meta = dict(tensors), meta
         self._params = {k: v.unsqueeze(0) for k, v in tensors.items()}  # a stack of one
         self._actor = layers(self._params, "actor")
+        self._log_std_head = layers(self._params, "log_std_head")
+
+    def dist(self, obs: Tensor) -> DiagGaussian:
+        """Return the policy at raw obs [B, O]: mean [B, A], log_std [B, A] or [1, A].
+
+        Actions are in [-1, 1], as the learner's were.
+        """
+        p, meta, x = self._params, self.meta, obs.unsqueeze(0)
+        if meta.norm_obs:
+            x = ((x - p["obs_mean"]) * p["obs_scale"]).clamp(-meta.clip_obs, meta.clip_obs)
+        mean, inputs = mlp(self._actor, x, meta.activation)
+        if meta.state_std:
+            log_std, _ = mlp(self._log_std_head, inputs[-1], meta.activation)
+            log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        else:
+            log_std = p["log_std"]
+        mean = mean.tanh() if meta.tanh_mean else mean
+        return DiagGaussian(mean.squeeze(0), log_std.squeeze(0), meta.squashed)
 
     def mode(self, obs: Tensor) -> Tensor:
         """Act without noise on raw obs [B, O] -> [B, A] in [-1, 1]."""
-        p, x = self._params, obs.unsqueeze(0)
-        if self.meta.norm_obs:
-            clip = self.meta.clip_obs
-            x = ((x - p["obs_mean"]) * p["obs_scale"]).clamp(-clip, clip)
-        mean, _ = mlp(self._actor, x, self.meta.activation)
-        return DiagGaussian(mean, p["log_std"], self.meta.squashed).mode().squeeze(0)
+        return self.dist(obs).mode()
 
     @torch.no_grad()
     def act(self, obs: np.ndarray | Tensor) -> np.ndarray:
@@ -103,11 +130,17 @@ def shapes(meta: PolicyMeta) -> Shapes:
         "obs_mean": (1, meta.obs_dim),
         "obs_scale": (1, meta.obs_dim),
         "obs_count": (1, 1),  # samples that mean and scale come from
-        "log_std": (1, meta.act_dim),
+        **_std_shapes(meta),
         "act_low": (meta.act_dim,),
         "act_high": (meta.act_dim,),
         **mlp_shapes("actor", [meta.obs_dim, *meta.hidden, meta.act_dim]),
     }
+
+
+def _std_shapes(meta: PolicyMeta) -> Shapes:
+    if not meta.state_std:
+        return {"log_std": (1, meta.act_dim)}
+    return mlp_shapes("log_std_head", [[meta.obs_dim, *meta.hidden][-1], meta.act_dim])
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
@@ -168,6 +201,7 @@ def _read_meta(path: Path, text: str | None) -> PolicyMeta:
     version = said.get("format")
     if type(version) is not int or version != FORMAT:
         raise NotAPolicy(f"{path} has policy format {version!r:.40}; this version reads {FORMAT}")
+    said = LATER | said
     _check_fields(path, said)
     return PolicyMeta(**said | {"hidden": tuple(said["hidden"])})
 
@@ -189,7 +223,7 @@ def _check_fields(path: Path, said: dict[str, Any]) -> None:
     hidden = said["hidden"]
     is_good = {
         **{k: isinstance(said[k], str) and said[k].isprintable() for k in ("algo", "env_id")},
-        **{k: isinstance(said[k], bool) for k in ("squashed", "norm_obs")},
+        **{k: isinstance(said[k], bool) for k in ("squashed", *LATER, "norm_obs")},
         **{k: _is_width(said[k]) for k in ("obs_dim", "act_dim")},
         **{k: isinstance(said[k], dict) for k in ("env_kwargs", "provenance")},
         "hidden": isinstance(hidden, list)
@@ -201,6 +235,10 @@ def _check_fields(path: Path, said: dict[str, Any]) -> None:
     for name in (k for k, good in is_good.items() if not good):
         raise NotAPolicy(
             f"{path} is no policy file: bad description ({name} is {said[name]!r:.40})"
+        )
+    if said["squashed"] and said["tanh_mean"]:
+        raise NotAPolicy(
+            f"{path} is no policy file: bad description (squashed and tanh_mean: one tanh too many)"
         )
     if said["activation"] not in ACTIVATIONS:
         raise NotAPolicy(f"{path} uses the unknown activation {said['activation']!r:.40}")

@@ -18,7 +18,9 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import Wrapper, spaces
-from stable_baselines3 import PPO
+from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import (
     VecEnv,
@@ -33,9 +35,12 @@ from dpd.config import BadInput
 from dpd.envs.make import check
 from dpd.envs.native import Simulation
 from dpd.policyfile import Policy
+from dpd.sb3kinds import KINDS, Kind
 
 Act = Callable[[np.ndarray], np.ndarray]
 """Raw observations [B, O] -> actions [B, A] in the environment's bounds."""
+MODELS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "td3": TD3, "ddpg": DDPG}
+BUFFER_SIZE = 1_000_000  # SB3's default
 MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 TOLERANCE = 1e-6  # of half an action's range, unless float32 rounds more coarsely
 N_PROBES = 512  # observations on which a written policy must act as the given one
@@ -108,22 +113,24 @@ class NativeVecEnv(VecEnv):
 
 
 def export_zoo(policy: Policy, out: Path) -> Path:
-    """Write a new folder that `python -m rl_zoo3.enjoy --algo ppo --env ENV -f OUT` plays.
+    """Write a new folder that `python -m rl_zoo3.enjoy --algo ALGO --env ENV -f OUT` plays.
 
-    The policy becomes SB3's PPO with its default settings. The value function is a new one, so
-    training on from there starts with learning that. What was written is loaded as enjoy does,
-    and must act as the policy does before the folder gets its name. Raises BadInput for a policy
-    that is none of PPO's or does not fit its environment, and for a folder that exists.
+    The policy becomes SB3's model of its algorithm with default settings, and the policy's own
+    exploration noise. The value function or the critics are new, so training on from there starts
+    with learning those. What was written is loaded as enjoy does, and must act as the policy does
+    before the folder gets its name. Raises BadInput for a policy that is none of SB3's algorithms
+    or does not fit its environment, and for a folder that exists.
     """
     if out.exists():
         raise BadInput(f"{out} exists; remove it, or give --out another name")
-    _check_policy(policy)
+    kind = _kind(policy)
+    _check_spec(policy)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as work:
         draft = Path(work) / out.name
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same value function each time
-            _write(policy, draft / "ppo" / f"{zoo_name(policy)}_1")
+            torch.manual_seed(0)  # the same critics each time
+            _write(policy, kind, draft / policy.meta.algo / f"{zoo_name(policy)}_1")
             _check_acts(policy, read_zoo(draft))
         os.rename(draft, out)
     return out
@@ -134,9 +141,15 @@ def read_zoo(folder: Path) -> Act:
 
     This runs pickles: it is for folders just written here, never for one that a user gives.
     """
-    (file,) = folder.glob("ppo/*_1/*.zip")
-    settings = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
-    model = PPO.load(file, device="cpu", custom_objects=settings)
+    (file,) = folder.glob("*/*_1/*.zip")
+    algo = file.parent.parent.name
+    settings: dict[str, Any] = {
+        "learning_rate": 0.0,
+        "lr_schedule": lambda _: 0.0,
+        "clip_range": lambda _: 0.0,
+    }
+    replay: dict[str, Any] = {} if algo == "ppo" else {"buffer_size": 1}  # or it would be allocated
+    model = MODELS[algo].load(file, device="cpu", custom_objects=settings, **replay)
     env: gymnasium.Env = gymnasium.Env()  # never stepped, only asked for its spaces
     env.observation_space, env.action_space = model.observation_space, model.action_space
     statistics = file.with_suffix("") / "vecnormalize.pkl"
@@ -158,14 +171,25 @@ def zoo_name(policy: Policy) -> str:
     return policy.meta.env_id.rsplit(":", 1)[-1].replace("/", "-")
 
 
-def _check_policy(policy: Policy) -> None:
-    """Raise BadInput unless SB3's PPO can act as the policy in its environment."""
+def _kind(policy: Policy) -> Kind:
+    """Return SB3's counterpart of a policy's algorithm. Raises BadInput where it acts otherwise."""
+    meta, instead = policy.meta, "give --format onnx, torchscript or dpd"
+    kind = next((kind for kind in KINDS if kind.algo == meta.algo), None)
+    if kind is None:
+        raise BadInput(f"Stable-Baselines3 has no counterpart of {meta.algo:.40}; {instead}")
+    for name in ("squashed", "tanh_mean", "state_std"):
+        ours, theirs = getattr(meta, name), getattr(kind, name)
+        if ours != theirs:
+            raise BadInput(
+                f"the policy acts otherwise than Stable-Baselines3's {meta.algo}: {name} is "
+                f"{ours}, there {theirs}; {instead}"
+            )
+    return kind
+
+
+def _check_spec(policy: Policy) -> None:
+    """Raise BadInput unless the policy fits its environment."""
     meta = policy.meta
-    if meta.squashed:
-        raise BadInput(
-            f"a policy of {meta.algo} squashes its actions, as SB3's PPO does not; "
-            "give --format onnx, torchscript or dpd"
-        )
     spec = check(meta.env_id, "gymnasium", meta.env_kwargs)  # enjoy makes it of Gymnasium, too
     if (spec.obs_dim, spec.act_dim) != (meta.obs_dim, meta.act_dim):
         raise BadInput(
@@ -177,42 +201,66 @@ def _check_policy(policy: Policy) -> None:
             raise BadInput(f"the policy's {name} is not that of {meta.env_id}, {bound}")
 
 
-def _write(policy: Policy, folder: Path) -> None:
+def _write(policy: Policy, kind: Kind, folder: Path) -> None:
     """Write the model, its normaliser, and the settings that enjoy reads."""
     meta, name = policy.meta, zoo_name(policy)
-    hidden, activation = list(meta.hidden), MODULES[meta.activation]
     (folder / name).mkdir(parents=True)
     envs = DummyVecEnv([lambda: gymnasium.make(meta.env_id, **meta.env_kwargs)])
-    network = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": activation}
-    model = PPO("MlpPolicy", envs, policy_kwargs=network, device="cpu")
-    steps = meta.provenance.get("steps")
-    model.num_timesteps = steps if isinstance(steps, int) else 0
-    model.policy.load_state_dict(model.policy.state_dict() | _weights(policy))
+    model = _model(policy, kind, envs)
     if meta.norm_obs:
         _normaliser(policy, envs).save(str(folder / name / "vecnormalize.pkl"))
-        # as training with VecNormalize leaves it; our import asks for statistics by this sign
-        model._last_original_obs = np.zeros((1, *(envs.observation_space.shape or ())))
+        if kind.trace:  # as training with VecNormalize leaves it; our import asks by this sign
+            setattr(model, kind.trace, np.zeros((1, *(envs.observation_space.shape or ()))))
     model.save(folder / f"{name}.zip")
     envs.close()
-    said = f"dict(net_arch=dict(pi={hidden}, vf={hidden}), activation_fn=nn.{activation.__name__})"
+    hidden, activation = list(meta.hidden), MODULES[meta.activation].__name__
+    said = (
+        f"dict(net_arch=dict(pi={hidden}, {kind.critic}={hidden}), activation_fn=nn.{activation})"
+    )
     config = {"normalize": meta.norm_obs, "policy": "MlpPolicy", "policy_kwargs": said}
-    args = {"algo": "ppo", "env": meta.env_id, "env_kwargs": meta.env_kwargs or None}
+    args = {"algo": kind.algo, "env": meta.env_id, "env_kwargs": meta.env_kwargs or None}
     (folder / name / "config.yml").write_text(_yaml(config), encoding="utf-8")
     (folder / name / "args.yml").write_text(_yaml(args), encoding="utf-8")
 
 
-def _weights(policy: Policy) -> dict[str, Tensor]:
-    """Return SB3's names and shapes; the last layer acts in the environment's own units."""
+def _model(policy: Policy, kind: Kind, envs: VecEnv) -> BaseAlgorithm:
+    """Return SB3's model with the policy's weights."""
+    meta, hidden = policy.meta, list(policy.meta.hidden)
+    arch = {"pi": hidden, kind.critic: hidden}
+    network = {"net_arch": arch, "activation_fn": MODULES[meta.activation]}
+    settings: dict[str, Any] = {} if kind.algo == "ppo" else {"buffer_size": 1}
+    if kind.tanh_mean:
+        std = policy.tensors["log_std"].squeeze(0).exp().numpy()
+        settings["action_noise"] = NormalActionNoise(np.zeros_like(std), std)
+    model: Any = MODELS[kind.algo](
+        "MlpPolicy", envs, policy_kwargs=network, device="cpu", **settings
+    )
+    if "buffer_size" in settings:
+        model.buffer_size = BUFFER_SIZE  # for who trains on; nothing is allocated for it here
+    steps = meta.provenance.get("steps")
+    model.num_timesteps = steps if isinstance(steps, int) else 0
+    model.policy.load_state_dict(model.policy.state_dict() | _weights(policy, kind))
+    return model
+
+
+def _weights(policy: Policy, kind: Kind) -> dict[str, Tensor]:
+    """Return SB3's names and shapes; PPO's last layer acts in the environment's own units."""
     tensors, last = {k: v.double() for k, v in policy.tensors.items()}, len(policy.meta.hidden)
     half = (tensors["act_high"] - tensors["act_low"]) / 2
     middle = (tensors["act_high"] + tensors["act_low"]) / 2
-    weights = {"log_std": tensors["log_std"].squeeze(0) + half.log()}
-    for i in range(last + 1):
-        name = "action_net" if i == last else f"mlp_extractor.policy_net.{2 * i}"
+    weights: dict[str, Tensor] = {}
+    for i, name in enumerate(kind.layers(last + 1)):
         weight, bias = tensors[f"actor.{i}.weight"].T, tensors[f"actor.{i}.bias"].squeeze(0)
-        if i == last:
+        if i == last and not kind.is_scaled:
             weight, bias = weight * half.unsqueeze(1), bias * half + middle
         weights[f"{name}.weight"], weights[f"{name}.bias"] = weight, bias
+    if kind.tanh_mean:  # the target policy, from which training goes on
+        weights |= {k.replace("actor.", "actor_target.", 1): v for k, v in weights.items()}
+    elif kind.state_std:
+        weights[f"{kind.log_std}.weight"] = tensors["log_std_head.0.weight"].T
+        weights[f"{kind.log_std}.bias"] = tensors["log_std_head.0.bias"].squeeze(0)
+    else:
+        weights[kind.log_std] = tensors["log_std"].squeeze(0) + half.log()
     return weights
 
 

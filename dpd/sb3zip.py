@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,52 +19,26 @@ from torch import Tensor
 
 from dpd import policyfile
 from dpd.agents.norm import CLIP
+from dpd.agents.offpolicy_config import TD3Config
 from dpd.archive import BAD_ZIP, MAX_FILE, open_zip, read_bytes, read_member, read_weights
 from dpd.commands import ForeignConfig
 from dpd.config import BadInput
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
 from dpd.policyfile import MAX_LAYERS, NotAPolicy, Policy, PolicyMeta
+from dpd.sb3kinds import KINDS, Kind
 from dpd.vecnormalize import Statistics, conversion, read_statistics
 
 MAX_DATA = 2**24  # bytes, of a zip's JSON
 ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu", "ELU": "elu"}
 Layers = list[tuple[Tensor, Tensor]]  # weights [out, in], biases [out]
-
-
-class Kind(NamedTuple):
-    """How an algorithm's zip is recognised, and what the parts of its actor are called."""
-
-    algo: str
-    policy: str  # class
-    setting: str  # one that no other algorithm with this class has
-    trunk: str
-    head: str
-    log_std: str
-    others: tuple[str, ...]  # networks that do not act
-    activation: str  # unless policy_kwargs gives another
-    squashed: bool
-
-
-KINDS = (
-    Kind(
-        algo="ppo",
-        policy="stable_baselines3.common.policies.ActorCriticPolicy",
-        setting="clip_range",
-        trunk="mlp_extractor.policy_net",
-        head="action_net",
-        log_std="log_std",
-        others=("mlp_extractor.value_net.", "value_net."),
-        activation="tanh",
-        squashed=False,
-    ),
-)
-SUPPORTED = "supported is PPO with MlpPolicy"
+SUPPORTED = "supported are PPO, SAC, TD3 and DDPG with MlpPolicy"
 
 
 def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
     """Read a zip as a policy of ours, for the environment `foreign.env`.
 
+    A zip of TD3 or DDPG has its exploration noise in a pickle; the policy gets the paper's.
     Raises NotAPolicy for what can't be read or is not supported, BadInput where a setting of
     `foreign` is missing or does not fit.
     """
@@ -77,17 +52,19 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
         weights = read_weights(packed)
     except ValueError as error:
         raise NotAPolicy(f"{path} is not read: its policy.pth: {error}") from error
-    stack, log_std = _actor(path, weights, kind)
+    stack, std = _actor(path, weights, kind)
     spec = check(foreign.env)
     _check_spec(path, data, stack, spec)
-    stats = _statistics(path, data, foreign, spec)
-    tensors = _tensors(stack, log_std, spec, stats)
+    stats = _statistics(path, data, kind, foreign, spec)
+    tensors = _layers(kind, stack, std, spec) | _norm(stats, spec) | policyfile.bounds(spec)
     policyfile.check_values(path, tensors)
     meta = PolicyMeta(
         algo=kind.algo,
         env_id=foreign.env,
         activation=activation,
         squashed=kind.squashed,
+        tanh_mean=kind.tanh_mean,
+        state_std=kind.state_std,
         obs_dim=spec.obs_dim,
         act_dim=spec.act_dim,
         hidden=tuple(len(bias) for _, bias in stack[:-1]),
@@ -129,10 +106,11 @@ def _recognise(path: Path, data: dict[str, Any]) -> Kind:
     if not kinds:
         raise NotAPolicy(f"{path} holds a {name:.100}; {SUPPORTED}")
     for kind in kinds:
-        if kind.setting in data:
+        if kind.fits(data):
             return kind
+    (setting,) = kinds[-1].settings
     raise NotAPolicy(
-        f"{path} is of another algorithm (its settings have no {kinds[0].setting}); {SUPPORTED}"
+        f"{path} is of another algorithm (its settings have no {setting}); {SUPPORTED}"
     )
 
 
@@ -148,7 +126,7 @@ def _check_settings(path: Path, data: dict[str, Any]) -> None:
     spaces = {k: _text(data.get(k), ":type:") for k in ("observation_space", "action_space")}
     extractor = kwargs.get("features_extractor_class", "FlattenExtractor")
     problems = {
-        "gSDE (use_sde)": bool(data.get("use_sde")),
+        "gSDE (use_sde)": bool(data.get("use_sde") or kwargs.get("use_sde")),
         "squash_output": bool(kwargs.get("squash_output")),
         "a features extractor of its own": "FlattenExtractor" not in str(extractor),
         **{f"an {k} that is no Box": "Box" not in (v or "Box") for k, v in spaces.items()},
@@ -189,28 +167,36 @@ def _activation(path: Path, data: dict[str, Any], kind: Kind, foreign: ForeignCo
     return name
 
 
-def _actor(path: Path, weights: dict[str, Tensor], kind: Kind) -> tuple[Layers, Tensor]:
-    """Return the layers of the actor and its log standard deviation [A]."""
-    names: list[str] = []
-    while f"{kind.trunk}.{2 * len(names)}.weight" in weights:  # activations have the odd numbers
-        names.append(f"{kind.trunk}.{2 * len(names)}")
-    names.append(kind.head)
-    needed = {f"{n}.{part}" for n in names for part in ("weight", "bias")} | {kind.log_std}
+def _actor(path: Path, weights: dict[str, Tensor], kind: Kind) -> tuple[Layers, list[Tensor]]:
+    """Return the layers of the actor, and what gives its log standard deviation."""
+    n_trunk = 0
+    while f"{kind.trunk}.{2 * n_trunk}.weight" in weights:
+        n_trunk += 1
+    names = kind.layers(n_trunk + 1 if kind.head else max(n_trunk, 1))
+    needed = {f"{n}.{part}" for n in names for part in ("weight", "bias")} | set(kind.std)
     for name in sorted(needed - weights.keys()):
         raise NotAPolicy(f"{path} is not supported: it has no {name}, as for discrete actions")
     for name in weights.keys() - needed:
         if not name.startswith(kind.others):
             raise NotAPolicy(f"{path} is not supported: it has {name!r:.80}, as no plain MLP does")
     stack = [(weights[f"{n}.weight"], weights[f"{n}.bias"]) for n in names]
-    n_in = stack[0][0].shape[-1]
+    if len(stack) > MAX_LAYERS:
+        raise NotAPolicy(f"{path} is not supported: it has {len(stack)} layers")
+    n_in = (0, *stack[0][0].shape)[-1]  # a crafted weight may have no dimension
     for name, (weight, bias) in zip(names, stack, strict=True):
         if bias.dim() != 1 or weight.shape != (len(bias), n_in) or 0 in weight.shape:
             raise NotAPolicy(f"{path} is not supported: {name} does not follow the layer before")
         n_in = len(bias)
-    log_std = weights[kind.log_std]
-    if log_std.shape != (n_in,) or len(stack) > MAX_LAYERS:
-        raise NotAPolicy(f"{path} is not supported: {kind.log_std} is {tuple(log_std.shape)}")
-    return stack, log_std
+    return stack, _std(path, weights, kind, stack)
+
+
+def _std(path: Path, weights: dict[str, Tensor], kind: Kind, stack: Layers) -> list[Tensor]:
+    """Return what gives the log standard deviation: a layer like the last one, or a vector [A]."""
+    weight, bias = stack[-1]
+    for name, like in zip(kind.std, (weight, bias) if kind.state_std else (bias,), strict=False):
+        if weights[name].shape != like.shape:
+            raise NotAPolicy(f"{path} is not supported: {name} is {tuple(weights[name].shape)}")
+    return [weights[name] for name in kind.std]
 
 
 def _check_spec(path: Path, data: dict[str, Any], stack: Layers, spec: EnvSpec) -> None:
@@ -233,9 +219,12 @@ def _check_spec(path: Path, data: dict[str, Any], stack: Layers, spec: EnvSpec) 
 
 
 def _statistics(
-    path: Path, data: dict[str, Any], foreign: ForeignConfig, spec: EnvSpec
+    path: Path, data: dict[str, Any], kind: Kind, foreign: ForeignConfig, spec: EnvSpec
 ) -> Statistics | None:
-    """Return the statistics observations are normalised with, if they are."""
+    """Return the statistics observations are normalised with, if they are.
+
+    A zip of SAC, TD3 or DDPG does not say it, so one without its VecNormalize goes unnoticed.
+    """
     if foreign.vecnormalize is not None:
         return read_statistics(foreign.vecnormalize, spec.obs_dim)
     beside = path.with_suffix("") / "vecnormalize.pkl"  # where rl-baselines3-zoo puts it
@@ -244,30 +233,38 @@ def _statistics(
             f"{path} was trained with {beside}; if you trust that pickle, run "
             f"{conversion(beside)} and give --vecnormalize {beside.with_suffix('.npz')}"
         )
-    if data.get("_last_original_obs") is not None:  # set by on-policy training with VecNormalize
+    if kind.trace and data.get(kind.trace) is not None:
         raise BadInput(f"{path} was trained with VecNormalize; give its file: --vecnormalize FILE")
     return None
 
 
-def _tensors(
-    stack: Layers, log_std: Tensor, spec: EnvSpec, stats: Statistics | None
-) -> dict[str, Tensor]:
-    """Return a policy file's tensors for SB3's, which act in the environment's own units.
+def _layers(kind: Kind, stack: Layers, std: list[Tensor], spec: EnvSpec) -> dict[str, Tensor]:
+    """Return a policy file's tensors for SB3's layers."""
+    stack = [(weight.double(), bias.double()) for weight, bias in stack]
+    std = [x.double() for x in std]
+    if not kind.is_scaled:
+        stack[-1], std[0] = _scaled(*stack[-1], std[0], spec)
+    tensors: dict[str, Tensor] = {}
+    if kind.state_std:
+        tensors["log_std_head.0.weight"], tensors["log_std_head.0.bias"] = std[0].T, std[1][None]
+    else:
+        unknown = torch.full((spec.act_dim,), math.log(TD3Config.noise_std))
+        tensors["log_std"] = (std[0] if std else unknown)[None]
+    for i, (weight, bias) in enumerate(stack):
+        tensors[f"actor.{i}.weight"], tensors[f"actor.{i}.bias"] = weight.T, bias[None]
+    return {k: v.float().contiguous() for k, v in tensors.items()}
 
-    Ours act in [-1, 1]: the last layer takes in the inverse of the map to the bounds (exact, for
-    bounds of ±1: nothing changes).
+
+def _scaled(
+    weight: Tensor, bias: Tensor, log_std: Tensor, spec: EnvSpec
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return a last layer and log_std [A] that act in [-1, 1] for such that act in the bounds.
+
+    They take in the inverse of the map to the bounds (exact, for bounds of ±1: nothing changes).
     """
     low, high = (torch.as_tensor(b, dtype=torch.float64) for b in (spec.act_low, spec.act_high))
     half, middle = (high - low) / 2, (high + low) / 2
-    wide = [(weight.double(), bias.double()) for weight, bias in stack]
-    weight, bias = wide[-1]
-    wide[-1] = weight / half.unsqueeze(1), (bias - middle) / half
-    tensors = {"log_std": (log_std.double() - half.log()).unsqueeze(0)}
-    for i, (weight, bias) in enumerate(wide):
-        tensors[f"actor.{i}.weight"], tensors[f"actor.{i}.bias"] = weight.T, bias.unsqueeze(0)
-    return {k: v.float().contiguous() for k, v in (tensors | _norm(stats, spec)).items()} | (
-        policyfile.bounds(spec)
-    )
+    return (weight / half.unsqueeze(1), (bias - middle) / half), log_std - half.log()
 
 
 def _norm(stats: Statistics | None, spec: EnvSpec) -> dict[str, Tensor]:
@@ -275,7 +272,7 @@ def _norm(stats: Statistics | None, spec: EnvSpec) -> dict[str, Tensor]:
         unused = np.zeros(spec.obs_dim)
         stats = Statistics(unused, unused + 1, 1e-4, 0.0)
     return {
-        "obs_mean": torch.as_tensor(stats.mean).unsqueeze(0),
-        "obs_scale": torch.as_tensor(stats.scale).unsqueeze(0),
-        "obs_count": torch.tensor([[stats.n_samples]], dtype=torch.float64),
+        "obs_mean": torch.as_tensor(stats.mean, dtype=torch.float32).unsqueeze(0),
+        "obs_scale": torch.as_tensor(stats.scale, dtype=torch.float32).unsqueeze(0),
+        "obs_count": torch.tensor([[stats.n_samples]], dtype=torch.float32),
     }

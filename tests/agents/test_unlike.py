@@ -36,12 +36,16 @@ def learn(config: Any, seeds: list[tuple[int, int]], row_seeds: list[int]) -> An
 def test_each_peer_learns_by_its_own_settings(name: str) -> None:
     config = CONFIGS[name]
     noisy = isinstance(config, TD3Config)
-    both = replace(config, peer_lr=LR, peer_gamma=GAMMA, **({"peer_noise_std": STD} * noisy))
+    both = replace(
+        config, peer_lr=LR, peer_gamma=GAMMA, **({"peer_noise_std": STD} if noisy else {})
+    )
     # two groups of two peers, in one stack
     rows = [(seed, peer) for seed in (0, 7) for peer in (0, 1)]
     together = learn(both, rows, [100, 200, 300, 400])
     for n, (seed, peer) in enumerate(rows):
-        own = replace(config, lr=LR[peer], gamma=GAMMA[peer], **({"noise_std": STD[peer]} * noisy))
+        own = replace(
+            config, lr=LR[peer], gamma=GAMMA[peer], **({"noise_std": STD[peer]} if noisy else {})
+        )
         # alone: the learner is the peer of its number, though no other is there
         alone = learn(own, [(seed, peer)], [100 * (n + 1)])
         moved = (together.nets.flat[n] - alone.nets.flat[0]).abs().max()

@@ -69,6 +69,7 @@ RUN = {"onnx": run_onnx, "torchscript": run_torchscript}
 VARIANTS: list[dict[str, Any]] = [
     {"activation": "tanh"},
     {"activation": "relu", "squashed": True},
+    {"activation": "relu", "tanh_mean": True},
     {"activation": "elu", "clip_obs": 2.5},
     {"activation": "tanh", "norm_obs": False},
 ]

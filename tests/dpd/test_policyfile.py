@@ -186,6 +186,8 @@ def test_a_truncated_file_is_refused(tmp_path):
         ({"obs_dim": 4}, "does not fit"),
         ({"activation": "gelu"}, "unknown activation"),
         ({"format": 99}, "policy format 99"),
+        ({"state_std": True}, "tensor 'log_std' has shape"),
+        ({"squashed": True, "tanh_mean": True}, "one tanh too many"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(tmp_path, changes, says):
@@ -217,6 +219,8 @@ WRONG: dict[str, list[Any]] = {
     "provenance": [[], "x", None, 1],
     "squashed": [0, "no", None],
     "norm_obs": [0, "no", None],
+    "tanh_mean": [0, "no", None],
+    "state_std": [0, "no", None],
     "algo": [0, None, "a\x1b[2Jb"],
     "env_id": [0, None, "a\nb"],
     "clip_obs": [0, -1, True, "10", float("nan"), float("inf"), 10**300],
@@ -239,6 +243,14 @@ def test_a_deeply_nested_description_is_refused(tmp_path):
         nest = '{"a":' * depth + "1" + "}" * depth
         text = whole.replace('"provenance": 0', f'"provenance": {nest}')
         assert "bad description" in refused(write(tmp_path / "p.safetensors", tensors, text))
+
+
+def test_a_file_from_before_other_algorithms_is_read_as_ppos(tmp_path):
+    tensors, said = described()
+    for name in policyfile.LATER:
+        del said[name]
+    policy = policyfile.load(write(tmp_path / "p.safetensors", tensors, said))
+    assert policy.meta == meta()
 
 
 def test_missing_and_unknown_fields_are_named(tmp_path):

@@ -1,5 +1,7 @@
 """Stable-Baselines3: the native simulation against its DummyVecEnv, and policies written for it."""
 
+import json
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,22 +12,20 @@ import numpy as np
 import pytest
 import torch
 from foreign import convert
-from stable_baselines3 import PPO
+from made import EVERY, saved
+from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from dpd import sb3
-from dpd.agents.ppo import PPO as Learner
-from dpd.agents.ppo_config import PPOConfig
-from dpd.cli import parse_train
 from dpd.commands import ForeignConfig
 from dpd.config import BadInput
-from dpd.envs.make import check
-from dpd.policies import PolicySaver
-from dpd.policyfile import Policy, load
+from dpd.policyfile import Policy
 from dpd.sb3 import NativeVecEnv, export_zoo, rounding
 from dpd.sources import load_any
 
 SEED = 3
+MODELS: dict[str, Any] = {"ppo": PPO, "sac": SAC, "td3": TD3, "ddpg": DDPG}
 
 
 def float32(obs: Any) -> np.ndarray:
@@ -89,25 +89,15 @@ def test_ppo_trains_and_logs_episodes(one_torch_thread: None) -> None:
     assert all(p.isfinite().all() for p in after)
 
 
-def policy_of(tmp_path: Path, env_id: str, **settings: Any) -> Policy:
-    """Return a policy of ours for an environment, with statistics of some observations."""
-    spec = check(env_id)
-    config = PPOConfig(hidden=(16, 8), n_envs=2, n_steps=32, **settings)
-    agent = Learner(config, spec.obs_dim, spec.act_dim, [(0, 0)])
-    agent.obs_norm.update(torch.randn(1, 100, spec.obs_dim) * 3 + 1)
-    run = parse_train([env_id, "--hidden", "16", "8", "--activation", config.activation])
-    run = replace(run, algo=replace(run.algo, norm_obs=config.norm_obs))
-    saver = PolicySaver(tmp_path, run, agent, spec)
-    saver.save_last(1000)
-    return load(saver.path(0))
-
-
-def enjoy(out: Path, env_id: str) -> Callable[[np.ndarray], np.ndarray]:
+def enjoy(out: Path, algo: str, env_id: str) -> Callable[[np.ndarray], np.ndarray]:
     """Load a folder as rl_zoo3.enjoy does (rl_zoo3 2.9, utils.get_model_path and enjoy.py)."""
-    folder = out / "ppo" / f"{env_id}_1"
+    folder = out / algo / f"{env_id}_1"
     custom = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
-    model = PPO.load(folder / f"{env_id}.zip", custom_objects=custom, device="cpu")
+    replay: dict[str, Any] = {"buffer_size": 1} if algo in ("ddpg", "sac", "td3") else {}
+    file = folder / f"{env_id}.zip"
+    model = MODELS[algo].load(file, custom_objects=custom, device="cpu", **replay)
     settings = (folder / env_id / "config.yml").read_text().splitlines()
+    assert f'algo: "{algo}"' in (folder / env_id / "args.yml").read_text().splitlines()
     statistics = folder / env_id / "vecnormalize.pkl"
     assert statistics.exists() == ("normalize: true" in settings)
     assert statistics.exists() != ("normalize: false" in settings)
@@ -119,35 +109,45 @@ def enjoy(out: Path, env_id: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("env_id", "settings"),
+    ("algo", "env_id", "settings"),
     [
-        ("Hopper-v5", {}),
-        ("Pendulum-v1", {"activation": "relu"}),  # bounds of 2
-        ("Humanoid-v5", {"activation": "elu"}),  # bounds of 0.4
-        ("Pendulum-v1", {"norm_obs": False}),
+        ("ppo", "Hopper-v5", {}),
+        ("ppo", "Pendulum-v1", {"activation": "relu"}),  # bounds of 2
+        ("ppo", "Humanoid-v5", {"activation": "elu"}),  # bounds of 0.4
+        ("ppo", "Pendulum-v1", {"norm_obs": False}),
+        ("sac", "Hopper-v5", {}),
+        ("sac", "Pendulum-v1", {"activation": "tanh", "norm_obs": False}),
+        ("td3", "Pendulum-v1", {}),
+        ("td3", "Humanoid-v5", {"activation": "elu", "norm_obs": False}),
+        ("ddpg", "Pendulum-v1", {"hidden": (5,)}),
     ],
 )
 def test_a_written_zoo_folder_acts_as_the_policy(
-    tmp_path: Path, env_id: str, settings: dict[str, Any]
+    tmp_path: Path, algo: str, env_id: str, settings: dict[str, Any]
 ) -> None:
-    policy = policy_of(tmp_path, env_id, **settings)
+    policy = saved(tmp_path, algo, env_id, **settings)
     out = export_zoo(policy, tmp_path / "new" / "zoo")
-    act = enjoy(out, env_id)
+    act = enjoy(out, algo, env_id)
     obs = np.random.default_rng(1).normal(1, 3, (200, policy.meta.obs_dim)).astype(np.float32)
     half = (policy.tensors["act_high"] - policy.tensors["act_low"]).numpy() / 2
-    assert (np.abs(act(obs) - policy.act(obs)) / half).max() < 1e-6
+    assert (policy.act(obs) / half).std() > 0.1
+    # 376 observations are longer sums, which float32 rounds more coarsely
+    assert (np.abs(act(obs) - policy.act(obs)) / half).max() < (1e-6 if len(obs.T) < 20 else 5e-6)
     assert [p.name for p in out.parent.iterdir()] == ["zoo"]  # no draft is left
 
 
-def test_a_written_zoo_folder_is_read_back_as_the_same_policy(tmp_path: Path) -> None:
-    policy = policy_of(tmp_path, "Pendulum-v1")
-    folder = export_zoo(policy, tmp_path / "zoo") / "ppo" / "Pendulum-v1_1"
+@pytest.mark.parametrize("algo", EVERY)
+def test_a_written_zoo_folder_is_read_back_as_the_same_policy(tmp_path: Path, algo: str) -> None:
+    policy = saved(tmp_path, algo, "Pendulum-v1")
+    folder = export_zoo(policy, tmp_path / "zoo") / algo / "Pendulum-v1_1"
     with pytest.raises(BadInput, match=r"vecnormalize\.npz"):  # the statistics are asked for
         load_any(folder / "Pendulum-v1.zip", ForeignConfig(env="Pendulum-v1"))
     npz = convert(folder / "Pendulum-v1" / "vecnormalize.pkl")
     foreign = ForeignConfig(env="Pendulum-v1", vecnormalize=npz)
     again = load_any(folder / "Pendulum-v1.zip", foreign)
     assert again.meta.provenance["steps"] == 1000
+    names = ("algo", "squashed", "tanh_mean", "state_std", "hidden", "activation", "norm_obs")
+    assert all(getattr(again.meta, k) == getattr(policy.meta, k) for k in names)
     for name, tensor in policy.tensors.items():
         torch.testing.assert_close(again.tensors[name], tensor, rtol=1e-6, atol=1e-7)
 
@@ -155,28 +155,45 @@ def test_a_written_zoo_folder_is_read_back_as_the_same_policy(tmp_path: Path) ->
 def test_the_same_policy_is_written_with_the_same_weights_and_leaves_the_seed_alone(
     tmp_path: Path,
 ) -> None:
-    policy = policy_of(tmp_path, "Pendulum-v1")
+    policy = saved(tmp_path, "sac", "Pendulum-v1")
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
     for name in ("a", "b"):
         export_zoo(policy, tmp_path / name)
     assert torch.equal(torch.rand(1), expected)
-    file = "ppo/Pendulum-v1_1/Pendulum-v1.zip"
-    a, b = (PPO.load(tmp_path / n / file, device="cpu").policy.state_dict() for n in ("a", "b"))
+    file = "sac/Pendulum-v1_1/Pendulum-v1.zip"
+    a, b = (
+        SAC.load(tmp_path / n / file, device="cpu", buffer_size=1).policy.state_dict()
+        for n in ("a", "b")
+    )
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_sb3_trains_on_from_a_written_policy_with_its_noise_and_targets(tmp_path: Path) -> None:
+    policy = saved(tmp_path, "td3", "Pendulum-v1", noise_std=0.25, norm_obs=False)
+    file = export_zoo(policy, tmp_path / "zoo") / "td3" / "Pendulum-v1_1" / "Pendulum-v1.zip"
+    model = TD3.load(file, gymnasium.make("Pendulum-v1"), buffer_size=1000, device="cpu")
+    assert isinstance(model.action_noise, NormalActionNoise)
+    assert model.action_noise._sigma == pytest.approx(0.25)
+    target = model.actor_target.state_dict()
+    assert all(torch.equal(target[k], x) for k, x in model.actor.state_dict().items())
+    model.learn(8, reset_num_timesteps=False)
+    assert model.num_timesteps == 1008 and model._n_updates == 8
+    # without a word on the replay's size it is Stable-Baselines3's own
+    assert json.loads(zipfile.ZipFile(file).read("data"))["buffer_size"] == 1_000_000
+
+
 def test_environment_arguments_are_written_as_the_zoo_reads_them(tmp_path: Path) -> None:
-    policy = policy_of(tmp_path, "Pendulum-v1")
+    policy = saved(tmp_path, "ppo", "Pendulum-v1")
     policy = Policy(policy.tensors, replace(policy.meta, env_kwargs={"g": 1e-05}))
     folder = export_zoo(policy, tmp_path / "zoo") / "ppo" / "Pendulum-v1_1" / "Pendulum-v1"
     # YAML 1.1 takes 1e-05 for a string
     assert 'env_kwargs: {"g": 1.0e-05}' in (folder / "args.yml").read_text().splitlines()
 
 
-def test_what_does_not_fit_ppo_or_the_environment_is_not_written(tmp_path: Path) -> None:
-    policy, out = policy_of(tmp_path, "Pendulum-v1"), tmp_path / "zoo"
+def test_what_does_not_fit_sb3_or_the_environment_is_not_written(tmp_path: Path) -> None:
+    policy, out = saved(tmp_path, "ppo", "Pendulum-v1"), tmp_path / "zoo"
 
     def refusal(changes: dict[str, Any], **tensors: torch.Tensor) -> str:
         with pytest.raises(ValueError) as caught:
@@ -184,7 +201,10 @@ def test_what_does_not_fit_ppo_or_the_environment_is_not_written(tmp_path: Path)
         assert not out.exists()
         return str(caught.value)
 
-    assert "squashes" in refusal({"squashed": True})
+    assert "Stable-Baselines3's ppo: squashed is True, there False" in refusal({"squashed": True})
+    assert "Stable-Baselines3's td3: tanh_mean is False" in refusal({"algo": "td3"})
+    assert "Stable-Baselines3's sac: squashed is False" in refusal({"algo": "sac"})
+    assert "no counterpart of ../mine" in refusal({"algo": "../mine"})
     assert "Hopper-v5 has 11 and 3" in refusal({"env_id": "Hopper-v5"})
     assert "act_high is not that of Pendulum-v1" in refusal({}, act_high=torch.ones(1))
     out.mkdir()
@@ -192,18 +212,21 @@ def test_what_does_not_fit_ppo_or_the_environment_is_not_written(tmp_path: Path)
         export_zoo(policy, out)
 
 
+@pytest.mark.parametrize("algo", EVERY)
 def test_a_folder_that_would_act_otherwise_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, weights = policy_of(tmp_path, "Pendulum-v1"), sb3._weights
-    monkeypatch.setattr(sb3, "_weights", lambda p: {k: v * 1.001 for k, v in weights(p).items()})
+    policy, weights = saved(tmp_path, algo, "Pendulum-v1"), sb3._weights
+    monkeypatch.setattr(
+        sb3, "_weights", lambda *given: {k: v * 1.001 for k, v in weights(*given).items()}
+    )
     with pytest.raises(ValueError, match=r"not written: .* would differ"):
         export_zoo(policy, tmp_path / "new" / "zoo")
     assert not list((tmp_path / "new").iterdir())
 
 
 def test_rounding_grows_with_the_sums_a_network_takes(tmp_path: Path) -> None:
-    policy = policy_of(tmp_path, "Hopper-v5")
+    policy = saved(tmp_path, "ppo", "Hopper-v5")
     obs = torch.randn(100, 11) * 3 + 1
     bound = rounding(policy, obs)
     assert 1e-7 < bound < 1e-4
