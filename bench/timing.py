@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -64,6 +67,27 @@ def interleaved_rates(
 def median_ratio(rates: Mapping[str, list[float]], name: str, base: str) -> float:
     """Median over the rounds of one contender's rate in another's of the same round."""
     return statistics.median(a / b for a, b in zip(rates[name], rates[base], strict=True))
+
+
+def run_at_once(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Run commands side by side; return the JSON each prints last."""
+    # A thread count in the caller's environment is not what "default threads" means.
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    running = [
+        subprocess.Popen(
+            c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for c in commands
+    ]
+    try:
+        outputs = [process.communicate() for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for command, process, (_, stderr) in zip(commands, running, outputs, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"{shlex.join(command)} failed:\n{stderr[-2000:]}")
+    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
 
 
 def machine() -> dict[str, object]:

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from sb3_baseline import ENDLESS, TimeBox
-from timing import MAX_CPU_PERCENT, load_of_others, machine, median_ratio, require_quiet
+from timing import (
+    MAX_CPU_PERCENT,
+    load_of_others,
+    machine,
+    median_ratio,
+    require_quiet,
+    run_at_once,
+)
 from torch import Tensor
 
 import dpd.train
@@ -111,27 +117,6 @@ class Setup:
         seeds = range(self.processes)
         parts = run_at_once([self.command(seconds, seed, threads) for seed in seeds])
         return {"steps_per_s": sum(p["steps"] / p["seconds"] for p in parts), "parts": parts}
-
-
-def run_at_once(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """Run commands side by side; return the JSON each prints last."""
-    # A thread count in the caller's environment is not what "default threads" means.
-    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
-    running = [
-        subprocess.Popen(
-            c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
-        for c in commands
-    ]
-    try:
-        outputs = [process.communicate() for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for command, process, (_, stderr) in zip(commands, running, outputs, strict=True):
-        if process.returncode:
-            raise RuntimeError(f"{shlex.join(command)} failed:\n{stderr[-2000:]}")
-    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
 
 
 SB3_DEFAULT = Setup("SB3, 1 env, default threads", 1, "--n-envs 1")

@@ -1,0 +1,238 @@
+"""Time the updates of off-policy learners against Stable-Baselines3's; no environment is stepped.
+
+python bench/learners.py --json learners.json      about 15 minutes on a quiet machine
+python bench/learners.py --quick --force           a smoke run, its numbers mean nothing
+
+Both sides draw minibatches from a replay of 100,000 transitions of HalfCheetah's sizes and take
+gradient steps on them. Every measurement is a process of its own; set-ups take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__" and "--ours" in sys.argv:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `dpd` does, before torch is loaded
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from timing import Work, load_of_others, machine, rate, require_quiet, run_at_once
+
+from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+O, A, HELD = 17, 6, 100_000  # noqa: E741
+UPDATES = 50  # per call: an iteration of ours
+
+COMMON: dict[str, Any] = {"learning_starts": 0, "capacity": HELD, "n_steps": UPDATES}
+CASES: dict[str, tuple[int, OffPolicyConfig]] = {
+    "td3": (2, TD3Config(**COMMON)),
+    "sac": (2, SACConfig(**COMMON)),
+    "ddpg": (10, DDPGConfig(**COMMON, hidden=(64, 64), minibatch_size=64)),
+}
+"""Learners in our stack, and the settings of both sides."""
+GOALS = {"td3": (1.4, 1.0), "sac": (1.4, 1.0), "ddpg": (4.0, 1.0)}
+"""Least rate per learner, as times that of SB3's default way and of its best way."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A way to take updates, as one process or as several at once."""
+
+    name: str
+    threads: int | None = None
+    processes: int = 1
+    ours: bool = False
+
+    def measure(self, case: str, seconds: float) -> float:
+        """Run once -> updates per second, all learners and processes together."""
+        command = [sys.executable, __file__, "--worker", case, "--seconds", str(seconds)]
+        command += [] if self.threads is None else ["--threads", str(self.threads)]
+        command += ["--ours"] if self.ours else []
+        return sum(x["updates_per_s"] for x in run_at_once([command] * self.processes))
+
+
+SB3_DEFAULT = Setup("SB3, default threads")
+SB3 = (SB3_DEFAULT, Setup("SB3, 1 thread", 1), Setup("SB3, 2 processes of 1 thread", 1, 2))
+DPD = (Setup("dpd, 1 thread", 1, ours=True), Setup("dpd, default threads", ours=True))
+
+
+def ours(case: str) -> Work:
+    """Return the work of our stack: an iteration's updates."""
+    n, config = CASES[case]
+    agent = config.build(O, A, [(0, peer) for peer in range(n)])  # type: ignore[attr-defined]
+    rows = torch.randn(n, HELD, 1, agent.replay.rows.shape[-1])
+    rows[..., -3:] = torch.tensor([0.0, 0.0, 1.0])  # no ends, all valid
+    rows[..., O : O + A].clamp_(-1, 1)
+    agent.replay.extend(rows)
+    batch = agent.prepare(agent.new_rollout())
+
+    def work() -> int:
+        agent.update(batch, 0.0)
+        return UPDATES * n
+
+    return work
+
+
+def theirs(case: str) -> Work:
+    """Return the work of one learner of Stable-Baselines3: as many updates."""
+    import gymnasium
+    import numpy as np
+    import stable_baselines3
+    from gymnasium import spaces
+    from stable_baselines3.common.logger import configure
+
+    class Nothing(gymnasium.Env[Any, Any]):
+        observation_space = spaces.Box(-np.inf, np.inf, (O,), np.float32)
+        action_space = spaces.Box(-1, 1, (A,), np.float32)
+
+    _, config = CASES[case]
+    model: OffPolicyAlgorithm = getattr(stable_baselines3, case.upper())(
+        "MlpPolicy",
+        Nothing(),
+        learning_rate=config.lr,
+        buffer_size=HELD,
+        batch_size=config.minibatch_size,
+        policy_kwargs={"net_arch": list(config.hidden)},
+        device="cpu",
+    )
+    model.set_logger(configure(None, []))
+    replay, rng = model.replay_buffer, np.random.default_rng(0)
+    assert replay is not None
+    replay.observations[:] = rng.standard_normal(replay.observations.shape)
+    replay.next_observations[:] = rng.standard_normal(replay.observations.shape)
+    replay.actions[:] = rng.uniform(-1, 1, replay.actions.shape)
+    replay.rewards[:] = rng.standard_normal(replay.rewards.shape)
+    replay.full = True
+
+    def work() -> int:
+        model.train(UPDATES, config.minibatch_size)
+        return UPDATES
+
+    return work
+
+
+def worker(args: argparse.Namespace) -> dict[str, Any]:
+    """Be one measurement."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    work = (ours if args.ours else theirs)(args.worker)
+    work()
+    return {"updates_per_s": rate(work, args.seconds), "threads": torch.get_num_threads()}
+
+
+@dataclass
+class Results:
+    """Updates per second of every case and set-up, in rounds."""
+
+    rates: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    rounds: list[dict[str, float]] = field(default_factory=list)
+
+    def median(self, case: str, setup: Setup) -> float:
+        """Return a set-up's median rate."""
+        return median(self.rates[case][setup.name])
+
+    def best(self, case: str, setups: Sequence[Setup]) -> Setup:
+        """Return the fastest of some set-ups."""
+        return max(setups, key=lambda s: self.median(case, s))
+
+    def ratio(self, case: str, setup: Setup, base: Setup) -> float:
+        """Return the median over rounds of one set-up's rate in another's."""
+        pairs = zip(self.rates[case][setup.name], self.rates[case][base.name], strict=True)
+        return median(a / b for a, b in pairs)
+
+    def goals(self) -> list[dict[str, Any]]:
+        """Return every goal with what was measured."""
+        found = []
+        for case, least in GOALS.items():
+            own, best = self.best(case, DPD), self.best(case, SB3)
+            for base, name, goal in zip(
+                (SB3_DEFAULT, best), ("default", "best"), least, strict=True
+            ):
+                x = self.ratio(case, own, base)
+                text = f"{CASES[case][0]} {case}, {own.name}, x SB3's {name} way >= {goal}"
+                found.append({"goal": text, "measured": x, "met": x >= goal})
+        return found
+
+
+def measure_all(args: argparse.Namespace, console: Console) -> Results:
+    """Measure all set-ups in turns, so that a slow minute hits them all."""
+    results = Results({case: {s.name: [] for s in (*SB3, *DPD)} for case in CASES})
+    for i in range(args.repeats):
+        load, percent = load_of_others()
+        results.rounds.append({"load": load, "cpu_percent": percent})
+        console.print(f"round {i + 1} of {args.repeats}; others use {percent:.0f} % of the CPU")
+        for case in CASES:
+            for setup in (*SB3, *DPD):
+                x = setup.measure(case, args.seconds)
+                results.rates[case][setup.name].append(x)
+                console.print(f"  {case}, {setup.name}: {x:,.0f} updates/s")
+    return results
+
+
+def report(results: Results, args: argparse.Namespace, console: Console) -> None:
+    """Print the table and the goals; write the numbers if asked to."""
+    title = "Updates of single learners per second; times SB3's default way, times its best way"
+    table = Table(title=title, title_justify="left")
+    for name in ("learners", "set-up", "updates/s", "x default", "x best"):
+        table.add_column(name, justify="right" if name[0] in "xu" else "left")
+    for case, (n, _) in CASES.items():
+        best = results.best(case, SB3)
+        for setup in (*SB3, *DPD):
+            ratios = [f"{results.ratio(case, setup, b):.2f}" for b in (SB3_DEFAULT, best)]
+            who = f"{n if setup.ours else setup.processes} {case}"
+            table.add_row(who, setup.name, f"{results.median(case, setup):,.0f}", *ratios)
+    console.print(table)
+    for goal in results.goals():
+        met = "met   " if goal["met"] else "NOT MET"
+        console.print(f"{met:<8}{goal['goal']}: {goal['measured']:.2f}", soft_wrap=True)
+    if args.json:
+        data = {"machine": machine(), "seconds": args.seconds, "goals": results.goals()}
+        data |= {"rounds": results.rounds, "rates": results.rates}
+        args.json.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(description="Time updates against Stable-Baselines3.")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6.0, help="per set-up and repeat")
+    parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
+    parser.add_argument("--json", type=Path, help="write raw repeats and versions here")
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
+    parser.add_argument("--worker", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--ours", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.quick:
+        args.repeats, args.seconds = 1, 1.0
+    if args.repeats < 1 or args.seconds <= 0:
+        parser.error("--repeats and --seconds must be positive")
+    return args
+
+
+def main() -> int:
+    """Be one measurement, or make them all."""
+    args = parse()
+    if args.worker:
+        sys.stdout.write(json.dumps(worker(args)) + "\n")
+        return 0
+    require_quiet(args.force)
+    console = Console()
+    report(measure_all(args, console), args, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
