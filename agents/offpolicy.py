@@ -110,7 +110,8 @@ class OffPolicy(ABC, Generic[Config]):
         self.explore = RowRandom(seeds, Stream.EXPLORE)
         self.batches = RowRandom(seeds, Stream.BATCH)
         self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs)
-        self.replay = Replay(config, n, obs_dim, act_dim, dtype)
+        sharers = 1 + max(seed[-1] for seed in seeds) if config.share_replay else 1
+        self.replay = Replay(config, n, obs_dim, act_dim, dtype, sharers)
         self.n_updates = 0
 
     @abstractmethod
@@ -228,8 +229,25 @@ class OffPolicy(ABC, Generic[Config]):
         for i in range(updates):
             self.n_updates += 1
             sample = self._normalised(self.replay.take(samples[:, i], self.gamma))
-            history.append(self._step(sample, noise[:, i], imitation, idx[:, i]))
+            metrics = self._step(sample, noise[:, i], imitation, idx[:, i])
+            history.append(metrics)
+            if "loss/actor" in metrics:  # the policy was updated
+                self._train_policy_alone(imitation)
         return history
+
+    def _train_policy_alone(self, imitation: Imitation) -> None:
+        """Take the further updates of the policy that follow one of its own."""
+        b = self.config.minibatch_size
+        for _ in range(self.config.extra_policy_updates):
+            samples = self.replay.draw(self.batches, b)
+            pick = self.batches.integers(WIDE, 1, b)
+            idx = valid_positions(imitation.batch.valid, pick).squeeze(1)
+            sample = self._normalised(self.replay.take(samples, self.gamma))
+            self._update_policy(*self._improve(sample.obs_act, self._draw(1)[:, 0]), imitation, idx)
+
+    @abstractmethod
+    def _improve(self, obs_act: Tensor, noise: Tensor) -> tuple[Tape, Tensor, Metrics]:
+        """Return a policy update's tape, the gradient of the actor's output, and metrics."""
 
     def _normalised(self, sample: Transitions) -> Transitions:
         if not self.obs_norm.enabled:
@@ -253,13 +271,13 @@ class OffPolicy(ABC, Generic[Config]):
         return metrics
 
     def _update_policy(
-        self, tape: Tape, of_output: Tensor, imitation: Imitation, idx: Tensor
+        self, tape: Tape, of_output: Tensor, metrics: Metrics, imitation: Imitation, idx: Tensor
     ) -> Metrics:
         """Move the policy along the gradient of its output, and a method's."""
         grad, _ = self.nets.gradient(tape, [of_output])
-        added, metrics = imitation.gradient(idx)
+        added, found = imitation.gradient(idx)
         self.optimizer.step(grad if added is None else grad + added)
-        return metrics
+        return metrics | found
 
     def _follow(self, target: StackedNets, nets: StackedNets) -> None:
         """Move target networks towards theirs (Polyak averaging)."""

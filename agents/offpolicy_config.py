@@ -47,6 +47,12 @@ class OffPolicyConfig:
     iterations (Fujimoto et al. 2018 for HalfCheetah and Ant; rl-zoo3)."""
     updates_per_step: float = 1.0
     """Gradient steps per environment step of a learner."""
+    extra_policy_updates: int = 0
+    """Further updates of the policy alone after each of its own, on minibatches of their own: a
+    control for methods that add some (the 2020 code's peers move their policies twice as often)."""
+    share_replay: bool = False
+    """Draw minibatches from the replays of all peers of a group: a control that shares data, and
+    no policies."""
     n_step: int = 1
     """Rewards summed before the value of the state that follows takes over."""
     gamma: float = 0.99
@@ -71,8 +77,9 @@ class OffPolicyConfig:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.critic_lr is not None and self.critic_lr <= 0:
             raise ValueError(f"critic_lr must be positive, not {self.critic_lr}")
-        if self.learning_starts < 0:
-            raise ValueError(f"learning_starts must not be negative, not {self.learning_starts}")
+        for name in ("learning_starts", "extra_policy_updates"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if not all(0 <= gamma <= 1 for gamma in (self.gamma, *self.peer_gamma)):
             raise ValueError(f"gamma must lie in [0, 1], not {self.gamma} or {self.peer_gamma}")
         if self.peer_lr and min(self.peer_lr) <= 0:

@@ -33,10 +33,17 @@ class Replay:
     """
 
     def __init__(
-        self, config: OffPolicyConfig, n: int, obs_dim: int, act_dim: int, dtype: torch.dtype
+        self,
+        config: OffPolicyConfig,
+        n: int,
+        obs_dim: int,
+        act_dim: int,
+        dtype: torch.dtype,
+        sharers: int = 1,
     ) -> None:
         self.length, self.n_envs = config.capacity // config.n_envs, config.n_envs
         self.obs_dim, self.act_dim, self.n_step = obs_dim, act_dim, config.n_step
+        self.sharers = sharers  # successive learners that draw from each other's
         width = 2 * obs_dim + act_dim + COLUMNS
         self.rows = torch.empty(n, self.length, self.n_envs, width, dtype=dtype)
         self.total = 0  # steps ever added, per environment
@@ -94,12 +101,16 @@ class Replay:
     def draw(self, rng: RowRandom, *shape: int) -> Tensor:
         """Draw samples uniformly with replacement, each learner with its own numbers [N, *shape].
 
-        To be called where every learner has a valid sample.
+        To be called where every learner has a valid sample. Where replays are shared, each comes
+        from a uniformly drawn peer; it is counted from the learner's own first sample all the same.
         """
-        n = len(self.live)
-        pick = rng.integers(WIDE, *shape).view(n, -1) % self.live.unsqueeze(1)
-        place = (pick + self._first.unsqueeze(1)) % self._samples.shape[1]
-        return self._samples.gather(1, place).view(n, *shape)
+        n, size = self._samples.shape
+        pick = rng.integers(WIDE, *shape).view(n, -1)
+        own = torch.arange(n).unsqueeze(1)
+        who = own // self.sharers * self.sharers + pick % self.sharers
+        back = pick // self.sharers % self.live[who]
+        samples = self._samples[who, (back + self._first[who]) % size]
+        return (samples + (who - own) * size).view(n, *shape)
 
     def states(self, who: Tensor, back: Tensor) -> Tensor:
         """Return raw observations [N, K, O] of learners who [N, K], counted back from their newest.
@@ -132,6 +143,8 @@ class Replay:
         """
         flat, offset = self._flat(), self._offset()
         newest = (self.total - 1) % self.length
+        size = self._samples.shape[1]
+        base = samples // size * size  # of the peer whose samples they are
         total, decay = torch.zeros_like(gamma), torch.ones_like(gamma)
         at, last = samples, samples
         running = torch.ones_like(samples, dtype=torch.bool)
@@ -142,8 +155,8 @@ class Replay:
             total = total + torch.where(running, decay * reward, 0)
             decay = torch.where(running, decay * gamma, decay)
             last = torch.where(running, at, last)
-            running = running & (done == 0) & (at // self.n_envs != newest)
-            at = (at + self.n_envs) % (self.length * self.n_envs)
+            running = running & (done == 0) & ((at - base) // self.n_envs != newest)
+            at = base + (at - base + self.n_envs) % size
         return total, decay, last
 
     def _flat(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from dpd.agents.base import Metrics, State, Stateful
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.explore import uniform
-from dpd.agents.nets import Shapes, mlp_shapes
+from dpd.agents.nets import Shapes, Tape, mlp_shapes
 from dpd.agents.offpolicy import Imitation, OffPolicy
 from dpd.agents.offpolicy_config import SACConfig
 from dpd.agents.optim import StackedAdam
@@ -19,6 +20,16 @@ from dpd.agents.replay import Transitions
 from dpd.agents.td_loss import soft_loss, temperature_gradient
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # the paper's code, and Stable-Baselines3
+
+
+class Sampled(NamedTuple):
+    """Actions drawn from a policy, and what its gradient needs."""
+
+    output: Tensor  # of the actor [N, B, 2A]
+    tape: Tape
+    dist: DiagGaussian
+    u: Tensor  # [N, B, A] before the tanh
+    logp: Tensor  # [N, B]
 
 
 class SAC(OffPolicy[SACConfig]):
@@ -74,19 +85,33 @@ class SAC(OffPolicy[SACConfig]):
     ) -> Metrics:
         # As Stable-Baselines3: one sample of pi(s) and the temperature before its update serve all
         alpha = self.log_alpha.exp()
-        (output,), tape = self.nets.run(sample.obs_act[..., : self.obs_dim], "actor")
-        dist = gaussian(output)
-        u = dist.sample(noise[:, 0])
-        logp = dist.logp(u)
-        metrics = self._update_temperature(logp)
+        drawn = self._sample(sample.obs_act, noise[:, 0])
+        metrics = self._update_temperature(drawn.logp)
         next_value = self._next_value(sample.next_obs, noise[:, 1], alpha)
         metrics |= self._update_critics(sample, next_value, coef=0.5)
-        q, of_act = self._ascent(sample.obs_act, u.tanh_())
-        _, found, grads = soft_loss(q, logp, alpha, dist, noise[:, 0], of_act)
-        of_output = gaussian_gradient(output, *grads)
-        metrics |= found | self._update_policy(tape, of_output, imitation, idx)
+        improved = self._climb(drawn, sample.obs_act, noise[:, 0], alpha)
+        metrics |= self._update_policy(*improved, imitation, idx)
         self._follow(self.target_critics, self.critics)
         return metrics
+
+    def _sample(self, obs_act: Tensor, noise: Tensor) -> Sampled:
+        """Sample the policy at the states of obs_act [N, B, O + A]."""
+        (output,), tape = self.nets.run(obs_act[..., : self.obs_dim], "actor")
+        dist = gaussian(output)
+        u = dist.sample(noise)
+        return Sampled(output, tape, dist, u, dist.logp(u))
+
+    def _improve(self, obs_act: Tensor, noise: Tensor) -> tuple[Tape, Tensor, Metrics]:
+        """Return the way up the critics and the entropy."""
+        drawn = self._sample(obs_act, noise[:, 0])
+        return self._climb(drawn, obs_act, noise[:, 0], self.log_alpha.exp())
+
+    def _climb(
+        self, drawn: Sampled, obs_act: Tensor, noise: Tensor, alpha: Tensor
+    ) -> tuple[Tape, Tensor, Metrics]:
+        q, of_act = self._ascent(obs_act, drawn.u.tanh())
+        _, metrics, grads = soft_loss(q, drawn.logp, alpha, drawn.dist, noise, of_act)
+        return drawn.tape, gaussian_gradient(drawn.output, *grads), metrics
 
     def _update_temperature(self, logp: Tensor) -> Metrics:
         if self.config.alpha is None:

@@ -11,7 +11,7 @@ from dpd.agents.base import Batch, Metrics, Stateful, per_row
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.explore import exploration, uniform
-from dpd.agents.nets import Shapes, mlp_shapes
+from dpd.agents.nets import Shapes, Tape, mlp_shapes
 from dpd.agents.offpolicy import Imitation, OffPolicy
 from dpd.agents.offpolicy_config import TD3Config
 from dpd.agents.replay import Transitions
@@ -86,7 +86,8 @@ class TD3(OffPolicy[TD3Config]):
     ) -> Metrics:
         metrics = self._update_critics(sample, self._next_value(sample.next_obs, noise), coef=1.0)
         if self.n_updates % self.config.policy_delay == 0:
-            metrics |= self._update_actor(sample.obs_act, imitation, idx)
+            improved = self._improve(sample.obs_act, noise)
+            metrics |= self._update_policy(*improved, imitation, idx)
             self._follow(self.target_critics, self.critics)
             self._follow(self.target_nets, self.nets)
         return metrics
@@ -97,8 +98,8 @@ class TD3(OffPolicy[TD3Config]):
         act = u.tanh_().add_(noise).clamp_(-1, 1)
         return self._judge(self.target_critics, torch.cat([next_obs, act], -1))[0].amin(1)
 
-    def _update_actor(self, obs_act: Tensor, imitation: Imitation, idx: Tensor) -> Metrics:
-        """Move the policy up the first critic."""
+    def _improve(self, obs_act: Tensor, noise: Tensor) -> tuple[Tape, Tensor, Metrics]:
+        """Return the way up the first critic."""
         obs = obs_act[..., : self.obs_dim]
         (u,), tape = self.nets.run(obs, "actor")
         act = u.tanh()
@@ -106,7 +107,7 @@ class TD3(OffPolicy[TD3Config]):
         of_q = torch.full_like(q, -1 / q.shape[2]).view(-1, q.shape[2], 1)
         of_act = self.first_critics.input_gradient(judged, of_q, self.obs_dim)
         _, metrics, (of_u,) = deterministic_loss(q.squeeze(1), act, of_act)
-        return metrics | self._update_policy(tape, of_u, imitation, idx)
+        return tape, of_u, metrics
 
     def _parts(self) -> dict[str, Stateful]:
         return super()._parts() | {

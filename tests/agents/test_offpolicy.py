@@ -254,3 +254,46 @@ def test_temperatures_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         SACConfig(**settings)
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_a_shared_replay_is_drawn_from_evenly_and_by_its_own_group_alone(n_step: int) -> None:
+    # two groups of two peers; every stored reward says whose it is
+    settings = SIZES | {"share_replay": True, "n_step": n_step, "gamma": 1.0}
+    agent = build(TD3Config(**settings), [(0, 0), (0, 1), (7, 0), (7, 1)])
+    for _ in range(2):
+        rollout = filled(agent, [1, 2, 3, 4])
+        rollout.terminated[:], rollout.truncated[:] = True, False
+        rollout.reward[:] = torch.arange(1.0, 5.0).view(4, 1, 1)
+        rollout.obs[..., 0] = rollout.reward
+        agent.replay.push(rollout)
+    sample = agent.replay.take(agent.replay.draw(agent.batches, 4000), agent.gamma)
+    assert torch.equal(sample.obs_act[..., 0], sample.reward)  # episodes last a step
+    for n, group in enumerate(({1.0, 2.0}, {1.0, 2.0}, {3.0, 4.0}, {3.0, 4.0})):
+        assert set(sample.reward[n].tolist()) == group
+        # a fair coin 4000 times: five deviations are 158
+        assert abs(int((sample.reward[n] == max(group)).sum()) - 2000) < 158
+
+
+def test_sums_over_steps_stay_with_the_peer_they_began_with() -> None:
+    settings = SIZES | {"share_replay": True, "n_step": 3, "gamma": 1.0, "n_envs": 1}
+    agent = build(TD3Config(**settings), [(0, 0), (0, 1)])
+    rollout = filled(agent, [1, 2])
+    rollout.terminated[:], rollout.truncated[:] = False, False
+    rollout.reward[:] = torch.tensor([1.0, 10.0]).view(2, 1, 1)
+    agent.replay.push(rollout)
+    reward = agent.replay.take(agent.replay.draw(agent.batches, 500), agent.gamma).reward
+    # one, two or three rewards of one peer, the fewer at the newest end
+    assert set(reward.flatten().tolist()) == {1.0, 2.0, 3.0, 10.0, 20.0, 30.0}
+
+
+@pytest.mark.parametrize("kind", [TD3Config, DDPGConfig, SACConfig])
+def test_extra_updates_move_the_policy_alone(kind: Any) -> None:
+    # 12 updates in the second iteration; TD3's policy moves in every other one
+    counts = {}
+    for extra in (0, 2):
+        agent = build(kind(**SIZES, extra_policy_updates=extra))
+        iterate(agent, ROW_SEEDS, range(2))
+        counts[extra] = agent.optimizer.steps[0], agent.critic_optimizer.steps[0]
+    assert counts[2][0] == 3 * counts[0][0]
+    assert counts[2][1] == counts[0][1]
