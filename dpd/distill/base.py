@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dpd.agents.base import ExtraLoss, Metrics, State
-from dpd.agents.ppo import PPO, Batch
+from dpd.agents.base import Batch, ExtraLoss, Metrics, State
+from dpd.agents.learners import Learners
 
 
 @dataclass(frozen=True)
 class Context:
     """What a method is built on: the stack, how it divides, and its learners' seeds."""
 
-    agent: PPO
+    agent: Learners
     groups: int
     peers: int
     seeds: Sequence[Sequence[int]]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import (
+    Batch,
     ExtraLoss,
     Metrics,
     Minibatch,
@@ -19,11 +20,13 @@ from dpd.agents.base import (
 )
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.optim import StackedAdam, clip_grad_norm
-from dpd.agents.ppo import Batch
 from dpd.distill.base import Context
 from dpd.distill.divergence import divergence
+from dpd.distill.dose import dose_of, states_in_loss
 from dpd.distill.exchange import PeerExchange, States, action_distance, pick
+from dpd.distill.gate import effective_sample_size, gate_weight, weighted_loss
 from dpd.distill.peers_config import DPDConfig
+from dpd.distill.rulers import action_gaps, best_other, critic_gaps, gap, lcb_gaps, value_gaps
 
 
 class Targets(NamedTuple):
@@ -44,68 +47,22 @@ class Targets(NamedTuple):
         return Targets(*(x[:, i * size : (i + 1) * size] for x in self))
 
 
-def gap(value: Tensor, peer_value: Tensor) -> Tensor:
-    """Return xi, how much better the peer is [...]; both in raw reward units (paper, Eq. 2)."""
-    return peer_value - value
-
-
-def gate_weight(
-    xi: Tensor, scale: Tensor, config: DPDConfig, order: Tensor | None = None
-) -> Tensor:
-    """Return the weight of each state [N, K] from its gap xi [N, K]; scale [N, 1].
-
-    soft: K softmax_K(alpha xi / scale), the paper's exp(alpha xi) up to a constant and without its
-    overflow; hard: 1 where xi > 0, raw. `order` [N, K] is the permutation of the shuffled control.
-    """
-    if config.control == "reversed":
-        xi = -xi
-    ahead = (xi > 0).to(xi.dtype)
-    exponent = config.alpha * xi / scale
-    if config.gate == "hard":
-        weight = ahead
-    elif config.gate == "uniform":
-        weight = torch.ones_like(xi)
-        if config.match_dose:
-            weight = weight * ahead.mean(1, keepdim=True)
-    elif config.weight_clip is not None:
-        low, high = config.weight_clip
-        weight = exponent.exp().clamp(low, high)
-        weight = weight / weight.mean(1, keepdim=True)
-    else:
-        weight = exponent.softmax(1) * xi.shape[1]
-    return weight if order is None else weight.gather(1, order)
-
-
-def effective_sample_size(weight: Tensor) -> Tensor:
-    """Return (sum w)^2 / sum w^2 as a share of the K states; weight [N, K] -> [N]."""
-    total = weight.sum(1).square() / weight.square().sum(1).clamp(min=1e-12)
-    return total / weight.shape[1]
-
-
-def weighted_loss(distance: Tensor, weight: Tensor) -> Tensor:
-    """Return mean_B w(s) D(s) per learner: distance, weight [N, B] -> [N] (paper, Eq. 11)."""
-    if distance.shape != weight.shape:
-        # The 2020 code multiplied (B, 1) by (B,), and its weights cancelled.
-        raise ValueError(f"weight {tuple(weight.shape)} for distance {tuple(distance.shape)}")
-    return (weight * distance).mean(1)
-
-
 class Independent:
     """Peers that ignore each other; logs how far apart they are and who is ahead."""
 
     def __init__(self, context: Context, k: int = 256) -> None:
-        self.exchange = PeerExchange(context, "peer", 1.0, 0)
+        self.exchange = PeerExchange(context, "peer", 1.0, None)
         self.k = k
         self.loss: ExtraLoss | None = None
 
     def prepare(self, batch: Batch, progress: float) -> None:
         """Keep the iteration's states to measure on."""
-        self.exchange.remember(batch.raw_obs)
+        self.exchange.remember(batch)
 
     def step(self) -> Metrics:
         """Return the peers' distance and gap at each other's states."""
         x = self.exchange
-        if x.peers == 1:
+        if x.peers == 1 or not x.ready:
             return {}
         states = x.draw(self.k)
         answers, value = x.ask_all(states.obs)
@@ -131,10 +88,14 @@ class DualDistillation:
     def __init__(self, config: DPDConfig, context: Context) -> None:
         if context.peers < 2:
             raise ValueError("dual policy distillation needs two peers or more: --peers 2")
+        config.refuse_unfit(context.agent.config)
+        for gammas in context.agent.gamma.view(-1, context.peers).tolist():
+            config.refuse_unlike_discounts(gammas)
         self.config, self.agent = config, context.agent
+        self.dose = dose_of(config, context.agent)
         self.exchange = PeerExchange(context, config.states, config.peer_share, config.memory)
         n = context.agent.n_learners
-        self.optimizer = StackedAdam(context.agent.nets.flat, [config.lr] * n)
+        self.optimizer = StackedAdam(context.agent.nets.flat, [self.dose.lr] * n)
         students = range(context.peers) if config.students is None else config.students
         if not students or not set(students) <= set(range(context.peers)):
             raise ValueError(
@@ -144,33 +105,36 @@ class DualDistillation:
         self.is_student = [i % context.peers in students for i in range(n)]
         self.mean_square = torch.zeros(n, 1, dtype=context.agent.dtype)  # running, of xi
         self.iteration = 0
-        self.dose = 0.0
-        self.batch: Batch | None = None
+        self.strength = 0.0  # of this iteration's dose, in [0, 1]
+        self.cursor = 0  # minibatches of targets that the learners' loss has used
         self.targets: Targets | None = None
         self.metrics: Metrics = {}
 
     def prepare(self, batch: Batch, progress: float) -> None:
         """Keep the iteration's states; choose the targets if they go into the learners' loss."""
         c = self.config
-        self.exchange.remember(batch.raw_obs)
-        self.batch, self.targets, self.metrics = batch, None, {}
-        due = progress >= c.warmup and self.iteration % c.every == 0
+        self.exchange.remember(batch)
+        self.targets, self.metrics, self.cursor = None, {}, 0
+        due = progress >= c.warmup and self.iteration % c.every == 0 and self.exchange.ready
         falling = (1 - progress) / (1 - c.warmup) if c.warmup < 1 else 0.0
-        self.dose = (falling if c.schedule == "linear" else 1.0) if due else 0.0
+        self.strength = (falling if c.schedule == "linear" else 1.0) if due else 0.0
         self.iteration += 1
-        if self.dose and c.dose == "loss":
+        if self.strength and c.dose == "loss":
             self.targets = self._choose()
 
     @property
     def loss(self) -> ExtraLoss | None:
-        """The weighted divergence on each minibatch's share of the states."""
+        """The weighted divergence, on the next of the chosen states at every call."""
         return None if self.targets is None else self._minibatch_loss
 
     def _minibatch_loss(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         if self.targets is None:
             raise RuntimeError("prepare() chose no targets")
-        loss = self._distance(self.targets.at(batch.idx))
-        return self.config.coef * self.dose * loss, {"distill/loss": loss.detach()}
+        size = self.agent.config.minibatch_size
+        parts = self.targets.weight.shape[1] // size
+        loss = self._distance(self.targets.batch(self.cursor % parts, size))
+        self.cursor += 1
+        return self.config.coef * self.strength * loss, {"distill/loss": loss.detach()}
 
     def _distance(self, targets: Targets) -> Tensor:
         """Return the weighted divergence of the students from their targets [N]."""
@@ -182,35 +146,34 @@ class DualDistillation:
     def step(self) -> Metrics:
         """Take the distillation steps of this iteration, if they are the method's own."""
         c = self.config
-        if self.dose and c.dose != "loss":
+        if self.strength and c.dose != "loss":
             targets = self._choose()
             before = self.agent.nets.flat.detach().clone()
             self.metrics["distill/loss"] = self._descend(targets)
             moved = torch.linalg.vector_norm(self.agent.nets.flat.detach() - before, dim=1)
             self.metrics["distill/dose"] = moved
-        elif self.dose:
-            self.metrics["distill/dose"] = torch.full_like(
-                self.mean_square[:, 0], c.coef * self.dose
-            )
+        elif self.strength:
+            coef = c.coef * self.strength
+            self.metrics["distill/dose"] = torch.full_like(self.mean_square[:, 0], coef)
         return self.metrics
 
     def _descend(self, targets: Targets) -> Tensor:
         """Take the gradient steps; return their mean loss [N]."""
-        c = self.config
+        c, dose = self.config, self.dose
         optimizer = self.optimizer if c.dose == "step" else self.agent.optimizer
         if c.dose == "step":
-            optimizer.lr = [c.lr * self.dose] * len(optimizer.lr)
-        size = min(c.batch_size, targets.weight.shape[1])
-        drawn = targets.at(self._order(targets.weight.shape[1], c.steps * size))
+            optimizer.lr = [dose.lr * self.strength] * len(optimizer.lr)
+        size = min(dose.batch_size, targets.weight.shape[1])
+        drawn = targets.at(self._order(targets.weight.shape[1], dose.steps * size))
         # A row whose weights are all zero must not move on by its momentum.
-        used = (drawn.weight.unflatten(1, (c.steps, size)).sum(2) > 0).tolist()
+        used = (drawn.weight.unflatten(1, (dose.steps, size)).sum(2) > 0).tolist()
         ones = torch.ones(len(self.is_student), dtype=targets.weight.dtype)
-        coef = 1.0 if c.dose == "step" else c.coef * self.dose
+        coef = 1.0 if c.dose == "step" else c.coef * self.strength
         losses = []
-        for i in range(c.steps):
+        for i in range(dose.steps):
             loss = self._distance(drawn.batch(i, size))
             (grad,) = torch.autograd.grad(loss * coef, self.agent.nets.flat, ones)
-            clip_grad_norm(grad, c.max_grad_norm)
+            clip_grad_norm(grad, dose.max_grad_norm)
             active = [s and row[i] for s, row in zip(self.is_student, used, strict=True)]
             optimizer.step(grad, active)
             losses.append(loss.detach())
@@ -225,16 +188,12 @@ class DualDistillation:
     @torch.no_grad()
     def _choose(self) -> Targets:
         """Draw states, ask all peers, and fix whom to follow how closely at each."""
-        if self.batch is None:
-            raise RuntimeError("prepare() comes before the targets")
         c, x = self.config, self.exchange
-        k = self.batch.raw_obs.shape[1]
-        if c.dose == "shared":
-            k = c.steps * c.batch_size
-        states = x.draw(k, self.batch.returns if c.ruler == "return" else None)
+        k = self._wanted()
+        states = x.draw(k)
         answers, value = x.ask_all(states.obs)
         own = x.own.expand_as(states.source)
-        xi, who = self._rule(states, value, own)
+        xi, who = self._rule(states, answers, value, own)
         scale = self._scale(xi)
         order = x.rng.permutation(k) if c.control == "shuffled" else None
         weight = gate_weight(xi, scale, c, order)
@@ -250,19 +209,36 @@ class DualDistillation:
         obs = self.agent.obs_norm(states.obs)
         return Targets(obs, target.mean, target.log_std, self._sample(target), weight)
 
-    def _rule(self, states: States, value: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    def _wanted(self) -> int:
+        """Return how many states to draw for each student."""
+        if self.config.dose == "loss":
+            return states_in_loss(self.agent)
+        return min(self.dose.steps * self.dose.batch_size, self.exchange.memory.held)
+
+    def _rule(
+        self, states: States, answers: DiagGaussian, value: Tensor, own: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the gap and the peer to follow at each state, both [N, K]."""
-        mine = pick(value, own)
-        if states.returns is not None:
-            return gap(mine, states.returns), states.source
-        others = value.scatter(1, own.unsqueeze(1), -torch.inf)
-        best, who = others.max(1)
-        return gap(mine, best), who
+        c = self.config
+        if c.ruler == "return":
+            if states.returns is None:
+                raise ValueError("these learners know no returns; choose another distill.ruler")
+            return gap(pick(value, own), states.returns), states.source
+        if c.ruler == "value":
+            return best_other(value_gaps(value, own), own)
+        q = self.exchange.judge_all(states.obs, answers.mode())
+        match c.ruler:
+            case "action":
+                return best_other(action_gaps(q, own), own)
+            case "lcb":
+                return best_other(lcb_gaps(q, own, c.lcb_k), own)
+            case "critics":
+                return best_other(critic_gaps(q, own), own)
 
     def _scale(self, xi: Tensor) -> Tensor:
         """Return the unit of the gap in the soft gate [N, 1]."""
         if self.config.scale == "reward":
-            return self.agent.return_norm.scale.to(xi.dtype)
+            return self.agent.reward_scale
         now = xi.square().mean(1, keepdim=True)
         seen = self.mean_square > 0
         self.mean_square = torch.where(seen, torch.lerp(self.mean_square, now, 0.1), now)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from dpd.agents.offpolicy_config import OffPolicyConfig, TD3Config
+from dpd.agents.ppo_config import PPOConfig
+from dpd.distill.presets import DPD_PRESETS, Presets
 
 if TYPE_CHECKING:
     from dpd.distill.base import Context, Method
-
-Presets = dict[str, dict[str, dict[str, Any]]]
-"""Preset -> algorithm -> settings, in the shape of a configuration file."""
 
 WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "steps": ("dose", ("step", "shared")),
     "batch_size": ("dose", ("step", "shared")),
     "max_grad_norm": ("dose", ("step", "shared")),
     "lr": ("dose", ("step",)),
+    "lcb_k": ("ruler", ("lcb",)),
     "alpha": ("gate", ("soft",)),
     "scale": ("gate", ("soft",)),
     "peer_share": ("states", ("mixed",)),
@@ -40,12 +43,19 @@ class IndependentConfig:
 class DPDConfig:
     """Dual policy distillation (Lai et al. 2020), for two peers or more.
 
-    The defaults are the preset `paper`.
+    The defaults are the preset `paper`; where one is None, it is the paper's for the algorithm.
     """
 
-    ruler: Literal["value", "return"] = "value"
-    """How much better the peer is at a state: the gap of value functions (the paper), or the
-    return the peer really got from there minus the own value."""
+    PRESETS: ClassVar[Presets] = DPD_PRESETS
+
+    ruler: Literal["value", "return", "action", "lcb", "critics"] = "value"
+    """How much better the peer is at a state. `value`: the gap of value functions (the paper).
+    `return`, of PPO: the return the peer really got from there, minus the own value. Of learners
+    with critics of actions: `action`, what the critics of all peers together say of the peer's
+    action minus what they say of the own; `lcb`, the same as far as these critics agree; `critics`,
+    the peer's critic minus the own one, both on the peer's action (2020 code for DDPG)."""
+    lcb_k: float = 1.0
+    """Deviations between critics that `lcb` subtracts from their mean."""
     gate: Literal["soft", "hard", "uniform"] = "soft"
     """Weight of a state: softmax of the gap (the paper's exponential, mean 1), 1 where the peer is
     ahead, or 1 everywhere."""
@@ -58,8 +68,9 @@ class DPDConfig:
     """Bounds on the soft gate's exponential before it is normalised (2020 code: 0.01 100)."""
     match_dose: bool = False
     """Give the uniform gate the mean weight that the hard gate would have."""
-    control: Literal["none", "shuffled", "reversed"] = "none"
-    """Control experiment: permute the weights over the states, or turn the gap's sign."""
+    control: Literal["none", "shuffled", "reversed", "cancelled"] = "none"
+    """Control experiment: permute the weights over the states, turn the gap's sign, or multiply
+    every distance by every weight, so that the weights cancel (2020 code for DDPG)."""
     divergence: Literal["mse", "kl_forward", "kl_reverse", "nll"] = "mse"
     """Distance to the target: of the mean actions (the paper), KL(target || student),
     KL(student || target), or the likelihood of the target's samples."""
@@ -69,22 +80,25 @@ class DPDConfig:
     """Whose states: a uniformly drawn other peer's (the paper), the learner's own, or both."""
     peer_share: float = 0.5
     """Share of the peer's states in `mixed`."""
-    memory: int = 0
-    """States come from each learner's most recent this many; 0: from the current iteration."""
+    memory: int | None = None
+    """States come from each learner's most recent this many; 0: from PPO's current iteration, or
+    from the whole replay. None: from the current iteration, or the most recent 1,000 (paper)."""
     dose: Literal["step", "shared", "loss"] = "step"
     """Own gradient steps with an Adam of their own (the paper), the same through the learner's
     Adam (2020 code), or a term inside the learner's loss."""
-    lr: float = 1e-5
-    """Learning rate of the own Adam (paper, on-policy)."""
-    steps: int = 40
-    """Gradient steps per iteration: with 256 of 2048 states each, five passes over the peer's
-    states beside PPO's ten over the own. The paper names no number."""
-    batch_size: int = 256
-    """States per gradient step (paper, on-policy)."""
+    lr: float | None = None
+    """Learning rate of the own Adam. None: 1e-5 for PPO, else 1e-4 (paper)."""
+    steps: int | None = None
+    """Gradient steps per iteration. None: 40 for PPO, which with 256 of 2048 states each are five
+    passes over the peer's states beside PPO's ten over the own (the paper names no number); else
+    one for each update of the learner (paper)."""
+    batch_size: int | None = None
+    """States per gradient step. None: 256 for PPO, else 64 (paper)."""
     coef: float = 1.0
     """Weight of the term, for the doses that share the learner's Adam."""
-    max_grad_norm: float = 0.5
-    """Bound on the gradient norm of a distillation step (2020 code)."""
+    max_grad_norm: float | None = None
+    """Bound on the gradient norm of a distillation step. None: 0.5 for PPO, else no bound (2020
+    code)."""
     every: int = 1
     """Distil in every this many iterations."""
     warmup: float = 0.0
@@ -96,10 +110,12 @@ class DPDConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "steps", "batch_size", "max_grad_norm", "every", "alpha", "coef"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"distill.{name} must be positive, not {getattr(self, name)}")
-        if self.memory < 0:
-            raise ValueError(f"distill.memory must not be negative, not {self.memory}")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"distill.{name} must be positive, not {value}")
+        for name in ("memory", "lcb_k"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"distill.{name} must not be negative, not {getattr(self, name)}")
         for name in ("warmup", "peer_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"distill.{name} must lie in [0, 1], not {getattr(self, name)}")
@@ -113,10 +129,12 @@ class DPDConfig:
             ),
             "ruler return needs the peer's own states of this iteration: "
             "--distill.states peer --distill.memory 0": (
-                self.ruler == "return" and (self.states != "peer" or self.memory > 0)
+                self.ruler == "return" and (self.states != "peer" or bool(self.memory))
             ),
             "control does nothing to a uniform gate; choose soft or hard": (
-                self.gate == "uniform" and self.control != "none" and not self.match_dose
+                self.gate == "uniform"
+                and self.control != "none"
+                and not (self.match_dose and self.control == "reversed")
             ),
             "match_dose is for the uniform gate": self.match_dose and self.gate != "uniform",
             "target sample is for divergence mse": (
@@ -136,42 +154,39 @@ class DPDConfig:
                     + " or ".join(f"--distill.{name} {value}" for value in values)
                 )
 
-    PRESETS: ClassVar[Presets] = {
-        # Eq. 11 as the paper means it.
-        "paper": {"ppo": {}},
-        # What the 2020 code does for PPO: sign turned (D3), next to no dose (D4), its own settings.
-        "released": {
-            "ppo": {
-                "lr": 5e-5,
-                "lr_schedule": "constant",
-                "minibatch_size": 32,
-                "distill": {
-                    "control": "reversed",
-                    "alpha": 0.5,
-                    "scale": "reward",
-                    "weight_clip": [0.01, 100.0],
-                    "target": "sample",
-                    "memory": 100_000,
-                    "dose": "shared",
-                    "steps": 1,
-                    "batch_size": 512,
-                    "coef": 1 / 512,
-                    "every": 5,
-                },
-            }
-        },
-        # KL inside the learner's loss, on its own and the peer's states.
-        "modern": {
-            "ppo": {
-                "distill": {
-                    "divergence": "kl_forward",
-                    "states": "mixed",
-                    "dose": "loss",
-                    "coef": 0.1,
-                }
-            }
-        },
-    }
+    def refuse_unlike_discounts(self, gammas: Sequence[float]) -> None:
+        """Raise ValueError where the ruler would compare values of peers of unlike discounts."""
+        if self.ruler not in ("action", "lcb") and len(set(gammas)) > 1:
+            raise ValueError(
+                f"distill.ruler {self.ruler} compares values of peers whose gamma is unlike; give "
+                "all peers the same, or learners with a replay --distill.ruler action or lcb"
+            )
+
+    def refuse_unfit(self, learners: PPOConfig | OffPolicyConfig) -> None:
+        """Raise ValueError where learners of these settings lack what this asks of them."""
+        self.refuse_unlike_discounts(learners.peer_gamma)
+        replayed = isinstance(learners, OffPolicyConfig)
+        no_spread = "which policies of TD3 and DDPG do not have: give --distill."
+        wrong = {
+            f"ruler {self.ruler} needs critics of actions, which PPO does not have: give "
+            "--distill.ruler value or return": (
+                not replayed and self.ruler in ("action", "lcb", "critics")
+            ),
+            "ruler return needs the returns of PPO; give --distill.ruler value, action, lcb or "
+            "critics": replayed and self.ruler == "return",
+            f"divergence {self.divergence} needs a spread, {no_spread}divergence mse": (
+                isinstance(learners, TD3Config) and self.divergence != "mse"
+            ),
+            f"target sample needs a spread, {no_spread}target mode": (
+                isinstance(learners, TD3Config) and self.target == "sample"
+            ),
+            "memory is more than the replay's --capacity; 0 is all of it": (
+                isinstance(learners, OffPolicyConfig) and (self.memory or 0) > learners.capacity
+            ),
+        }
+        for what, is_so in wrong.items():
+            if is_so:
+                raise ValueError(f"distill.{what}")
 
     def build(self, context: Context) -> Method:
         """Return the method for a stack of learners."""

@@ -10,10 +10,11 @@ import probes
 import pytest
 import torch
 from torch import Tensor
+from trials import GAMMA, Trial, flee, returns, share_of_return, starts, steer
 
-from dpd.agents.ppo import PPO, Batch
+from dpd.agents.base import Batch
+from dpd.agents.ppo import PPO
 from dpd.agents.ppo_config import PPOConfig
-from dpd.collect import collect
 from dpd.distill.base import Context, Method
 from dpd.distill.peers import DualDistillation, Independent
 from dpd.distill.peers_config import DPDConfig
@@ -31,51 +32,13 @@ ALGO = PPOConfig(
 DOSE = DPDConfig(lr=1e-3, steps=40, batch_size=128)
 
 
-class Trial:
-    """Learners on a probe environment."""
-
-    def __init__(self, probe: type[probes.Probe], groups: int, peers: int) -> None:
-        rows = [(g, p) for g in range(groups) for p in range(peers)]
-        self.agent = PPO(ALGO, probe.obs_dim, probe.act_dim, rows)
-        self.env = probe(len(rows) * ALGO.n_envs)
-        self.obs = self.env.reset().view(len(rows), ALGO.n_envs, -1)
-        self.rollout = self.agent.new_rollout()
-        self.context = Context(self.agent, groups, peers, rows)
-
-    def collect(self) -> Batch:
-        self.obs = collect(self.env, self.agent, self.obs, self.rollout)
-        return self.agent.prepare(self.rollout)
-
-    def train(self, iterations: int, method: Method) -> list[Tensor]:
-        """Learn by reinforcement and from each other; return the peers' action distances."""
-        distances = []
-        for i in range(iterations):
-            batch = self.collect()
-            method.prepare(batch, i / iterations)
-            self.agent.update(batch, i / iterations, method.loss)
-            distances.append(method.step()["distill/action_distance"])
-            self.agent.observe(self.rollout)
-        return distances
-
-    def distil_only(self, iterations: int, method: Method) -> None:
-        for i in range(iterations):
-            method.prepare(self.collect(), i / iterations)
-            method.step()
-
-
 # --- A fresh learner beside a good one ---
-
-
-def probe_return(agent: PPO) -> Tensor:
-    """Return each learner's mean reward -(a - obs / 2)^2 on a grid of observations [N]."""
-    obs = torch.linspace(-1, 1, 101).view(1, -1, 1).expand(agent.n_learners, -1, -1)
-    return -(agent.mode(obs)[..., 0] - 0.5 * obs[..., 0]).square().mean(1)
 
 
 @pytest.fixture(scope="module")
 def expert() -> PPO:
     """A stack whose row 1 has learnt the probe."""
-    trial = Trial(probes.ObsTimesAction, groups=1, peers=2)
+    trial = Trial(ALGO, probes.ObsTimesAction)
     trial.train(30, Independent(trial.context))
     return trial.agent
 
@@ -84,21 +47,13 @@ def beside(
     expert: PPO, probe: type[probes.Probe] = probes.ObsTimesAction, value: float = -1.0
 ) -> Trial:
     """Return a fresh row 0, whose critic answers `value` everywhere, beside the expert's row 1."""
-    trial = Trial(probe, groups=1, peers=2)
+    trial = Trial(ALGO, probe)
     agent = trial.agent
     agent.nets.flat.detach()[1] = expert.nets.flat.detach()[1]
     agent.obs_norm = expert.obs_norm
     agent.nets.views["critic.2.weight"][0] = 0
     agent.nets.views["critic.2.bias"][0] = value
     return trial
-
-
-def share_of_return(trial: Trial, run: Callable[[Trial], object]) -> float:
-    """Return what row 0 gains of the distance to row 1's return: 0 untrained, 1 the expert."""
-    untrained, good = probe_return(trial.agent).tolist()
-    assert good > -0.005 and untrained < -0.05  # the action 0 gets -1/12
-    run(trial)
-    return (float(probe_return(trial.agent)[0]) - untrained) / (good - untrained)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +110,7 @@ def independent_distance() -> float:
 
 def final_distance(make: Callable[[Context], Method]) -> float:
     """Return the action distance of four pairs after training, from far apart."""
-    trial = Trial(probes.FreeAction, groups=4, peers=2)
+    trial = Trial(ALGO, probes.FreeAction, groups=4)
     trial.agent.nets.views["actor.2.weight"].mul_(200)
     distances = trial.train(10, make(trial.context))
     assert distances[0].mean() > 0.3
@@ -183,7 +138,6 @@ def test_peers_who_distil_come_closer_than_independent_ones(
 
 # --- Two experts, each on its half ---
 
-HORIZON, DT, GAMMA = 50, 0.1, 0.97
 RAW = PPOConfig(
     n_envs=32,
     n_steps=32,
@@ -193,33 +147,6 @@ RAW = PPOConfig(
     norm_obs=False,
     norm_reward=False,
 )
-
-
-def steer(state: Tensor) -> Tensor:
-    """Return the good action of the double integrator (x, y, vx, vy): to rest at the origin."""
-    return (-state[..., :2] - 1.5 * state[..., 2:]).clamp(-1, 1)
-
-
-def flee(state: Tensor) -> Tensor:
-    """Return the bad action: away from the origin."""
-    return state[..., :2].clamp(-1, 1)
-
-
-def starts(k: int, seed: int) -> Tensor:
-    """Draw states for both learners [2, k, 4]."""
-    state = torch.rand(k, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return (state * torch.tensor([1, 1, 0.5, 0.5])).expand(2, -1, -1).contiguous()
-
-
-@torch.no_grad()
-def returns(policy: Callable[[Tensor], Tensor], state: Tensor, gamma: float = 1.0) -> Tensor:
-    """Return the discounted -|state|^2 of the episodes from states [2, K, 4] -> [2, K]."""
-    total = torch.zeros(state.shape[:-1])
-    for t in range(HORIZON):
-        total -= gamma**t * state.square().sum(-1)
-        velocity = state[..., 2:] + DT * policy(state)
-        state = torch.cat([state[..., :2] + DT * velocity, velocity], -1)
-    return total
 
 
 def fit(

@@ -1,227 +1,11 @@
-import math
-from dataclasses import replace
-from typing import Any
-
 import pytest
 import torch
+from setups import DIVERGENCES, F64, LOSS, SHARED, STEP, A, O, S, Setup, vary
 from torch import Tensor
 
-from dpd.agents.base import Minibatch
-from dpd.agents.ppo import PPO, Batch
-from dpd.agents.ppo_config import PPOConfig
 from dpd.distill.base import Context
-from dpd.distill.exchange import PeerExchange, pick
-from dpd.distill.peers import (
-    DualDistillation,
-    Independent,
-    Targets,
-    effective_sample_size,
-    gap,
-    gate_weight,
-    weighted_loss,
-)
+from dpd.distill.peers import Independent
 from dpd.distill.peers_config import DPDConfig
-
-O, A, S = 4, 2, 64  # noqa: E741
-ALGO = PPOConfig(n_envs=4, n_steps=16, minibatch_size=16, epochs=2, hidden=(16, 16))
-F64 = torch.float64
-ONE = torch.ones(1, 1)
-
-
-def f64(*numbers: float) -> Tensor:
-    return torch.tensor([numbers], dtype=F64)
-
-
-# --- The gate and the loss, by hand ---
-
-
-def test_the_gap_is_how_much_better_the_peer_is() -> None:
-    assert gap(f64(1, 2), f64(3, 1)).tolist() == [[2, -1]]
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (DPDConfig(gate="hard"), (1, 0, 0, 1)),
-        (DPDConfig(gate="uniform"), (1, 1, 1, 1)),
-        # two of four states are ahead
-        (DPDConfig(gate="uniform", match_dose=True), (0.5, 0.5, 0.5, 0.5)),
-        (DPDConfig(gate="hard", control="reversed"), (0, 1, 0, 0)),
-        # one of four is ahead once the sign is turned
-        (
-            DPDConfig(gate="uniform", match_dose=True, control="reversed"),
-            (0.25, 0.25, 0.25, 0.25),
-        ),
-    ],
-)
-def test_hard_and_uniform_weights_worked_by_hand(
-    config: DPDConfig, expected: tuple[float, ...]
-) -> None:
-    weight = gate_weight(f64(3, -1, 0, 2), ONE, config)
-    assert weight.tolist() == [list(expected)]
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        # exp(2 xi / 4) = 1, 2, 5: times 3 / 8
-        (DPDConfig(alpha=2), (0.375, 0.75, 1.875)),
-        # exp(-2 xi / 4) = 1, 1/2, 1/5: times 3 / 1.7 = 30 / 17
-        (DPDConfig(alpha=2, control="reversed"), (30 / 17, 15 / 17, 6 / 17)),
-        # 1, 2, 5 within [0.5, 2] are 1, 2, 2: over their mean 5/3
-        (DPDConfig(alpha=2, weight_clip=(0.5, 2.0)), (0.6, 1.2, 1.2)),
-        # 1, 0.5, 0.2 within [0.5, 2] are 1, 0.5, 0.5: over their mean 2/3
-        (DPDConfig(alpha=2, weight_clip=(0.5, 2.0), control="reversed"), (1.5, 0.75, 0.75)),
-    ],
-)
-def test_soft_weights_worked_by_hand(config: DPDConfig, expected: tuple[float, ...]) -> None:
-    xi = f64(0, 2 * math.log(2), 2 * math.log(5))
-    weight = gate_weight(xi, torch.full((1, 1), 4.0, dtype=F64), config)
-    assert weight[0].tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_soft_weights_have_mean_one_and_do_not_overflow(dtype: torch.dtype) -> None:
-    # e^1000000 is beyond any float; the largest gap takes all of the mean: 3, 0, 0
-    xi = torch.tensor([[1e6, 0.0, -1e6]], dtype=dtype)
-    assert gate_weight(xi, ONE, DPDConfig()).tolist() == [[3, 0, 0]]
-    clipped = gate_weight(xi, ONE, DPDConfig(weight_clip=(0.01, 100.0)))
-    # 100, 1, 0.01 over their mean 33.67
-    assert clipped[0].tolist() == pytest.approx([100 / 33.67, 1 / 33.67, 0.01 / 33.67])
-
-
-def test_the_soft_gate_tends_to_the_uniform_one_as_alpha_vanishes() -> None:
-    weight = gate_weight(f64(3, -1, 2), ONE, DPDConfig(alpha=1e-9))
-    assert weight[0].tolist() == pytest.approx([1, 1, 1])
-
-
-def test_shuffled_weights_are_moved_as_the_permutation_says() -> None:
-    config = DPDConfig(gate="hard", control="shuffled")
-    order = torch.tensor([[3, 2, 1, 0]])
-    assert gate_weight(f64(3, -1, 0, -2), ONE, config, order).tolist() == [[0, 0, 0, 1]]
-
-
-def test_the_loss_worked_by_hand() -> None:
-    # (1 * 3 + 0 * 5 + 2 * 0.5) / 3 = 4/3
-    assert weighted_loss(f64(3, 5, 0.5), f64(1, 0, 2)).tolist() == pytest.approx([4 / 3])
-
-
-def test_a_weight_of_another_shape_is_refused() -> None:
-    # (B, 1) weights on (B,) distances cancelled in the 2020 code (D1)
-    with pytest.raises(ValueError, match=r"weight \(3, 1\) for distance \(1, 3\)"):
-        weighted_loss(f64(3, 5, 0.5), f64(1, 0, 2).T)
-
-
-def test_effective_sample_size_worked_by_hand() -> None:
-    # (1 + 1)^2 / (1 + 1) = 2 of 4 states; (3 + 1)^2 / (9 + 1) = 1.6 of 2; nothing of nothing
-    assert effective_sample_size(f64(1, 1, 0, 0)).tolist() == [0.5]
-    assert effective_sample_size(f64(3, 1)).tolist() == pytest.approx([0.8])
-    assert effective_sample_size(f64(0, 0)).tolist() == [0]
-
-
-def test_picking_takes_each_states_peer() -> None:
-    answers = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])  # [N=1, P=2, K=2]
-    assert pick(answers, torch.tensor([[1, 0]])).tolist() == [[3, 2]]
-    deep = torch.stack([answers, -answers], -1)
-    assert pick(deep, torch.tensor([[1, 0]])).tolist() == [[[3, -3], [2, -2]]]
-
-
-# --- The method on a stack ---
-
-
-def vary(config: DPDConfig, **changes: Any) -> DPDConfig:
-    """Return a configuration with some settings changed, and those reset that then do nothing."""
-    dose = changes.get("dose", config.dose)
-    idle = {"step": (), "shared": ("lr",), "loss": ("lr", "steps", "batch_size")}[dose]
-    return replace(config, **{name: getattr(DPDConfig, name) for name in idle}, **changes)
-
-
-class Setup:
-    """A stack of `groups` x `peers` learners, an iteration's samples, and a method."""
-
-    def __init__(
-        self,
-        config: DPDConfig,
-        groups: int = 1,
-        peers: int = 2,
-        first_group: int = 0,
-        algo: PPOConfig = ALGO,
-    ) -> None:
-        self.rows = [(first_group + g, p) for g in range(groups) for p in range(peers)]
-        self.peers = peers
-        self.agent = PPO(algo, O, A, self.rows, F64)
-        # Untrained policies all answer about zero; these answer differently, well inside the box.
-        self.agent.nets.views["actor.2.weight"].mul_(20)
-        self.batch = self._iteration()
-        self.method = DualDistillation(config, Context(self.agent, groups, peers, self.rows))
-
-    def _iteration(self) -> Batch:
-        """Fill a rollout, normalise by it, and return it ready for learning."""
-        agent = self.agent
-        rollout = agent.new_rollout()
-        for n, (group, peer) in enumerate(self.rows):
-            g = torch.Generator().manual_seed(100 * group + peer)
-            rollout.obs[n].normal_(generator=g)
-            rollout.obs[n, ..., 1].mul_(5)
-            rollout.next_obs[n].normal_(generator=g)
-            rollout.reward[n].normal_(generator=g).mul_(4)
-            rollout.terminated[n] = torch.rand(rollout.reward[n].shape, generator=g) < 0.2
-        noise = agent.noise()
-        for t in range(rollout.reward.shape[1]):
-            rollout.act[:, t] = agent.act(rollout.obs[:, t], noise[:, t])
-        agent.observe(rollout)
-        return agent.prepare(rollout)
-
-    def put_ahead(self, *values: float) -> None:
-        """Let row n's value be values[n] raw units at every state."""
-        self.agent.nets.views["critic.2.weight"].zero_()
-        bias = torch.tensor(values, dtype=F64).view(-1, 1, 1)
-        bias = bias / self.agent.return_norm.scale.unsqueeze(-1)
-        self.agent.nets.views["critic.2.bias"].copy_(bias)
-
-    def choose(self) -> Targets:
-        """Return the targets and weights of this iteration."""
-        self.method.prepare(self.batch, 0.0)
-        return self.method.targets or self.method._choose()
-
-    def loss(self, targets: Targets) -> Tensor:
-        """Return the weighted divergence [N] over all states."""
-        idx = torch.arange(targets.weight.shape[1]).expand(targets.weight.shape)
-        return self.method._distance(targets.at(idx))
-
-    def distil(self, progress: float = 0.0) -> Tensor:
-        """Run one iteration of the method alone; return how all parameters moved [N, D]."""
-        before = self.flat.clone()
-        self.method.prepare(self.batch, progress)
-        self.method.step()
-        return self.flat - before
-
-    def extra_grad(self, progress: float = 0.0) -> Tensor:
-        """Return the gradient that the method adds to the learners' own [N, D]."""
-        self.method.prepare(self.batch, progress)
-        assert self.method.loss is not None
-        idx = torch.arange(S).expand(len(self.rows), S)
-        dist = self.agent.dist(self.batch.data.obs)
-        loss, _ = self.method.loss(Minibatch(dist, torch.ones(len(self.rows), S), idx))
-        (grad,) = torch.autograd.grad(loss.sum(), self.agent.nets.flat)
-        return grad
-
-    @property
-    def flat(self) -> Tensor:
-        return self.agent.nets.flat.detach()
-
-    @property
-    def state(self) -> list[Tensor]:
-        """Parameters, both optimizers' moments and step counts, by row."""
-        optimizers = (self.agent.optimizer, self.method.optimizer)
-        parts = [x for o in optimizers for x in (o.exp_avg, o.exp_avg_sq, o.steps)]
-        return [x.clone() for x in (self.flat, *parts)]
-
-
-STEP = DPDConfig(lr=1e-3, steps=4, batch_size=32)
-SHARED = DPDConfig(dose="shared", steps=4, batch_size=32)
-LOSS = DPDConfig(dose="loss", coef=0.5)
-DIVERGENCES = ("mse", "kl_forward", "kl_reverse", "nll")
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -401,44 +185,6 @@ def test_of_three_peers_the_best_other_is_followed_on_states_of_both_others() ->
     assert setup.method.metrics["distill/xi_mean"].tolist() == pytest.approx([5, -2, 2, 5, -2, 2])
 
 
-@pytest.mark.parametrize("memory", [0, 100])
-def test_states_come_from_other_peers_of_the_same_group_only(memory: int) -> None:
-    setup = Setup(STEP, groups=2, peers=3)
-    exchange = PeerExchange(
-        Context(setup.agent, 2, 3, setup.rows), states="peer", peer_share=1.0, memory=memory
-    )
-    tag = torch.arange(6, dtype=F64).view(6, 1, 1).expand(6, 1000, O)
-    exchange.remember(tag)
-    states = exchange.draw(1000)
-    for n in range(6):
-        group, own = divmod(n, 3)
-        drawn = states.obs[n, :, 0]
-        others = {3 * group + p for p in range(3) if p != own}
-        assert set(drawn.tolist()) == others
-        assert torch.equal(states.source[n] + 3 * group, drawn.long())
-        # uniform over two others: 1000 draws, standard error 0.016
-        assert float((drawn == min(others)).double().mean()) == pytest.approx(0.5, abs=0.07)
-
-
-@pytest.mark.parametrize(("states", "share"), [("own", 0.0), ("mixed", 0.25)])
-def test_own_and_mixed_states_have_the_share_asked_for(states: str, share: float) -> None:
-    setup = Setup(STEP)
-    exchange = PeerExchange(Context(setup.agent, 1, 2, setup.rows), states, share, memory=0)
-    exchange.remember(torch.arange(2, dtype=F64).view(2, 1, 1).expand(2, 4000, O))
-    drawn = exchange.draw(4000).obs[..., 0]
-    from_peer = torch.stack([drawn[0] == 1, drawn[1] == 0]).double().mean(1)
-    # 4000 draws, standard error 0.007
-    assert from_peer.tolist() == pytest.approx([share, share], abs=0.03)
-
-
-def test_memory_keeps_the_most_recent_states() -> None:
-    setup = Setup(STEP)
-    exchange = PeerExchange(Context(setup.agent, 1, 2, setup.rows), "peer", 1.0, memory=5)
-    for i in range(3):
-        exchange.remember(torch.full((2, 2, O), float(i), dtype=F64))
-    assert exchange.memory[0, :, 0].tolist() == [0, 1, 1, 2, 2]
-
-
 @pytest.mark.parametrize("config", [STEP, SHARED, LOSS])
 def test_two_groups_in_one_stack_equal_two_groups_alone(config: DPDConfig) -> None:
     def train(setup: Setup) -> Tensor:
@@ -490,29 +236,6 @@ def test_raw_returns_are_in_the_units_of_the_rewards() -> None:
     torch.testing.assert_close(returns, rollout.reward.flatten(1), rtol=1e-9, atol=1e-9)
 
 
-def test_the_released_preset_teaches_where_the_own_value_is_larger_and_hardly_at_all() -> None:
-    settings = DPDConfig.PRESETS["released"]["ppo"]["distill"]
-    released = Setup(DPDConfig(**settings))
-    weight = released.choose().weight
-    released = Setup(DPDConfig(**settings))
-    paper = Setup(DPDConfig(**DPDConfig.PRESETS["paper"]["ppo"].get("distill", {})))
-    # D3: of two states, the one where the peer is further ahead weighs less
-    config, unit = released.method.config, torch.ones(1, 1, dtype=F64)
-    low, high = (
-        gate_weight(f64(-1, 1), unit, config)[0],
-        gate_weight(f64(-1, 1), unit, paper.method.config)[0],
-    )
-    assert low[0] > 1 > low[1] and high[0] < 1 < high[1]
-    # D4: one step in five iterations, through the learners' own Adam
-    for _ in range(10):
-        released.distil()
-    assert released.agent.optimizer.steps.tolist() == [2, 2]
-    assert released.method.optimizer.steps.tolist() == [0, 0]
-    assert weight.shape == (2, 512)
-    # its loss carries another 1/512
-    assert config.coef == 1 / 512
-
-
 def test_targets_are_clipped_to_the_action_box_and_the_student_can_come_back() -> None:
     setup = Setup(vary(LOSS, divergence="mse"))
     setup.agent.nets.views["actor.2.bias"][:] = torch.tensor([3.0, -2.0], dtype=F64).view(2, 1, 1)
@@ -550,8 +273,8 @@ def test_what_a_checkpoint_holds_grows_with_the_method() -> None:
     setup.distil()
     state = setup.method.state()
     assert int(state["iteration"]) == 1
-    assert state["memory"].shape == (2, S, O)
-    assert state["steps"].tolist() == [4, 4]
+    assert state["exchange.memory"].shape == (2, S, O)
+    assert state["optimizer.steps"].tolist() == [4, 4]
     assert state["mean_square"].gt(0).all()
 
 

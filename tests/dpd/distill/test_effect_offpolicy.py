@@ -1,0 +1,226 @@
+"""Distillation has an effect on learners with a replay, as `test_effect` has it for PPO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import probes
+import pytest
+import torch
+from torch import Tensor
+from trials import DT, GAMMA, Trial, flee, returns, share_of_return, starts, steer
+
+from dpd.agents.offpolicy import OffPolicy
+from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
+from dpd.agents.td3 import TD3
+from dpd.distill.base import Context
+from dpd.distill.peers import DualDistillation, Independent
+from dpd.distill.peers_config import DPDConfig
+
+SIZES: dict[str, Any] = {
+    "n_envs": 16,
+    "n_steps": 8,
+    "minibatch_size": 32,
+    "updates_per_step": 0.125,
+    "learning_starts": 256,
+    "capacity": 4096,
+    "gamma": 0.9,
+    "lr": 5e-3,
+    "tau": 0.05,
+    "hidden": (16, 16),
+}
+ALGOS = {
+    "td3": TD3Config(**SIZES),
+    "ddpg": DDPGConfig(**SIZES),
+    "sac": SACConfig(**SIZES, alpha_init=0.05),
+}
+DOSE = DPDConfig(lr=1e-3, steps=40, batch_size=128)
+
+
+# --- A fresh learner beside a good one ---
+
+
+@pytest.fixture(scope="module")
+def experts() -> dict[str, OffPolicy[Any]]:
+    """Stacks whose row 1 has learnt the probe."""
+    found = {}
+    for name, algo in ALGOS.items():
+        trial = Trial(algo, probes.ObsTimesAction)
+        trial.train(40, Independent(trial.context))
+        found[name] = trial.agent
+    return found
+
+
+def beside(
+    experts: dict[str, OffPolicy[Any]],
+    name: str,
+    probe: type[probes.Probe] = probes.ObsTimesAction,
+    value: float = -1.0,
+) -> Trial:
+    """Return a fresh row 0, whose critics answer `value` everywhere, beside the expert's row 1."""
+    trial = Trial(ALGOS[name], probe)
+    agent, expert = trial.agent, experts[name]
+    c = agent.config.n_critics
+    agent.nets.flat.detach()[1] = expert.nets.flat.detach()[1]
+    for critics, learnt in (
+        (agent.critics, expert.critics),
+        (agent.target_critics, expert.target_critics),
+    ):
+        critics.flat.detach()[c:] = learnt.flat.detach()[c:]
+        critics.views["critic.2.weight"][:c] = 0
+        critics.views["critic.2.bias"][:c] = value
+    # Row 1 stays as it is when the learners update.
+    agent.lr[1] = agent.critic_lr[1] = 0
+    for _ in range(2):
+        trial.collect()
+    assert not agent.warming_up
+    return trial
+
+
+@pytest.mark.parametrize("name", ALGOS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"ruler": "value", "gate": "hard"},
+        {"ruler": "action", "gate": "hard"},
+        {"ruler": "lcb", "lcb_k": 0.5, "gate": "hard"},
+        {"ruler": "critics", "gate": "hard"},
+        {"memory": 0},
+        {"dose": "shared", "lr": DPDConfig.lr},
+    ],
+    ids=str,
+)
+def test_a_fresh_learner_beside_a_good_one_becomes_good_by_distillation_alone(
+    experts: dict[str, OffPolicy[Any]], name: str, settings: dict[str, Any]
+) -> None:
+    trial = beside(experts, name)
+    teacher = trial.agent.nets.flat.detach()[1].clone()
+    method = DualDistillation(replace(DOSE, students=(0,), **settings), trial.context)
+    assert share_of_return(trial, lambda t: t.distil_only(10, method)) >= 0.8
+    assert torch.equal(trial.agent.nets.flat.detach()[1], teacher)
+
+
+@pytest.mark.parametrize("divergence", ["kl_forward", "kl_reverse", "nll"])
+def test_a_stochastic_learner_becomes_good_by_every_divergence(
+    experts: dict[str, OffPolicy[Any]], divergence: Any
+) -> None:
+    trial = beside(experts, "sac")
+    config = replace(DOSE, students=(0,), divergence=divergence)
+    method = DualDistillation(config, trial.context)
+    assert share_of_return(trial, lambda t: t.distil_only(10, method)) >= 0.8
+
+
+@pytest.mark.parametrize("name", ALGOS)
+def test_it_learns_nothing_where_the_gate_is_closed_or_there_is_no_method(
+    experts: dict[str, OffPolicy[Any]], name: str
+) -> None:
+    closed, none = beside(experts, name), beside(experts, name)
+    config = replace(DOSE, gate="hard", control="reversed")
+    method = DualDistillation(config, closed.context)
+    assert share_of_return(closed, lambda t: t.distil_only(10, method)) < 0.3
+    assert share_of_return(none, lambda t: t.distil_only(10, Independent(t.context))) < 0.3
+
+
+@pytest.mark.parametrize("name", ["td3", "ddpg"])
+def test_inside_the_learners_loss_a_good_peer_teaches_where_no_reward_does(
+    experts: dict[str, OffPolicy[Any]], name: str
+) -> None:
+    # value 0 is right, and the same for all actions: row 0 has no other reason to move
+    taught, alone = (beside(experts, name, probes.Silent, value=0.0) for _ in range(2))
+    method = DualDistillation(DPDConfig(dose="loss", students=(0,)), taught.context)
+    assert share_of_return(taught, lambda t: t.train(15, method)) >= 0.8
+    assert share_of_return(alone, lambda t: t.train(15, Independent(t.context))) < 0.3
+
+
+# --- Two experts, each on its half ---
+
+HELD = 1024
+UNIT = 100.0  # of rewards, so that critics are fitted in a few steps
+RAW = TD3Config(
+    n_envs=32,
+    n_steps=HELD // 32,
+    capacity=HELD,
+    learning_starts=0,
+    hidden=(32, 32),
+    gamma=GAMMA,
+)
+
+
+def fit(
+    flat: Tensor, answer: Callable[[Tensor], Tensor], asked: Tensor, target: Tensor, steps: int
+) -> None:
+    """Regress what networks answer at asked [N, K, ...] on a target [N, K, ...]."""
+    optimizer = torch.optim.Adam([flat], lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        k = torch.randint(asked.shape[1], (256,), generator=generator)
+        optimizer.zero_grad()
+        (answer(asked[:, k]) - target[:, k]).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.fixture(scope="module")
+def half_experts() -> TD3:
+    """Row 0 steers where x < 0 and flees elsewhere; row 1 the other way round."""
+    agent = TD3(RAW, 4, 2, [(0, 0), (0, 1)])
+    state = starts(4096, seed=1)
+    left = state[..., :1] < 0
+    knows = torch.stack([left[0], ~left[1]])
+    target = torch.where(knows, steer(state), flee(state))
+    fit(agent.nets.flat, lambda s: agent.dist(s).mean, state, target, 600)
+    return agent
+
+
+def evaluate_actions(agent: TD3, state: Tensor, seed: int) -> None:
+    """Fit every critic to the exact value of random actions at states [2, K, 4]."""
+    state = state.repeat(1, 4, 1)
+    act = torch.rand(2, state.shape[1], 2, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    velocity = state[..., 2:] + DT * act
+    successor = torch.cat([state[..., :2] + DT * velocity, velocity], -1)
+    got = -state.square().sum(-1) + GAMMA * returns(agent.mode, successor, GAMMA)
+    c = RAW.n_critics
+    asked = torch.cat([state, act], -1).repeat_interleave(c, 0)
+    target = got.repeat_interleave(c, 0).unsqueeze(-1) / UNIT
+    fit(agent.critics.flat, lambda x: agent.critics(x, "critic")[0], asked, target, 200)
+
+
+def gain(half_experts: TD3, config: DPDConfig, rounds: int = 3) -> list[float]:
+    """Let both distil; return what each gains: 0 nothing, 1 an expert everywhere."""
+    agent = TD3(RAW, 4, 2, [(0, 0), (0, 1)])
+    agent.nets.flat.detach().copy_(half_experts.nets.flat.detach())
+    method = DualDistillation(config, Context(agent, 1, 2, [(0, 0), (0, 1)]))
+    held_out = starts(1000, seed=99)
+    before, best = returns(agent.mode, held_out).mean(1), returns(steer, held_out).mean(1)
+    assert (before < 20 * best).all()
+    for i in range(rounds):
+        state = starts(HELD, seed=10 + i)
+        evaluate_actions(agent, state, seed=i)
+        rollout = agent.new_rollout()
+        rollout.obs.copy_(state.view_as(rollout.obs))
+        method.prepare(agent.prepare(rollout), i / rounds)
+        method.step()
+    after = returns(agent.mode, held_out).mean(1)
+    return ((after - before) / (best - before)).tolist()
+
+
+HALVES = DPDConfig(gate="hard", lr=1e-3, steps=200, batch_size=256, memory=0)
+
+
+@pytest.mark.parametrize("ruler", ["value", "action", "lcb"])
+def test_the_hard_gate_makes_both_half_experts_experts_everywhere(
+    half_experts: TD3, ruler: str
+) -> None:
+    assert min(gain(half_experts, replace(HALVES, ruler=ruler))) >= 0.95  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"gate": "uniform"}, *({"control": c} for c in ("shuffled", "reversed", "cancelled"))],
+    ids=str,
+)
+def test_without_the_gate_they_do_not(half_experts: TD3, settings: dict[str, Any]) -> None:
+    gains = gain(half_experts, replace(HALVES, ruler="action", **settings))
+    assert sum(gains) / 2 < 0.5

@@ -1,0 +1,215 @@
+"""Dual policy distillation of learners with a replay; their rulers are in test_rulers."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from setups import DIVERGENCES, LOSS, REPLAYED, SHARED, STEP, O, S, Setup, vary
+from torch import Tensor
+
+from dpd.agents.base import Minibatch, State
+from dpd.agents.offpolicy import OffPolicy
+from dpd.distill.peers import Independent
+from dpd.distill.peers_config import DPDConfig
+
+RULERS = ("value", "action", "lcb", "critics")
+ALL_KINDS = [("td3", "mse"), ("ddpg", "mse"), *(("sac", d) for d in DIVERGENCES)]
+
+
+def everything_else(agent: OffPolicy[Any]) -> list[Tensor]:
+    """Return a copy of all that distillation must not move."""
+    parts = {k: x for k, x in agent.state().items() if not k.startswith(("nets.", "optimizer."))}
+    return [x.clone() for x in (*parts.values(), agent.replay.rows, agent.replay.live)]
+
+
+def iteration(setup: Setup, number: int) -> None:
+    """Learn by reinforcement and from each other."""
+    batch = setup.iterate(number)
+    setup.method.prepare(batch, 0.0)
+    setup.agent.update(batch, 0.0, setup.method.loss)
+    setup.method.step()
+
+
+@pytest.mark.parametrize(("algo", "divergence"), ALL_KINDS)
+def test_no_gradient_reaches_peers_or_critics(algo: str, divergence: str) -> None:
+    setup = Setup(vary(LOSS, divergence=divergence, ruler="action"), algo=algo)
+    targets = setup.choose()
+    assert not any(x.requires_grad for x in targets)
+    agent = setup.agent
+    loss = setup.loss(targets)[0]
+    grad, of_critics = torch.autograd.grad(
+        loss, [agent.nets.flat, agent.critics.flat], allow_unused=True
+    )
+    assert of_critics is None
+    assert grad[1].eq(0).all()
+    assert grad[0].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("ruler", RULERS)
+@pytest.mark.parametrize("config", [STEP, SHARED, LOSS], ids=["step", "shared", "loss"])
+@pytest.mark.parametrize("algo", REPLAYED)
+def test_only_policies_are_moved_and_they_are(algo: str, config: DPDConfig, ruler: str) -> None:
+    setup = Setup(vary(config, ruler=ruler), algo=algo)
+    before = everything_else(setup.agent)
+    if config.dose == "loss":
+        assert setup.extra_grad().abs().amax(1).gt(1e-6).all()
+        moved = setup.flat.new_zeros(2)
+    else:
+        moved = setup.distil().abs().amax(1)
+        assert moved.gt(1e-6).all()
+    for old, new in zip(before, everything_else(setup.agent), strict=True):
+        assert torch.equal(old, new)
+    found = setup.method.metrics
+    assert found.keys() >= {"distill/xi_mean", "distill/peer_ahead", "distill/action_distance"}
+    assert all(x.shape == (2,) for x in found.values())
+
+
+@pytest.mark.parametrize("ruler", RULERS)
+@pytest.mark.parametrize("config", [STEP, SHARED, LOSS], ids=["step", "shared", "loss"])
+@pytest.mark.parametrize("algo", REPLAYED)
+def test_two_groups_in_one_stack_equal_two_groups_alone(
+    algo: str, config: DPDConfig, ruler: str
+) -> None:
+    config = vary(config, ruler=ruler, memory=100)
+
+    def train(setup: Setup) -> Tensor:
+        for number in range(1, 3):
+            iteration(setup, number)
+        return setup.flat
+
+    together = train(Setup(config, groups=2, algo=algo))
+    for group in range(2):
+        alone = train(Setup(config, first_group=group, algo=algo))
+        assert (together[2 * group : 2 * group + 2] - alone).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("gate", ["soft", "hard", "uniform"])
+@pytest.mark.parametrize(("algo", "divergence"), [x for x in ALL_KINDS if x[1] != "nll"])
+def test_identical_learners_have_nothing_to_teach_each_other(
+    algo: str, divergence: str, gate: str
+) -> None:
+    setup = Setup(vary(LOSS, ruler="action", divergence=divergence, gate=gate), algo=algo)
+    agent = setup.agent
+    agent.nets.flat.detach()[1] = agent.nets.flat.detach()[0]
+    for x in (agent.obs_norm.moments.mean, agent.obs_norm.moments.var):
+        x[1] = x[0]
+    agent.obs_norm.update(setup.batch.raw_obs, torch.zeros(2, S, dtype=torch.bool))
+    loss = setup.loss(setup.choose())
+    torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("config", [STEP, SHARED, LOSS], ids=["step", "shared", "loss"])
+def test_one_way_distillation_leaves_the_teacher_as_it_would_be(config: DPDConfig) -> None:
+    taught = Setup(vary(config, students=(0,)), groups=2, algo="td3")
+    alone = Setup(config, groups=2, algo="td3")
+    iteration(taught, 1)
+    alone.agent.update(alone.iterate(1), 0.0)
+    assert torch.equal(taught.flat[1::2], alone.flat[1::2])
+    assert (taught.flat != alone.flat)[::2].any(1).all()
+
+
+# --- When, and how much ---
+
+
+@pytest.mark.parametrize("dose", ["step", "shared", "loss"])
+def test_nothing_is_distilled_while_learners_only_collect(dose: str) -> None:
+    algo = replace(REPLAYED["td3"], learning_starts=65)
+    setup = Setup(vary(STEP, dose=dose), algo=algo)
+    assert setup.distil().eq(0).all()
+    assert setup.method.loss is None
+    independent = Independent(setup.context)
+    independent.prepare(setup.batch, 0.0)
+    assert independent.step() == {}
+    setup.batch = setup.iterate(1)  # 128 steps
+    moved = setup.distil()
+    assert (setup.method.loss is not None) if dose == "loss" else moved.abs().max() > 0
+    assert independent.step().keys() >= {"distill/action_distance", "distill/xi_mean"}
+
+
+def test_by_default_one_step_follows_each_update() -> None:
+    setup = Setup(DPDConfig(), algo="td3")  # 64 samples x 0.125 updates
+    setup.distil()
+    assert setup.method.optimizer.steps.tolist() == [8, 8]
+    assert setup.method.optimizer.lr == [1e-4, 1e-4]
+    # 8 steps of 64 states, from the 64 there are
+    assert setup.choose().weight.shape == (2, 64)
+
+
+def test_the_term_in_the_loss_goes_round_in_its_states() -> None:
+    # 8 updates of 16: 128 states, in eight parts; the ninth is the first again
+    setup = Setup(LOSS, algo="ddpg")
+    targets = setup.choose()
+    assert targets.weight.shape == (2, 128)
+    unused = Minibatch(setup.agent.dist(targets.obs), torch.ones(0), torch.ones(0))
+    assert setup.method.loss is not None
+    losses = [setup.method.loss(unused)[0].detach() for _ in range(9)]
+    expected = [0.5 * setup.method._distance(targets.batch(i, 16)).detach() for i in range(8)]
+    assert torch.equal(torch.stack(losses), torch.stack([*expected, expected[0]]))
+    setup.method.prepare(setup.batch, 0.0)  # begins anew
+    targets = setup.method.targets or targets
+    loss = setup.method.loss(unused)[0]
+    assert torch.equal(loss, 0.5 * setup.method._distance(targets.batch(0, 16)))
+
+
+def test_many_updates_go_round_in_sixteen_minibatches() -> None:
+    algo = replace(REPLAYED["sac"], updates_per_step=1.0)
+    assert Setup(LOSS, algo=algo).choose().weight.shape == (2, 256)  # 16 x 16, of 64 updates
+
+
+def test_scale_reward_is_one_raw_unit_where_rewards_are_not_scaled() -> None:
+    # alpha 1: weights are K softmax_K of the raw gap
+    setup = Setup(vary(LOSS, scale="reward"), algo="ddpg")
+    targets = setup.choose()
+    moments = setup.agent.obs_norm
+    raw = targets.obs / moments.scale + moments.mean
+    crossed, own = setup.agent.ask(raw.flip(0)).value.flip(0), setup.agent.ask(raw).value
+    expected = (crossed - own).softmax(1) * raw.shape[1]
+    torch.testing.assert_close(targets.weight, expected, rtol=1e-9, atol=1e-12)
+
+
+# --- Going on from a checkpoint ---
+
+
+@pytest.mark.parametrize("config", [STEP, SHARED, LOSS], ids=["step", "shared", "loss"])
+@pytest.mark.parametrize(
+    ("algo", "memory"), [("ppo", None), ("ppo", 100), ("td3", None), ("sac", 0), ("ddpg", 70)]
+)
+def test_going_on_from_a_state_equals_never_having_stopped(
+    algo: str, memory: int | None, config: DPDConfig
+) -> None:
+    # 8 iterations of 64 states overflow the replay of 400
+    config = vary(config, memory=memory)
+    straight, resumed = Setup(config, algo=algo), Setup(config, algo=algo)
+    for number in range(1, 8):
+        iteration(straight, number)
+    resumed.agent.load_state(copied(straight.agent.state()))
+    resumed.method.load_state(copied(straight.method.state()))
+    if isinstance(straight.agent, OffPolicy):
+        old, new = straight.agent.replay, resumed.agent.replay
+        new.restart(old.total - old.held)
+        new.extend(old.since(0))
+    assert torch.equal(straight.flat, resumed.flat)
+    for number in range(8, 10):
+        iteration(straight, number)
+        iteration(resumed, number)
+    for part in ("agent", "method"):
+        expected = getattr(straight, part).state()
+        for name, x in getattr(resumed, part).state().items():
+            assert torch.equal(x, expected[name]), name
+
+
+def copied(state: State) -> State:
+    """Return a state as a file would give it back."""
+    return {name: x.clone() for name, x in state.items()}
+
+
+def test_states_are_shown_raw_and_read_by_each_with_its_own_normaliser() -> None:
+    # row 1's normaliser turned about: what it answers changes, what it is shown does not
+    setup = Setup(vary(LOSS, ruler="action"), algo="sac")
+    targets = setup.choose()
+    moments = setup.agent.obs_norm
+    raw = targets.obs / moments.scale + moments.mean
+    held = setup.agent.replay.rows.flatten(1, 2)[:, :S, :O]
+    for n, peer in ((0, 1), (1, 0)):
+        assert torch.cdist(raw[n], held[peer]).amin(1).max() < 1e-6
