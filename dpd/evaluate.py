@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpd.config import BadInput
-from dpd.envs.base import Env
+from dpd.envs.base import Env, EnvSpec
 from dpd.envs.make import make
 from dpd.policyfile import Policy
 from dpd.sources import find_policies, load_any
@@ -80,29 +80,57 @@ def evaluate_policy(
     policy: Policy, env_id: str, episodes: int, seed: int, threads: int | None = None
 ) -> Outcome:
     """Play episodes of a saved policy. Raises BadInput where it doesn't fit the environment."""
-    kwargs = policy.meta.env_kwargs if env_id == policy.meta.env_id else {}
-    env = make(env_id, episodes, episode_seeds(seed, episodes), "auto", kwargs, threads)
+    return evaluate_together([policy], env_id, episodes, seed, threads)[0]
+
+
+def evaluate_together(
+    policies: Sequence[Policy], env_id: str, episodes: int, seed: int, threads: int | None = None
+) -> list[Outcome]:
+    """Play the same episodes of saved policies side by side, of one environment's settings.
+
+    Raises BadInput where one does not fit the environment.
+    """
+    n, meta = len(policies), policies[0].meta
+    kwargs = meta.env_kwargs if env_id == meta.env_id else {}
+    env = make(env_id, n * episodes, n * episode_seeds(seed, episodes), "auto", kwargs, threads)
+
+    def act(obs: Tensor) -> Tensor:
+        return torch.stack([p.mode(o) for p, o in zip(policies, obs, strict=True)])
+
     try:
-        spec, meta = env.spec, policy.meta
-        if (spec.obs_dim, spec.act_dim) != (meta.obs_dim, meta.act_dim):
-            raise BadInput(
-                f"the policy reads {meta.obs_dim} observations and gives {meta.act_dim} actions; "
-                f"{env_id} has {spec.obs_dim} and {spec.act_dim}"
-            )
-        return run_episodes(env, lambda obs: policy.mode(obs[0]).unsqueeze(0), 1)
+        for policy in policies:
+            require_fit(policy, env.spec)
+        found = run_episodes(env, act, n)
     finally:
         env.close()
+    return [Outcome(found.returns[i : i + 1], found.lengths[i : i + 1]) for i in range(n)]
+
+
+def require_fit(policy: Policy, spec: EnvSpec) -> None:
+    """Raise BadInput unless a policy reads what an environment gives."""
+    meta = policy.meta
+    if (spec.obs_dim, spec.act_dim) != (meta.obs_dim, meta.act_dim):
+        raise BadInput(
+            f"the policy reads {meta.obs_dim} observations and gives {meta.act_dim} actions; "
+            f"{spec.env_id} has {spec.obs_dim} and {spec.act_dim}"
+        )
 
 
 def evaluate_paths(config: EvaluateConfig) -> int:
     """Evaluate every policy and print a table or JSON."""
     files = [f for path in config.paths for f in find_policies(path)]
     policies = {f: load_any(f, config.foreign) for f in files}
-    rows = []
+    alike: dict[tuple[str, str], list[Path]] = {}
     for file, policy in policies.items():
-        env_id = config.foreign.env or policy.meta.env_id
-        outcome = evaluate_policy(policy, env_id, config.episodes, config.seed)
-        rows.append(summary(str(file), env_id, policy, outcome))
+        kwargs = json.dumps(policy.meta.env_kwargs, sort_keys=True)
+        alike.setdefault((config.foreign.env or policy.meta.env_id, kwargs), []).append(file)
+    found: dict[Path, dict[str, object]] = {}
+    for (env_id, _), group in alike.items():
+        played = [policies[f] for f in group]
+        outcomes = evaluate_together(played, env_id, config.episodes, config.seed)
+        for file, policy, outcome in zip(group, played, outcomes, strict=True):
+            found[file] = summary(str(file), env_id, policy, outcome)
+    rows = [found[file] for file in policies]
     if config.video is not None:
         first = next(iter(policies.values()))
         record_video(first, config.foreign.env or first.meta.env_id, config.video, config.seed)

@@ -9,7 +9,7 @@ from rich.console import Console
 from dpd import policyfile
 from dpd.config import TrainConfig
 from dpd.envs.base import EnvSpec
-from dpd.evaluate import evaluate_policy, print_table, summary
+from dpd.evaluate import evaluate_together, print_table, summary
 from dpd.log import read_rows
 from dpd.sources import find_policies
 
@@ -42,19 +42,19 @@ def start_facts(
 
 
 def report(config: TrainConfig, run_dir: Path, console: Console) -> None:
-    """Evaluate the saved policies on fresh episodes and print a table."""
+    """Evaluate the saved policies on episodes no evaluation in training used; print a table."""
+    run, files = config.run, find_policies(run_dir)
+    policies = [policyfile.load(file) for file in files]
     with console.status("evaluating the saved policies"):
-        rows = [final_row(config, file) for file in find_policies(run_dir)]
-    print_table(rows)
-
-
-def final_row(config: TrainConfig, file: Path) -> dict[str, object]:
-    """Evaluate one saved policy on episodes no evaluation in training used."""
-    policy, run = policyfile.load(file), config.run
-    outcome = evaluate_policy(
-        policy, run.env, run.final_episodes, run.seed + 1_000_000, run.threads
+        outcomes = evaluate_together(
+            policies, run.env, run.final_episodes, run.seed + 1_000_000, run.threads
+        )
+    print_table(
+        [
+            summary(file.stem, run.env, policy, outcome)
+            for file, policy, outcome in zip(files, policies, outcomes, strict=True)
+        ]
     )
-    return summary(file.name.removesuffix(".safetensors"), run.env, policy, outcome)
 
 
 def say_where(config: TrainConfig, run_dir: Path, console: Console) -> None:

@@ -21,14 +21,15 @@ from dpd.cli import main
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--eval-episodes", "1", "--final-episodes", "1"]
 SMALL += ["--distill.steps", "4", "--checkpoint-every", "0", "--evals", "1"]
 PER_ITERATION = 2 * 2 * 64
+QUICK = ["--epochs", "1"]
 REPLAY = ["--capacity", "200", "--learning-starts", "128", "--minibatch-size", "16"]
 REPLAY += ["--updates-per-step", "0.125", "--hidden", "16", "16"]
 
 
-def command(out: Path, *flags: str, iterations: int) -> list[str]:
-    """Return the words after `dpd` of a new run on Swimmer."""
+def command(out: Path, *flags: str, iterations: int, env: str = "Hopper-v5") -> list[str]:
+    """Return the words after `dpd` of a new run; a Hopper falls after some 20 steps at first."""
     budget = ["--total-steps", str(iterations * PER_ITERATION)]
-    return ["train", "Swimmer-v5", *SMALL, *flags, *budget, "--out", str(out)]
+    return ["train", env, *SMALL, *flags, *budget, "--out", str(out)]
 
 
 def learned(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -87,13 +88,13 @@ def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
     ],
 )
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, flags):
-    # Episodes last 1000 steps and an iteration 64, so a stop is in the middle of an episode. The
-    # budget is raised at the resume, on which a constant learning rate does not depend. A replay of
-    # 200 steps has gone round by the end.
+    # The budget is raised at the resume, on which a constant learning rate does not depend. A
+    # replay of 200 steps has gone round by the end.
     flags = (*flags, *([] if "--algo" in flags else ["--lr-schedule", "constant"]))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(clean(command(whole, *flags, "--evals", "3", iterations=6))) == 0
     assert main(clean(command(parts, *flags, "--evals", "1", iterations=2))) == 0
+    assert learned(parts)["training.env.elapsed"].any()  # in the middle of episodes
     more = ["--total-steps", str(6 * PER_ITERATION), "--evals", "3"]
     assert main(["train", "--resume", str(parts), *more]) == 0
     assert_same(whole, parts)
@@ -130,8 +131,8 @@ def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path, past: int
 @pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_how_to_go_on_and_then_ends_as_if_never_stopped(tmp_path, sign, status):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(command(whole, iterations=30)) == 0
-    with start(command(parts, iterations=30)) as process:
+    assert main(command(whole, *QUICK, iterations=30)) == 0
+    with start(command(parts, *QUICK, iterations=30)) as process:
         wait_for_checkpoint(process, parts)
         process.send_signal(sign)
         said, _ = process.communicate(timeout=60)
@@ -149,8 +150,8 @@ def test_a_stopped_run_says_how_to_go_on_and_then_ends_as_if_never_stopped(tmp_p
 
 def test_a_killed_run_resumes_exactly(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(command(whole, iterations=20)) == 0
-    with start(command(parts, iterations=20)) as process:
+    assert main(command(whole, *QUICK, iterations=20)) == 0
+    with start(command(parts, *QUICK, iterations=20)) as process:
         wait_for_checkpoint(process, parts)
         process.kill()
         process.communicate(timeout=60)
@@ -236,7 +237,7 @@ def test_what_a_resumed_run_may_not_change_is_refused(tmp_path, capsys):
 def test_without_snapshots_resume_begins_new_episodes_and_says_so(tmp_path, capsys):
     # native simulators can be copied, Gymnasium's own cannot
     flags = ("--backend", "gymnasium")
-    assert main(command(tmp_path, *flags, iterations=2)) == 0
+    assert main(command(tmp_path, *flags, iterations=2, env="Swimmer-v5")) == 0
     capsys.readouterr()
     before = learned(tmp_path)
     assert not [name for name in before if name.startswith("training.env")]
@@ -260,7 +261,7 @@ def test_the_last_few_checkpoints_and_the_best_are_kept(tmp_path):
 def test_two_processes_with_one_seed_learn_the_same_bit_for_bit(tmp_path):
     outs = [tmp_path / "one", tmp_path / "other"]
     for out in outs:
-        with start(command(out, "--seeds", "2", iterations=6)) as process:
+        with start(command(out, "--seeds", "2", *QUICK, iterations=4)) as process:
             process.communicate(timeout=60)
         assert process.returncode == 0
     assert_same(*outs)

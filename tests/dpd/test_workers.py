@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from safetensors.torch import load_file
-from test_resume import assert_same_tensors, command, start
+from test_resume import QUICK, assert_same_tensors, command, start
 
 from dpd.checkpoint import Checkpoints, read
 from dpd.cli import main, parse_train
@@ -13,7 +13,7 @@ from dpd.display import Board
 from dpd.log import read_rows
 from dpd.workers import Progress, share
 
-THREE = ("--seeds", "3", "--seed", "4")
+THREE = ("--seeds", "3", "--seed", "4", *QUICK)
 
 
 def policies(run_dir: Path) -> dict[str, dict]:
@@ -60,7 +60,10 @@ def test_every_part_learns_what_its_seeds_would_learn_alone(tmp_path, capfd):
     said = capfd.readouterr().out
     assert "6 in 2 processes, seeds 4 to 6" in said and "seed6-peer1" in said
     alone: dict[str, dict] = {}
-    for out, flags in (("a", ("--seed", "4", "--seeds", "2")), ("b", ("--seed", "6"))):
+    for out, flags in (
+        ("a", ("--seed", "4", "--seeds", "2", *QUICK)),
+        ("b", ("--seed", "6", *QUICK)),
+    ):
         assert main(command(tmp_path / out, *flags, "--threads", "1", iterations=3)) == 0
         alone |= policies(tmp_path / out)
     assert_same_policies(policies(shared), alone)
@@ -71,8 +74,8 @@ def test_every_part_learns_what_its_seeds_would_learn_alone(tmp_path, capfd):
 
 def test_a_stopped_shared_run_goes_on_exactly(tmp_path, capfd):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(command(whole, *THREE, "--workers", "2", iterations=30)) == 0
-    with start(command(parts, *THREE, "--workers", "2", iterations=30)) as process:
+    assert main(command(whole, *THREE, "--workers", "2", iterations=20)) == 0
+    with start(command(parts, *THREE, "--workers", "2", iterations=20)) as process:
         wait_for_parts(process, parts, 2)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
