@@ -65,9 +65,9 @@ class TimedLog(RunLog):
         super().__init__(*args, **kwargs)
         self.box, self.phases = TimeBox(seconds), dict.fromkeys(PHASES, 0.0)
 
-    def record(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
+    def record(self, step: int, metrics: Mapping[str, Tensor | float], keep: bool = True) -> None:
         """Record as ever, then look at the clock."""
-        super().record(step, metrics)
+        super().record(step, metrics, keep)
         box = self.box
         if box.first is not None:
             for phase in PHASES:
@@ -132,6 +132,11 @@ SB3 = (
 )
 ONE = Setup("dpd, one learner", 1, "--peers 1 --method none", ours=True)
 TEN = Setup("dpd, ten seeds in one stack", 10, "--peers 1 --seeds 10 --method none", ours=True)
+# What `--workers` starts: processes that know nothing of each other, with a share of seeds and cores.
+PAIRS = Setup("dpd, ten pairs, one process", 20, "--peers 2 --seeds 10", ours=True)
+SHARED = Setup(
+    "dpd, ten pairs, two processes", 20, "--peers 2 --seeds 5 --threads 1", processes=2, ours=True
+)
 ALONE = Setup("dpd, two peers, no distillation", 2, "--peers 2 --method none", ours=True)
 
 
@@ -152,7 +157,15 @@ def without_distillation(preset: str) -> Setup:
 
 def in_turns() -> list[Setup]:
     """Return every set-up once, ours and SB3's alternating as far as they go."""
-    ours = [ONE, ALONE, TEN, *map(with_preset, PRESETS), *map(without_distillation, PRESETS)]
+    ours = [
+        ONE,
+        ALONE,
+        TEN,
+        PAIRS,
+        SHARED,
+        *map(with_preset, PRESETS),
+        *map(without_distillation, PRESETS),
+    ]
     pairs = zip_longest(dict.fromkeys(ours), SB3)
     return [setup for pair in pairs for setup in pair if setup is not None]
 
@@ -223,7 +236,7 @@ def ratio_table(results: Results) -> Table:
     table.add_column("set-up", no_wrap=True)
     for name in ("learners", "env steps/s", "x default", "x best"):
         table.add_column(name, justify="right")
-    for setup in (*SB3, ONE, ALONE, with_preset("paper"), TEN):
+    for setup in (*SB3, ONE, ALONE, with_preset("paper"), TEN, PAIRS, SHARED):
         ratios = [f"{results.ratio(setup, base):.2f}" for base in (SB3_DEFAULT, best)]
         name = f"{setup.name} (best)" if setup is best else setup.name
         table.add_row(name, str(setup.learners), f"{results.rate(setup):,.0f}", *ratios)
@@ -252,6 +265,7 @@ def goals(results: Results) -> list[dict[str, Any]]:
         ("two peers, paper, x SB3's best way", results.ratio(paper, best), 1.6),
         ("ten learners, x SB3's default way", results.ratio(TEN, SB3_DEFAULT), 12.0),
         ("ten learners, x SB3's best way", results.ratio(TEN, best), 3.0),
+        ("ten pairs, two processes, x SB3's best way", results.ratio(SHARED, best), 5.0),
     ]
     share = max(results.own_phase(paper), results.cost("paper"))
     found = [{"goal": f"{n} >= {g}", "measured": x, "met": x >= g} for n, x, g in lowest]
