@@ -132,7 +132,7 @@ SB3 = (
 )
 ONE = Setup("dpd, one learner", 1, "--peers 1 --method none", ours=True)
 TEN = Setup("dpd, ten seeds in one stack", 10, "--peers 1 --seeds 10 --method none", ours=True)
-# What `--workers` starts: processes that know nothing of each other, with a share of seeds and cores.
+# What `--workers` starts: processes with their share of seeds and cores, and nothing between them.
 PAIRS = Setup("dpd, ten pairs, one process", 20, "--peers 2 --seeds 10", ours=True)
 SHARED = Setup(
     "dpd, ten pairs, two processes", 20, "--peers 2 --seeds 5 --threads 1", processes=2, ours=True
