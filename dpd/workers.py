@@ -27,14 +27,14 @@ from dpd.report import report, say_where, start_facts, title
 from dpd.rundir import claim, resume_command, run_path, write_settings
 from dpd.stop import Stopped, StopRequest
 
-RANK = "RANK"  # as torchrun calls it
+PART = "DPD_PART"  # the environment variable by which a process knows that it is one
 LOOK_S = 0.25
 Part = subprocess.Popen[bytes]
 
 
 def part_number() -> int | None:
     """Return which part of a run this process is to train; None: it was started by a user."""
-    return int(os.environ[RANK]) if RANK in os.environ else None
+    return int(os.environ[PART]) if PART in os.environ else None
 
 
 def follow_parent() -> None:
@@ -65,32 +65,34 @@ def supervise(config: TrainConfig, console: Console) -> int:
     """Start the parts of a run, show their progress together, report; return the exit status."""
     run = config.run
     spec = check(run.env, run.backend, run.parsed_env_kwargs())
-    with held(path := run_path(config)) as lock:
+    facts = start_facts(config, spec, path := run_path(config), config.replay_bytes(spec))
+    with held(path) as lock:
         if run.resume is None:
             claim(path, config)
         else:
             refuse_changes(saved_settings(path), config)
             write_settings(path, config)
-        display = Display(
-            Board(range(run.seed, run.seed + run.seeds), run.peers),
-            run.total_steps,
-            title(config),
-            console,
-        )
-        display.show_start(start_facts(config, spec, path, config.replay_bytes(spec)))
-        try:
-            with StopRequest() as stop, started(path, run.workers, lock) as parts, display:
-                watch(parts, Progress(config, path), display, stop)
-        except Stopped as stopped:
-            return stopped.status
-        if stop.signum is not None:
-            console.print(f"stopped; go on with: {resume_command(path)}", soft_wrap=True)
-            return 128 + stop.signum
-        status = say_what_went_wrong(path, [part.returncode for part in parts], console)
+        board = Board(range(run.seed, run.seed + run.seeds), run.peers)
+        display = Display(board, run.total_steps, title(config), console)
+        display.show_start(facts)
+        status = run_parts(config, path, lock, display)
         if status == 0:
             report(config, path, console)
         say_where(config, path, console)
     return status
+
+
+def run_parts(config: TrainConfig, path: Path, lock: int, display: Display) -> int:
+    """Run all parts to their end; return the exit status."""
+    try:
+        with StopRequest() as stop, started(path, config.run.workers, lock) as parts, display:
+            watch(parts, Progress(config, path), display, stop)
+    except Stopped as stopped:
+        return stopped.status
+    if stop.signum is not None:
+        display.notice(f"stopped; go on with: {resume_command(path)}")
+        return 128 + stop.signum
+    return say_what_went_wrong(path, [part.returncode for part in parts], display)
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def started(path: Path, workers: int, lock: int) -> Iterator[list[Part]]:
                     stdin=subprocess.PIPE,  # its end is ours, see follow_parent
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | {RANK: str(k)},
+                    env=os.environ | {PART: str(k)},
                     pass_fds=[lock],
                     start_new_session=True,  # Ctrl-C comes through us, once
                 )
@@ -139,13 +141,13 @@ def watch(parts: Sequence[Part], progress: Progress, display: Display, stop: Sto
             display.update(progress.step, progress.values)
 
 
-def say_what_went_wrong(path: Path, statuses: Sequence[int], console: Console) -> int:
+def say_what_went_wrong(path: Path, statuses: Sequence[int], display: Display) -> int:
     """Print the last line of every part that failed; return the first bad status, or 0."""
     for part, status in enumerate(statuses):
         if status:
             lines = log_path(path, part).read_text(errors="replace").split("\n")
             last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-            console.print(f"dpd: part {part} left with {status}: {last}", style="red")
+            display.notice(f"dpd: part {part} left with {status}: {last}", style="red")
     return next((status for status in statuses if status), 0)
 
 
