@@ -14,17 +14,16 @@ from dpd.agents.base import (
     Batch,
     ExtraLoss,
     Metrics,
-    Minibatch,
     State,
     Stateful,
     load_parts,
     per_row,
     put_back,
     state_of,
-    take,
 )
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.imitation import Imitation, valid_positions
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.norm import ObsNorm
 from dpd.agents.offpolicy_config import OffPolicyConfig
@@ -36,30 +35,6 @@ from dpd.agents.td_loss import critic_loss
 BLOCK = 64  # updates whose random numbers are drawn at once
 
 Config = TypeVar("Config", bound=OffPolicyConfig)
-
-
-class Imitation:
-    """A method's loss, on samples of an iteration's chunk that are drawn for every update.
-
-    Positions are uniform over the chunk's valid samples, from the learner's BATCH stream. They are
-    drawn whether or not there is a loss, so that a learner's own samples do not depend on it.
-    """
-
-    def __init__(self, learners: OffPolicy[Config], batch: Batch, extra: ExtraLoss | None) -> None:
-        self.learners, self.batch, self.extra = learners, batch, extra
-
-    def gradient(self, idx: Tensor) -> tuple[Tensor | None, Metrics]:
-        """Return the gradient of the policies' parameters at idx [N, B], if there is one."""
-        if self.extra is None:
-            return None, {}
-        nets, norm = self.learners.nets, self.learners.obs_norm
-        with torch.enable_grad():
-            dist = self.learners.dist(norm(take(self.batch.raw_obs, idx)))
-            loss, metrics = self.extra(Minibatch(dist, dist.mean.new_ones(idx.shape), idx))
-            if not loss.requires_grad:
-                return None, metrics
-            (grad,) = torch.autograd.grad(loss.sum(), nets.flat)
-        return grad, metrics
 
 
 class PerLearner:
@@ -343,10 +318,3 @@ class OffPolicy(ABC, Generic[Config]):
     @abstractmethod
     def export(self, n: int) -> dict[str, Tensor]:
         """Return learner n's policy and normaliser, as a policy file holds them."""
-
-
-def valid_positions(valid: Tensor, pick: Tensor) -> Tensor:
-    """Turn numbers pick [N, K, B] into positions where valid [N, S] (the first where nowhere)."""
-    order = valid.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    choice = pick.flatten(1) % valid.sum(1, keepdim=True).clamp(min=1)
-    return order.gather(1, choice).view_as(pick)
