@@ -54,10 +54,12 @@ def train_part(config: TrainConfig, part: int, console: Console) -> int:
 
 
 def make_training(config: TrainConfig) -> Training:
-    """Put a run's parts together, and give torch its threads."""
-    training = Training(config)
-    torch.set_num_threads(config.run.threads or learner_threads(config, training.agent.n_learners))
-    return training
+    """Give torch its threads, and put a run's parts together.
+
+    In this order: the parameters' first values are rounded otherwise on another number of threads.
+    """
+    torch.set_num_threads(config.run.threads or learner_threads(config))
+    return Training(config)
 
 
 def go_on(run: RunDir, console: Console) -> bool:
@@ -169,11 +171,12 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
         run.save()
 
 
-def learner_threads(config: TrainConfig, n_learners: int) -> int:
+def learner_threads(config: TrainConfig) -> int:
     """Return how many threads a minibatch can use.
 
     With less to do, a second one only adds waiting: ten 64-64 learners are 8 % faster on one of two
     cores (bench/train.py; ten of DDPG by a third, bench/learners.py), twenty 8 % faster on both.
     """
+    n_learners = config.run.seeds * config.run.peers
     elements = n_learners * config.algo.minibatch_size * max(config.algo.hidden)
     return n_cores() if elements > 65536 else 1
