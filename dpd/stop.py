@@ -35,11 +35,6 @@ class StopRequest:
         with suppress(OSError):
             os.write(2, b"\nfinishing the iteration to save it; once more stops at once\n")
 
-    def raise_if_asked(self) -> None:
-        """Raise Stopped if a signal came."""
-        if self.signum is not None:
-            raise Stopped(self.signum)
-
     def __enter__(self) -> Self:
         self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
         return self

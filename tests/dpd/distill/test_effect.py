@@ -9,8 +9,7 @@ from typing import Any
 import probes
 import pytest
 import torch
-from torch import Tensor
-from trials import GAMMA, Trial, flee, returns, share_of_return, starts, steer
+from trials import GAMMA, Trial, fit, flee, returns, share_of_return, starts, steer
 
 from dpd.agents.base import Batch
 from dpd.agents.ppo import PPO
@@ -149,19 +148,6 @@ RAW = PPOConfig(
 )
 
 
-def fit(
-    agent: PPO, answer: Callable[[Tensor], Tensor], state: Tensor, target: Tensor, steps: int
-) -> None:
-    """Regress what the learners answer at states [2, K, 4] on a target."""
-    optimizer = torch.optim.Adam([agent.nets.flat], lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        k = torch.randint(state.shape[1], (256,), generator=generator)
-        optimizer.zero_grad()
-        (answer(state[:, k]) - target[:, k]).square().mean().backward()
-        optimizer.step()
-
-
 @pytest.fixture(scope="module")
 def half_experts() -> PPO:
     """Row 0 steers where x < 0 and flees elsewhere; row 1 the other way round."""
@@ -170,7 +156,7 @@ def half_experts() -> PPO:
     left = state[..., :1] < 0
     knows = torch.stack([left[0], ~left[1]])
     target = torch.where(knows, steer(state), flee(state))
-    fit(agent, lambda s: agent.dist(s).mean, state, target, 600)
+    fit(agent.nets.flat, lambda s: agent.dist(s).mean, state, target, 600)
     return agent
 
 
@@ -185,7 +171,7 @@ def gain(half_experts: PPO, config: DPDConfig, rounds: int = 3) -> list[float]:
     for i in range(rounds):
         state = starts(1024, seed=10 + i)
         got = returns(agent.mode, state, GAMMA)  # exact: the system is deterministic
-        fit(agent, agent.value, state, got, 150)
+        fit(agent.nets.flat, agent.value, state, got, 150)
         valid = torch.ones(2, 1024, dtype=torch.bool)
         samples = agent.prepare(agent.new_rollout()).data
         method.prepare(Batch(samples, state, got, valid), i / rounds)

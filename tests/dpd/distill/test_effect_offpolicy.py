@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import probes
 import pytest
 import torch
 from torch import Tensor
-from trials import DT, GAMMA, Trial, flee, returns, share_of_return, starts, steer
+from trials import DT, GAMMA, Trial, fit, flee, returns, share_of_return, starts, steer
 
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
@@ -147,19 +146,6 @@ RAW = TD3Config(
     hidden=(32, 32),
     gamma=GAMMA,
 )
-
-
-def fit(
-    flat: Tensor, answer: Callable[[Tensor], Tensor], asked: Tensor, target: Tensor, steps: int
-) -> None:
-    """Regress what networks answer at asked [N, K, ...] on a target [N, K, ...]."""
-    optimizer = torch.optim.Adam([flat], lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        k = torch.randint(asked.shape[1], (256,), generator=generator)
-        optimizer.zero_grad()
-        (answer(asked[:, k]) - target[:, k]).square().mean().backward()
-        optimizer.step()
 
 
 @pytest.fixture(scope="module")

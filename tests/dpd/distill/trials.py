@@ -95,3 +95,16 @@ def returns(policy: Callable[[Tensor], Tensor], state: Tensor, gamma: float = 1.
         velocity = state[..., 2:] + DT * policy(state)
         state = torch.cat([state[..., :2] + DT * velocity, velocity], -1)
     return total
+
+
+def fit(
+    flat: Tensor, answer: Callable[[Tensor], Tensor], asked: Tensor, target: Tensor, steps: int
+) -> None:
+    """Regress what networks answer at asked [N, K, ...] on a target [N, K, ...]."""
+    optimizer = torch.optim.Adam([flat], lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        k = torch.randint(asked.shape[1], (256,), generator=generator)
+        optimizer.zero_grad()
+        (answer(asked[:, k]) - target[:, k]).square().mean().backward()
+        optimizer.step()
