@@ -102,6 +102,13 @@ def mlp(
     return x, inputs
 
 
+def widest(rows: Sequence[Shapes]) -> Shapes:
+    """Return the least shapes that hold those of every row. Raises ValueError for unequal depth."""
+    if any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError("the rows' networks differ in depth; one stack holds one depth")
+    return {k: tuple(map(max, zip(*(row[k] for row in rows), strict=True))) for k in rows[0]}
+
+
 class Tape(NamedTuple):
     """What a pass through the networks left for its gradient."""
 
@@ -122,6 +129,10 @@ class StackedNets:
         self, shapes: Shapes, n: int, activation: str, dtype: torch.dtype = torch.float32
     ) -> None:
         self.shapes, self.activation = shapes, activation
+        self.rows: Sequence[Shapes] = [shapes] * n
+        """Each row's own shapes."""
+        self.padding: Tensor | None = None
+        """Where in `flat` [N, D] a row has no parameter; None: nowhere."""
         sizes = [math.prod(s) for s in shapes.values()]
         self.flat = torch.zeros(n, sum(sizes), dtype=dtype, requires_grad=True)
         parts = self.flat.detach().split(sizes, dim=1)
@@ -129,13 +140,48 @@ class StackedNets:
         prefixes = {k.split(".")[0] for k in shapes}
         self.layers = {p: layers(self.views, p) for p in prefixes}
 
+    @classmethod
+    def padded(
+        cls, rows: Sequence[Shapes], activation: str, dtype: torch.dtype = torch.float32
+    ) -> StackedNets:
+        """Return a stack whose rows have widths of their own, zeros up to the widest.
+
+        It is exact: a unit that a row lacks puts out act(0) = 0 and is read by weights of 0, so
+        the gradients into it and out of it are 0, and Adam leaves it. Noise on `flat` would not.
+        Raises ValueError for unequal depth, and for an activation with act(0) != 0.
+        """
+        if bool(ACTIVATIONS[activation].forward_(torch.zeros(1)).any()):
+            raise ValueError(f"{activation}(0) is not 0, so rows of unequal width cannot be padded")
+        nets = cls(widest(rows), len(rows), activation, dtype)
+        nets.rows = rows
+        if any(row != nets.shapes for row in rows):
+            used = nets.twin()
+            for n, row in enumerate(rows):
+                for name in row:
+                    used.own(n, name).fill_(1)
+            nets.padding = used.flat.detach() == 0
+        return nets
+
+    def own(self, n: int, name: str) -> Tensor:
+        """Return row n's own part of a parameter, without padding, as a view."""
+        return self.views[name][n][tuple(map(slice, self.rows[n][name]))]
+
     def state(self) -> State:
         """Return the parameters, as a live tensor."""
         return {"flat": self.flat.detach()}
 
     def load_state(self, state: State) -> None:
-        """Put parameters back."""
+        """Put parameters back. Raises ValueError where they are of rows of other widths."""
+        self._refuse_other_widths(state)
         put_back(self.state(), state)
+
+    def _refuse_other_widths(self, state: State) -> None:
+        """Raise ValueError where saved parameters lie in the padding: they would come to life."""
+        flat = state.get("flat")
+        if self.padding is None or flat is None or flat.shape != self.padding.shape:
+            return
+        if bool(flat[self.padding].any()):
+            raise ValueError("the saved networks' rows have other widths than these")
 
     def __call__(self, x: Tensor | None, *names: str) -> tuple[Tensor, ...]:
         """Return the output of each named MLP on x [N, B, in], or the named parameter itself.
@@ -145,6 +191,19 @@ class StackedNets:
         if torch.is_grad_enabled():
             return _Forward.apply(self.flat, x, self, names)
         return self.run(x, *names)[0]
+
+    def with_features(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return a named MLP's output [N, B, out] and its last hidden layer [N, B, H], or x.
+
+        Both are differentiable with respect to `flat`, through autograd: a call has no gradient of
+        what lies inside. Units that a row lacks put out 0; whoever reads them must weigh them 0, or
+        they get a gradient.
+        """
+        sizes = [view[0].numel() for view in self.views.values()]
+        parts = zip(self.views.items(), self.flat.split(sizes, dim=1), strict=True)
+        params = {k: part.view_as(view) for (k, view), part in parts}
+        out, inputs = mlp(layers(params, name), x, self.activation)
+        return out, inputs[-1]
 
     def run(self, x: Tensor | None, *names: str) -> tuple[tuple[Tensor, ...], Tape]:
         """Return what a call does, and what `gradient` needs of it."""
@@ -209,7 +268,8 @@ class StackedNets:
     def every(self, stride: int) -> StackedNets:
         """Return the networks of every stride-th row, which share these parameters."""
         part = copy.copy(self)
-        part.flat = self.flat.detach()[::stride]
+        part.flat, part.rows = self.flat.detach()[::stride], self.rows[::stride]
+        part.padding = None if self.padding is None else self.padding[::stride]
         part.views = {k: v[::stride] for k, v in self.views.items()}
         part.layers = {p: layers(part.views, p) for p in self.layers}
         return part
@@ -218,23 +278,27 @@ class StackedNets:
         """Return a copy with parameters of its own, equal to these."""
         n, dtype = self.flat.shape[0], self.flat.dtype
         twin = StackedNets(self.shapes, n, self.activation, dtype)
+        twin.rows, twin.padding = self.rows, self.padding
         twin.load_state(self.state())
         return twin
 
     def init_uniform(self, prefix: str, generators: Sequence[torch.Generator]) -> None:
         """Fill an MLP as torch.nn.Linear does, U(+-1 / sqrt(in)); row n from generators[n]."""
-        for weight, bias in self.layers[prefix]:
-            bound = weight.shape[1] ** -0.5
-            for w, b, generator in zip(weight, bias, generators, strict=True):
-                w.uniform_(-bound, bound, generator=generator)
-                b.uniform_(-bound, bound, generator=generator)
+        for i in range(len(self.layers[prefix])):
+            for n, generator in zip(range(len(self.rows)), generators, strict=True):
+                bound = self.rows[n][f"{prefix}.{i}.weight"][0] ** -0.5
+                for kind in ("weight", "bias"):
+                    row = self.own(n, f"{prefix}.{i}.{kind}")
+                    drawn = torch.empty(row.shape, dtype=row.dtype)
+                    row.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     def init_orthogonal(
         self, prefix: str, gains: Sequence[float], generators: Sequence[torch.Generator]
     ) -> None:
         """Fill an MLP's weights orthogonally, layer i with gains[i], row n from generators[n]."""
-        for (weight, _), gain in zip(self.layers[prefix], gains, strict=True):
-            for row, generator in zip(weight, generators, strict=True):
+        for i, (_, gain) in enumerate(zip(self.layers[prefix], gains, strict=True)):
+            for n, generator in zip(range(len(self.rows)), generators, strict=True):
+                row = self.own(n, f"{prefix}.{i}.weight")
                 # nn.Linear stores [out, in]; drawing that shape gives Stable-Baselines3's values
                 drawn = torch.empty(row.shape[1], row.shape[0], dtype=row.dtype)
                 torch.nn.init.orthogonal_(drawn, gain, generator=generator)

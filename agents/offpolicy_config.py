@@ -14,6 +14,12 @@ COLUMNS = 4
 """Numbers in a stored transition beside obs, act and next_obs: reward, ends, validity."""
 
 
+def bytes_held(capacity: int, n_envs: int, obs_dim: int, act_dim: int) -> int:
+    """Return the memory that a learner's full replay takes, in float32."""
+    held = capacity // n_envs * n_envs
+    return held * (4 * (2 * obs_dim + act_dim + COLUMNS) + 8)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyConfig:
     """What all learners with a replay share.
@@ -128,8 +134,7 @@ class OffPolicyConfig:
 
     def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
         """Return the memory that full replays of all learners take, in float32."""
-        held = self.capacity // self.n_envs * self.n_envs
-        return n_learners * held * (4 * (2 * obs_dim + act_dim + COLUMNS) + 8)
+        return n_learners * bytes_held(self.capacity, self.n_envs, obs_dim, act_dim)
 
 
 @dataclass(frozen=True, kw_only=True)

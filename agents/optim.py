@@ -1,4 +1,4 @@
-"""Adam over stacked learners."""
+"""Adam and SGD over stacked learners."""
 
 from __future__ import annotations
 
@@ -80,3 +80,27 @@ class StackedAdam:
                 amsgrad=False,
                 maximize=False,
             )
+
+
+class StackedSGD:
+    """SGD with Nesterov's momentum on one leaf [N, D], a learning rate and a switch per row.
+
+    It equals `torch.optim.SGD(nesterov=True)`, row by row.
+    """
+
+    def __init__(self, param: Tensor, lr: Sequence[float], momentum: float = 0.9) -> None:
+        self.lr, self.momentum = list(lr), momentum
+        self.velocity = torch.zeros_like(param, requires_grad=False)
+        self._param = param.detach()
+
+    @torch.no_grad()
+    def step(self, grad: Tensor, active: Sequence[bool] | None = None) -> None:
+        """Move every active row by its gradient in grad [N, D]."""
+        on = torch.tensor(active or [True] * len(self.lr)).unsqueeze(1)
+        velocity = self.momentum * self.velocity + grad
+        self.velocity.copy_(torch.where(on, velocity, self.velocity))
+        rate = torch.tensor(self.lr, dtype=grad.dtype).unsqueeze(1) * on
+        self._param -= rate * (grad + self.momentum * velocity)
+
+
+StackedOptimizer = StackedAdam | StackedSGD

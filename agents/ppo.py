@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,18 +13,14 @@ from dpd.agents.base import (
     ExtraLoss,
     Metrics,
     Minibatch,
-    State,
     Stateful,
-    load_parts,
-    per_row,
-    put_back,
-    state_of,
     take,
 )
 from dpd.agents.buffers import Rollout, gae
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.gaussian import GaussianLearners
 from dpd.agents.nets import StackedNets, mlp_shapes
-from dpd.agents.norm import ObsNorm, ReturnNorm
+from dpd.agents.norm import ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.ppo_loss import Samples, clipped_gradient, clipped_loss, ppo_loss
@@ -39,7 +34,7 @@ def normalise_minibatches(adv: Tensor) -> Tensor:
     return (adv - adv.mean(-1, keepdim=True)) / (adv.std(-1, keepdim=True) + 1e-8)
 
 
-class PPO:
+class PPO(GaussianLearners[PPOConfig]):
     """N learners that collect, update and answer as one stack.
 
     `seeds`: one sequence of integers per learner, from which all its random numbers follow.
@@ -53,37 +48,17 @@ class PPO:
         seeds: Sequence[Sequence[int]],
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        n = self.n_learners = len(seeds)
-        self.config, self.obs_dim, self.act_dim, self.dtype = config, obs_dim, act_dim, dtype
-        self.nets = StackedNets(self._shapes(), n, config.activation, dtype)
-        self._initialise(RowRandom(seeds, Stream.INIT))
+        super().__init__(config, obs_dim, act_dim, seeds, dtype)
+        n, hidden = self.n_learners, config.hidden
+        shapes = self._policy_shapes(hidden) | mlp_shapes("critic", [obs_dim, *hidden, 1])
+        self.nets = StackedNets(shapes, n, config.activation, dtype)
+        init = RowRandom(seeds, Stream.INIT)
+        self._initialise("actor", 0.01, init)
+        self._initialise("critic", 1.0, init)
         self.optimizer = StackedAdam(self.nets.flat, [config.lr] * n, eps=config.adam_eps)
-        self.explore = RowRandom(seeds, Stream.EXPLORE)
         self.batches = RowRandom(seeds, Stream.BATCH)
-        self.gamma = per_row(config.peer_gamma, config.gamma, seeds).to(dtype).unsqueeze(1)
-        self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs)
         self.return_norm = ReturnNorm(n, config.n_envs, self.gamma, config.norm_reward)
-        self.lr = per_row(config.peer_lr, config.lr, seeds)
         self._ones = torch.ones(n, dtype=dtype)
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        hidden = self.config.hidden
-        return {
-            **mlp_shapes("actor", [self.obs_dim, *hidden, self.act_dim]),
-            "log_std": (1, self.act_dim),
-            **mlp_shapes("critic", [self.obs_dim, *hidden, 1]),
-        }
-
-    def _initialise(self, rng: RowRandom) -> None:
-        trunk = [math.sqrt(2)] * len(self.config.hidden)
-        self.nets.init_orthogonal("actor", [*trunk, 0.01], rng.generators)
-        self.nets.init_orthogonal("critic", [*trunk, 1.0], rng.generators)
-        self.nets.views["log_std"].fill_(self.config.log_std_init)
-
-    def dist(self, obs: Tensor) -> DiagGaussian:
-        """Return the policy at normalised obs [N, B, O]."""
-        mean, log_std = self.nets(obs, "actor", "log_std")
-        return DiagGaussian(mean, log_std)
 
     def value(self, obs: Tensor) -> Tensor:
         """Return values at normalised obs [N, B, O] -> [N, B], in scaled reward units."""
@@ -98,26 +73,6 @@ class PPO:
     def reward_scale(self) -> Tensor:
         """Raw reward units per unit of reward they learn from [N, 1]."""
         return self.return_norm.scale.to(self.dtype)
-
-    def new_rollout(self) -> Rollout:
-        """Return an empty buffer for one iteration."""
-        c = self.config
-        return Rollout(self.n_learners, c.n_steps, c.n_envs, self.obs_dim, self.act_dim, self.dtype)
-
-    def noise(self) -> Tensor:
-        """Draw an iteration's exploration noise [N, T, E, A] in one block."""
-        c = self.config
-        return self.explore.normal(c.n_steps, c.n_envs, self.act_dim, dtype=self.dtype)
-
-    @torch.no_grad()
-    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Sample actions from raw obs [N, E, O] and noise [N, E, A] -> [N, E, A], unclipped."""
-        return self.dist(self.obs_norm(obs)).sample(noise)
-
-    @torch.no_grad()
-    def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
-        return self.dist(self.obs_norm(obs)).mode()
 
     @torch.no_grad()
     def ask(self, obs: Tensor) -> Answer:
@@ -181,7 +136,7 @@ class PPO:
         obs, act, logp, adv, ret = (take(x, idx) for x in batch.data)
         obs, act = obs.unflatten(1, parts[1:]), act.unflatten(1, parts[1:])
         idx, logp, adv, ret = (x.view(parts) for x in (idx, logp, adv, ret))
-        adv = normalise_minibatches(adv)
+        adv = normalise_minibatches(adv) if self.config.norm_adv else adv
         history, ratios = [], []
         for i in range(idx.shape[1]):
             part = Samples(obs[:, i], act[:, i], logp[:, i], adv[:, i], ret[:, i])
@@ -247,7 +202,7 @@ class PPO:
 
     def observe(self, rollout: Rollout) -> None:
         """Take a rollout into the normalisers, after its last use."""
-        self.obs_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
+        super().observe(rollout)
         self.return_norm.update(rollout.reward, rollout.done, rollout.valid)
 
     @property
@@ -256,43 +211,12 @@ class PPO:
         return None
 
     def _parts(self) -> dict[str, Stateful]:
-        return {
-            "nets": self.nets,
-            "optimizer": self.optimizer,
-            "explore": self.explore,
-            "batches": self.batches,
-            "obs_norm": self.obs_norm,
-            "return_norm": self.return_norm,
-        }
-
-    def state(self) -> State:
-        """Return all that the learners' future depends on."""
-        return state_of(self._parts()) | {"lr": self.lr}
-
-    def load_state(self, state: State) -> None:
-        """Put a state back. Raises ValueError where it is of other learners."""
-        load_parts(self._parts(), state)
-        put_back({"lr": self.lr}, {"lr": state["lr"]})
+        return super()._parts() | {"batches": self.batches, "return_norm": self.return_norm}
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
         """Give rows new random numbers and half the learning rate, after they diverged."""
-        self.explore.reseed(rows, attempt)
+        super().retry(rows, attempt)
         self.batches.reseed(rows, attempt)
-        self.lr[list(rows)] *= 0.5
-
-    def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
-        """Give learner n a policy and its normaliser, as `export` returns them.
-
-        The value function stays as it was made.
-        """
-        names = [k for k in self.nets.views if not k.startswith("critic")]
-        put_back({k: self.nets.views[k][n] for k in names}, {k: policy[k] for k in names})
-        self.obs_norm.start_from(n, policy)
-
-    def export(self, n: int) -> dict[str, Tensor]:
-        """Return learner n's policy and normaliser, as a policy file holds them."""
-        actor = {k: v[n] for k, v in self.nets.views.items() if not k.startswith("critic")}
-        return actor | self.obs_norm.export(n)
 
 
 def mean_kl(ratio: Tensor) -> Tensor:

@@ -65,6 +65,8 @@ class PPOConfig:
     """Initial log standard deviation (tianshou's MuJoCo benchmark; Andrychowicz et al. 2021)."""
     norm_obs: bool = True
     """Normalise observations by running statistics (VecNormalize)."""
+    norm_adv: bool = True
+    """Centre and scale advantages within each minibatch (Stable-Baselines3)."""
     norm_reward: bool = True
     """Scale rewards by the running deviation of the return (VecNormalize)."""
 

@@ -1,4 +1,4 @@
-"""What a stack of off-policy learners remembers."""
+"""What a stack of off-policy learners or students remembers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from dpd.agents.buffers import Rollout
 from dpd.agents.offpolicy_config import COLUMNS, OffPolicyConfig
 from dpd.agents.rng import RowRandom
+from dpd.agents.student_config import StudentConfig
 
 WIDE = 2**62  # modulo a count of samples, as good as uniform
 
@@ -34,7 +35,7 @@ class Replay:
 
     def __init__(
         self,
-        config: OffPolicyConfig,
+        config: OffPolicyConfig | StudentConfig,
         n: int,
         obs_dim: int,
         act_dim: int,

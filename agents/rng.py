@@ -19,6 +19,7 @@ class Stream(IntEnum):
     EXPLORE = 1
     BATCH = 2
     DISTILL = 3
+    TEACHER = 4
 
 
 def _word(seed: Sequence[int], stream: Stream, *attempt: int) -> int:
@@ -51,6 +52,10 @@ class RowRandom:
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw standard normals [N, *shape]."""
         return torch.stack([torch.randn(*shape, generator=g, dtype=dtype) for g in self.generators])
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw numbers in [0, 1) [N, *shape]."""
+        return torch.stack([torch.rand(*shape, generator=g, dtype=dtype) for g in self.generators])
 
     def permutation(self, size: int) -> Tensor:
         """Draw a permutation of range(size) per learner [N, size]."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dpd.agents.base import Batch
 from dpd.agents.buffers import Rollout
+from dpd.agents.learners import Learners
 from dpd.agents.nets import StackedNets
 from dpd.agents.sac import SAC
 from dpd.agents.td3 import TD3
@@ -64,7 +65,7 @@ def load_critics(nets: StackedNets, q_networks: Iterable[nn.Module]) -> None:
         load(nets, row, named("critic", linear(net)))
 
 
-def filled(agent: TD3 | SAC, seeds: list[int]) -> Rollout:
+def filled(agent: Learners, seeds: list[int]) -> Rollout:
     """Return a rollout on random observations; row n's from seeds[n] alone."""
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     rollout, dtype = agent.new_rollout(), agent.dtype

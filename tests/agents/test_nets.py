@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -6,7 +7,8 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
-from dpd.agents.nets import StackedNets, mlp_shapes
+from dpd.agents.nets import ACTIVATIONS, Shapes, StackedNets, mlp_shapes
+from dpd.agents.optim import StackedAdam
 
 N, SIZES, EXTRA = 3, (5, 8, 7, 2), 4
 MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
@@ -172,3 +174,93 @@ def test_uniform_weights_are_those_of_linear_layers_and_each_rows_own() -> None:
     alone.init_uniform("net", [torch.Generator().manual_seed(2)])
     assert torch.equal(stack.flat[1], alone.flat[0])
     assert not torch.equal(stack.flat[0], stack.flat[1])
+
+
+# Padded stacks: row n's own hidden sizes, in the leading block of the widest, 8 and 7.
+WIDTHS = ((8, 2), (3, 7), (1, 1))
+
+
+def row_shapes(hidden: tuple[int, ...]) -> Shapes:
+    return {**mlp_shapes("net", (SIZES[0], *hidden, SIZES[-1])), "extra": (1, EXTRA)}
+
+
+def drawn(rows: Sequence[Shapes], seeds: Sequence[int], activation: str, init: str) -> StackedNets:
+    """Return a stack with row n's parameters drawn from seeds[n]."""
+    stack = StackedNets.padded(rows, activation, torch.float64)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if init == "uniform":
+        stack.init_uniform("net", generators)
+    else:
+        stack.init_orthogonal("net", (math.sqrt(2), math.sqrt(2), 0.01), generators)
+    return stack
+
+
+def descend(stack: StackedNets, x: Tensor, steps: int) -> None:
+    """Take Adam's steps towards outputs of 1 and a parameter of 2."""
+    adam = StackedAdam(stack.flat, [1e-2] * len(x))
+    for _ in range(steps):
+        out, extra = stack(x, "net", "extra")
+        loss = (out - 1).square().mean((1, 2)) + (extra - 2).square().mean((1, 2))
+        adam.step(torch.autograd.grad(loss.sum(), stack.flat)[0])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("init", ["uniform", "orthogonal"])
+def test_a_padded_row_is_drawn_and_learns_as_a_network_of_its_own_width(
+    activation: str, init: str
+) -> None:
+    rows = [row_shapes(hidden) for hidden in WIDTHS]
+    together, x = drawn(rows, (1, 2, 3), activation, init), inputs()
+    # 5*8+8 + 8*7+7 + 7*2+2 + 4 = 131 a row; own 48+18+6+4 = 76, 18+28+16+4 = 66, 6+2+4+4 = 16
+    assert together.flat.shape == (3, 131)
+    assert together.padding is not None
+    assert together.padding.sum(1).tolist() == [131 - 76, 131 - 66, 131 - 16]
+    alone = [drawn([row], [n + 1], activation, init) for n, row in enumerate(rows)]
+    for n, solo in enumerate(alone):
+        for name, view in solo.views.items():
+            assert torch.equal(together.own(n, name), view[0]), name
+    start = together.flat.detach().clone()
+    descend(together, x, 20)
+    assert not together.flat[together.padding].any()
+    assert (together.flat - start)[~together.padding].abs().max() > 0.1
+    for n, solo in enumerate(alone):
+        descend(solo, x[n : n + 1], 20)
+        for name, view in solo.views.items():
+            torch.testing.assert_close(together.own(n, name), view[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_of_zero_is_zero_or_padding_would_not_be_exact(activation: str) -> None:
+    assert not ACTIVATIONS[activation].forward_(torch.zeros(3)).any()
+
+
+def test_an_activation_that_is_not_zero_at_zero_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    unfit = ACTIVATIONS["tanh"]._replace(forward_=torch.sigmoid_)  # 1 / 2 at 0
+    monkeypatch.setitem(ACTIVATIONS, "sigmoid", unfit)
+    with pytest.raises(ValueError, match=r"sigmoid\(0\) is not 0"):
+        StackedNets.padded([row_shapes(hidden) for hidden in WIDTHS], "sigmoid")
+
+
+def test_rows_of_unequal_depth_are_refused() -> None:
+    with pytest.raises(ValueError, match="one stack holds one depth"):
+        StackedNets.padded([row_shapes((8, 8)), row_shapes((8,))], "tanh")
+
+
+def test_rows_of_one_width_need_no_padding() -> None:
+    stack = drawn([row_shapes((8, 7))] * N, (1, 2, 3), "tanh", "orthogonal")
+    plain = StackedNets(row_shapes((8, 7)), N, "tanh", torch.float64)
+    assert stack.padding is None and plain.padding is None
+    assert stack.shapes == plain.shapes
+    assert torch.equal(stack.own(1, "net.1.weight"), stack.views["net.1.weight"][1])
+
+
+def test_parameters_of_rows_of_other_widths_are_refused() -> None:
+    rows = [row_shapes(hidden) for hidden in WIDTHS]
+    stack, swapped = (drawn(r, (1, 2, 3), "tanh", "uniform") for r in (rows, rows[::-1]))
+    before = stack.flat.detach().clone()
+    with pytest.raises(ValueError, match="other widths"):
+        stack.load_state(swapped.state())
+    assert torch.equal(stack.flat, before)
+    for part in (stack.twin(), stack.every(2)):
+        assert part.padding is not None and not part.flat[part.padding].any()
+        assert torch.equal(part.own(-1, "net.0.weight"), stack.own(2, "net.0.weight"))
