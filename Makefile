@@ -18,7 +18,7 @@ train: install
 	$(BIN)/dpd train $(ENV) $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,11 +5,12 @@ Letters: M environments (N learners x E each, learner-major) · O observation ·
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -116,3 +117,33 @@ class ActionScale:
             return unit
         scaled = unit * self._half + self._middle
         return scaled if self._is_exact else np.clip(scaled, self._low, self._high)
+
+    def on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Return the same map, bit for bit, for tensors that stay on a device; NaN stays NaN."""
+        bounds = (self._half, self._middle, self._low, self._high)
+        half, middle, low, high = (torch.tensor(bound, device=device) for bound in bounds)
+
+        def scale(act: Tensor) -> Tensor:
+            unit = act.detach().clamp(-1.0, 1.0).float()
+            return (unit * half + middle).clamp(low, high)
+
+        return scale
+
+
+def snapshot_rows(
+    snapshot: dict[str, np.ndarray],
+    ids: Sequence[int] | None,
+    n_envs: int,
+    obs_dim: int,
+    env_id: str,
+) -> np.ndarray:
+    """Check that a snapshot's rows fit environments `ids` (None: all of n_envs) -> ids [K]."""
+    rows = np.arange(n_envs) if ids is None else np.asarray(ids, dtype=np.int64)
+    if len(snapshot["obs"]) != len(rows):
+        held = len(snapshot["obs"])
+        raise ValueError(f"the snapshot has {held} rows for {len(rows)} environments")
+    if len(np.unique(rows)) != len(rows) or not np.isin(rows, np.arange(n_envs)).all():
+        raise ValueError(f"ids must be distinct and in [0, {n_envs}), got {rows.tolist()}")
+    if snapshot["obs"].shape[1] != obs_dim:
+        raise ValueError(f"the snapshot is not one of {env_id}")
+    return rows

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dpd.envs import tasks
-from dpd.envs.base import ActionScale, EnvSpec, Step
+from dpd.envs.base import ActionScale, EnvSpec, Step, snapshot_rows
 from dpd.envs.physics import make_physics
 
 Snapshot = dict[str, np.ndarray]
@@ -149,8 +149,7 @@ class Simulation:
 
     def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> np.ndarray:
         """Put row k of the snapshot into environment ids[k] (None: k) -> obs [M, O]."""
-        rows = np.arange(self.n_envs) if ids is None else np.asarray(ids, dtype=np.int64)
-        self._check_rows(snapshot, rows)
+        rows = snapshot_rows(snapshot, ids, self.n_envs, self.obs_dim, self.task.env_id)
         self._physics.set_state(rows.tolist(), snapshot["physics"])
         self._elapsed[rows] = snapshot["elapsed"]
         self._marker[rows] = snapshot["marker"]
@@ -161,14 +160,33 @@ class Simulation:
         self._started = self._started or len(rows) == self.n_envs
         return self._obs
 
-    def _check_rows(self, snapshot: Snapshot, rows: np.ndarray) -> None:
-        if len(snapshot["obs"]) != len(rows):
-            held = len(snapshot["obs"])
-            raise ValueError(f"the snapshot has {held} rows for {len(rows)} environments")
+    def set_state(self, ids: Sequence[int], qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+        """Put qpos [K, nq] and qvel [K, nv] into environments ids[k] -> obs [M, O].
+
+        All else stays: the clock, the last action, the solver's warm start. Ant and Humanoid also
+        observe contact forces, which a step leaves as its last Runge-Kutta stage had them; here
+        they are those of this very state, so that even a state's own qpos and qvel change them.
+        Raises ValueError for ids, shapes or numbers that don't fit.
+        """
+        rows = self._check_placed(ids, qpos, qvel)
+        self._physics.place(rows, qpos, qvel)
+        fresh = {name: field[rows] for name, field in self._state.items()}
+        self._obs = self._obs.copy()
+        self._obs[rows] = tasks.observe(self.task, fresh)
+        self._marker[rows] = tasks.marker(self.task, fresh, self.model.body_mass)
+        self._started = self._started or len(rows) == self.n_envs
+        return self._obs
+
+    def _check_placed(self, ids: Sequence[int], qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+        rows = np.asarray(ids, dtype=np.int64)
         if len(np.unique(rows)) != len(rows) or not np.isin(rows, np.arange(self.n_envs)).all():
             raise ValueError(f"ids must be distinct and in [0, {self.n_envs}), got {rows.tolist()}")
-        if snapshot["obs"].shape[1] != self.obs_dim:
-            raise ValueError(f"the snapshot is not one of {self.task.env_id}")
+        for name, given, width in (("qpos", qpos, self.model.nq), ("qvel", qvel, self.model.nv)):
+            if given.shape != (len(rows), width) or not np.isfinite(given).all():
+                raise ValueError(
+                    f"{name} must be finite and of shape {(len(rows), width)}, got {given.shape}"
+                )
+        return rows
 
     def close(self) -> None:
         self._physics.close()
@@ -240,6 +258,14 @@ class NativeEnv:
     def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> Tensor:
         self._refuse_midstep()
         return _tensor(self._sim.restore(snapshot, ids))
+
+    def set_state(self, ids: Sequence[int], qpos: np.ndarray, qvel: np.ndarray) -> Tensor:
+        """Put qpos [K, nq] and qvel [K, nv] into environments `ids` -> obs [M, O]; see Simulation.
+
+        Raises RuntimeError in the middle of a step.
+        """
+        self._refuse_midstep()
+        return _tensor(self._sim.set_state(ids, qpos, qvel))
 
     def close(self) -> None:
         self._background.shutdown()

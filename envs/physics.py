@@ -36,6 +36,13 @@ class Physics(Protocol):
         """Start simulations `ids` (sorted) anew from qpos [K, nq] and qvel [K, nv]."""
         ...
 
+    def place(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Put qpos [K, nq] and qvel [K, nv] into simulations `ids` and derive the fields of them.
+
+        All else stays: time, controls, the solver's warm start.
+        """
+        ...
+
     def get_state(self) -> np.ndarray:
         """Copy everything the next step depends on -> [M, S]."""
         ...
@@ -54,7 +61,7 @@ class BatchPhysics:
         self, model: mujoco.MjModel, n_envs: int, threads: int, skip: int, derived: Sequence[str]
     ) -> None:
         self._skip = skip
-        self._batch = Batch(model, n_envs, threads)
+        self._batch, self._derives = Batch(model, n_envs, threads), bool(derived)
         self.fields = {name: self._batch.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
         self._counters = self._batch.warning[:, _UNSTABLE]
 
@@ -73,6 +80,12 @@ class BatchPhysics:
         self.fields["qpos"][ids] = qpos
         self.fields["qvel"][ids] = qvel
         self._batch.forward(ids)
+
+    def place(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        self.fields["qpos"][ids] = qpos
+        self.fields["qvel"][ids] = qvel
+        if self._derives:
+            self._batch.forward(np.sort(ids))
 
     def get_state(self) -> np.ndarray:
         return self._batch.state.copy()
@@ -148,6 +161,14 @@ class ThreadPhysics:
             mujoco.mj_forward(self._model, data)
             np.concatenate(self._sources[i], out=self._rows[i])
 
+    def place(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        for row, i in enumerate(ids.tolist()):
+            data = self._data[i]
+            data.qpos[:], data.qvel[:] = qpos[row], qvel[row]
+            mujoco.mj_forward(self._model, data)
+            mujoco.mj_rnePostConstraint(self._model, data)
+            np.concatenate(self._sources[i], out=self._rows[i])
+
     def get_state(self) -> np.ndarray:
         rows = np.empty((len(self._data), mujoco.mj_stateSize(self._model, STATE)))
         for data, row in zip(self._data, rows, strict=True):
@@ -161,6 +182,13 @@ class ThreadPhysics:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+def positions(model: mujoco.MjModel, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Read qpos [K, nq] and qvel [K, nv] out of rows [K, S] of `get_state`."""
+    first = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_TIME)  # qpos comes behind it
+    middle = first + model.nq
+    return rows[:, first:middle].copy(), rows[:, middle : middle + model.nv].copy()
 
 
 def n_cores() -> int:

@@ -1,0 +1,162 @@
+"""The six MuJoCo tasks on a GPU: MuJoCo Warp's physics, the task table on torch, no host sync."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpd.envs import tasks
+from dpd.envs.base import ActionScale, EnvSpec, Step, snapshot_rows
+from dpd.envs.warp_physics import WarpPhysics, find_device
+
+Snapshot = dict[str, np.ndarray]
+
+NOTES = {
+    "Ant-v5": "MuJoCo Warp turns the friction pyramid under a leg steeper than 60 degrees; "
+    "single steps differ from MuJoCo's there",
+    "Humanoid-v5": "solved by Newton in place of PGS, which MuJoCo Warp does not have",
+}
+"""What differs from MuJoCo's own simulation, beside float32."""
+
+
+class WarpEnv:
+    """M environments on one device, as an `Env`; a `Step`'s tensors stay there and are fresh.
+
+    Nothing here waits for the device but `snapshot`, `restore` and `overflowed`. So a NaN action
+    is not refused: its environment gets ctrl 0, and as where physics becomes unstable, the step is
+    invalid (reward 0, `next_obs` the new episode's first observation) and the episode cut.
+    `n_lost` counts such steps, for whoever reads it.
+
+    An episode's start depends on the environment's seed and its number of episodes alone.
+    """
+
+    def __init__(
+        self, env_id: str, n_envs: int, seeds: Sequence[int], device: str = "cuda"
+    ) -> None:
+        self._task = task = tasks.find_task(env_id)
+        if len(seeds) != n_envs or n_envs < 1:
+            raise ValueError(f"{len(seeds)} seeds for {n_envs} environments; give one each")
+        self.n_envs, self.device = n_envs, find_device(device)
+        model = tasks.load_model(task)
+        keys = np.array([int(seed) % 2**64 for seed in seeds], dtype=np.uint64).view(np.int64)
+        self._physics = WarpPhysics(task, model, keys, self.device)
+        self._state = self._physics.fields
+        self._mass = torch.tensor(model.body_mass, dtype=torch.float32, device=self.device)
+        self._dt = model.opt.timestep * task.frame_skip
+        low, high = model.actuator_ctrlrange.T.astype(np.float32)
+        self._scale = ActionScale(low, high).on(self.device)
+        self._elapsed = torch.zeros(n_envs, dtype=torch.int64, device=self.device)
+        self.n_lost = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._marker = torch.zeros(n_envs, device=self.device)
+        self._obs = tasks.observe(task, self._state)
+        self.spec = EnvSpec(env_id, "warp", self._obs.shape[1], model.nu, low, high, True)
+        self.notes = [NOTES[env_id]] if env_id in NOTES else []
+        self._started = False
+        self._act: Tensor | None = None
+        self._void = torch.zeros(n_envs, dtype=torch.bool, device=self.device)
+
+    def reset(self) -> Tensor:
+        self._refuse_midstep()
+        everyone = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
+        self._restart(everyone, self._obs, self._marker)
+        self._started = True
+        return self._obs
+
+    def start(self, act: Tensor) -> None:
+        """Begin a step; on a GPU this returns before the physics has run."""
+        self._refuse_midstep()
+        if not self._started:
+            raise RuntimeError("reset the environment before its first step")
+        scaled = self._scale(act)
+        # MuJoCo Warp clamps ctrl, which would make a bound of a NaN and hide it.
+        self._void = scaled.isnan().any(1)
+        self._act = scaled.nan_to_num(0.0)
+        self._physics.step(self._act)
+
+    def wait(self) -> Step:
+        if self._act is None:
+            raise RuntimeError("wait() without start()")
+        task, state, act, self._act = self._task, self._state, self._act, None
+        marker = tasks.marker(task, state, self._mass).clone()  # planar: a view of qpos
+        up = tasks.healthy(task, state) if task.terminates else None
+        reward = tasks.reward(task, state, (marker - self._marker) / self._dt, act, up)
+        lost = self._physics.unstable() | self._void
+        self._elapsed += 1
+        terminated = torch.zeros_like(lost) if up is None else ~(up | lost)
+        truncated = (self._elapsed >= task.max_steps) | lost
+        next_obs = tasks.observe(task, state)
+        obs = self._restart(terminated | truncated, next_obs, marker)
+        self.n_lost += lost.sum()
+        return Step(
+            obs,
+            torch.where(lost[:, None], obs, next_obs),  # a NaN times a weight of 0 is a NaN
+            reward.masked_fill(lost, 0.0),
+            terminated,
+            truncated,
+            ~lost,
+        )
+
+    def step(self, act: Tensor) -> Step:
+        self.start(act)
+        return self.wait()
+
+    def _restart(self, over: Tensor, obs: Tensor, marker: Tensor) -> Tensor:
+        """Begin new episodes where `over` [M] says -> obs [M, O], with theirs in place."""
+        self._physics.restart(over)
+        self._elapsed.masked_fill_(over, 0)
+        fresh = tasks.marker(self._task, self._state, self._mass)
+        self._marker = torch.where(over, fresh, marker)
+        self._obs = torch.where(over[:, None], tasks.observe(self._task, self._state), obs)
+        return self._obs
+
+    def overflowed(self) -> bool:
+        """Whether contacts were ever dropped for want of room; waits for the device.
+
+        Ask rarely (at a checkpoint, at the end) and tell the user: the physics was then not that
+        of the task.
+        """
+        return self._physics.overflowed()
+
+    def snapshot(self) -> Snapshot:
+        self._refuse_midstep()
+        held = {
+            "physics": self._physics.get_state(),
+            "elapsed": self._elapsed,
+            "marker": self._marker,
+            "obs": self._obs,
+            "key": self._physics.key,
+            "episode": self._physics.episode,
+        }
+        return {name: tensor.cpu().numpy().copy() for name, tensor in held.items()}
+
+    def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> Tensor:
+        """Put rows back; on the CPU the same future follows bit for bit, on a GPU nearly so."""
+        self._refuse_midstep()
+        rows = snapshot_rows(snapshot, ids, self.n_envs, self.spec.obs_dim, self.spec.env_id)
+        at = torch.tensor(rows, device=self.device)
+        held = {
+            "elapsed": self._elapsed,
+            "marker": self._marker,
+            "obs": self._obs.clone(),
+            "key": self._physics.key,
+            "episode": self._physics.episode,
+        }
+        if not held.keys() <= snapshot.keys():
+            raise ValueError("the snapshot is another backend's")
+        for name, tensor in held.items():
+            tensor[at] = torch.tensor(snapshot[name], dtype=tensor.dtype, device=self.device)
+        physics = torch.tensor(snapshot["physics"], dtype=torch.float32, device=self.device)
+        self._physics.set_state(at, physics)
+        self._obs = held["obs"]
+        self._started = self._started or len(rows) == self.n_envs
+        return self._obs
+
+    def close(self) -> None:
+        """Nothing to do: the device's memory goes with the object."""
+
+    def _refuse_midstep(self) -> None:
+        if self._act is not None:
+            raise RuntimeError("a step is under way; call wait() first")
