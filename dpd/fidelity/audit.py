@@ -1,0 +1,219 @@
+"""The audit: every student against its teacher, on every set of states and in return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from dpd.fidelity.measures import CLOSE, Scores, retained, scores, why_no_kl
+from dpd.fidelity.states import (
+    HELD_OUT,
+    SETS,
+    Setting,
+    either,
+    perturbed,
+    uniform,
+    visit,
+)
+from dpd.fidelity.subjects import Cost, Subject, cost
+from dpd.intervals import FEW_SEEDS, Interval, bootstrap_interval, difference_of_means
+
+SHOWN = 1_000  # states whose actions are kept for the pictures
+
+
+class Gap(NamedTuple):
+    """How much closer a student follows on states it has seen."""
+
+    seen: str
+    """The set of states compared with the held-out ones: `train` where that is known."""
+    values: dict[str, float | None]
+    """Held-out minus seen, of every measure."""
+    unfitted: float
+    """Share of seen states where an action is off by more than 0.05: the student was not brought
+    to follow there, though it was trained there (optimisation, or too small a student)."""
+    ungeneralised: float
+    """How much larger that share is on held-out states: too little data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A student and how closely it follows."""
+
+    subject: Subject
+    cost: Cost
+    compression: float
+    """Parameters of the teacher per parameter of the student."""
+    scores: dict[str, Scores]
+    """By set of states."""
+    gap: Gap
+    returns: np.ndarray  # [K]
+    ratio: float | None
+    """Mean return over the teacher's."""
+    retained: float | None
+    interval: Interval | None
+    acts: tuple[Tensor, Tensor]
+    """Actions of teacher and student on some held-out states, [m, A] each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Everything found."""
+
+    setting: Setting
+    teacher: Subject
+    cost: Cost
+    returns: np.ndarray  # [K]
+    random: np.ndarray  # [K], of uniform actions
+    findings: list[Finding]
+    notes: list[str]
+
+
+def audit(
+    teacher: Subject,
+    students: Sequence[Subject],
+    setting: Setting,
+    tell: Callable[[str], None] = lambda what: None,
+) -> Audit:
+    """Play, collect states, and compare; `tell` hears what is being done."""
+    tell(teacher.name)
+    mode, n = teacher.policy.mode, setting.n_states
+    returns, obs = visit(setting, mode, n)
+    random = visit(setting, uniform(setting, teacher.policy.meta.act_dim)).returns
+    states = {"teacher": obs, "heldout": visit(setting, mode, n, HELD_OUT).obs}
+    states |= perturbed(setting, obs)
+    own_cost = cost(teacher)
+    findings = []
+    for student in students:
+        tell(student.name)
+        findings.append(examine(teacher, student, setting, states, (returns, random), own_cost))
+    return Audit(
+        setting=setting,
+        teacher=teacher,
+        cost=own_cost,
+        returns=returns,
+        random=random,
+        findings=findings,
+        notes=remarks(teacher, findings, setting, returns, random),
+    )
+
+
+def examine(
+    teacher: Subject,
+    student: Subject,
+    setting: Setting,
+    common: Mapping[str, Tensor],
+    baselines: tuple[np.ndarray, np.ndarray],
+    teachers_cost: Cost,
+) -> Finding:
+    """Compare one student with its teacher.
+
+    `common`: states that all students share; `baselines`: returns of the teacher, and random ones.
+    """
+    mode = student.policy.mode
+    returns, obs = visit(setting, mode, setting.n_states)
+    coin = either(setting, teacher.policy.mode, mode)
+    states = {**common, "student": obs, "mixed": visit(setting, coin, setting.n_states).obs}
+    if student.train is not None:
+        states["train"] = student.train
+    found = {name: measured(teacher, student, states[name]) for name in SETS if name in states}
+    some = common["heldout"][:SHOWN]
+    own_cost = cost(student)
+    ratio, kept, interval = against(returns, *baselines, setting.seed)
+    return Finding(
+        subject=student,
+        cost=own_cost,
+        compression=teachers_cost.parameters / own_cost.parameters,
+        scores=found,
+        gap=gap(found),
+        returns=returns,
+        ratio=ratio,
+        retained=kept,
+        interval=interval,
+        acts=(teacher.answers(some).act, student.answers(some).act),
+    )
+
+
+def measured(teacher: Subject, student: Subject, obs: Tensor) -> Scores:
+    """Compare two policies on states [n, O]."""
+    has_kl = why_no_kl(teacher.policy.meta, student.policy.meta) is None
+    return scores(teacher.answers(obs), student.answers(obs), has_kl)
+
+
+def gap(found: Mapping[str, Scores]) -> Gap:
+    """Compare held-out states with those seen in training, or with the teacher's others."""
+    seen = "train" if "train" in found else "teacher"
+    before, after = found[seen].values, found["heldout"].values
+    values = {name: minus(after[name], before[name]) for name in after}
+    agree = f"agree_{CLOSE}"
+    return Gap(seen, values, 1 - (before[agree] or 0), -(values[agree] or 0))
+
+
+def minus(a: float | None, b: float | None) -> float | None:
+    """Subtract where both are known."""
+    return None if a is None or b is None else a - b
+
+
+def against(
+    student: np.ndarray, teacher: np.ndarray, random: np.ndarray, seed: int
+) -> tuple[float | None, float | None, Interval | None]:
+    """Return R_S / R_T, the return retained, and its interval over episodes, paired by their seed.
+
+    Nothing is retained of a teacher that is no better than random.
+    """
+    ratio = float(student.mean() / teacher.mean()) if teacher.mean() else None
+    if teacher.mean() <= random.mean():
+        return ratio, None, None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        samples: Any = [student, teacher, random]
+        interval = bootstrap_interval(retained, samples, seed, paired=True)
+    if interval is not None and not np.isfinite(interval).all():
+        interval = None
+    return ratio, float(retained(student, teacher, random)), interval
+
+
+def remarks(
+    teacher: Subject,
+    findings: Sequence[Finding],
+    setting: Setting,
+    returns: np.ndarray,
+    random: np.ndarray,
+) -> list[str]:
+    """Say what was left out, what the gaps mean, and what weakens the numbers."""
+    notes = [fit_text(f) for f in findings if f.gap.seen == "train"]
+    unknown = [f.subject.name for f in findings if f.gap.seen != "train" and not f.subject.is_floor]
+    if unknown:
+        notes.append(
+            f"training states unknown of {', '.join(unknown)}: the gap is between two sets of the "
+            "teacher's states, and tells nothing of too little data (--train-states)"
+        )
+    for f in findings:
+        if reason := why_no_kl(teacher.policy.meta, f.subject.policy.meta):
+            notes.append(f"no KL for {f.subject.name}: {reason}")
+    if all(f.scores["heldout"].values["value_gap"] is None for f in findings):
+        notes.append("no value gap: policy files hold no value function")
+    for f in findings:
+        if f.subject.policy.meta.env_id != setting.env_id:
+            was = f.subject.policy.meta.env_id
+            notes.append(f"{f.subject.name} was trained in {was}, and acts in {setting.env_id}")
+    apart = bootstrap_interval(difference_of_means, [list(returns), list(random)], setting.seed)
+    if returns.mean() <= random.mean() or apart is None or apart.low <= 0:
+        notes.append(
+            f"{teacher.name} is not clearly better than random actions in {setting.episodes} "
+            "episodes: what is retained of its return means little"
+        )
+    if setting.episodes < FEW_SEEDS:
+        notes.append(f"intervals over fewer than {FEW_SEEDS} episodes mean little")
+    return notes
+
+
+def fit_text(f: Finding) -> str:
+    """Separate what a student was not brought to follow from what it does not generalise."""
+    return (
+        f"{f.subject.name} is off by more than {CLOSE} on {f.gap.unfitted:.1%} of its training "
+        f"states (optimisation, or too small a student), and on {f.gap.ungeneralised:+.1%} beside "
+        "that of held-out ones (too little data)"
+    )

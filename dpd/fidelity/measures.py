@@ -1,0 +1,151 @@
+"""How closely one policy follows another: what both answer to the same states, compared.
+
+Stanton et al., "Does Knowledge Distillation Really Work?" (NeurIPS 2021), for continuous actions.
+Letters: n states · A action · H features. Actions are in [-1, 1], so that differences are in
+units of half the action range.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from dpd.agents.dist import DiagGaussian
+from dpd.distill.divergence import kl
+from dpd.policyfile import PolicyMeta
+
+CLOSE, NEAR = 0.05, 0.1
+CONSTANT = 1e-8  # a variance below it is none: R² says nothing there
+
+
+class Measure(NamedTuple):
+    """A measure's heading, and what its number means."""
+
+    title: str
+    meaning: str
+
+
+MEASURES = {
+    "kl_forward": Measure("KL(T‖S)", "nats by which the student's Gaussian misses the teacher's"),
+    "kl_reverse": Measure("KL(S‖T)", "the same from the student's side"),
+    "action_error": Measure("error", "mean |difference| of actions, in halves of their range"),
+    "action_mse": Measure("MSE", "mean squared difference of actions, in halves of their range"),
+    f"agree_{CLOSE}": Measure("≤0.05", "share of states where no action is off by more than 0.05"),
+    f"agree_{NEAR}": Measure("≤0.1", "share of states where no action is off by more than 0.1"),
+    "r2_mean": Measure("R²", "variance of the teacher's actions that is explained; 1 is all"),
+    "r2_min": Measure("min R²", "that of the action dimension followed least"),
+    "cka": Measure("CKA", "likeness of the last hidden layers (linear CKA), turned and scaled"),
+    "value_gap": Measure("value gap", "mean |difference| of the value functions, in reward units"),
+}
+
+
+class Answers(NamedTuple):
+    """What a policy says of n states."""
+
+    act: Tensor  # [n, A] without noise, in [-1, 1]
+    dist: DiagGaussian  # mean [n, A]
+    features: Tensor  # [n, H], the last hidden layer
+    value: Tensor | None = None  # [n]
+
+
+class Scores(NamedTuple):
+    """How closely a student follows on a set of states."""
+
+    n: int
+    values: dict[str, float | None]
+    """By the names of MEASURES; None where one has no meaning."""
+    r2: list[float | None]
+    """R² of each action dimension; None where the teacher's action is constant."""
+
+
+def scores(teacher: Answers, student: Answers, has_kl: bool) -> Scores:
+    """Compare answers to the same states by every measure."""
+    gap = (student.act - teacher.act).double().abs()
+    each = r2(teacher.act, student.act)
+    known = [x for x in each if x is not None]
+    forward, reverse = kl_both_ways(teacher.dist, student.dist) if has_kl else (None, None)
+    values = {
+        "kl_forward": forward,
+        "kl_reverse": reverse,
+        "action_error": number(gap.mean()),
+        "action_mse": number(gap.square().mean()),
+        f"agree_{CLOSE}": agreement(gap, CLOSE),
+        f"agree_{NEAR}": agreement(gap, NEAR),
+        "r2_mean": sum(known) / len(known) if known else None,
+        "r2_min": min(known, default=None),
+        "cka": cka(teacher.features, student.features),
+        "value_gap": value_gap(teacher.value, student.value),
+    }
+    return Scores(len(gap), values, each)
+
+
+def number(value: Tensor) -> float | None:
+    """Return a scalar, or None where it is not finite."""
+    found = float(value)
+    return found if np.isfinite(found) else None
+
+
+def agreement(gap: Tensor, within: float) -> float:
+    """Return the share of states whose every |difference| [n, A] is at most `within`."""
+    return float((gap.amax(-1) <= within).double().mean())
+
+
+def r2(teacher: Tensor, student: Tensor) -> list[float | None]:
+    """Return 1 - SSE/SST of each dimension [n, A] -> A; None where the teacher is constant."""
+    t, s = teacher.double(), student.double()
+    error, spread = (s - t).square().mean(0), (t - t.mean(0)).square().mean(0)
+    return [
+        None if v < CONSTANT else 1 - e / v
+        for e, v in zip(error.tolist(), spread.tolist(), strict=True)
+    ]
+
+
+def cka(x: Tensor, y: Tensor) -> float | None:
+    """Return the linear centred kernel alignment of features [n, H], [n, K]; None if constant.
+
+    Kornblith et al., 2019: |XᵀY|² / (|XᵀX| |YᵀY|) of centred features, Frobenius norms; it does
+    not change when either is turned or scaled. It needs many more states than features.
+    """
+    x, y = (z.double() - z.double().mean(0) for z in (x, y))
+    # scaled first: squares of large features would overflow, and the ratio does not change
+    x, y = (z / z.abs().max().clamp_min(1e-300) for z in (x, y))
+    norm = (x.T @ x).norm() * (y.T @ y).norm()
+    return number((x.T @ y).norm().square() / norm) if norm > 0 else None
+
+
+def kl_both_ways(teacher: DiagGaussian, student: DiagGaussian) -> tuple[float | None, float | None]:
+    """Return the means over states of KL(teacher || student) and KL(student || teacher)."""
+    t, s = (
+        p._replace(mean=p.mean.double(), log_std=p.log_std.double()) for p in (teacher, student)
+    )
+    return number(kl(t, s).mean()), number(kl(s, t).mean())
+
+
+def why_no_kl(teacher: PolicyMeta, student: PolicyMeta) -> str | None:
+    """Say why a KL divergence between two policies would mean nothing, if so."""
+    noisy = [m.algo for m in (teacher, student) if m.tanh_mean]
+    if noisy:
+        return f"the actions of {noisy[0]} are deterministic, its deviation only explores"
+    if teacher.squashed != student.squashed:
+        return "between a squashed and a plain Gaussian it has no closed form"
+    return None
+
+
+def value_gap(teacher: Tensor | None, student: Tensor | None) -> float | None:
+    """Return the mean |difference| of values [n]; None unless both have some."""
+    if teacher is None or student is None:
+        return None
+    return number((student - teacher).double().abs().mean())
+
+
+def retained(
+    student: np.ndarray, teacher: np.ndarray, random: np.ndarray, axis: int = -1
+) -> np.ndarray:
+    """Return (R_S - R_random) / (R_T - R_random) of mean returns along an axis.
+
+    R_S / R_T alone would turn its sign with negative returns.
+    """
+    floor: Any = random.mean(axis=axis)
+    return (student.mean(axis=axis) - floor) / (teacher.mean(axis=axis) - floor)

@@ -1,0 +1,183 @@
+"""Offline distillation of many students at once: a fixed set of a teacher's states, each its own.
+
+A student is a row of `dpd.agents.student.Student`, and learns by the loss that `dpd distill` has.
+The target is the teacher's distribution as it is, since that is what fidelity is measured against:
+`dpd distill` clips its mean to the action box, where it acts the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpd.agents.base import take
+from dpd.agents.optim import StackedAdam, StackedSGD
+from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.student import Student
+from dpd.agents.student_config import StudentConfig
+from dpd.distill.targets import Targets, descend
+from dpd.fidelity.measures import why_no_kl
+from dpd.fidelity.states import NOISE
+from dpd.fidelity.variants import Variant
+from dpd.policyfile import Policy
+
+BATCH, MAX_GRAD_NORM = 256, 10.0
+CHUNK = 20  # gradient steps whose states are drawn at once, with one learning rate
+
+
+class Row(NamedTuple):
+    """A student of a stack."""
+
+    variant: Variant
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What students learn from."""
+
+    teacher: Policy
+    pool: Tensor  # [P, O] raw states, in random order
+    steps: int
+    lr: dict[str, float]
+    """Of each optimiser, at the beginning."""
+
+    @property
+    def divergence(self) -> str:
+        """The distance to the teacher: KL where it has a meaning to students, or actions."""
+        meta = self.teacher.meta
+        student = replace(meta, algo="student", squashed=False, tanh_mean=False)
+        return "kl_forward" if why_no_kl(meta, student) is None else "mse"
+
+    def own(self, row: Row) -> Tensor:
+        """Return the positions in the pool that a student learns from; more hold those of fewer."""
+        generator = torch.Generator().manual_seed(row.seed)
+        return torch.randperm(len(self.pool), generator=generator)[: row.variant.states]
+
+    def normalised(self, obs: Tensor) -> Tensor:
+        """Normalise raw obs [..., O] as the teacher does; its students do the same."""
+        tensors, meta = self.teacher.tensors, self.teacher.meta
+        if not meta.norm_obs:
+            return obs
+        scaled = (obs - tensors["obs_mean"]) * tensors["obs_scale"]
+        return scaled.clamp(-meta.clip_obs, meta.clip_obs)
+
+
+class Stack:
+    """Students that are trained together: of one optimiser and one number of steps."""
+
+    def __init__(self, lesson: Lesson, rows: Sequence[Row]) -> None:
+        self.lesson, self.rows = lesson, rows
+        teacher = lesson.teacher.meta
+        widths = ["x".join(map(str, r.variant.hidden(teacher.hidden))) for r in rows]
+        sizes = list(dict.fromkeys(widths))
+        config = StudentConfig(
+            hidden=teacher.hidden,
+            sizes=tuple(sizes),
+            activation=teacher.activation,  # type: ignore[arg-type]
+            norm_obs=False,  # they share the teacher's normaliser, see `normalised`
+            minibatch_size=BATCH,
+            capacity=BATCH,  # nothing is collected
+            n_envs=1,
+            n_steps=1,
+        )
+        # No word for the variant: those of one seed and size begin alike, and see the same draws.
+        seeds = [(r.seed, sizes.index(w)) for r, w in zip(rows, widths, strict=True)]
+        self.agent = Student(config, teacher.obs_dim, teacher.act_dim, seeds)
+        for n, row in enumerate(rows):
+            if row.variant.weight > 0:
+                self._start_near_the_teacher(n, row.variant.weight)
+        self.batches = RowRandom(seeds, Stream.BATCH)
+        self.noise = RowRandom(seeds, Stream.DISTILL)
+        kind = rows[0].variant.optimiser
+        self.lr = lesson.lr[kind]
+        flat, rates = self.agent.nets.flat, [self.lr] * len(rows)
+        self.optimizer = StackedAdam(flat, rates) if kind == "adam" else StackedSGD(flat, rates)
+        self.steps = lesson.steps * rows[0].variant.length
+        own = [lesson.own(row) for row in rows]
+        self.n_own = torch.tensor([[len(x)] for x in own])  # [N, 1]
+        self.own = torch.nn.utils.rnn.pad_sequence(own, batch_first=True)  # [N, most]
+        self.is_like = {k: [r.variant.augmentation == k for r in rows] for k in ("noise", "mixup")}
+        self.spread = lesson.pool.std(0, correction=0)
+
+    def _start_near_the_teacher(self, n: int, weight: float) -> None:
+        for name in self.agent.nets.rows[n]:
+            own, goal = self.agent.nets.own(n, name), self.lesson.teacher.tensors[name]
+            own.copy_((1 - weight) * own + weight * goal)
+
+    def train(self, tell: Callable[[int], None]) -> None:
+        """Take all gradient steps; `tell` hears how many were taken."""
+        for done in range(0, self.steps, CHUNK):
+            steps = min(CHUNK, self.steps - done)
+            rate = self.lr * 0.5 * (1 + math.cos(math.pi * done / self.steps))
+            self.optimizer.lr = [rate] * len(self.rows)
+            descend(
+                self.agent,
+                self.optimizer,
+                self.lesson.divergence,
+                self._draw(steps * BATCH),
+                steps,
+                1.0,
+                MAX_GRAD_NORM,
+                [True] * len(self.rows),
+            )
+            tell(steps)
+
+    @torch.no_grad()
+    def _draw(self, k: int) -> Targets:
+        """Draw k states for every student, changed as it wants, with the teacher's answers."""
+        obs = self._states(self.batches, k)
+        if any(self.is_like["noise"]):
+            noise = self.noise.normal(*obs.shape[1:]) * (NOISE * self.spread)
+            obs = torch.where(self._mask("noise"), obs + noise, obs)
+        if any(self.is_like["mixup"]):
+            share = self.noise.uniform(k, 1)  # Beta(1, 1)
+            mixed = share * obs + (1 - share) * self._states(self.noise, k)
+            obs = torch.where(self._mask("mixup"), mixed, obs)
+        said = self.lesson.teacher.dist(obs.flatten(0, 1))
+        mean = said.mean.view(*obs.shape[:2], -1)  # [N, K, A]
+        log_std = said.log_std.expand_as(said.mean).view_as(mean)
+        sample = said.mode().view_as(mean)
+        weight = obs.new_ones(obs.shape[:2])
+        return Targets(self.lesson.normalised(obs), mean, log_std, sample, weight)
+
+    def _mask(self, kind: str) -> Tensor:
+        return torch.tensor(self.is_like[kind]).view(-1, 1, 1)
+
+    def _states(self, rng: RowRandom, k: int) -> Tensor:
+        """Draw k of each student's own states [N, K, O]."""
+        at = (rng.uniform(k, dtype=torch.float64) * self.n_own).long()
+        return self.lesson.pool[take(self.own, at)]
+
+    def policies(self) -> list[Policy]:
+        """Return the students as they are, as policies with the teacher's normaliser."""
+        teacher = self.lesson.teacher
+        common = ("obs_mean", "obs_scale", "obs_count", "act_low", "act_high")
+        found = []
+        for n, row in enumerate(self.rows):
+            own = {k: self.agent.nets.own(n, k).clone() for k in self.agent.nets.rows[n]}
+            meta = replace(
+                teacher.meta,
+                algo="student",
+                squashed=False,
+                tanh_mean=False,
+                state_std=False,
+                memory=None,
+                hidden=row.variant.hidden(teacher.meta.hidden),
+                provenance={"seed": row.seed},
+            )
+            found.append(Policy({k: teacher.tensors[k] for k in common} | own, meta))
+        return found
+
+
+def stacks(lesson: Lesson, rows: Sequence[Row]) -> list[Stack]:
+    """Put students that can be trained together into stacks."""
+    kinds: dict[tuple[str, int, bool], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(row.variant.stack, []).append(row)
+    return [Stack(lesson, some) for some in kinds.values()]

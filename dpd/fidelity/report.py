@@ -1,0 +1,170 @@
+"""`dpd fidelity`: audit policies, and report to the terminal, as JSON, TensorBoard and a page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from dpd.config import BadInput
+from dpd.envs.make import check
+from dpd.evaluate import require_fit
+from dpd.fidelity.audit import Audit, Finding, audit
+from dpd.fidelity.measures import MEASURES
+from dpd.fidelity.page import page
+from dpd.fidelity.states import Setting
+from dpd.fidelity.subjects import read_subjects
+from dpd.fidelity.tables import print_sheet, sheets
+from dpd.files import replacing
+from dpd.intervals import CONFIDENCE
+
+if TYPE_CHECKING:
+    from dpd.commands import FidelityConfig
+
+
+def fidelity_paths(config: FidelityConfig) -> int:
+    """Audit all students; print tables or JSON, and write what is kept."""
+    require_writable(config.out)
+    teacher, students, env_id = read_subjects(config)
+    meta = teacher.policy.meta
+    setting = Setting(
+        env_id=env_id,
+        env_kwargs=meta.env_kwargs if env_id == meta.env_id else {},
+        episodes=config.episodes,
+        n_states=config.states,
+        seed=config.seed,
+        threads=config.threads,
+    )
+    require_fit(teacher.policy, check(setting.env_id, env_kwargs=setting.env_kwargs))
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=1 + len(students))
+
+        def tell(name: str) -> None:
+            progress.update(task, description=f"playing {escape(name)}", advance=1)
+
+        found = audit(teacher, students, setting, tell)
+    write(found, config.out)
+    if config.json:
+        sys.stdout.write(as_text(found))
+    else:
+        print_tables(found, Console(highlight=False))
+        line = f"report  {config.out / 'fidelity.html'}"
+        Console(markup=False, highlight=False).print(line, soft_wrap=True)
+    return 0
+
+
+def require_writable(out: Path) -> None:
+    """Raise BadInput unless a directory is there, or can be made."""
+    there = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BadInput(f"cannot write {out}: no directory, or not writable; see --out")
+
+
+def write(found: Audit, out: Path) -> None:
+    """Write the page, the JSON and TensorBoard's events into a directory."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("fidelity.json", as_text(found)), ("fidelity.html", page(found))):
+        with replacing(out / name) as draft:
+            draft.write_text(text, encoding="utf-8")
+    for finding in found.findings:
+        write_events(found, finding, out / "tb")
+
+
+def as_text(found: Audit) -> str:
+    """Return the JSON."""
+    return json.dumps(as_json(found), indent=2, allow_nan=False) + "\n"
+
+
+def as_json(found: Audit) -> dict[str, Any]:
+    """Return everything measured, raw returns included."""
+    setting = found.setting
+    return {
+        "env": setting.env_id,
+        "env_kwargs": setting.env_kwargs,
+        "episodes": setting.episodes,
+        "states": setting.n_states,
+        "seed": setting.seed,
+        "confidence": CONFIDENCE,
+        "teacher": {
+            **found.teacher.origin,
+            **found.cost._asdict(),
+            "return": float(found.returns.mean()),
+            "returns": found.returns.tolist(),
+        },
+        "random": {"return": float(found.random.mean()), "returns": found.random.tolist()},
+        "students": [finding_json(f) for f in found.findings],
+        "measures": {name: m.meaning for name, m in MEASURES.items()},
+        "notes": found.notes,
+    }
+
+
+def finding_json(f: Finding) -> dict[str, Any]:
+    """Return a student's figures and the returns behind them."""
+    return {
+        **f.subject.origin,
+        "is_floor": f.subject.is_floor,
+        **f.cost._asdict(),
+        "compression": f.compression,
+        "return": float(f.returns.mean()),
+        "ratio": f.ratio,
+        "retained": f.retained,
+        "retained_interval": f.interval,
+        "sets": {name: {"n": s.n, **s.values, "r2": s.r2} for name, s in f.scores.items()},
+        "gap": {
+            "seen": f.gap.seen,
+            **f.gap.values,
+            "unfitted": f.gap.unfitted,
+            "ungeneralised": f.gap.ungeneralised,
+        },
+        "returns": f.returns.tolist(),
+    }
+
+
+def write_events(found: Audit, f: Finding, folder: Path) -> None:
+    """Write a student's figures as one TensorBoard sub-run, in place of an earlier audit's."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard import SummaryWriter
+
+    from dpd.log import add
+
+    run = folder / ("fidelity-" + re.sub(r"[^\w.-]+", "-", f.subject.name))
+    for old in run.glob("events.out.tfevents.*"):
+        old.unlink()
+    steps = f.subject.policy.meta.provenance.get("steps")
+    summary = Summary()
+    for tag, value in tags(found, f).items():
+        if value is not None:
+            summary.value.add(tag=tag, simple_value=value)
+    with SummaryWriter(run) as writer:
+        add(writer, summary, steps if isinstance(steps, int) else 0)
+
+
+def tags(found: Audit, f: Finding) -> dict[str, float | None]:
+    """Name a student's figures for TensorBoard."""
+    return {
+        **{f"fidelity/{s}/{k}": v for s, row in f.scores.items() for k, v in row.values.items()},
+        **{f"fidelity/gap/{k}": v for k, v in f.gap.values.items()},
+        "eval/student_return": float(f.returns.mean()),
+        "eval/teacher_return": float(found.returns.mean()),
+        "eval/random_return": float(found.random.mean()),
+        "eval/retained": f.retained,
+        "model/params_student": f.cost.parameters,
+        "model/params_teacher": found.cost.parameters,
+        "model/compression": f.compression,
+        "model/latency_us": f.cost.latency_us,
+    }
+
+
+def print_tables(found: Audit, console: Console) -> None:
+    """Print returns and costs, each student's fidelity by set of states, and the notes."""
+    for sheet in sheets(found):
+        print_sheet(sheet, console)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)

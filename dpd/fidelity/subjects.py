@@ -1,0 +1,182 @@
+"""The policies under audit: read from files, with what they cost to keep and to run."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpd.config import BadInput
+from dpd.fidelity.measures import Answers
+from dpd.policyfile import Policy
+from dpd.runs import short_names
+from dpd.sources import is_zip, load_any, one_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dpd.commands import FidelityConfig, ForeignConfig
+
+BATCH = 256
+CALLS, BATCHES, WARM_UP = 200, 30, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A policy, and what is known of it beyond its file."""
+
+    name: str
+    policy: Policy
+    file: Path | None = None
+    value: Callable[[Tensor], Tensor] | None = None
+    """Its value function in raw reward units, obs [B, O] -> [B]; policy files hold none."""
+    train: Tensor | None = None
+    """The raw states [n, O] it was distilled on, where they are known."""
+    is_floor: bool = False
+    """It was trained without the teacher."""
+
+    @torch.no_grad()
+    def answers(self, obs: Tensor) -> Answers:
+        """Return what it says of states [n, O]."""
+        dist = self.policy.dist(obs)
+        value = None if self.value is None else self.value(obs)
+        return Answers(dist.mode(), dist, self.policy.features(obs), value)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where it comes from."""
+        meta, digest = self.policy.meta, None
+        if self.file is not None:
+            digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        return {
+            "name": self.name,
+            "file": None if self.file is None else str(self.file),
+            "sha256": digest,
+            "algo": meta.algo,
+            "env": meta.env_id,
+            "hidden": list(meta.hidden),
+            "provenance": meta.provenance,
+        }
+
+
+class Cost(NamedTuple):
+    """What a policy costs to keep and to run."""
+
+    parameters: int
+    bytes: int | None
+    latency_us: float
+    """Median microseconds of an action for one observation, on one thread."""
+    actions_per_s: float
+    """In batches of 256, on one thread."""
+
+
+def cost(subject: Subject) -> Cost:
+    """Count and time a policy."""
+    n_bytes = None if subject.file is None else subject.file.stat().st_size
+    obs = np.zeros((BATCH, subject.policy.meta.obs_dim), np.float32)
+    with one_thread():
+        single = median_seconds(subject.policy, obs[0], CALLS)
+        batch = median_seconds(subject.policy, obs, BATCHES)
+    return Cost(n_parameters(subject.policy), n_bytes, 1e6 * single, BATCH / batch)
+
+
+def n_parameters(policy: Policy) -> int:
+    """Count what a policy acts by, its memory too, without its normaliser and bounds."""
+    learned = ("actor.", "log_std", "memory.")
+    return sum(t.numel() for name, t in policy.tensors.items() if name.startswith(learned))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread for a while."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def median_seconds(policy: Policy, obs: np.ndarray, calls: int) -> float:
+    """Time `policy.act`; the median, because other programs disturb the mean."""
+    times = []
+    for _ in range(WARM_UP + calls):
+        start = time.perf_counter()
+        policy.act(obs)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:])
+
+
+def read_subjects(config: FidelityConfig) -> tuple[Subject, list[Subject], str]:
+    """Read teacher and students, the floor last, and name the environment.
+
+    Raises BadInput or NotAPolicy where one can't be read, or does not act as the teacher does.
+    """
+    floor = () if config.floor is None else (config.floor,)
+    paths = (config.teacher, *config.students, *floor)
+    files = [one_policy(path) for path in paths]
+    names = named(paths, len(config.students))
+    foreign, foreigners = config.foreign, any(map(is_zip, files))
+    subjects: list[Subject] = []
+    for k, (name, file) in enumerate(zip(names, files, strict=True)):
+        policy = load_any(file, foreign if is_zip(file) or not foreigners else only_env(foreign))
+        # a zip does not say its environment; it is the teacher's
+        foreign = replace(foreign, env=foreign.env or policy.meta.env_id)
+        is_floor = k > len(config.students)
+        subjects.append(Subject(name=name, policy=policy, file=file, is_floor=is_floor))
+    train = read_states(config.train_states, subjects[0]) if config.train_states else None
+    students = [s if s.is_floor else replace(s, train=train) for s in subjects[1:]]
+    for student in students:
+        require_alike(subjects[0], student)
+    return subjects[0], students, foreign.env or subjects[0].policy.meta.env_id
+
+
+def only_env(foreign: ForeignConfig) -> ForeignConfig:
+    """Leave out the settings of a zip, for a policy that needs none."""
+    return replace(foreign, vecnormalize=None, activation=None)
+
+
+def named(paths: Sequence[Path], n_students: int) -> list[str]:
+    """Name paths shortly; a teacher may be its own student, but no student comes twice."""
+    short_names(paths[1 : 1 + n_students])
+    once = list({path.resolve(): path for path in paths}.values())
+    names = dict(zip((p.resolve() for p in once), short_names(once), strict=True))
+    return [names[path.resolve()] for path in paths]
+
+
+def read_states(path: Path, teacher: Subject) -> Tensor:
+    """Read raw observations [n, O] from an .npy. Raises BadInput where it holds no such thing."""
+    n_obs = teacher.policy.meta.obs_dim
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"{path} is no .npy of states: {error}") from error
+    is_good = isinstance(found, np.ndarray) and found.dtype.kind in "fiu"
+    if not is_good or found.ndim != 2 or found.shape[1] != n_obs or len(found) < 2:
+        raise BadInput(f"{path} must hold numbers [states, {n_obs}], two states at least")
+    states = torch.as_tensor(found.astype(np.float32))
+    if not states.isfinite().all():
+        raise BadInput(f"{path} holds NaN or infinity")
+    return states
+
+
+def require_alike(teacher: Subject, student: Subject) -> None:
+    """Raise BadInput unless a student sees and does what the teacher does."""
+    t, s = teacher.policy.meta, student.policy.meta
+    if (t.obs_dim, t.act_dim) != (s.obs_dim, s.act_dim):
+        raise BadInput(
+            f"{student.name} reads {s.obs_dim} observations and gives {s.act_dim} actions; "
+            f"its teacher {teacher.name} {t.obs_dim} and {t.act_dim}"
+        )
+    for name in ("act_low", "act_high"):
+        if not torch.allclose(teacher.policy.tensors[name], student.policy.tensors[name]):
+            raise BadInput(f"{student.name} acts within other bounds than {teacher.name}")

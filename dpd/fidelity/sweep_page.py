@@ -1,0 +1,126 @@
+"""A sweep as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpd.fidelity.page import document, origin, table
+from dpd.fidelity.pictures import GRID, INK, look, new_figure, plain, svg
+from dpd.fidelity.sweep import Sweep
+from dpd.fidelity.sweep_tables import (
+    FIGURES,
+    as_text,
+    baselines_sheet,
+    correlation_sheet,
+    mean,
+    of,
+    sweep_sheet,
+)
+from dpd.fidelity.variants import FACTORS
+from dpd.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LINES = {
+    "train_error": "states it learned from",
+    "heldout_error": "held-out states",
+    "student_error": "its own states",
+}
+MEANINGS = {
+    "KL": "KL(T‖S), by how many nats the student's Gaussian misses the teacher's",
+    "error": "mean |difference| of actions, in halves of their range",
+    "gap": "error on held-out states less that on those it learned from: too little data",
+    "own": "error on the states that the student comes to when it acts",
+    "retained": "return above random actions, as a share of the teacher's, in the same episodes",
+}
+
+
+def write(found: Sweep, out: Path) -> None:
+    """Write the page and the JSON into a directory."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("sweep.json", as_text(found)), ("sweep.html", page(found))):
+        with replacing(out / name) as draft:
+            draft.write_text(text, encoding="utf-8")
+
+
+def page(found: Sweep) -> str:
+    """Return the page."""
+    config = found.config
+    said = (
+        f"{config.steps:,} gradient steps towards the teacher by {found.divergence}, "
+        f"{config.seeds} seeds, {config.episodes} episodes, {config.states:,} states in each set, "
+        f"seed {config.seed}; Adam from {config.lr:g} and SGD from {config.sgd_lr:g}, to 0 as a "
+        "cosine"
+    )
+    meanings = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in MEANINGS.items())
+    parts = [
+        *(f"<p>{escape(note)}.</p>" for note in found.notes),
+        by_factor(found),
+        table(sweep_sheet(found)),
+        f"<h2>Does fidelity bring return?</h2>{scatter(found)}",
+        table(correlation_sheet(found)),
+        table(baselines_sheet(found)),
+        f"<h2>What the numbers mean</h2><dl>{''.join(meanings)}</dl>",
+        f"<h2>Where it comes from</h2><p>{escape(said)}.</p><dl>{origin(found.teacher)}</dl>",
+    ]
+    return document(
+        f"What makes students follow {found.teacher.name} in {found.setting.env_id}?", parts
+    )
+
+
+def by_factor(found: Sweep) -> str:
+    """Draw the error on three sets of states over the values of every factor."""
+    figure = new_figure(8.4, 2.5 * -(-len(found.factors) // 3))
+    for place, factor in enumerate(found.factors):
+        axes = figure.add_subplot(-(-len(found.factors) // 3), 3, place + 1)
+        names = [
+            f"{value:,}" if isinstance(value := factor.value(v), int) else str(value)
+            for v in factor.variants
+        ]
+        for k, (name, label) in enumerate(LINES.items()):
+            heights = [mean(of(found, variant), name) or 0.0 for variant in factor.variants]
+            axes.plot(names, heights, **look(k), marker="o", markersize=4, label=label)
+        axes.set_ylim(bottom=0)
+        plain(axes, FACTORS[factor.name])
+    name_lines(figure)
+    return svg(figure, "factors")
+
+
+def name_lines(figure: Figure) -> None:
+    """Name the lines above the panels, in the page's ink."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        [f"error on {label}" for label in labels],
+        loc="outside upper left",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+    )
+
+
+def scatter(found: Sweep) -> str:
+    """Draw the return of every student over its error on held-out states, by factor."""
+    figure = new_figure(8.4, 3.6)
+    axes = figure.add_subplot()
+    for k, factor in enumerate(found.factors):
+        changed = [v for v in factor.variants if v != base(found)]
+        results = [result for variant in changed for result in of(found, variant)]
+        errors = [FIGURES["heldout_error"](result) or 0.0 for result in results]
+        returns = [float(result.returns.mean()) for result in results]
+        axes.scatter(errors, returns, s=22, color=look(k)["color"], label=factor.name)
+    for level in (found.returns.mean(), found.random.mean()):
+        axes.axhline(float(level), color=GRID, linewidth=1.2, linestyle=(0, (4, 3)))
+    plain(axes, "return over the error on held-out states; dashed: the teacher, random actions")
+    axes.legend(loc="best", frameon=False, fontsize=9, labelcolor=INK)
+    return svg(figure, "returns")
+
+
+def base(found: Sweep) -> object:
+    """Return the variant that all factors have in common."""
+    first, *others = (set(factor.variants) for factor in found.factors)
+    return next(iter(first.intersection(*others)), None)
