@@ -1,0 +1,183 @@
+"""The MuJoCo tasks as a world: exact states, real returns, every step counted.
+
+Letters: k policies · n states · O observation · D coordinates · E environments · K episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpd.cooperative.world import Act, Budget, States, joined
+from dpd.envs.native import NativeEnv, Snapshot
+from dpd.envs.physics import positions
+from dpd.envs.tasks import find_task, load_model
+from dpd.evaluate import episode_seeds, run_episodes
+
+if TYPE_CHECKING:
+    from dpd.cooperative.config import CooperateConfig
+    from dpd.envs.base import Step
+
+ROWS = 512  # environments of a batch: more are no faster, and Humanoid's take memory
+FREE, BALL = int(mujoco.mjtJoint.mjJNT_FREE), int(mujoco.mjtJoint.mjJNT_BALL)
+EPISODES = 29  # the purpose of the evaluation's seeds
+
+
+class Simulator:
+    """A task on the native backend, whose snapshots go from one batch of environments to another.
+
+    A state's coordinates are qpos and qvel, less the leading positions that the observation leaves
+    out: neither the physics nor a policy depends on them, and a network would learn them by heart.
+    """
+
+    def __init__(self, env_id: str, budget: Budget, config: CooperateConfig) -> None:
+        self.env_id, self.budget, self.config = env_id, budget, config
+        self.task = find_task(env_id)
+        self._env: NativeEnv | None = None
+        self.model = load_model(self.task)
+        self.skip = self.task.skip_qpos
+
+    def batch(self, m: int) -> NativeEnv:
+        """Return m environments, which keep nothing from before; the last ones if so many."""
+        if self._env is None or self._env.n_envs != m:
+            self.close()
+            self._env = NativeEnv(self.env_id, m, [0] * m, self.config.threads)
+        return self._env
+
+    def close(self) -> None:
+        """Release the environments."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    def step(self, env: NativeEnv, act: Tensor, purpose: str) -> Step:
+        """Step a batch, and count it."""
+        self.budget.count(purpose, env.n_envs)
+        return env.step(act)
+
+    @torch.no_grad()
+    def visit(self, act: Act, n: int, seed: int) -> States:
+        """Return n states of a policy's own episodes, spread evenly over their steps."""
+        e = min(self.config.probe_envs, n)
+        times = moments(-(-n // e), self.config.probe_steps, seed)
+        self.budget.require("probe", e * int(times[-1]))
+        env = NativeEnv(self.env_id, e, episode_seeds(seed, e), self.config.threads)
+        obs, parts = env.reset(), []
+        for t in range(int(times[-1]) + 1):
+            if t in times:
+                parts.append(self.states(env.snapshot()))
+            if t < times[-1]:
+                obs = self.step(env, act(obs), "probe").obs
+        env.close()
+        return joined(parts).rows(np.random.default_rng([seed, 1]).permutation(e * len(times))[:n])
+
+    def states(self, snapshot: Snapshot) -> States:
+        """Return a snapshot's rows as states."""
+        qpos, qvel = positions(self.model, snapshot["physics"])
+        coords = np.concatenate([qpos[:, self.skip :], qvel], 1)
+        obs = torch.from_numpy(snapshot["obs"].astype(np.float32))
+        return States(obs, torch.from_numpy(coords), snapshot)
+
+    @torch.no_grad()
+    def score(self, states: States, acts: Sequence[Act], purpose: str) -> np.ndarray:
+        """Play every policy from every state -> discounted sums of rewards [k, n].
+
+        Raises Spent before the first step where the budget does not suffice for all.
+        """
+        n, k = len(states), len(acts)
+        self.budget.require(purpose, k * n * self.config.horizon)
+        width = max(1, ROWS // k)
+        chunks = [np.arange(a, min(a + width, n)) for a in range(0, n, width)]
+        found = [self._play(states.rows(chunk), acts, purpose) for chunk in chunks]
+        return np.concatenate(found, axis=1) if found else np.zeros((k, 0))
+
+    def _play(self, states: States, acts: Sequence[Act], purpose: str) -> np.ndarray:
+        """Score one batch; a policy's environments stand beside each other."""
+        k, n = len(acts), len(states)
+        env, snapshot = self.batch(k * n), repeated(states.inner, k)
+        snapshot["elapsed"][:] = 0  # everyone gets the whole horizon, wherever the episode stood
+        obs, total = env.restore(snapshot), np.zeros(k * n)
+        running = np.ones(k * n, dtype=bool)
+        for t in range(self.config.horizon):
+            if not running.any():
+                break
+            act = torch.cat([a(o) for a, o in zip(acts, obs.view(k, n, -1), strict=True)])
+            step = self.step(env, act, purpose)
+            happened = running & step.valid.numpy()  # not where the physics became unstable
+            total += self.config.gamma**t * np.where(happened, step.reward.double().numpy(), 0.0)
+            running &= ~(step.terminated | step.truncated).numpy()
+            obs = step.obs
+        return total.reshape(k, n)
+
+    def moved(self, states: States, coords: Tensor) -> States:
+        """Return the states at other coordinates [n, D], with the simulator's observations of them.
+
+        Quaternions are normalised and joints stay within their limits; no step is taken.
+        """
+        chunks = [np.arange(a, min(a + ROWS, len(states))) for a in range(0, len(states), ROWS)]
+        return joined([self._place(states.rows(c), coords[c].numpy()) for c in chunks])
+
+    def _place(self, states: States, coords: np.ndarray) -> States:
+        env = self.batch(len(states))
+        env.restore(states.inner)
+        before, _ = positions(self.model, states.inner["physics"])
+        free = self.model.nq - self.skip
+        qpos = np.concatenate([before[:, : self.skip], coords[:, :free]], 1)
+        env.set_state(range(len(states)), possible(self.model, qpos, before), coords[:, free:])
+        return self.states(env.snapshot())
+
+    def evaluate(self, acts: Sequence[Act]) -> np.ndarray:
+        """Play the same whole episodes with every policy, without noise -> returns [k, K]."""
+        k, episodes = len(acts), self.config.episodes
+        self.budget.require("evaluation", k * self.evaluation_steps)
+        seeds = k * episode_seeds(self.config.seed, episodes, EPISODES)
+        env = NativeEnv(self.env_id, len(seeds), seeds, self.config.threads)
+
+        def act(obs: Tensor) -> Tensor:
+            self.budget.count("evaluation", env.n_envs)
+            return torch.stack([a(o) for a, o in zip(acts, obs, strict=True)])
+
+        try:
+            return run_episodes(env, act, k).returns
+        finally:
+            env.close()
+
+    @property
+    def evaluation_steps(self) -> int:
+        """The most steps that the evaluation of a policy takes."""
+        return self.config.episodes * self.task.max_steps
+
+
+def moments(n: int, steps: int, seed: int) -> np.ndarray:
+    """Draw one of the steps from each of n equal parts of an episode [n], in order."""
+    ends = np.arange(n + 1) * steps // n
+    return np.random.default_rng([seed, 0]).integers(ends[:-1], ends[1:])
+
+
+def repeated(snapshot: Snapshot, k: int) -> Snapshot:
+    """Put k copies of a snapshot's rows behind each other."""
+    return {name: np.concatenate([rows] * k) for name, rows in snapshot.items()}
+
+
+def possible(model: mujoco.MjModel, qpos: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return positions [n, nq] that the joints allow: unit quaternions, and within the limits.
+
+    The limits are soft: a joint that was beyond one may stay there, but goes no farther.
+    """
+    qpos = qpos.copy()
+    for kind, limited, (low, high), at in zip(
+        model.jnt_type, model.jnt_limited, model.jnt_range, model.jnt_qposadr, strict=True
+    ):
+        if kind in (FREE, BALL):
+            first = at + (3 if kind == FREE else 0)
+            turn = qpos[:, first : first + 4]
+            turn /= np.linalg.norm(turn, axis=1, keepdims=True)
+        elif limited:
+            x = before[:, at]
+            qpos[:, at] = qpos[:, at].clip(np.minimum(low, x), np.maximum(high, x))
+    return qpos
