@@ -1,0 +1,199 @@
+"""Scaffolding: a guide takes the states away that a student is too small for."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpd.agents.base import Metrics, State, Stateful, load_parts, put_back, state_of, take
+from dpd.agents.dist import LOG_2PI, DiagGaussian
+from dpd.agents.nets import StackedNets, mlp_shapes
+from dpd.agents.optim import StackedAdam
+from dpd.agents.rng import RowRandom, Stream
+from dpd.distill.base import Context
+from dpd.distill.scaffold_config import ScaffoldConfig
+from dpd.distill.scaffold_loss import (
+    capped,
+    guide_loss,
+    mixture_nll,
+    responsibility,
+    spent,
+    student_loss,
+)
+from dpd.distill.targets import order, take_steps
+from dpd.distill.teacher import STD_FLOOR
+from dpd.distill.teaching import Supervised
+
+MOST_MULTIPLIER = 50.0
+
+
+class Lesson(NamedTuple):
+    """What student and guide learn from; constant, [N, K, ...]."""
+
+    obs: Tensor  # normalised by the student
+    mean: Tensor  # the teacher's action without noise
+    sample: Tensor  # one with it
+    label: Tensor  # which of the two the likelihood is of
+    log_broad: Tensor  # [N, K] log b(label)
+
+    def at(self, idx: Tensor) -> Lesson:
+        """Return those at positions idx [N, B]."""
+        return Lesson(*(take(x, idx) for x in self))
+
+    def batch(self, i: int, size: int) -> Lesson:
+        """Return the i-th of equal parts of K, around again after the last; without a copy."""
+        i %= self.log_broad.shape[1] // size
+        return Lesson(*(x[:, i * size : (i + 1) * size] for x in self))
+
+
+class Told(NamedTuple):
+    """What a student of fixed deviation makes of a lesson's label [N, B]."""
+
+    logp: Tensor
+    square: Tensor  # |mean - label|^2
+    worst: Tensor  # its largest |mean - label|
+
+
+class Scaffold(Supervised):
+    """Supervised distillation by a mixture likelihood; student and guide learn in turn."""
+
+    config: ScaffoldConfig
+
+    def __init__(self, config: ScaffoldConfig, context: Context) -> None:
+        super().__init__(config, context)
+        agent, n = self.agent, self.agent.n_learners
+        sizes = [agent.obs_dim + agent.act_dim, *config.guide_hidden, 1]
+        self.guide = StackedNets(mlp_shapes("guide", sizes), n, "elu", agent.dtype)
+        self.guide.init_uniform("guide", RowRandom(context.seeds, Stream.DISTILL).generators)
+        self.guide_optimizer = StackedAdam(self.guide.flat, [config.guide_lr] * n)
+        self.multiplier = torch.full((n,), config.multiplier, dtype=agent.dtype)
+
+    def _learn(self, obs: Tensor, size: int) -> Metrics:
+        """Take the student's steps, then the guide's, on the same states."""
+        c, batch_size = self.config, self.agent.config.minibatch_size
+        lesson = self._lesson(obs).at(order(self.rng, obs.shape[1], size))
+        is_warm = self.progress < c.warm_up
+        loss = take_steps(
+            lambda i: self._student_loss(lesson.batch(i, batch_size), is_warm),
+            c.steps,
+            [(self.agent.nets.flat, self.agent.optimizer)],
+            c.max_grad_norm,
+        )
+        metrics = {"distill/loss": loss}
+        if not is_warm:
+            metrics["distill/loss_guide"] = take_steps(
+                lambda i: self._guide_loss(lesson.batch(i, batch_size)),
+                c.guide_steps,
+                [(self.guide.flat, self.guide_optimizer)],
+                c.max_grad_norm,
+            )
+        last = lesson.batch(c.steps - 1, batch_size)
+        g = self._log_g(last, is_warm).detach().exp()
+        self._fit_deviation(last, 1 - g)
+        return metrics | self._describe(last, g)
+
+    @torch.no_grad()
+    def _lesson(self, obs: Tensor) -> Lesson:
+        """Label raw states [N, K, O]."""
+        c, said = self.config, self.ask(obs)
+        mean = DiagGaussian(said.mean, said.log_std, self.teacher_squashes).mode()
+        label = mean if c.label == "mean" else said.sample
+        if c.broad == "box":
+            log_broad = torch.full_like(label[..., 0], -math.log(2) * label.shape[-1])
+        else:
+            wide = torch.full_like(mean[:, :1], math.log(c.kappa * c.std))
+            log_broad = DiagGaussian(mean, wide).logp(label)
+        return Lesson(self.agent.obs_norm(obs), mean, said.sample, label, log_broad)
+
+    @property
+    def teacher_squashes(self) -> bool:
+        """Whether the teacher's action is the tanh of its sample."""
+        return any(policy.meta.squashed for policy in self.current.policies)
+
+    def _tell(self, lesson: Lesson) -> Told:
+        """Return the student's likelihood of a lesson's labels."""
+        mean = self.agent.dist(lesson.obs).mean
+        off = mean - lesson.label
+        square = off.square().sum(-1)
+        std, a = self.config.std, mean.shape[-1]
+        logp = -0.5 * square / std**2 - a * (math.log(std) + 0.5 * LOG_2PI)
+        return Told(logp, square, off.detach().abs().amax(-1))
+
+    def _log_g(self, lesson: Lesson, is_warm: bool = False) -> Tensor:
+        """Return log g [N, B], under the cap; g = 0 while the student warms up."""
+        if is_warm:
+            return torch.full_like(lesson.log_broad, -torch.inf)
+        (logit,) = self.guide(torch.cat([lesson.obs, lesson.mean], -1), "guide")
+        return capped(F.logsigmoid(logit.squeeze(-1)), self.config.coverage)
+
+    def _student_loss(self, lesson: Lesson, is_warm: bool) -> Tensor:
+        with torch.no_grad():
+            log_g = self._log_g(lesson, is_warm)
+        told = self._tell(lesson)
+        nll = mixture_nll(told.logp, lesson.log_broad, log_g)
+        return student_loss(nll, told.square, self.config.aux)
+
+    def _guide_loss(self, lesson: Lesson) -> Tensor:
+        """Return the guide's loss [N], then raise the price of what exceeds its budget."""
+        c = self.config
+        with torch.no_grad():
+            told = self._tell(lesson)
+        log_g = self._log_g(lesson)
+        excess = self._spent(told, log_g.exp()) - c.delta(self.progress)
+        nll = mixture_nll(told.logp, lesson.log_broad, log_g)
+        loss = guide_loss(nll, excess, self.multiplier)
+        step = c.multiplier_lr * excess.detach()
+        self.multiplier = (self.multiplier + step).clamp(0, MOST_MULTIPLIER)
+        return loss
+
+    def _spent(self, told: Told, g: Tensor) -> Tensor:
+        distance = 0.5 * told.square / self.config.std**2
+        return spent(g, distance, told.worst > self.config.tolerance)
+
+    @torch.no_grad()
+    def _fit_deviation(self, lesson: Lesson, kept: Tensor) -> None:
+        """Give the students the deviation that best explains the teacher's samples, weighted.
+
+        In closed form, behind the mean, which it must not move.
+        """
+        off = (lesson.sample - self.agent.dist(lesson.obs).mean).square()
+        weight = kept.unsqueeze(-1)
+        var = (off * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1e-6)
+        self.agent.nets.views["log_std"].copy_(0.5 * var.clamp(min=STD_FLOOR**2).log())
+
+    @torch.no_grad()
+    def _describe(self, lesson: Lesson, g: Tensor) -> Metrics:
+        told, c = self._tell(lesson), self.config
+        return {
+            "distill/g_mean": g.mean(1),
+            "distill/g_p90": g.quantile(0.9, dim=1),
+            "distill/coverage": (g < 0.5).to(g.dtype).mean(1),
+            "distill/responsibility": responsibility(told.logp, lesson.log_broad, g.log()).mean(1),
+            "distill/budget": self._spent(told, g),
+            "distill/lambda": self.multiplier.clone(),
+            "distill/delta": torch.full_like(self.multiplier, c.delta(self.progress)),
+            "distill/mse_kept": _weighted_mean(told.square, 1 - g),
+            "distill/mse_censored": _weighted_mean(told.square, g),
+        }
+
+    def _parts(self) -> dict[str, Stateful]:
+        return {"guide": self.guide, "guide_optimizer": self.guide_optimizer}
+
+    def state(self) -> State:
+        """Return what a checkpoint must hold."""
+        return super().state() | state_of(self._parts()) | {"multiplier": self.multiplier}
+
+    def load_state(self, state: State) -> None:
+        """Put a state back."""
+        super().load_state(state)
+        load_parts(self._parts(), state)
+        put_back({"multiplier": self.multiplier}, {"multiplier": state["multiplier"]})
+
+
+def _weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
+    """Return a weighted mean over the states [N]; 0 where nothing weighs."""
+    return (x * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
