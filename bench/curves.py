@@ -1,6 +1,7 @@
-"""Learning curves against Stable-Baselines3's PPO at this suite's hyper-parameters.
+"""Learning curves against Stable-Baselines3 at this suite's hyper-parameters.
 
-python bench/curves.py --seeds 3 --json sb3.json              train SB3, two runs at once
+python bench/curves.py --seeds 3 --json sb3.json              train SB3's PPO, two runs at once
+python bench/curves.py --algo td3 --total-steps 100000 --json sb3.json
 python bench/curves.py --sb3 sb3.json --ours runs/...         compare with runs of ours
 
 All final policies act without noise in the same episodes.
@@ -24,19 +25,21 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from sb3_baseline import make_ppo, make_vec
+from sb3_baseline import make_offpolicy, make_ppo, make_vec
 from scipy.stats import trim_mean
 from timing import machine
 from torch import Tensor
 
 from dpd import policyfile
-from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.offpolicy_config import OffPolicyConfig
+from dpd.config import ALGORITHMS
 from dpd.envs.make import make
 from dpd.evaluate import episode_seeds, evaluate_policy, run_episodes
 
 if TYPE_CHECKING:
-    from stable_baselines3 import PPO
+    from stable_baselines3.common.base_class import BaseAlgorithm
 
+CURVE_EVERY = 1000  # steps between the points of SB3's curve, at least
 WINDOW = 20  # episodes per point of a curve, as dpd.collect.EpisodeStatistics takes
 
 Record = dict[str, Any]
@@ -46,15 +49,13 @@ Record = dict[str, Any]
 def train_sb3(args: argparse.Namespace, seed: int) -> Record:
     """Train one run of SB3 on one thread; return its record."""
     torch.set_num_threads(1)
-    config = PPOConfig()
-    kind = "native" if args.native else "dummy"
-    venv = make_vec(kind, args.env, config.n_envs, seed, 1)
-    model = make_ppo(venv, config.n_steps, seed, config)
+    config = ALGORITHMS[args.algo]()
+    model = make_sb3(args, seed)
     curve: list[tuple[int, float]] = []
 
-    def on_step(scope: dict[str, Any], _: dict[str, Any]) -> bool:
-        last = [episode["r"] for episode in scope["self"].ep_info_buffer][-WINDOW:]
-        if scope["n_steps"] == 0 and last:  # once an iteration
+    def on_step(_: dict[str, Any], __: dict[str, Any]) -> bool:
+        last = [episode["r"] for episode in model.ep_info_buffer or ()][-WINDOW:]
+        if last and model.num_timesteps % max(config.samples, CURVE_EVERY) == 0:
             curve.append((model.num_timesteps, float(np.mean(last))))
         return True
 
@@ -64,7 +65,8 @@ def train_sb3(args: argparse.Namespace, seed: int) -> Record:
     seconds = time.perf_counter() - begin
     returns = evaluate_sb3(model, args.env, args.episodes, args.eval_seed)
     steps = model.num_timesteps
-    venv.close()
+    assert model.env is not None
+    model.env.close()
     return {
         "name": f"seed{seed}",
         "steps": steps,
@@ -74,22 +76,33 @@ def train_sb3(args: argparse.Namespace, seed: int) -> Record:
     }
 
 
-def deterministic(model: PPO) -> Callable[[Tensor], Tensor]:
+def make_sb3(args: argparse.Namespace, seed: int) -> BaseAlgorithm:
+    """Return a model of SB3's with its environments."""
+    config = ALGORITHMS[args.algo]()
+    kind = "native" if args.native else "dummy"
+    venv = make_vec(kind, args.env, config.n_envs, seed, 1)
+    if isinstance(config, OffPolicyConfig):
+        return make_offpolicy(args.algo, venv, seed, config)
+    return make_ppo(venv, config.n_steps, seed, config)
+
+
+def deterministic(model: BaseAlgorithm) -> Callable[[Tensor], Tensor]:
     """Return SB3's policy without noise, its normalisation frozen: obs [1, K, O] -> act."""
     normaliser = model.get_vec_normalize_env()
-    if normaliser is None:
-        raise ValueError("the model was trained without VecNormalize")
-    normaliser.training = False
+    if normaliser is not None:
+        normaliser.training = False
     low, high = model.action_space.low, model.action_space.high  # type: ignore[attr-defined]
 
     def act(obs: Tensor) -> Tensor:
-        action, _ = model.predict(normaliser.normalize_obs(obs[0].numpy()), deterministic=True)
+        raw = obs[0].numpy()
+        given = raw if normaliser is None else normaliser.normalize_obs(raw)
+        action, _ = model.predict(given, deterministic=True)
         return torch.as_tensor((action - low) / (high - low) * 2 - 1).unsqueeze(0)
 
     return act
 
 
-def evaluate_sb3(model: PPO, env_id: str, episodes: int, seed: int) -> list[float]:
+def evaluate_sb3(model: BaseAlgorithm, env_id: str, episodes: int, seed: int) -> list[float]:
     """Play the episodes that `evaluate_policy` plays with this seed."""
     env = make(env_id, episodes, episode_seeds(seed, episodes), threads=1)
     try:
@@ -107,8 +120,9 @@ def train_all(args: argparse.Namespace, console: Console) -> Record:
         for future in [pool.submit(train_sb3, args, seed) for seed in seeds]:
             records.append(future.result())
             console.print(f"SB3 {records[-1]['name']}: {np.mean(records[-1]['returns']):,.0f}")
-    settings = {k: getattr(args, k) for k in ("env", "native", "episodes", "eval_seed")}
-    return {"settings": settings, "ppo": asdict(PPOConfig()), "machine": machine(), "sb3": records}
+    settings = {k: getattr(args, k) for k in ("env", "algo", "native", "episodes", "eval_seed")}
+    config = asdict(ALGORITHMS[args.algo]())
+    return {"settings": settings, "algo": config, "machine": machine(), "sb3": records}
 
 
 def our_records(run_dir: Path, env_id: str, episodes: int, eval_seed: int) -> list[Record]:
@@ -186,7 +200,7 @@ def compare(args: argparse.Namespace, console: Console) -> None:
     ours = {
         str(d): our_records(d, args.env, args.episodes, args.eval_seed) for d in args.ours or ()
     }
-    groups = ({"SB3 PPO": data["sb3"]} if "sb3" in data else {}) | ours
+    groups = ({f"SB3 {args.algo.upper()}": data["sb3"]} if "sb3" in data else {}) | ours
     title = f"{args.env}: final policies, {args.episodes} deterministic episodes each"
     console.print(result_table(groups, title))
     if args.json:
@@ -196,7 +210,8 @@ def compare(args: argparse.Namespace, console: Console) -> None:
 
 def parse() -> argparse.Namespace:
     """Read the flags."""
-    parser = argparse.ArgumentParser(description="Compare learning with Stable-Baselines3's PPO.")
+    parser = argparse.ArgumentParser(description="Compare learning with Stable-Baselines3.")
+    parser.add_argument("--algo", choices=ALGORITHMS, default="ppo")
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--seeds", type=int, default=3, help="runs of SB3; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="the first one's")
@@ -209,8 +224,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ours", type=Path, nargs="+", metavar="RUN_DIR", help="runs of dpd")
     parser.add_argument("--json", type=Path, help="write returns, curves and versions here")
     args = parser.parse_args()
-    if args.total_steps < PPOConfig().samples:
-        parser.error(f"--total-steps must be at least {PPOConfig().samples}")
+    least = ALGORITHMS[args.algo]().samples
+    if args.total_steps < least:
+        parser.error(f"--total-steps must be at least {least}")
     if args.seeds < 0 or args.at_once < 1 or args.episodes < 1:
         parser.error("--at-once and --episodes must be positive, --seeds not negative")
     if not (args.seeds or args.sb3 or args.ours):

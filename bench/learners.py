@@ -1,10 +1,13 @@
-"""Time the updates of off-policy learners against Stable-Baselines3's; no environment is stepped.
+"""Time the updates of off-policy learners against Stable-Baselines3's.
 
 python bench/learners.py --json learners.json      about 15 minutes on a quiet machine
+python bench/learners.py --end-to-end              whole training on HalfCheetah, logs included
 python bench/learners.py --quick --force           a smoke run, its numbers mean nothing
 
-Both sides draw minibatches from a replay of 100,000 transitions of HalfCheetah's sizes and take
-gradient steps on them. Every measurement is a process of its own; set-ups take turns.
+By default no environment is stepped: both sides draw minibatches from a replay of 100,000
+transitions of HalfCheetah's sizes and take gradient steps on them. End to end, an update follows
+every environment step, so that steps are updates; SBX is in the table where it is installed. Every
+measurement is a process of its own; set-ups take turns.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -25,6 +29,7 @@ if __name__ == "__main__" and "--ours" in sys.argv:
 import torch
 from rich.console import Console
 from rich.table import Table
+from sb3_baseline import ENDLESS, TimeBox, make_offpolicy, make_vec
 from timing import Work, load_of_others, machine, rate, require_quiet, run_at_once
 
 from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
@@ -54,10 +59,12 @@ class Setup:
     threads: int | None = None
     processes: int = 1
     ours: bool = False
+    package: str = "stable_baselines3"
 
-    def measure(self, case: str, seconds: float) -> float:
+    def measure(self, case: str, args: argparse.Namespace) -> float:
         """Run once -> updates per second, all learners and processes together."""
-        command = [sys.executable, __file__, "--worker", case, "--seconds", str(seconds)]
+        command = [sys.executable, __file__, "--worker", case, "--seconds", str(args.seconds)]
+        command += ["--package", self.package, *(["--end-to-end"] if args.end_to_end else [])]
         command += [] if self.threads is None else ["--threads", str(self.threads)]
         command += ["--ours"] if self.ours else []
         return sum(x["updates_per_s"] for x in run_at_once([command] * self.processes))
@@ -66,6 +73,8 @@ class Setup:
 SB3_DEFAULT = Setup("SB3, default threads")
 SB3 = (SB3_DEFAULT, Setup("SB3, 1 thread", 1), Setup("SB3, 2 processes of 1 thread", 1, 2))
 DPD = (Setup("dpd, 1 thread", 1, ours=True), Setup("dpd, default threads", ours=True))
+SBX = (Setup("SBX, default threads", package="sbx"),) if find_spec("sbx") else ()
+"""Compiled by JAX; for comparison, no goal counts it. End to end only."""
 
 
 def ours(case: str) -> Work:
@@ -123,10 +132,42 @@ def theirs(case: str) -> Work:
     return work
 
 
+def train_ours(case: str, seconds: float, threads: int | None) -> dict[str, Any]:
+    """Train as `dpd train` does."""
+    from train import work
+
+    n, config = CASES[case]
+    flags = ["--algo", case, "--method", "none", "--peers", str(n), "--learning-starts", "0"]
+    flags += ["--hidden", *map(str, config.hidden), "--minibatch-size", str(config.minibatch_size)]
+    return work(seconds, flags if threads is None else [*flags, "--threads", str(threads)])
+
+
+def train_theirs(case: str, seconds: float, package: str) -> dict[str, Any]:
+    """Train one learner of Stable-Baselines3 or SBX as its users do."""
+    _, config = CASES[case]
+    venv = make_vec("dummy", "HalfCheetah-v5", 1, 0, None)
+    model = make_offpolicy(case, venv, 0, replace(config, learning_starts=200), package)
+    box = TimeBox(seconds)
+
+    def on_step(_: dict[str, Any], __: dict[str, Any]) -> bool:
+        steps = model.num_timesteps
+        return not (steps >= 500 and steps % UPDATES == 0 and box.mark(steps))
+
+    model.learn(ENDLESS, callback=on_step)
+    return {"steps": box.steps, "seconds": box.seconds}
+
+
 def worker(args: argparse.Namespace) -> dict[str, Any]:
     """Be one measurement."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.end_to_end:
+        trained = (
+            train_ours(args.worker, args.seconds, args.threads)
+            if args.ours
+            else train_theirs(args.worker, args.seconds, args.package)
+        )
+        return {"updates_per_s": trained["steps"] / trained["seconds"]}
     work = (ours if args.ours else theirs)(args.worker)
     work()
     return {"updates_per_s": rate(work, args.seconds), "threads": torch.get_num_threads()}
@@ -166,16 +207,21 @@ class Results:
         return found
 
 
+def setups(args: argparse.Namespace) -> tuple[Setup, ...]:
+    """Return all ways that are compared."""
+    return (*SB3, *(SBX if args.end_to_end else ()), *DPD)
+
+
 def measure_all(args: argparse.Namespace, console: Console) -> Results:
     """Measure all set-ups in turns, so that a slow minute hits them all."""
-    results = Results({case: {s.name: [] for s in (*SB3, *DPD)} for case in CASES})
+    results = Results({case: {s.name: [] for s in setups(args)} for case in CASES})
     for i in range(args.repeats):
         load, percent = load_of_others()
         results.rounds.append({"load": load, "cpu_percent": percent})
         console.print(f"round {i + 1} of {args.repeats}; others use {percent:.0f} % of the CPU")
         for case in CASES:
-            for setup in (*SB3, *DPD):
-                x = setup.measure(case, args.seconds)
+            for setup in setups(args):
+                x = setup.measure(case, args)
                 results.rates[case][setup.name].append(x)
                 console.print(f"  {case}, {setup.name}: {x:,.0f} updates/s")
     return results
@@ -189,7 +235,7 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
         table.add_column(name, justify="right" if name[0] in "xu" else "left")
     for case, (n, _) in CASES.items():
         best = results.best(case, SB3)
-        for setup in (*SB3, *DPD):
+        for setup in setups(args):
             ratios = [f"{results.ratio(case, setup, b):.2f}" for b in (SB3_DEFAULT, best)]
             who = f"{n if setup.ours else setup.processes} {case}"
             table.add_row(who, setup.name, f"{results.median(case, setup):,.0f}", *ratios)
@@ -199,6 +245,7 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
         console.print(f"{met:<8}{goal['goal']}: {goal['measured']:.2f}", soft_wrap=True)
     if args.json:
         data = {"machine": machine(), "seconds": args.seconds, "goals": results.goals()}
+        data |= {"end_to_end": args.end_to_end}
         data |= {"rounds": results.rounds, "rates": results.rates}
         args.json.write_text(json.dumps(data, indent=1) + "\n")
 
@@ -211,6 +258,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
     parser.add_argument("--json", type=Path, help="write raw repeats and versions here")
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
+    parser.add_argument("--end-to-end", action="store_true", help="whole training")
+    parser.add_argument("--package", default="stable_baselines3", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--ours", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Time Stable-Baselines3's PPO at this suite's hyper-parameters; prints one line of JSON.
+"""Stable-Baselines3 at this suite's hyper-parameters; run, it times PPO and prints a line of JSON.
 
 python bench/sb3_baseline.py --n-envs 8 --threads 1 --seconds 15
 """
@@ -10,14 +10,18 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dpd.agents.offpolicy_config import OffPolicyConfig, TD3Config
 from dpd.agents.ppo_config import PPOConfig
 
 if TYPE_CHECKING:  # importing it takes seconds, and bench/train.py only wants TimeBox
+    from gymnasium import Env
     from stable_baselines3 import PPO
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
 ENDLESS = 100_000_000  # steps; the clock ends the run
@@ -102,6 +106,50 @@ def make_ppo(venv: VecEnv, n_steps: int, seed: int, config: PPOConfig) -> PPO:
         seed=seed,
         device="cpu",
     )
+
+
+def make_offpolicy(
+    name: str,
+    env: VecEnv | Env[Any, Any],
+    seed: int,
+    config: OffPolicyConfig,
+    package: str = "stable_baselines3",
+) -> OffPolicyAlgorithm:
+    """Return SB3's TD3, DDPG or SAC with every setting of ours; an update follows every step.
+
+    `package` may be `sbx`, which has the same classes.
+    """
+    import numpy as np
+    from stable_baselines3.common.noise import NormalActionNoise
+
+    own: dict[str, Any] = {}
+    if isinstance(config, TD3Config):
+        assert env.action_space.shape
+        size = env.action_space.shape[0]
+        own["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, config.noise_std))
+    if name == "td3":
+        own |= {
+            "policy_delay": config.policy_delay,
+            "target_policy_noise": config.target_noise,
+            "target_noise_clip": config.target_noise_clip,
+        }
+    model: OffPolicyAlgorithm = getattr(import_module(package), name.upper())(
+        "MlpPolicy",
+        env,
+        learning_rate=config.lr,
+        buffer_size=config.capacity,
+        learning_starts=config.learning_starts,
+        batch_size=config.minibatch_size,
+        tau=config.tau,
+        gamma=config.gamma,
+        train_freq=1,
+        gradient_steps=1,
+        policy_kwargs={"net_arch": list(config.hidden), "n_critics": config.n_critics},
+        seed=seed,
+        device="cpu",
+        **own,
+    )
+    return model
 
 
 def learn_for(model: PPO, seconds: float) -> TimeBox:

@@ -41,8 +41,8 @@ from torch import Tensor
 
 import dpd.train
 from dpd.cli import parse_train
-from dpd.config import as_flags, preset_settings
 from dpd.log import RunLog
+from dpd.settings import as_flags, preset_settings
 
 HERE = Path(__file__).resolve().parent
 ENV = "HalfCheetah-v5"
