@@ -11,10 +11,11 @@ from dpd.config import TrainConfig
 from dpd.envs.physics import n_cores
 from dpd.files import held
 from dpd.log import RunLog
-from dpd.report import report, say_where, start_facts, title
+from dpd.report import know_teacher, report, say_where, start_facts, title
 from dpd.rundir import RunDir, run_path
+from dpd.stack import NonFinite
 from dpd.stop import Stopped, StopRequest
-from dpd.training import NonFinite, Training
+from dpd.training import Training
 from dpd.workers import follow_parent, part_number, share, supervise
 
 
@@ -37,6 +38,7 @@ def train(config: TrainConfig) -> int:
             run.begin()
         elif not go_on(run, console):
             return 0
+        know_teacher(path, training.teacher, config, console)
         status = see_through(run, console, is_new=config.run.resume is None)
         if status == 0:
             report(config, path, console)
@@ -105,8 +107,8 @@ def train_on(run: RunDir, console: Console, start_step: int | None) -> int | Non
     )
     with log, StopRequest() as stop:
         if start_step is None:
-            spec, memory = training.env.spec, training.replay_bytes
-            log.show_start(start_facts(config, spec, run.path, memory))
+            spec, memory = training.spec, training.replay_bytes
+            log.show_start(start_facts(config, spec, run.path, memory, training.teacher))
             run.save()
         try:
             loop(run, log, stop)
@@ -117,7 +119,7 @@ def train_on(run: RunDir, console: Console, start_step: int | None) -> int | Non
                     f"to try again from the last checkpoint: {run.resume_command} --on-nan rollback"
                 )
                 return 3
-            row = error.row
+            seed = error.who[0]
         else:
             if stop.signum is None:
                 return 0
@@ -126,7 +128,7 @@ def train_on(run: RunDir, console: Console, start_step: int | None) -> int | Non
                 f"go on with: {run.resume_command}"
             )
             return 128 + stop.signum
-    run.roll_back(row)
+    run.roll_back(seed)
     say = f"back at {training.steps:,} steps: that seed's peers go on at half their learning rate"
     console.print(say, soft_wrap=True, highlight=False)
     return None
@@ -134,7 +136,7 @@ def train_on(run: RunDir, console: Console, start_step: int | None) -> int | Non
 
 def named(error: NonFinite, training: Training) -> str:
     """Word where a NaN came up."""
-    seed, peer = training.rows[error.row]
+    seed, peer = error.who
     return (
         f"{error.what} of seed {seed}'s peer {peer} became NaN or infinite "
         f"after {training.steps:,} steps; lower --lr or look at the environment's rewards"
@@ -177,6 +179,8 @@ def learner_threads(config: TrainConfig) -> int:
     With less to do, a second one only adds waiting: ten 64-64 learners are 8 % faster on one of two
     cores (bench/train.py; ten of DDPG by a third, bench/learners.py), twenty 8 % faster on both.
     """
-    n_learners = config.run.seeds * config.run.peers
-    elements = n_learners * config.algo.minibatch_size * max(config.algo.hidden)
-    return n_cores() if elements > 65536 else 1
+    elements = [
+        config.run.seeds * len(stack.peers) * stack.algo.minibatch_size * max(stack.algo.hidden)
+        for stack in config.stacks
+    ]
+    return n_cores() if max(elements) > 65536 else 1

@@ -2,76 +2,74 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dpd import policyfile
-from dpd.agents.base import Metrics, State, Stateful, load_parts, nest, part, state_of
-from dpd.agents.learners import Learners
-from dpd.collect import EpisodeStatistics, collect
-from dpd.config import BadInput, TrainConfig
+from dpd.agents.base import Metrics, State, nest, part
+from dpd.agents.learners import Journal
+from dpd.clock import Clock
+from dpd.config import BadInput, StackConfig, TrainConfig
 from dpd.distill.base import Context
-from dpd.envs.base import Env, NonFiniteAction
+from dpd.envs.base import Env, EnvSpec
 from dpd.envs.make import make
 from dpd.evaluate import Evaluator
-
-
-class NonFinite(RuntimeError):
-    """A number in training is NaN or infinite."""
-
-    def __init__(self, what: str, row: int) -> None:
-        super().__init__(f"{what} of learner {row} is NaN or infinite")
-        self.what, self.row = what, row
-
-
-class Clock:
-    """Seconds spent per phase of an iteration."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Add the time spent inside to a phase."""
-        start = time.perf_counter()
-        yield
-        self.spent[phase] = self.spent.get(phase, 0.0) + time.perf_counter() - start
-
-    def flush(self) -> dict[str, float]:
-        """Return seconds per phase since the last flush."""
-        spent, self.spent = self.spent, {}
-        return {f"time/{k}": v for k, v in spent.items()}
+from dpd.log import Metric, Partial
+from dpd.memory import MemoryMeta
+from dpd.stack import Stack, Who, env_seeds
+from dpd.teachers import read_teacher, refuse_unfit
 
 
 class Training:
-    """A run's parts, put together from its settings."""
+    """A run's parts, put together from its settings.
+
+    Outside of the stacks, learners are rows again: row n is peer n % P of seed n // P.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         run = self.run = config.run
-        self.config = config
+        self.config, self.clock = config, Clock()
         self.seeds = [run.seed + g for g in range(run.seeds)]
-        rows = [(s, p) for s in self.seeds for p in range(run.peers)]
-        self.rows = rows
-        self.env = self._make(env_seeds(rows, config.algo.n_envs))
-        self.replay_bytes = config.replay_bytes(self.env.spec)
-        self.agent: Learners = config.algo.build(self.env.spec.obs_dim, self.env.spec.act_dim, rows)
-        self.method = config.distill.build(Context(self.agent, run.seeds, run.peers, rows))
+        self.who: list[Who] = [(seed, peer) for seed in self.seeds for peer in range(run.peers)]
+        self.stacks = self._make_stacks()
+        self.places = {who: (stack, n) for stack in self.stacks for n, who in enumerate(stack.who)}
+        self.rows = [torch.tensor([self.who.index(w) for w in s.who]) for s in self.stacks]
+        members = [stack.members for stack in self.stacks]
+        for stack in self.stacks:
+            context = Context(stack.agent, run.seeds, run.peers, stack.who, self.teacher, members)
+            stack.method = config.distill.build(context)
         self.evaluator = Evaluator(self._make, self.seeds, run.peers, run.eval_episodes)
-        self.episodes = EpisodeStatistics(len(rows), config.algo.n_envs)
-        self.clock = Clock()
         self.iteration = 0
-        self.rollout = self.agent.new_rollout()
-        self.obs = self.env.reset().view(len(rows), config.algo.n_envs, -1)
+
+    def _make_stacks(self) -> list[Stack]:
+        made = []
+        for each in self.config.stacks:
+            who = [(seed, peer) for seed in self.seeds for peer in each.peers]
+            made.append((each, who, self._make(env_seeds(who, each.algo.n_envs))))
+        spec = made[0][2].spec
+        self.teacher = read_teacher(self.config)
+        if self.teacher is not None:
+            refuse_unfit(self.teacher, self.config, spec)
+        # Before the learners take the memory.
+        self.replay_bytes = self.config.replay_bytes(spec)
+        return [Stack(each, who, env, self._make, self.clock) for each, who, env in made]
 
     def _make(self, seeds: list[int]) -> Env:
         run = self.run
         return make(run.env, len(seeds), seeds, run.backend, run.parsed_env_kwargs(), run.threads)
+
+    @property
+    def spec(self) -> EnvSpec:
+        """What there is to know of the environment."""
+        return self.stacks[0].env.spec
+
+    @property
+    def journals(self) -> list[Journal | None]:
+        """The stacks' replays, which are no part of the state."""
+        return [stack.agent.journal for stack in self.stacks]
 
     def begin(self) -> None:
         """Give the learners the policies they start from. Raises BadInput where one does not fit.
@@ -80,23 +78,24 @@ class Training:
         """
         files = self.run.init_from
         policies = [policyfile.load(file) for file in files]
-        for file, policy in zip(files, policies, strict=True):
-            self._refuse_unfit(file, policy.meta)
-        for n, (_, peer) in enumerate(self.rows):
+        for (_, peer), (stack, n) in self.places.items():
             if policies:
-                self.agent.start_from(n, policies[peer % len(policies)].tensors)
+                k = peer % len(policies)
+                self._refuse_unfit(files[k], policies[k].meta, stack.config)
+                stack.agent.start_from(n, policies[k].tensors)
 
-    def _refuse_unfit(self, file: Path, meta: policyfile.PolicyMeta) -> None:
-        spec, algo = self.env.spec, self.config.algo
+    def _refuse_unfit(self, file: Path, meta: policyfile.PolicyMeta, stack: StackConfig) -> None:
+        algo = stack.algo
         must = {
-            "obs_dim": spec.obs_dim,
-            "act_dim": spec.act_dim,
+            "obs_dim": self.spec.obs_dim,
+            "act_dim": self.spec.act_dim,
             "hidden": algo.hidden,
             "activation": algo.activation,
             "norm_obs": algo.norm_obs,
             "squashed": algo.squashed,
             "tanh_mean": algo.tanh_mean,
             "state_std": algo.state_std,
+            "memory": None,
         }
         for name, value in must.items():
             if getattr(meta, name) != value:
@@ -104,97 +103,73 @@ class Training:
                     f"--init-from {file} has {name} {getattr(meta, name)}, these learners {value}"
                 )
 
-    def _parts(self) -> dict[str, Stateful]:
-        return {"agent": self.agent, "method": self.method, "episodes": self.episodes}
-
     def state(self) -> State:
         """Return all that the run's future depends on; without simulators that can't be copied."""
-        state = state_of(self._parts()) | {"iteration": torch.tensor(self.iteration)}
-        if not self.env.spec.can_snapshot:
-            return state
-        return state | nest(env={k: torch.from_numpy(v) for k, v in self.env.snapshot().items()})
+        stacks = {f"stack{k}": stack.state() for k, stack in enumerate(self.stacks)}
+        return nest(**stacks) | {"iteration": torch.tensor(self.iteration)}
 
     def load_state(self, state: State) -> None:
         """Put a state back; new episodes begin where it holds no simulators."""
-        load_parts(self._parts(), state)
         self.iteration = int(state["iteration"])
-        n_envs = self.config.algo.n_envs
-        if simulators := part(state, "env"):
-            obs = self.env.restore({k: v.numpy() for k, v in simulators.items()})
-        else:
-            self.env.close()
-            self.env = self._make(env_seeds(self.rows, n_envs, self.iteration))
-            obs = self.env.reset()
-            self.episodes.restart()
-        self.obs = obs.view(len(self.rows), n_envs, -1)
-
-    def group_of(self, row: int) -> range:
-        """Return the learners that exchange with one."""
-        first = row - row % self.run.peers
-        return range(first, first + self.run.peers)
+        for k, stack in enumerate(self.stacks):
+            stack.load_state(part(state, f"stack{k}"), self.iteration)
 
     @property
     def steps(self) -> int:
         """Environment steps of one group so far."""
         return self.iteration * self.config.steps_per_iteration
 
-    def iterate(self) -> dict[str, Tensor | float]:
-        """Collect, learn and distil once; return metrics."""
+    def iterate(self) -> dict[str, Metric]:
+        """Collect, learn and distil once; return metrics, [N] or of a stack's learners."""
         progress = self.iteration / self.config.iterations
-        with self.clock("collect"):
-            self._collect()
-        with self.clock("update"):
-            batch = self.agent.prepare(self.rollout)
-        with self.clock("distill"):
-            self.method.prepare(batch, progress)
-        with self.clock("update"):
-            metrics = self.agent.update(batch, progress, self.method.loss)
-            # Before anyone asks them: a peer must not learn from one that has diverged.
-            require_finite("parameters after the update", self.agent.nets.flat)
-        with self.clock("distill"):
-            metrics |= self.method.step()
-        with self.clock("update"):
-            self.agent.observe(self.rollout)
+        found = [stack.iterate(progress) | stack.episodes.metrics() for stack in self.stacks]
         self.iteration += 1
-        require_finite("parameters after distillation", self.agent.nets.flat)
-        for name, value in metrics.items():
-            if name.startswith(("loss/", "distill/loss")):
-                require_finite(name, value)
-        return {**metrics, **self.episodes.metrics()}
+        return self._joined(found)
 
-    def _collect(self) -> None:
-        try:
-            self.obs = collect(self.env, self.agent, self.obs, self.rollout)
-        except NonFiniteAction as error:
-            raise NonFinite("action", error.ids[0] // self.config.algo.n_envs) from error
-        require_finite("observation", self.rollout.obs)
-        require_finite("reward", self.rollout.reward)
-        self.episodes.add(self.rollout)
+    def _joined(self, found: list[Metrics]) -> dict[str, Metric]:
+        """Put the metrics of all stacks into rows of the run."""
+        if len(found) == 1:
+            return dict(found[0])
+        joined: dict[str, Metric] = {}
+        for name in dict.fromkeys(name for metrics in found for name in metrics):
+            having = [k for k, metrics in enumerate(found) if name in metrics]
+            rows = torch.cat([self.rows[k] for k in having]).tolist()
+            joined[name] = Partial(rows, torch.cat([found[k][name].double() for k in having]))
+        return joined
+
+    def retry(self, seed: int, attempt: int) -> None:
+        """Give a seed's learners another chance, after one of them diverged."""
+        for stack in self.stacks:
+            stack.retry(seed, attempt)
+
+    def mode(self, obs: Tensor) -> Tensor:
+        """Act without noise on raw obs [N, K, O] -> [N, K, A]."""
+        if len(self.stacks) == 1:
+            return self.stacks[0].policy.mode(obs)
+        act = torch.empty(*obs.shape[:2], self.spec.act_dim, dtype=obs.dtype)
+        for stack, rows in zip(self.stacks, self.rows, strict=True):
+            act[rows] = stack.policy.mode(obs[rows])
+        return act
 
     def evaluate(self) -> Metrics:
         """Evaluate all learners without noise."""
         with self.clock("eval"):
-            outcome = self.evaluator(self.agent.mode, self.iteration)
-        return {
-            "eval/return": torch.tensor(outcome.returns.mean(1)),
-            "eval/length": torch.tensor(outcome.lengths.mean(1)),
-        }
+            outcome = self.evaluator(self.mode, self.iteration)
+        found = torch.tensor(outcome.returns.mean(1))
+        length = torch.tensor(outcome.lengths.mean(1))
+        metrics = {"eval/return": found, "eval/length": length}
+        known = None if self.teacher is None else self.teacher.returns
+        if known is not None and (retained := known.retained(found)) is not None:
+            metrics["eval/retained"] = retained
+        return metrics
 
+    def export(self, row: int) -> tuple[StackConfig, Mapping[str, Tensor]]:
+        """Return what kind of learner a row is, and its policy as a policy file holds it."""
+        stack, n = self.places[self.who[row]]
+        return stack.config, stack.policy.export(n)
 
-def env_seeds(rows: list[tuple[int, int]], n_envs: int, *since: int) -> list[int]:
-    """Return a seed per environment, learner-major, that no two learners share.
-
-    `since`: the iteration new episodes begin in, where they do so in mid-run.
-    """
-    return [
-        int(np.random.SeedSequence([seed, peer, e, *since]).generate_state(1, np.uint64)[0])
-        for seed, peer in rows
-        for e in range(n_envs)
-    ]
-
-
-def require_finite(what: str, value: Tensor) -> None:
-    """Raise NonFinite that names a quantity and the learner it went wrong in; value [N, ...]."""
-    good = torch.isfinite(value).flatten(1).all(1) if value.ndim > 1 else torch.isfinite(value)
-    if not bool(good.all()):
-        raise NonFinite(what, int((~good).nonzero()[0]))
+    def memory(self, row: int) -> MemoryMeta | None:
+        """Describe the memory beside a row's policy, if it has one."""
+        stack, n = self.places[self.who[row]]
+        deployed = stack.method.policy
+        return None if deployed is None else deployed.memory_meta(n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from dpd.agents.base import Batch, State
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.rng import RowRandom, Stream
-from dpd.distill.base import Context
-from dpd.distill.states import memory_of
+from dpd.distill.base import Context, Members
+from dpd.distill.states import Found, memory_of
 
 CHUNK = 1024  # states per learner that critics judge at once, which bounds the memory it takes
 
@@ -34,34 +35,72 @@ class PeerExchange:
         self.agent, self.groups, self.peers = context.agent, context.groups, context.peers
         self.peer_share = {"peer": 1.0, "own": 0.0, "mixed": peer_share}[states]
         self.rng = RowRandom(context.seeds, Stream.DISTILL)
-        row = torch.arange(self.agent.n_learners).unsqueeze(1)
-        self.own = row % self.peers  # [N, 1]
-        self.first = row - self.own  # [N, 1] the row of the group's first peer
-        self.memory = memory_of(self.agent, memory)
+        self.own = torch.tensor([seed[-1] for seed in context.seeds]).unsqueeze(1)  # [N, 1]
+        students = self.agent.n_learners // self.groups
+        self.group = torch.arange(self.agent.n_learners).unsqueeze(1) // students  # [N, 1]
+        self.members = context.members
+        self.memories = [
+            memory_of(each.agent, memory, lasts=each.agent is not self.agent)
+            for each in self.members
+        ]
+        self.order = torch.tensor([peer for each in self.members for peer in each.peers]).argsort()
 
     @property
     def ready(self) -> bool:
-        """Whether learners learn yet, and have states to look at."""
-        return not self.agent.warming_up and self.memory.held > 0
+        """Whether all learn yet, and have states to look at."""
+        return self.held > 0 and not any(each.agent.warming_up for each in self.members)
+
+    @property
+    def held(self) -> int:
+        """How many states of each learner there are to draw from."""
+        return min(memory.held for memory in self.memories)
 
     def remember(self, batch: Batch) -> None:
-        """Take in an iteration's states."""
-        self.memory.remember(batch)
+        """Take in the students' states of an iteration, and the latest of the other stacks."""
+        for each, memory in zip(self.members, self.memories, strict=True):
+            latest = batch if each.agent is self.agent else each.batch
+            if latest is not None:
+                memory.remember(latest)
 
     def state(self) -> State:
-        """Return the generators and, where it outlives an iteration, the memory."""
-        return self.rng.state() | self.memory.state()
+        """Return the generators and, where they outlive an iteration, the memories."""
+        state = self.rng.state()
+        for k, memory in enumerate(self.memories):
+            state |= {f"{name}{k or ''}": x for name, x in memory.state().items()}
+        return state
 
     def load_state(self, state: State) -> None:
-        """Put a state back; the memory may hold fewer states than now."""
+        """Put a state back; the memories may hold fewer states than now."""
         self.rng.load_state({"generators": state["generators"]})
-        self.memory.load_state(state)
+        for k, memory in enumerate(self.memories):
+            names = [name for name in ("memory", "returns") if f"{name}{k or ''}" in state]
+            memory.load_state({name: state[f"{name}{k or ''}"] for name in names})
 
     def draw(self, k: int) -> States:
         """Draw k states per student, from a uniformly drawn other peer or itself."""
         source = self._sources(k)
-        found = self.memory.draw(self.rng, self.first + source)
-        return States(found.obs, source, found.returns)
+        found = [self._draw_from(i, source) for i in range(len(self.members))]
+        first = found[0]
+        for each, other in zip(self.members[1:], found[1:], strict=True):
+            theirs = torch.isin(source, torch.tensor(each.peers))
+            first = Found(
+                torch.where(theirs.unsqueeze(-1), other.obs, first.obs),
+                None
+                if first.returns is None or other.returns is None
+                else torch.where(theirs, other.returns, first.returns),
+            )
+        return States(first.obs, source, first.returns)
+
+    def _draw_from(self, i: int, source: Tensor) -> Found:
+        """Draw states of one stack's learners at every place [N, K]; of any, where it is another's.
+
+        Where there is a single stack, that is nowhere.
+        """
+        each = self.members[i]
+        place = torch.zeros(self.peers, dtype=torch.int64)
+        place[list(each.peers)] = torch.arange(len(each.peers))
+        row = self.group * len(each.peers) + place[source]
+        return self.memories[i].draw(self.rng, row)
 
     def _sources(self, k: int) -> Tensor:
         """Draw whose states [N, k]: peer indices within the group."""
@@ -76,45 +115,63 @@ class PeerExchange:
     def ask_all(self, obs: Tensor) -> tuple[DiagGaussian, Tensor]:
         """Let every peer answer on every student's states obs [N, K, O].
 
-        Returns their policies [N, P, K, A] and values [N, P, K]: student n, answer of peer p.
+        Returns their policies [N, P, K, A] and values [N, P, K]: student n, answer of peer p. Where
+        only some squash their actions, a policy's mean is its action without noise.
         """
-        g, p, k = self.groups, self.peers, obs.shape[1]
-        answer = self.agent.ask(self._to_all(obs))
-        if answer.value is None:
-            raise ValueError("these learners have no value function to compare")
+        answers = [each.agent.ask(self._to(each, obs)) for each in self.members]
+        dists = [answer.dist for answer in answers]
+        if alike := len({dist.squashed for dist in dists}) == 1:
+            means = [dist.mean for dist in dists]
+        else:
+            means = [dist.mode() for dist in dists]
+        mean = self._by_student(means)
+        spread = [d.log_std.expand_as(m) for d, m in zip(dists, means, strict=True)]
+        value = self._by_student([required(answer.value) for answer in answers])
+        squashed = alike and dists[0].squashed
+        return DiagGaussian(mean, self._by_student(spread), squashed), value
+
+    def _by_student(self, answers: Sequence[Tensor]) -> Tensor:
+        """Sort what each stack says of all students, [members, S K, ...] -> [N, P, K, ...]."""
+        g, s = self.groups, self.agent.n_learners // self.groups
 
         def per_student(x: Tensor) -> Tensor:  # [G, answering, student, ...] -> [N, answering, ...]
-            return (
-                x.view(g, p, p, k, *x.shape[2:]).transpose(1, 2).reshape(g * p, p, k, *x.shape[2:])
-            )
+            x = x.view(g, x.shape[0] // g, s, x.shape[1] // s, *x.shape[2:])
+            return x.transpose(1, 2).flatten(0, 1)
 
-        mean = per_student(answer.dist.mean)
-        log_std = per_student(answer.dist.log_std.expand_as(answer.dist.mean))
-        return DiagGaussian(mean, log_std, answer.dist.squashed), per_student(answer.value)
+        found = [per_student(x) for x in answers]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)[:, self.order]
 
-    def judge_all(self, obs: Tensor, act: Tensor) -> Tensor:
+    def judge_all(self, obs: Tensor, act: Tensor) -> list[Tensor]:
         """Let all critics of a group judge every peer's action at every student's states.
 
-        obs [N, K, O], act [N, P, K, A] of peer p -> [N, P, C, P, K], raw units: for student n,
-        what peer i's critic c says of peer p's action. Raises ValueError without such critics.
+        obs [N, K, O], act [N, P, K, A] of peer p -> for every stack with such critics
+        [N, J, C, P, K], raw units: for student n, what critic c of its j-th peer says of peer p's
+        action. Raises ValueError without such critics.
         """
-        parts = zip(obs.split(CHUNK, 1), act.split(CHUNK, 2), strict=True)
-        return torch.cat([self._judge(o, a) for o, a in parts], -1)
-
-    def _judge(self, obs: Tensor, act: Tensor) -> Tensor:
-        if not isinstance(self.agent, OffPolicy):
+        judges = [each for each in self.members if isinstance(each.agent, OffPolicy)]
+        if not judges:
             raise ValueError("these learners have no critics of actions")
+        parts = list(zip(obs.split(CHUNK, 1), act.split(CHUNK, 2), strict=True))
+        return [torch.cat([self._judge(each, o, a) for o, a in parts], -1) for each in judges]
+
+    def _judge(self, each: Members, obs: Tensor, act: Tensor) -> Tensor:
+        assert isinstance(each.agent, OffPolicy)
         g, p, k = self.groups, self.peers, obs.shape[1]
         at_each = obs.unsqueeze(1).expand(-1, p, -1, -1).flatten(1, 2)  # [N, P K, O]
-        q = self.agent.q(self._to_all(at_each), self._to_all(act.flatten(1, 2)))
-        q = q.view(g, p, -1, p, p, k)  # [G, judging, C, student, acting, K]
+        q = each.agent.q(self._to(each, at_each), self._to(each, act.flatten(1, 2)))
+        q = q.view(g, len(each.peers), q.shape[1], -1, p, k)  # [G, judging, C, student, acting, K]
         return q.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
 
-    def _to_all(self, x: Tensor) -> Tensor:
-        """Show every peer what all students of its group have: [N, K, ...] -> [N, P K, ...]."""
-        g, p = self.groups, self.peers
-        group = x.reshape(g, 1, p * x.shape[1], *x.shape[2:])
-        return group.expand(-1, p, *group.shape[2:]).flatten(0, 1)
+    def _to(self, each: Members, x: Tensor) -> Tensor:
+        """Show a stack what all students of its groups have: [N, K, ...] -> [members, S K, ...]."""
+        return each.to_rows(x.reshape(self.groups, -1, *x.shape[2:]))
+
+
+def required(value: Tensor | None) -> Tensor:
+    """Return a value function's answer. Raises ValueError where there is none."""
+    if value is None:
+        raise ValueError("these learners have no value function to compare")
+    return value
 
 
 def pick(answers: Tensor, who: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -16,44 +14,44 @@ from dpd.agents.base import (
     Stateful,
     load_parts,
     state_of,
-    take,
 )
+from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.optim import StackedAdam, clip_grad_norm
-from dpd.distill.base import Context
-from dpd.distill.divergence import divergence
+from dpd.agents.optim import StackedAdam
+from dpd.distill.base import Actor, Context, Deployed
 from dpd.distill.dose import dose_of, states_in_loss
 from dpd.distill.exchange import PeerExchange, States, action_distance, pick
-from dpd.distill.gate import effective_sample_size, gate_weight, weighted_loss
+from dpd.distill.gate import effective_sample_size, gate_weight
 from dpd.distill.peers_config import DPDConfig
-from dpd.distill.rulers import action_gaps, best_other, critic_gaps, gap, lcb_gaps, value_gaps
-
-
-class Targets(NamedTuple):
-    """What to imitate at each state, all constant; [N, K, ...]."""
-
-    obs: Tensor  # normalised by the student
-    mean: Tensor  # of the target policy, clipped to the action box
-    log_std: Tensor
-    sample: Tensor
-    weight: Tensor  # [N, K]
-
-    def at(self, idx: Tensor) -> Targets:
-        """Return those at positions idx [N, B]."""
-        return Targets(*(take(x, idx) for x in self))
-
-    def batch(self, i: int, size: int) -> Targets:
-        """Return the i-th of equal parts of K, without a copy."""
-        return Targets(*(x[:, i * size : (i + 1) * size] for x in self))
+from dpd.distill.rulers import (
+    action_gaps,
+    best_other,
+    critic_gaps,
+    every_critic,
+    gap,
+    lcb_gaps,
+    least_each,
+    value_gaps,
+)
+from dpd.distill.targets import Targets, descend, imitation_loss, order
 
 
 class Independent:
     """Peers that ignore each other; logs how far apart they are and who is ahead."""
 
     def __init__(self, context: Context, k: int = 256) -> None:
+        self.actor: Actor = context.agent
         self.exchange = PeerExchange(context, "peer", 1.0, None)
         self.k = k
         self.loss: ExtraLoss | None = None
+
+    @property
+    def policy(self) -> Deployed | None:
+        """What is evaluated and saved: the peers themselves."""
+        return None
+
+    def see(self, rollout: Rollout) -> None:
+        """Look at nothing: what was collected is the learners'."""
 
     def prepare(self, batch: Batch, progress: float) -> None:
         """Keep the iteration's states to measure on."""
@@ -66,12 +64,12 @@ class Independent:
             return {}
         states = x.draw(self.k)
         answers, value = x.ask_all(states.obs)
+        metrics = {"distill/action_distance": action_distance(answers, x.own, states.source)}
+        if len(x.members) > 1:  # values of unlike learners are not of the same thing
+            return metrics
         xi = gap(pick(value, x.own.expand_as(states.source)), pick(value, states.source))
-        return {
-            "distill/action_distance": action_distance(answers, x.own, states.source),
-            "distill/xi_mean": xi.mean(1),
-            "distill/peer_ahead": (xi > 0).to(xi.dtype).mean(1),
-        }
+        ahead = (xi > 0).to(xi.dtype).mean(1)
+        return metrics | {"distill/xi_mean": xi.mean(1), "distill/peer_ahead": ahead}
 
     def state(self) -> State:
         """Return the exchange's state: nothing else outlives an iteration."""
@@ -88,10 +86,12 @@ class DualDistillation:
     def __init__(self, config: DPDConfig, context: Context) -> None:
         if context.peers < 2:
             raise ValueError("dual policy distillation needs two peers or more: --peers 2")
-        config.refuse_unfit(context.agent.config)
-        for gammas in context.agent.gamma.view(-1, context.peers).tolist():
-            config.refuse_unlike_discounts(gammas)
+        config.refuse_unfit(*(each.agent.config for each in context.members))
+        for each in context.members:
+            for gammas in each.agent.gamma.view(-1, len(each.peers)).tolist():
+                config.refuse_unlike_discounts(gammas)
         self.config, self.agent = config, context.agent
+        self.actor: Actor = context.agent
         self.dose = dose_of(config, context.agent)
         self.exchange = PeerExchange(context, config.states, config.peer_share, config.memory)
         n = context.agent.n_learners
@@ -102,13 +102,21 @@ class DualDistillation:
                 f"distill.students must name some of the peers 0 to {context.peers - 1}, "
                 f"not {config.students}"
             )
-        self.is_student = [i % context.peers in students for i in range(n)]
+        self.is_student = [seed[-1] in students for seed in context.seeds]
         self.mean_square = torch.zeros(n, 1, dtype=context.agent.dtype)  # running, of xi
         self.iteration = 0
         self.strength = 0.0  # of this iteration's dose, in [0, 1]
         self.cursor = 0  # minibatches of targets that the learners' loss has used
         self.targets: Targets | None = None
         self.metrics: Metrics = {}
+
+    @property
+    def policy(self) -> Deployed | None:
+        """What is evaluated and saved: the peers themselves."""
+        return None
+
+    def see(self, rollout: Rollout) -> None:
+        """Look at nothing: what was collected is the learners'."""
 
     def prepare(self, batch: Batch, progress: float) -> None:
         """Keep the iteration's states; choose the targets if they go into the learners' loss."""
@@ -132,16 +140,10 @@ class DualDistillation:
             raise RuntimeError("prepare() chose no targets")
         size = self.agent.config.minibatch_size
         parts = self.targets.weight.shape[1] // size
-        loss = self._distance(self.targets.batch(self.cursor % parts, size))
+        part = self.targets.batch(self.cursor % parts, size)
+        loss = imitation_loss(self.agent, self.config.divergence, part)
         self.cursor += 1
         return self.config.coef * self.strength * loss, {"distill/loss": loss.detach()}
-
-    def _distance(self, targets: Targets) -> Tensor:
-        """Return the weighted divergence of the students from their targets [N]."""
-        student = self.agent.dist(targets.obs)
-        target = DiagGaussian(targets.mean, targets.log_std, student.squashed)
-        distance = divergence(self.config.divergence, student, target, targets.sample)
-        return weighted_loss(distance, targets.weight)
 
     def step(self) -> Metrics:
         """Take the distillation steps of this iteration, if they are the method's own."""
@@ -163,27 +165,19 @@ class DualDistillation:
         optimizer = self.optimizer if c.dose == "step" else self.agent.optimizer
         if c.dose == "step":
             optimizer.lr = [dose.lr * self.strength] * len(optimizer.lr)
-        size = min(dose.batch_size, targets.weight.shape[1])
-        drawn = targets.at(self._order(targets.weight.shape[1], dose.steps * size))
-        # A row whose weights are all zero must not move on by its momentum.
-        used = (drawn.weight.unflatten(1, (dose.steps, size)).sum(2) > 0).tolist()
-        ones = torch.ones(len(self.is_student), dtype=targets.weight.dtype)
+        k = targets.weight.shape[1]
+        drawn = targets.at(order(self.exchange.rng, k, dose.steps * min(dose.batch_size, k)))
         coef = 1.0 if c.dose == "step" else c.coef * self.strength
-        losses = []
-        for i in range(dose.steps):
-            loss = self._distance(drawn.batch(i, size))
-            (grad,) = torch.autograd.grad(loss * coef, self.agent.nets.flat, ones)
-            clip_grad_norm(grad, dose.max_grad_norm)
-            active = [s and row[i] for s, row in zip(self.is_student, used, strict=True)]
-            optimizer.step(grad, active)
-            losses.append(loss.detach())
-        return torch.stack(losses).mean(0)
-
-    def _order(self, k: int, length: int) -> Tensor:
-        """Draw positions [N, length], each pass over all k of them in a new order."""
-        passes = -(-length // k)
-        order = torch.cat([self.exchange.rng.permutation(k) for _ in range(passes)], 1)
-        return order[:, :length]
+        return descend(
+            self.agent,
+            optimizer,
+            c.divergence,
+            drawn,
+            dose.steps,
+            coef,
+            dose.max_grad_norm,
+            self.is_student,
+        )
 
     @torch.no_grad()
     def _choose(self) -> Targets:
@@ -195,8 +189,8 @@ class DualDistillation:
         own = x.own.expand_as(states.source)
         xi, who = self._rule(states, answers, value, own)
         scale = self._scale(xi)
-        order = x.rng.permutation(k) if c.control == "shuffled" else None
-        weight = gate_weight(xi, scale, c, order)
+        shuffle = x.rng.permutation(k) if c.control == "shuffled" else None
+        weight = gate_weight(xi, scale, c, shuffle)
         if c.dose == "loss":
             weight = weight * torch.tensor(self.is_student).unsqueeze(1)
         self.metrics |= self._describe(answers, xi, weight, own, who)
@@ -213,7 +207,7 @@ class DualDistillation:
         """Return how many states to draw for each student."""
         if self.config.dose == "loss":
             return states_in_loss(self.agent)
-        return min(self.dose.steps * self.dose.batch_size, self.exchange.memory.held)
+        return min(self.dose.steps * self.dose.batch_size, self.exchange.held)
 
     def _rule(
         self, states: States, answers: DiagGaussian, value: Tensor, own: Tensor
@@ -226,14 +220,14 @@ class DualDistillation:
             return gap(pick(value, own), states.returns), states.source
         if c.ruler == "value":
             return best_other(value_gaps(value, own), own)
-        q = self.exchange.judge_all(states.obs, answers.mode())
+        judged = self.exchange.judge_all(states.obs, answers.mode())
         match c.ruler:
             case "action":
-                return best_other(action_gaps(q, own), own)
+                return best_other(action_gaps(least_each(judged), own), own)
             case "lcb":
-                return best_other(lcb_gaps(q, own, c.lcb_k), own)
+                return best_other(lcb_gaps(every_critic(judged), own, c.lcb_k), own)
             case "critics":
-                return best_other(critic_gaps(q, own), own)
+                return best_other(critic_gaps(judged[0], own), own)
 
     def _scale(self, xi: Tensor) -> Tensor:
         """Return the unit of the gap in the soft gate [N, 1]."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from math import inf
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dpd.agents.offpolicy_config import OffPolicyConfig, TD3Config
 from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.student_config import StudentConfig
 from dpd.distill.presets import DPD_PRESETS, Presets
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ class IndependentConfig:
     """No distillation: peers train side by side; their distance is still logged."""
 
     PRESETS: ClassVar[Presets] = {}
+    COMMAND: ClassVar[str] = "train"
+    ALGO: ClassVar[str] = "ppo"
+    SETTINGS: ClassVar[dict[str, Any]] = {}
+
+    def refuse_unfit(self, *learners: Any) -> None:
+        """Raise ValueError where learners of these settings would learn nothing."""
+        refuse_students(*learners)
 
     def build(self, context: Context) -> Method:
         """Return the method for a stack of learners."""
@@ -47,6 +56,9 @@ class DPDConfig:
     """
 
     PRESETS: ClassVar[Presets] = DPD_PRESETS
+    COMMAND: ClassVar[str] = "train"
+    ALGO: ClassVar[str] = "ppo"
+    SETTINGS: ClassVar[dict[str, Any]] = {}
 
     ruler: Literal["value", "return", "action", "lcb", "critics"] = "value"
     """How much better the peer is at a state. `value`: the gap of value functions (the paper).
@@ -123,7 +135,18 @@ class DPDConfig:
 
     def _refuse_idle_settings(self) -> None:
         """Raise where a setting could have no effect, rather than let it seem to."""
-        wrong = {
+        refuse(self._idle())
+        for setting, (name, values) in WHERE_IT_MATTERS.items():
+            changed = getattr(self, setting) != getattr(type(self), setting)
+            if changed and getattr(self, name) not in values:
+                raise ValueError(
+                    f"distill.{setting} does nothing with {name} {getattr(self, name)}; it is for "
+                    + " or ".join(f"--distill.{name} {value}" for value in values)
+                )
+
+    def _idle(self) -> dict[str, bool]:
+        """Say of every combination that has no effect whether it is given."""
+        return {
             "coef under an Adam of its own cancels; set distill.lr, or --distill.dose loss": (
                 self.dose == "step" and self.coef != 1
             ),
@@ -143,16 +166,6 @@ class DPDConfig:
             "weight_clip is for the soft gate, lower bound first": self.weight_clip is not None
             and (self.gate != "soft" or not 0 < self.weight_clip[0] < self.weight_clip[1]),
         }
-        for what, is_so in wrong.items():
-            if is_so:
-                raise ValueError(f"distill.{what}")
-        for setting, (name, values) in WHERE_IT_MATTERS.items():
-            changed = getattr(self, setting) != getattr(type(self), setting)
-            if changed and getattr(self, name) not in values:
-                raise ValueError(
-                    f"distill.{setting} does nothing with {name} {getattr(self, name)}; it is for "
-                    + " or ".join(f"--distill.{name} {value}" for value in values)
-                )
 
     def refuse_unlike_discounts(self, gammas: Sequence[float]) -> None:
         """Raise ValueError where the ruler would compare values of peers of unlike discounts."""
@@ -162,34 +175,74 @@ class DPDConfig:
                 "all peers the same, or learners with a replay --distill.ruler action or lcb"
             )
 
-    def refuse_unfit(self, learners: PPOConfig | OffPolicyConfig) -> None:
-        """Raise ValueError where learners of these settings lack what this asks of them."""
-        self.refuse_unlike_discounts(learners.peer_gamma)
-        replayed = isinstance(learners, OffPolicyConfig)
+    def refuse_unfit(self, *learners: Any) -> None:
+        """Raise ValueError where stacks of these settings lack what this asks of them."""
+        refuse_students(*learners)
+        for each in learners:
+            self.refuse_unlike_discounts(each.peer_gamma)
+        replayed = [isinstance(each, OffPolicyConfig) for each in learners]
+        spreadless = any(isinstance(each, TD3Config) for each in learners)
         no_spread = "which policies of TD3 and DDPG do not have: give --distill."
-        wrong = {
-            f"ruler {self.ruler} needs critics of actions, which PPO does not have: give "
-            "--distill.ruler value or return": (
-                not replayed and self.ruler in ("action", "lcb", "critics")
-            ),
-            "ruler return needs the returns of PPO; give --distill.ruler value, action, lcb or "
-            "critics": replayed and self.ruler == "return",
-            f"divergence {self.divergence} needs a spread, {no_spread}divergence mse": (
-                isinstance(learners, TD3Config) and self.divergence != "mse"
-            ),
-            f"target sample needs a spread, {no_spread}target mode": (
-                isinstance(learners, TD3Config) and self.target == "sample"
-            ),
-            "memory is more than the replay's --capacity; 0 is all of it": (
-                isinstance(learners, OffPolicyConfig) and (self.memory or 0) > learners.capacity
-            ),
-        }
-        for what, is_so in wrong.items():
-            if is_so:
-                raise ValueError(f"distill.{what}")
+        capacities = [x.capacity for x in learners if isinstance(x, OffPolicyConfig)]
+        refuse(
+            {
+                f"ruler {self.ruler} needs critics of actions, which PPO does not have: give "
+                "--distill.ruler value or return": (
+                    not any(replayed) and self.ruler in ("action", "lcb", "critics")
+                ),
+                "ruler return needs the returns of PPO; give --distill.ruler value, action, lcb or "
+                "critics": any(replayed) and self.ruler == "return",
+                f"divergence {self.divergence} needs a spread, {no_spread}divergence mse": (
+                    spreadless and self.divergence != "mse"
+                ),
+                f"target sample needs a spread, {no_spread}target mode": (
+                    spreadless and self.target == "sample"
+                ),
+                "memory is more than the replay's --capacity; 0 is all of it": (
+                    (self.memory or 0) > min(capacities, default=inf)
+                ),
+            }
+        )
+        if len(learners) > 1:
+            self._refuse_unlike(learners)
+
+    def _refuse_unlike(self, learners: Sequence[PPOConfig | OffPolicyConfig]) -> None:
+        """Raise ValueError where peers differ too much for what this compares."""
+        self.refuse_unlike_discounts([each.gamma for each in learners])
+        kinds = {type(each) for each in learners}
+        refuse(
+            {
+                f"ruler {self.ruler} compares value functions of unlike algorithms, which are not "
+                "of the same thing: give --distill.ruler action": (
+                    self.ruler == "value" and len(kinds) > 1
+                ),
+                "ruler critics compares critics of unlike peers: give --distill.ruler action or "
+                "lcb": self.ruler == "critics",
+                f"divergence {self.divergence} has no meaning between policies that squash their "
+                "actions and that do not: give --distill.divergence mse": (
+                    len({each.squashed for each in learners}) > 1 and self.divergence != "mse"
+                ),
+                "target sample is for peers of one algorithm; give --distill.target mode": (
+                    len(kinds) > 1 and self.target == "sample"
+                ),
+            }
+        )
 
     def build(self, context: Context) -> Method:
         """Return the method for a stack of learners."""
         from dpd.distill.peers import DualDistillation
 
         return DualDistillation(self, context)
+
+
+def refuse_students(*learners: Any) -> None:
+    """Raise ValueError where there are learners that learn from no reward."""
+    if any(isinstance(each, StudentConfig) for each in learners):
+        raise ValueError("students learn from a teacher alone; see dpd distill --help")
+
+
+def refuse(wrong: Mapping[str, bool]) -> None:
+    """Raise ValueError that says which of these things about the settings is so."""
+    for what, is_so in wrong.items():
+        if is_so:
+            raise ValueError(f"distill.{what}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 Presets = dict[str, dict[str, dict[str, Any]]]
-"""Preset -> algorithm -> settings, in the shape of a configuration file."""
+"""Preset -> algorithm (`unlike`: several) -> settings, in the shape of a configuration file."""
 
 BASELINES_DDPG: dict[str, Any] = {
     # 100 environment steps, then 50 updates. Their critics' weight decay of 0.01 and the layer
@@ -85,5 +85,7 @@ DPD_PRESETS: Presets = {
         "ddpg": {"distill": MODERN_OFFPOLICY},
         "td3": {"distill": MODERN_OFFPOLICY},
         "sac": {"distill": MODERN_OFFPOLICY | {"divergence": "kl_forward"}},
+        # Values of unlike peers are not of the same thing; critics judge any action.
+        "unlike": {"distill": {"ruler": "action", "gate": "hard", "states": "mixed"}},
     },
 }

@@ -6,6 +6,8 @@ of peer p; `own` [N, K] is the student's own place in its group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,18 @@ def action_gaps(q: Tensor, own: Tensor) -> Tensor:
     Q is the mean over the group of each learner's least critic.
     """
     return value_gaps(q.amin(2).mean(1), own)
+
+
+def least_each(judged: Sequence[Tensor]) -> Tensor:
+    """Join what several stacks' critics [N, J, C, P, K] say, each learner's least one alone."""
+    if len(judged) == 1:
+        return judged[0]
+    return torch.cat([q.amin(2, keepdim=True) for q in judged], 1)
+
+
+def every_critic(judged: Sequence[Tensor]) -> Tensor:
+    """Join what several stacks' critics [N, J, C, P, K] say -> [N, 1, all critics, P, K]."""
+    return torch.cat([q.flatten(1, 2) for q in judged], 1).unsqueeze(1)
 
 
 def lcb_gaps(q: Tensor, own: Tensor, k: float) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dpd.agents.base import Batch, State
 from dpd.agents.learners import Learners
-from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.replay import WIDE, Replay
 from dpd.agents.rng import RowRandom
 
@@ -49,10 +48,13 @@ class Memory(Protocol):
 
 
 class Recent:
-    """The states of the current iteration (capacity 0), or the most recent so many."""
+    """The states of the current iteration (capacity 0), or the most recent so many.
 
-    def __init__(self, agent: Learners, capacity: int) -> None:
-        self.capacity = capacity
+    `lasts`: whether they are drawn from in the next iteration too, before new ones come.
+    """
+
+    def __init__(self, agent: Learners, capacity: int, lasts: bool) -> None:
+        self.capacity, self.lasts = capacity, lasts or capacity > 0
         self.obs = torch.empty(agent.n_learners, 0, agent.obs_dim, dtype=agent.dtype)
         self.returns: Tensor | None = None
 
@@ -80,12 +82,15 @@ class Recent:
 
     def state(self) -> State:
         """Return the memory where it outlives an iteration."""
-        return {"memory": self.obs} if self.capacity else {}
+        if not self.lasts:
+            return {}
+        return {"memory": self.obs} | ({} if self.returns is None else {"returns": self.returns})
 
     def load_state(self, state: State) -> None:
         """Put a state back; it may hold fewer states than now."""
-        if self.capacity:
+        if self.lasts:
             self.obs = state["memory"].clone()
+            self.returns = state["returns"].clone() if "returns" in state else None
 
 
 class Replayed:
@@ -119,8 +124,8 @@ class Replayed:
         """Take nothing back."""
 
 
-def memory_of(agent: Learners, capacity: int | None) -> Memory:
+def memory_of(agent: Learners, capacity: int | None, lasts: bool = False) -> Memory:
     """Return where learners' states come from; None: as in the paper, for their family."""
-    if isinstance(agent, OffPolicy):
-        return Replayed(agent.replay, PAPER_RECENT if capacity is None else capacity)
-    return Recent(agent, capacity or 0)
+    if isinstance(agent.journal, Replay):
+        return Replayed(agent.journal, PAPER_RECENT if capacity is None else capacity)
+    return Recent(agent, capacity or 0, lasts)

@@ -15,8 +15,9 @@ from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.sac import SAC
 from dpd.agents.td3 import TD3
 from dpd.distill.base import Context
-from dpd.distill.peers import DualDistillation, Targets
+from dpd.distill.peers import DualDistillation
 from dpd.distill.peers_config import DPDConfig
+from dpd.distill.targets import Targets, imitation_loss
 
 O, A, S = 4, 2, 64  # noqa: E741
 ALGO = PPOConfig(n_envs=4, n_steps=16, minibatch_size=16, epochs=2, hidden=(16, 16))
@@ -110,7 +111,7 @@ class Setup:
     def loss(self, targets: Targets) -> Tensor:
         """Return the weighted divergence [N] over all states."""
         idx = torch.arange(targets.weight.shape[1]).expand(targets.weight.shape)
-        return self.method._distance(targets.at(idx))
+        return imitation_loss(self.agent, self.method.config.divergence, targets.at(idx))
 
     def distil(self, progress: float = 0.0) -> Tensor:
         """Run one iteration of the method alone; return how all parameters moved [N, D]."""

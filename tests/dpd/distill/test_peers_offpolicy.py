@@ -12,6 +12,7 @@ from dpd.agents.base import Minibatch, State
 from dpd.agents.offpolicy import OffPolicy
 from dpd.distill.peers import Independent
 from dpd.distill.peers_config import DPDConfig
+from dpd.distill.targets import imitation_loss
 
 RULERS = ("value", "action", "lcb", "critics")
 ALL_KINDS = [("td3", "mse"), ("ddpg", "mse"), *(("sac", d) for d in DIVERGENCES)]
@@ -144,12 +145,14 @@ def test_the_term_in_the_loss_goes_round_in_its_states() -> None:
     unused = Minibatch(setup.agent.dist(targets.obs), torch.ones(0), torch.ones(0))
     assert setup.method.loss is not None
     losses = [setup.method.loss(unused)[0].detach() for _ in range(9)]
-    expected = [0.5 * setup.method._distance(targets.batch(i, 16)).detach() for i in range(8)]
+    expected = [
+        0.5 * imitation_loss(setup.agent, "mse", targets.batch(i, 16)).detach() for i in range(8)
+    ]
     assert torch.equal(torch.stack(losses), torch.stack([*expected, expected[0]]))
     setup.method.prepare(setup.batch, 0.0)  # begins anew
     targets = setup.method.targets or targets
     loss = setup.method.loss(unused)[0]
-    assert torch.equal(loss, 0.5 * setup.method._distance(targets.batch(0, 16)))
+    assert torch.equal(loss, 0.5 * imitation_loss(setup.agent, "mse", targets.batch(0, 16)))
 
 
 def test_many_updates_go_round_in_sixteen_minibatches() -> None:

@@ -1,0 +1,145 @@
+"""One stack of a run: learners of one kind, their environments, and the method that moves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpd.agents.base import Metrics, State, Stateful, load_parts, nest, part, state_of
+from dpd.agents.learners import Learners
+from dpd.clock import Clock
+from dpd.collect import EpisodeStatistics, collect
+from dpd.config import StackConfig
+from dpd.distill.base import Deployed, Members, Method
+from dpd.envs.base import Env, NonFiniteAction
+
+Who = tuple[int, int]
+"""A learner's seed and peer."""
+
+
+class NonFinite(RuntimeError):
+    """A number in training is NaN or infinite."""
+
+    def __init__(self, what: str, who: Who) -> None:
+        super().__init__(f"{what} of seed {who[0]}'s peer {who[1]} is NaN or infinite")
+        self.what, self.who = what, who
+
+
+class Stack:
+    """Learners of one kind, what they are in the middle of, and the method that distils them."""
+
+    method: Method
+
+    def __init__(
+        self,
+        config: StackConfig,
+        who: Sequence[Who],
+        env: Env,
+        make_env: Callable[[list[int]], Env],
+        clock: Clock,
+    ) -> None:
+        self.config, self.who, self.clock = config, who, clock
+        self.env, self.make_env = env, make_env
+        spec = env.spec
+        self.agent: Learners = config.algo.build(spec.obs_dim, spec.act_dim, self.who)
+        self.members = Members(self.agent, config.peers)
+        self.episodes = EpisodeStatistics(len(self.who), config.algo.n_envs)
+        self.rollout = self.agent.new_rollout()
+        self.obs = self._shaped(env.reset())
+
+    @property
+    def policy(self) -> Deployed | Learners:
+        """What is evaluated and saved: the learners, or what the method makes of them."""
+        return self.agent if self.method.policy is None else self.method.policy
+
+    def _shaped(self, obs: Tensor) -> Tensor:
+        return obs.view(len(self.who), self.config.algo.n_envs, -1)
+
+    def iterate(self, progress: float) -> Metrics:
+        """Collect, learn and distil for an iteration of the run; return metrics [N]."""
+        history = [self._round(progress) for _ in range(self.config.rounds)]
+        if len(history) == 1:
+            return history[0]
+        names = dict.fromkeys(name for metrics in history for name in metrics)
+        found = {name: [m[name] for m in history if name in m] for name in names}
+        return {name: torch.stack(values).mean(0) for name, values in found.items()}
+
+    def _round(self, progress: float) -> Metrics:
+        with self.clock("collect"):
+            self._collect()
+        with self.clock("update"):
+            batch = self.members.batch = self.agent.prepare(self.rollout)
+        with self.clock("distill"):
+            self.method.prepare(batch, progress)
+        with self.clock("update"):
+            metrics = self.agent.update(batch, progress, self.method.loss)
+            # Before anyone asks them: a peer must not learn from one that has diverged.
+            self._require_finite("parameters after the update", self.agent.nets.flat)
+        with self.clock("distill"):
+            metrics |= self.method.step()
+        with self.clock("update"):
+            self.agent.observe(self.rollout)
+        self._require_finite("parameters after distillation", self.agent.nets.flat)
+        for name, value in metrics.items():
+            if name.startswith(("loss/", "distill/loss")):
+                self._require_finite(name, value)
+        return metrics
+
+    def _collect(self) -> None:
+        try:
+            self.obs = collect(self.env, self.method.actor, self.obs, self.rollout)
+        except NonFiniteAction as error:
+            row = error.ids[0] // self.config.algo.n_envs
+            raise NonFinite("action", self.who[row]) from error
+        self._require_finite("observation", self.rollout.obs)
+        self._require_finite("reward", self.rollout.reward)
+        self.episodes.add(self.rollout)
+        self.method.see(self.rollout)
+
+    def _require_finite(self, what: str, value: Tensor) -> None:
+        """Raise NonFinite, of the learner that a quantity [N, ...] went wrong in."""
+        good = torch.isfinite(value).flatten(1).all(1) if value.ndim > 1 else torch.isfinite(value)
+        if not bool(good.all()):
+            raise NonFinite(what, self.who[int((~good).nonzero()[0])])
+
+    def _parts(self) -> dict[str, Stateful]:
+        return {"agent": self.agent, "method": self.method, "episodes": self.episodes}
+
+    def state(self) -> State:
+        """Return all that its future depends on; without simulators that can't be copied."""
+        state = state_of(self._parts())
+        if not self.env.spec.can_snapshot:
+            return state
+        return state | nest(env={k: torch.from_numpy(v) for k, v in self.env.snapshot().items()})
+
+    def load_state(self, state: State, iteration: int) -> None:
+        """Put a state back; new episodes begin where it holds no simulators."""
+        load_parts(self._parts(), state)
+        if simulators := part(state, "env"):
+            obs = self.env.restore({k: v.numpy() for k, v in simulators.items()})
+        else:
+            self.env.close()
+            self.env = self.make_env(env_seeds(self.who, self.config.algo.n_envs, iteration))
+            obs = self.env.reset()
+            self.episodes.restart()
+        self.obs = self._shaped(obs)
+
+    def retry(self, seed: int, attempt: int) -> None:
+        """Give a seed's learners another chance, after one of them diverged."""
+        rows = [row for row, who in enumerate(self.who) if who[0] == seed]
+        self.agent.retry(rows, attempt)
+
+
+def env_seeds(rows: Sequence[Who], n_envs: int, *since: int) -> list[int]:
+    """Return a seed per environment, learner-major, that no two learners share.
+
+    `since`: the iteration new episodes begin in, where they do so in mid-run.
+    """
+    return [
+        int(np.random.SeedSequence([seed, peer, e, *since]).generate_state(1, np.uint64)[0])
+        for seed, peer in rows
+        for e in range(n_envs)
+    ]
