@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from dpd.files import DRAFT
 from dpd.journal import JournalFiles
 from dpd.tensorfile import BadFile, read_facts, read_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 KEY = "dpd checkpoint"
 
 
@@ -32,7 +32,7 @@ class Facts:
     """Torch's threads: with another number, sums may round differently."""
     versions: dict[str, str]
     replay: list[str] = field(default_factory=list)
-    """Files that hold the replay."""
+    """Files that hold the replays."""
     format: int = FORMAT
 
 
@@ -41,17 +41,23 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path, keep: int, folder: str = "") -> None:
         self.dir, self.keep = run_dir / "checkpoints" / folder, keep
-        self.replay = JournalFiles(self.dir)
+        self.journals: list[JournalFiles] = []
+
+    def _replays(self, journals: Sequence[Journal | None]) -> list[tuple[JournalFiles, Journal]]:
+        """Return the files of every stack that has a replay."""
+        self.journals = [JournalFiles(self.dir, k) for k in range(len(journals))]
+        both = zip(self.journals, journals, strict=True)
+        return [(files, journal) for files, journal in both if journal is not None]
 
     def files(self) -> list[Path]:
         """Return the checkpoints, newest first."""
         return sorted(self.dir.glob("step-*.safetensors"), reverse=True)
 
-    def save(self, state: State, facts: Facts, journal: Journal | None = None) -> Path:
+    def save(self, state: State, facts: Facts, journals: Sequence[Journal | None] = ()) -> Path:
         """Write a checkpoint, then remove those that it makes superfluous."""
         path = self.dir / f"step-{facts.step:012d}.safetensors"
-        if journal is not None:
-            facts = replace(facts, replay=self.replay.save(journal))
+        names = [name for files, each in self._replays(journals) for name in files.save(each)]
+        facts = replace(facts, replay=names)
         write_tensors(path, state, KEY, asdict(facts))
         self._remove_old()
         return path
@@ -64,7 +70,8 @@ class Checkpoints:
             if file != best:
                 file.unlink(missing_ok=True)
                 known.pop(file, None)
-        self.replay.remove({name for said in known.values() for name in said.replay})
+        for files in self.journals:
+            files.remove({name for said in known.values() for name in said.replay})
 
     def clear_drafts(self) -> None:
         """Remove what a killed run left half written."""
@@ -73,7 +80,7 @@ class Checkpoints:
                 draft.unlink()
 
     def load_newest(
-        self, load: Callable[[State], None], journal: Journal | None
+        self, load: Callable[[State], None], journals: Sequence[Journal | None]
     ) -> tuple[Facts, list[str]] | None:
         """Load the newest whole checkpoint, if there is any.
 
@@ -84,8 +91,8 @@ class Checkpoints:
         for file in self.files():
             try:
                 state, facts = read(file)
-                if journal is not None:
-                    self.replay.load(journal, facts.replay)
+                for files, journal in self._replays(journals):
+                    files.load(journal, facts.replay)
             except BadFile as error:
                 complaints.append(str(error))
                 continue

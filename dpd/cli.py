@@ -5,37 +5,41 @@ from __future__ import annotations
 import argparse
 import io
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from dpd import __version__
-from dpd.commands import CompareConfig, EvaluateConfig, ExportConfig
-from dpd.config import (
-    ALGORITHMS,
-    BadInput,
-    RunConfig,
-    TrainConfig,
-    as_flags,
-    choose,
-    near,
-    preset_settings,
-    read_config,
-    saved_settings,
+from dpd.agents.student_config import StudentConfig, layers_of
+from dpd.commands import (
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    FidelityConfig,
+    SweepConfig,
 )
+from dpd.config import ALGORITHMS, AlgoConfig, TrainConfig, choose, near
+from dpd.cooperative.config import CooperateConfig
 from dpd.distill import METHODS
+from dpd.run_config import BadInput, RunConfig, TeacherConfig, flag
+from dpd.settings import as_flags, preset_settings, read_config, saved_settings
 
 USAGE = f"""\
 dpd {__version__}: dual policy distillation and its baselines for continuous control
 
   dpd train [ENV] ...     train peers that teach each other     (dpd train --help)
+  dpd distill [ENV] ...   a teacher into smaller students      (dpd distill --help)
+  dpd cooperate P P ...   saved policies teach each other     (dpd cooperate --help)
   dpd evaluate PATH ...   evaluate saved policies and runs      (dpd evaluate --help)
   dpd compare PATH ...    runs side by side, with intervals     (dpd compare --help)
+  dpd fidelity T S ...    does a student follow its teacher?    (dpd fidelity --help)
+  dpd sweep TEACHER ...   what makes a student follow?          (dpd sweep --help)
   dpd export PATH ...     to SB3, ONNX or TorchScript           (dpd export --help)
 
   dpd train HalfCheetah-v5 --peers 2 --total-steps 1000000
@@ -47,14 +51,39 @@ dpd {__version__}: dual policy distillation and its baselines for continuous con
 class Selection:
     """What decides which flags there are."""
 
-    algo: str = "ppo"
-    """Algorithm of the learners: ppo, td3, ddpg or sac."""
+    algo: str | None = None
+    """Algorithm of the learners: ppo (if none is named), td3, ddpg or sac; or one for each peer, as
+    in ppo,sac, whose settings are then --peer0.lr, --peer1.hidden and so on."""
     method: str = "dpd"
     """Distillation method; `none` trains the peers side by side."""
     preset: str | None = None
     """Named settings of the method: paper, released or modern."""
     config: Path | None = None
     """JSON file of settings; flags go before it."""
+
+
+@dataclass(frozen=True)
+class DistillSelection(Selection):
+    """What decides which flags there are."""
+
+    algo: str | None = None
+    """Algorithm of the students: student, which learns from its teacher alone, or ppo, td3, ddpg or
+    sac; None: as the method needs."""
+    method: str = "dagger"
+    """bc, dagger, on-policy, progressive, scaffold, retrieval; with reinforcement learning
+    kickstart and ppd; n-distill and reverse-kl, which are gradients."""
+    student_sizes: str | None = None
+    """Hidden layers of several students, side by side: as in 16,32,64x64; a width alone is for all
+    layers."""
+
+
+SELECTIONS = {"train": Selection, "distill": DistillSelection}
+HEADINGS = {
+    "train": "Train peers that teach each other.",
+    "distill": "Distil a trained policy into others.",
+}
+STUDENT_STEPS = 200_000
+"""Environment steps of a student, unless --total-steps says otherwise."""
 
 
 def parse(kind: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any:
@@ -82,10 +111,10 @@ def one_line(box: str, prog: str) -> str:
     return re.sub(r"\s+", " ", " ".join(kept)) + f"; see {prog} --help"
 
 
-def select(argv: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
+def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]]:
     """Read the flags that decide on the others, and the configuration file."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("algo", "method", "preset", "config", "resume"):
+    for name in ("algo", "method", "preset", "config", "resume", "student-sizes"):
         peek.add_argument(f"--{name}")
     try:
         given, _ = peek.parse_known_args(list(argv))
@@ -93,53 +122,136 @@ def select(argv: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
         raise BadInput(str(error)) from error
     if given.resume:
         settings = saved_settings(Path(given.resume))
-        for name in ("config", "preset", "algo", "method"):
+        refuse_other_command(command, given.resume, settings.get("method"))
+        for name in ("config", "preset", "algo", "method", "student_sizes"):
             if getattr(given, name) not in (None, settings.get(name)):
-                raise BadInput(f"--resume goes on with the run's own settings; leave --{name} out")
+                raise BadInput(
+                    f"--resume goes on with the run's own settings; leave {flag(name)} out"
+                )
     else:
         settings = read_config(Path(given.config)) if given.config else {}
-    names = {k: settings.pop(k, None) for k in ("algo", "method", "preset")}
+    kind = SELECTIONS[command]
+    names = {f.name: settings.pop(f.name, None) for f in fields(kind) if f.name != "config"}
     chosen = {k: getattr(given, k) or v for k, v in names.items()}
-    return Selection(**{k: v for k, v in chosen.items() if v}), settings
+    return kind(**{k: v for k, v in chosen.items() if v}), settings
+
+
+def refuse_other_command(command: str, run_dir: str, method: object) -> None:
+    """Raise BadInput where a run was made by another command than is to go on with it."""
+    made_by = METHODS[method].COMMAND if method in METHODS else command
+    if made_by != command:
+        raise BadInput(
+            f"{run_dir} is a run of dpd {made_by}; go on with it by "
+            f"dpd {made_by} --resume {shlex.quote(run_dir)}"
+        )
+
+
+def learners(selection: Selection) -> list[tuple[str, AlgoConfig]]:
+    """Return the algorithms asked for, with their default settings: one, or each peer's."""
+    own = choose("method", selection.method, METHODS).ALGO
+    names = (selection.algo or own).split(",")
+    kinds = [(name, choose("algorithm", name, ALGORITHMS)()) for name in names]
+    if not isinstance(selection, DistillSelection) or selection.student_sizes is None:
+        return kinds
+    if kinds[1:]:
+        raise BadInput("--student-sizes are of one algorithm; name one --algo")
+    return sized(*kinds[0], selection.student_sizes.split(","))
+
+
+def sized(name: str, config: AlgoConfig, words: Sequence[str]) -> list[tuple[str, AlgoConfig]]:
+    """Return learners of these sizes: widths of one depth share a stack, if the algorithm can."""
+    layers = [layers_of(word, len(config.hidden)) for word in words]
+    if isinstance(config, StudentConfig) and len({len(each) for each in layers}) == 1:
+        return [(name, replace(config, sizes=tuple(words), hidden=layers[0]))]
+    return [(name, replace(config, hidden=each)) for each in layers]
+
+
+def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
+    """Return a run's settings: default < preset < file < flag."""
+    selection, settings = select(argv, command)
+    method = choose("method", selection.method, METHODS)
+    if command != method.COMMAND:
+        raise BadInput(f"method {selection.method} is one of dpd {method.COMMAND}")
+    algos = learners(selection)
+    kinds = ",".join(name for name, _ in algos)
+    each = [f"peer{k}" for k in range(len(algos))] if algos[1:] else []
+    words = as_flags({name: method.SETTINGS for name in each} or method.SETTINGS)
+    if selection.preset is not None:
+        words += as_flags(preset_settings(selection.preset, selection.method, kinds))
+    run = replace(defaults(selection, algos), env=settings.pop("env", RunConfig.env))
+    words += as_flags(settings)
+    flags, default = run_flags(selection, run, algos, method, command)
+    args = parse(flags, [*words, *argv], f"dpd {command}", default)
+    return TrainConfig(
+        run=args.run,
+        algos=tuple((name, getattr(args, f"peer{k}")) for k, (name, _) in enumerate(algos)),
+        method=selection.method,
+        distill=args.distill,
+        teachers=getattr(args, "teachers", None),
+    )
+
+
+def defaults(selection: Selection, algos: Sequence[tuple[str, AlgoConfig]]) -> RunConfig:
+    """Return what a run's settings are unless they are given, where it depends on the others."""
+    first = algos[0][1]
+    several = len(first.sizes) if isinstance(first, StudentConfig) and first.sizes else len(algos)
+    if isinstance(selection, DistillSelection):
+        return RunConfig(peers=several, total_steps=several * STUDENT_STEPS)
+    return RunConfig(peers=several) if several > 1 else RunConfig()
+
+
+def run_flags(
+    selection: Selection,
+    run: RunConfig,
+    algos: Sequence[tuple[str, AlgoConfig]],
+    method: Any,
+    command: str,
+) -> tuple[Any, Any]:
+    """Return the class of a run's flags, and one of it with the defaults."""
+    plain = tyro.conf.OmitArgPrefixes
+    kinds: list[tuple[str, Any, Any]] = [("run", Annotated[RunConfig, plain], run)]
+    kinds += [("selection", Annotated[type(selection), plain], selection)]
+    if command == "distill":
+        kinds += [("teachers", Annotated[TeacherConfig, plain], TeacherConfig())]
+    for k, (_, config) in enumerate(algos):
+        kind = type(config)
+        kinds += [(f"peer{k}", kind if algos[1:] else Annotated[kind, plain], config)]
+    kinds += [("distill", method, method())]
+    flags = make_dataclass(
+        command.capitalize(),
+        [(name, kind) for name, kind, _ in kinds],
+        namespace={"__doc__": HEADINGS[command]},
+    )
+    return flags, flags(*(default for _, _, default in kinds))
 
 
 def parse_train(argv: Sequence[str]) -> TrainConfig:
-    """Return a run's settings: default < preset < file < flag."""
-    selection, settings = select(argv)
-    algo = choose("algorithm", selection.algo, ALGORITHMS)
-    method = choose("method", selection.method, METHODS)
-    words: list[str] = []
-    if selection.preset is not None:
-        words = as_flags(preset_settings(selection.preset, selection.method, selection.algo))
-    run = RunConfig(env=settings.pop("env", RunConfig.env))
-    words += as_flags(settings)
-    flags = make_dataclass(
-        "Train",
-        [
-            ("run", Annotated[RunConfig, tyro.conf.OmitArgPrefixes]),
-            ("selection", Annotated[Selection, tyro.conf.OmitArgPrefixes]),
-            ("algo", Annotated[algo, tyro.conf.OmitArgPrefixes]),
-            ("distill", method),
-        ],
-        namespace={"__doc__": "Train peers that teach each other."},
-    )
-    default = flags(run, selection, algo(), method())
-    args = parse(flags, [*words, *argv], "dpd train", default)
-    return TrainConfig(
-        run=args.run,
-        algo_name=selection.algo,
-        algo=args.algo,
-        method=selection.method,
-        distill=args.distill,
-    )
+    """Return the settings of `dpd train`."""
+    return parse_run(argv, "train")
 
 
 def train_command(argv: Sequence[str]) -> int:
     """Train, then print how the policies do and where they are."""
-    config = parse_train(argv)
+    config = parse_run(argv, "train")
     from dpd.train import train
 
     return train(config)
+
+
+def distill_command(argv: Sequence[str]) -> int:
+    """Distil, then print how the students do and where they are."""
+    config = parse_run(argv, "distill")
+    from dpd.train import train
+
+    return train(config)
+
+
+def cooperate_command(argv: Sequence[str]) -> int:
+    """Let saved policies teach each other where one is really better."""
+    config = parse(CooperateConfig, argv, "dpd cooperate")
+    from dpd.cooperative.command import cooperate_paths
+
+    return cooperate_paths(config)
 
 
 def evaluate_command(argv: Sequence[str]) -> int:
@@ -166,10 +278,30 @@ def compare_command(argv: Sequence[str]) -> int:
     return compare_paths(config)
 
 
+def fidelity_command(argv: Sequence[str]) -> int:
+    """Measure how closely students follow their teacher."""
+    config = parse(FidelityConfig, argv, "dpd fidelity")
+    from dpd.fidelity.report import fidelity_paths
+
+    return fidelity_paths(config)
+
+
+def sweep_command(argv: Sequence[str]) -> int:
+    """Measure what makes students follow their teacher."""
+    config = parse(SweepConfig, argv, "dpd sweep")
+    from dpd.fidelity.sweep import sweep_teacher
+
+    return sweep_teacher(config)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
+    "distill": distill_command,
+    "cooperate": cooperate_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
+    "fidelity": fidelity_command,
+    "sweep": sweep_command,
     "export": export_command,
 }
 

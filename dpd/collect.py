@@ -8,19 +8,19 @@ from torch import Tensor
 
 from dpd.agents.base import State, put_back
 from dpd.agents.buffers import Rollout
-from dpd.agents.learners import Learners
+from dpd.distill.base import Actor
 from dpd.envs.base import Env
 
 
-def collect(env: Env, agent: Learners, obs: Tensor, rollout: Rollout) -> Tensor:
+def collect(env: Env, actor: Actor, obs: Tensor, rollout: Rollout) -> Tensor:
     """Fill a rollout from raw obs [N, E, O]; return the obs to go on from.
 
     Actions are kept as sampled; the environment clips them to the box, as Stable-Baselines3 does.
     """
     n, n_steps, n_envs = rollout.reward.shape
-    noise = agent.noise()
+    noise = actor.noise()
     for t in range(n_steps):
-        act = agent.act(obs, noise[:, t])
+        act = actor.act(obs, noise[:, t])
         rollout.obs[:, t], rollout.act[:, t] = obs, act
         step = env.step(act.view(n * n_envs, -1))
         rollout.next_obs[:, t] = step.next_obs.view_as(obs)

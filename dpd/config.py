@@ -1,4 +1,4 @@
-"""Settings of a run: what to train, how long, where to; imports no torch."""
+"""All settings of a run, resolved, and what follows from them; imports no torch."""
 
 from __future__ import annotations
 
@@ -7,45 +7,31 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
-
-import tyro
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.ppo_config import PPOConfig
-from dpd.distill import METHODS
+from dpd.agents.student_config import StudentConfig
 from dpd.distill.peers_config import DPDConfig, IndependentConfig
+from dpd.distill.teaching_config import TeachingConfig
+from dpd.run_config import BadInput, RunConfig, TeacherConfig, flag
 
 if TYPE_CHECKING:
     from dpd.envs.base import EnvSpec
 
-AlgoConfig = PPOConfig | TD3Config | SACConfig
+AlgoConfig = PPOConfig | TD3Config | SACConfig | StudentConfig
 ALGORITHMS: dict[str, type[AlgoConfig]] = {
     "ppo": PPOConfig,
     "td3": TD3Config,
     "ddpg": DDPGConfig,
     "sac": SACConfig,
+    "student": StudentConfig,
 }
-DistillConfig = DPDConfig | IndependentConfig
+DistillConfig = DPDConfig | IndependentConfig | TeachingConfig
 T = TypeVar("T")
 
 
-class BadInput(ValueError):
-    """Something the user gave is wrong; the message says what, and what to give instead."""
-
-
-AT_LEAST_1 = (
-    "peers",
-    "seeds",
-    "total_steps",
-    "evals",
-    "eval_episodes",
-    "final_episodes",
-    "workers",
-    "records",
-    "keep",
-)
 MAY_CHANGE = {
     "total_steps",
     "evals",
@@ -60,81 +46,26 @@ MAY_CHANGE = {
 """Settings of a run that a resumed one may change: none of them alters what was learned."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What to train, how long, where to."""
+@dataclass(frozen=True)
+class StackConfig:
+    """The learners of one stack: all peers of one algorithm and the same settings."""
 
-    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = "HalfCheetah-v5"
-    """Gymnasium environment id; `module:Id` imports a module that registers it."""
-    env_kwargs: str = "{}"
-    """Keyword arguments of the environment, as JSON."""
-    backend: Literal["auto", "native", "gymnasium"] = "auto"
-    """Simulation: `auto` is native where it can be."""
-    peers: int = 2
-    """Learners of one seed, which teach each other."""
-    seeds: int = 1
-    """Independent groups of peers, trained side by side in one stack."""
-    seed: int = 0
-    """Seed of the first group; the next ones count up."""
-    total_steps: int = 1_000_000
-    """Environment steps of all peers of one seed together."""
-    evals: int = 15
-    """Deterministic evaluations during training, evenly spread; the last is at the end."""
-    eval_episodes: int = 5
-    """Episodes per learner and evaluation."""
-    final_episodes: int = 20
-    """Episodes per policy in the table at the end."""
-    threads: int | None = None
-    """CPU threads; None: all cores."""
-    workers: int = 1
-    """Processes that share the seeds, and the cores, among them."""
-    records: int = 2000
-    """Most records in metrics.csv and TensorBoard, evenly spread, which bounds their size."""
-    checkpoint_every: float = 60.0
-    """Seconds between checkpoints; there is one at every evaluation too. 0: every iteration."""
-    keep: int = 3
-    """Latest checkpoints to keep, beside the one with the best evaluation."""
-    on_nan: Literal["stop", "rollback"] = "stop"
-    """After a NaN, stop, or go back to the last checkpoint and try again: the peers of that seed
-    with other random numbers and half the learning rate."""
-    init_from: tuple[Path, ...] = ()
-    """Start from saved policies: one for all learners, or one for each peer."""
-    out: Path | None = None
-    """Directory of the run; None: a new one under runs/."""
-    resume: Path | None = None
-    """Go on with the run in this directory, with its own settings; --total-steps may be raised."""
+    name: str
+    """Of the algorithm."""
+    algo: AlgoConfig
+    peers: tuple[int, ...]
+    rounds: int
+    """Times they collect and learn in an iteration of the run."""
 
-    def __post_init__(self) -> None:
-        for name in AT_LEAST_1:
-            if getattr(self, name) < 1:
-                raise BadInput(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
-        if self.checkpoint_every < 0:
-            raise BadInput(f"--checkpoint-every must not be negative, not {self.checkpoint_every}")
-        if self.workers > self.seeds:
-            raise BadInput(
-                f"--workers {self.workers} for {self.seeds} seeds: the peers of a seed stay in one "
-                "process; give more --seeds or fewer --workers"
-            )
-        if self.init_from and len(self.init_from) not in (1, self.peers):
-            raise BadInput(
-                f"--init-from has {len(self.init_from)} policies for {self.peers} peers; "
-                "give one for all, or one for each"
-            )
-        if self.seed < 0:
-            raise BadInput(f"--seed must not be negative, not {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise BadInput(f"--threads must be at least 1, not {self.threads}")
-        self.parsed_env_kwargs()
+    def hidden_of(self, peer: int) -> tuple[int, ...]:
+        """Return the hidden layers of a peer's policy."""
+        algo = self.algo
+        return algo.hidden_of(peer) if isinstance(algo, StudentConfig) else algo.hidden
 
-    def parsed_env_kwargs(self) -> dict[str, Any]:
-        """Return the environment's keyword arguments."""
-        try:
-            kwargs = json.loads(self.env_kwargs)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"--env-kwargs is not JSON ({error}): '{self.env_kwargs}'") from error
-        if not isinstance(kwargs, dict):
-            raise BadInput(f"--env-kwargs must be a JSON object, not '{self.env_kwargs}'")
-        return kwargs
+    @property
+    def steps(self) -> int:
+        """Environment steps of one learner in an iteration of the run."""
+        return self.rounds * self.algo.samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,69 +73,125 @@ class TrainConfig:
     """All of a run's settings, resolved."""
 
     run: RunConfig
-    algo_name: str
-    algo: AlgoConfig
+    algos: tuple[tuple[str, AlgoConfig], ...]
+    """The learners' algorithm and settings: one for all peers, or one for each."""
     method: str
     distill: DistillConfig
+    teachers: TeacherConfig | None = None
+
+    @property
+    def command(self) -> str:
+        """What makes such a run: train or distill."""
+        return self.distill.COMMAND
+
+    @property
+    def algo_name(self) -> str:
+        """What `--algo` is to make such learners."""
+        return ",".join(name for name, _ in self.algos)
+
+    @cached_property
+    def stacks(self) -> tuple[StackConfig, ...]:
+        """The stacks that peers divide into.
+
+        Those of fewer steps between updates take several rounds in an iteration, so that all peers
+        take about as many steps as the others.
+        """
+        if len(self.algos) == 1:
+            name, algo = self.algos[0]
+            return (StackConfig(name, algo, tuple(range(self.run.peers)), 1),)
+        longest = max(algo.samples for _, algo in self.algos)
+        peers: dict[tuple[str, AlgoConfig], list[int]] = {}
+        for peer, kind in enumerate(self.algos):
+            peers.setdefault(kind, []).append(peer)
+        return tuple(
+            StackConfig(name, algo, tuple(who), max(1, round(longest / algo.samples)))
+            for (name, algo), who in peers.items()
+        )
 
     def __post_init__(self) -> None:
         run = self.run
+        if self.teachers is not None and not self.teachers.teacher:
+            raise BadInput("dpd distill needs --teacher FILE: a policy file, a zip or a run")
+        if len(self.algos) not in (1, run.peers):
+            raise BadInput(
+                f"--algo {self.algo_name} names {len(self.algos)} peers and --peers {run.peers}; "
+                "name one algorithm for all, or one for each"
+            )
         if isinstance(self.distill, DPDConfig):
             if run.peers < 2:
                 raise BadInput(
                     "method dpd needs two peers or more, not "
                     f"{run.peers}; give --peers 2, or --method none for one learner"
                 )
-            self.distill.refuse_unfit(self.algo)
             students = self.distill.students or ()
             if any(not 0 <= s < run.peers for s in students):
                 raise BadInput(f"--distill.students {students}: peers count 0 to {run.peers - 1}")
+        self.distill.refuse_unfit(*(stack.algo for stack in self.stacks))
         if run.total_steps < self.steps_per_iteration:
+            each = " + ".join(
+                f"{len(x.peers)} peers x {x.rounds * x.algo.n_envs * x.algo.n_steps:,} steps"
+                for x in self.stacks
+            )
             raise BadInput(
-                f"--total-steps {run.total_steps:,} is less than one iteration: {run.peers} peers "
-                f"x {self.algo.n_envs} envs x {self.algo.n_steps} steps = "
+                f"--total-steps {run.total_steps:,} is less than one iteration: {each} = "
                 f"{self.steps_per_iteration:,}"
             )
+        for stack in self.stacks:
+            self._refuse_unfit_rows(stack)
+            self._refuse_no_learning(stack)
 
-        for name in ("peer_lr", "peer_gamma", "peer_noise_std"):
-            given = getattr(self.algo, name, ())
-            if given and len(given) != run.peers:
-                raise BadInput(f"{flag(name)} names {len(given)} values for {run.peers} peers")
-        self._refuse_no_learning()
+    def _refuse_unfit_rows(self, stack: StackConfig) -> None:
+        """Raise BadInput where settings of single peers do not fit the group."""
+        for name in ("peer_lr", "peer_gamma", "peer_noise_std", "sizes"):
+            given = getattr(stack.algo, name, ())
+            if given and len(self.algos) > 1:
+                own = flag(f"peer0.{name.removeprefix('peer_')}")
+                raise BadInput(f"{flag(name)} is for peers of one algorithm; give {own} and so on")
+            if given and len(given) != self.run.peers:
+                raise BadInput(f"{flag(name)} names {len(given)} values for {self.run.peers} peers")
+        if len(self.stacks) > 1 and getattr(stack.algo, "share_replay", False):
+            raise BadInput("--share-replay is for peers of one algorithm and the same settings")
 
-    def _refuse_no_learning(self) -> None:
-        """Raise BadInput where the whole budget would go into random actions."""
-        if not isinstance(self.algo, OffPolicyConfig):
+    def _refuse_no_learning(self, stack: StackConfig) -> None:
+        """Raise BadInput where a learner's whole budget would go into random actions."""
+        if not isinstance(stack.algo, OffPolicyConfig):
             return
-        each = self.run.total_steps // self.run.peers
-        if self.algo.learning_starts >= each:
+        each = self.steps_of(stack)
+        if stack.algo.learning_starts >= each:
             raise BadInput(
-                f"--learning-starts {self.algo.learning_starts:,} is no less than a learner's "
+                f"--learning-starts {stack.algo.learning_starts:,} is no less than a learner's "
                 f"share of --total-steps, {each:,}; nothing would be learned"
             )
+
+    def steps_of(self, stack: StackConfig) -> int:
+        """Return a learner's share of the budget."""
+        return self.run.total_steps * stack.steps // self.steps_per_iteration
 
     def replay_bytes(self, spec: EnvSpec) -> int:
         """Return the memory that the replays will take.
 
         Raises BadInput where the machine has not so much.
         """
-        if not isinstance(self.algo, OffPolicyConfig):
-            return 0
-        n, each = self.run.seeds * self.run.peers, self.run.total_steps // self.run.peers
-        full = self.algo.replay_bytes(spec.obs_dim, spec.act_dim, n)
-        need = full * min(self.algo.capacity, each) // self.algo.capacity
+        need = sum(self._replay_bytes(stack, spec) for stack in self.stacks)
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if need > 0.8 * there:
             raise BadInput(
-                f"the replays of {n} learners would take {need / 1e9:,.1f} GB, and this machine "
+                f"the learners' replays would take {need / 1e9:,.1f} GB, and this machine "
                 f"has {there / 1e9:,.1f}; lower --capacity or --seeds"
             )
         return need
 
+    def _replay_bytes(self, stack: StackConfig, spec: EnvSpec) -> int:
+        algo = stack.algo
+        if not isinstance(algo, OffPolicyConfig | StudentConfig):
+            return 0
+        full = algo.replay_bytes(spec.obs_dim, spec.act_dim, self.run.seeds * len(stack.peers))
+        return full * min(algo.capacity, self.steps_of(stack)) // algo.capacity
+
     @property
     def steps_per_iteration(self) -> int:
         """Environment steps of one group in one iteration."""
-        return self.run.peers * self.algo.samples
+        return sum(len(stack.peers) * stack.steps for stack in self.stacks)
 
     @property
     def iterations(self) -> int:
@@ -217,14 +204,10 @@ class TrainConfig:
         run = asdict(self.run) | {"init_from": [str(file) for file in self.run.init_from]}
         for name in ("out", "resume"):  # so that the file, given to --config, makes a new run
             run.pop(name)
-        return nested | run | asdict(self.algo) | {"distill": asdict(self.distill)}
-
-
-def saved_settings(run_dir: Path) -> dict[str, Any]:
-    """Read the settings of a run, to go on with it."""
-    if not (run_dir / "config.json").is_file():
-        raise BadInput(f"{run_dir} holds no run to resume: it has no config.json")
-    return read_config(run_dir / "config.json")
+        algos = [asdict(algo) for _, algo in self.algos]
+        own = algos[0] if len(algos) == 1 else {f"peer{k}": algo for k, algo in enumerate(algos)}
+        taught = {} if self.teachers is None else self.teachers.as_json()
+        return nested | run | taught | own | {"distill": asdict(self.distill)}
 
 
 def refuse_changes(saved: Mapping[str, Any], config: TrainConfig) -> None:
@@ -239,11 +222,6 @@ def refuse_changes(saved: Mapping[str, Any], config: TrainConfig) -> None:
         )
 
 
-def flag(name: str) -> str:
-    """Return the command-line flag of a setting."""
-    return "--" + name.replace("_", "-")
-
-
 def near(name: str, known: Mapping[str, object] | list[str]) -> str:
     """Return a hint at what an unknown name may have meant."""
     close = get_close_matches(name, list(known), n=3, cutoff=0.5)
@@ -255,44 +233,3 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
         raise BadInput(f"unknown {kind} '{name}'{near(name, table)}")
     return table[name]
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a configuration file: a JSON object of settings, `distill` nested."""
-    try:
-        settings = json.loads(path.read_text())
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("distill", {}), dict):
-        raise BadInput(f"{path} must hold a JSON object of settings, with `distill` an object")
-    return settings
-
-
-def preset_settings(name: str, method: str, algo: str) -> dict[str, Any]:
-    """Return a preset of a method as settings for an algorithm."""
-    presets = {k: v[algo] for k, v in METHODS[method].PRESETS.items() if algo in v}
-    if not presets:
-        raise BadInput(f"method {method} has no presets for {algo}; leave --preset out")
-    return choose(f"preset of method {method}", name, presets)
-
-
-def as_flags(settings: Mapping[str, Any]) -> list[str]:
-    """Write settings as the command-line flags that set them."""
-    flat = {k: v for k, v in settings.items() if k != "distill"}
-    flat |= {f"distill.{k}": v for k, v in settings.get("distill", {}).items()}
-    # Lists first and a plain flag behind them, or an ENV that follows would join the last list.
-    lists = {k: v for k, v in flat.items() if isinstance(v, list)}
-    plain = {"seed": 0} | {k: v for k, v in flat.items() if k not in lists}
-    return [word for k, v in (lists | plain).items() for word in _as_flag(k, v)]
-
-
-def _as_flag(name: str, value: object) -> list[str]:
-    group, _, key = name.rpartition(".")
-    prefix = f"{group}." if group else ""
-    if isinstance(value, bool):
-        return [flag(prefix + ("" if value else "no-") + key)]
-    if isinstance(value, list):
-        return [flag(name), *map(str, value)]
-    return [flag(name), json.dumps(value) if isinstance(value, dict) else str(value)]

@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-Value = float | list[float]
+Value = float | list[float | None]
+"""Of all learners, or of each; None: this learner has no such number."""
 """A metric on the host: one float, or one per learner."""
 
 REFRESH_S = 0.25
@@ -31,9 +32,12 @@ COLUMNS = {
 WIDTH, WIDTH_WITHOUT_LOSSES, LOSS_WIDTH = 100, 62, 14
 
 
-def no_episode_ended(name: str, value: float) -> bool:
-    """Say whether a value is missing because no episode ended; a NaN loss is news, not missing."""
-    return name.startswith("train/") and math.isnan(value)
+def is_missing(name: str, value: float | None) -> bool:
+    """Say whether there is no value: no episode ended, or the learner has no such number.
+
+    A NaN loss is news, not missing.
+    """
+    return value is None or (name.startswith("train/") and math.isnan(value))
 
 
 def duration(seconds: float) -> str:
@@ -86,12 +90,10 @@ class Board:
         for name, value in values.items():
             old = self.latest.get(name)
             if isinstance(value, list) and isinstance(old, list):
-                value = [
-                    o if no_episode_ended(name, v) else v for o, v in zip(old, value, strict=True)
-                ]
+                value = [o if is_missing(name, v) else v for o, v in zip(old, value, strict=True)]
             self.latest[name] = value
 
-    def by_peer(self, name: str) -> list[float]:
+    def by_peer(self, name: str) -> list[float | None]:
         """Give the median over seeds for every peer."""
         value = self.latest[name]
         if not isinstance(value, list):
@@ -126,15 +128,15 @@ class Board:
         return formatted(name, value[learner])
 
 
-def median(values: Sequence[float]) -> float:
+def median(values: Sequence[float | None]) -> float:
     """Take the median of the values that are numbers."""
-    known = [value for value in values if not math.isnan(value)]
+    known = [value for value in values if value is not None and not math.isnan(value)]
     return statistics.median(known) if known else math.nan
 
 
-def formatted(name: str, value: float) -> str:
+def formatted(name: str, value: float | None) -> str:
     """Write a value the way its metric is read: returns to a tenth, shares in per cent."""
-    if no_episode_ended(name, value):
+    if value is None or is_missing(name, value):
         return "-"
     if name.endswith("/return"):
         return f"{value:,.1f}"

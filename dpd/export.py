@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dpd import policyfile
 from dpd.config import BadInput
-from dpd.policyfile import Policy
+from dpd.policyfile import Policy, refuse_memory
 
 if TYPE_CHECKING:
     from dpd.commands import ExportConfig
@@ -46,6 +46,7 @@ class Actor(nn.Module):
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
+        refuse_memory(policy, "such a file")
         meta, tensors = policy.meta, policy.tensors
         self.norm_obs, self.clip_obs = meta.norm_obs, meta.clip_obs
         self.is_bounded = meta.squashed or meta.tanh_mean

@@ -21,9 +21,15 @@ class Interval(NamedTuple):
 
 
 def bootstrap_interval(
-    statistic: Callable[..., Any], samples: Sequence[Sequence[float]], seed: int
+    statistic: Callable[..., Any],
+    samples: Sequence[Sequence[float]],
+    seed: int,
+    paired: bool = False,
 ) -> Interval | None:
-    """Resample seeds: `statistic(*samples, axis)`; none for fewer than two seeds of a sample."""
+    """Resample seeds: `statistic(*samples, axis)`; none for fewer than two seeds of a sample.
+
+    `paired`: the same draw of indices for all samples.
+    """
     from scipy.stats import bootstrap
 
     if min(map(len, samples)) < 2:
@@ -34,6 +40,7 @@ def bootstrap_interval(
         confidence_level=CONFIDENCE,
         method="percentile",
         vectorized=True,
+        paired=paired,
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(float(found.low), float(found.high))

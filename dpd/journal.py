@@ -11,7 +11,6 @@ from dpd.agents.learners import Journal
 from dpd.tensorfile import BadFile, read_tensors, write_tensors
 
 KEY = "dpd replay"
-NAME = re.compile(r"replay-(\d{12})-(\d{12})\.safetensors")
 
 
 class Segment(NamedTuple):
@@ -19,23 +18,25 @@ class Segment(NamedTuple):
 
     begin: int
     end: int
+    stack: int
 
     @property
     def name(self) -> str:
         """The file's name."""
-        return f"replay-{self.begin:012d}-{self.end:012d}.safetensors"
+        return f"replay{self.stack}-{self.begin:012d}-{self.end:012d}.safetensors"
 
 
 class JournalFiles:
-    """The segments of one run's replay."""
+    """The segments of the replay of one of a run's stacks."""
 
-    def __init__(self, folder: Path) -> None:
-        self.dir = folder
+    def __init__(self, folder: Path, stack: int = 0) -> None:
+        self.dir, self.stack = folder, stack
+        self.pattern = re.compile(rf"replay{stack}-(\d{{12}})-(\d{{12}})\.safetensors")
 
     def segments(self) -> list[Segment]:
         """Return what is on disk, oldest first."""
-        found = (NAME.fullmatch(file.name) for file in self.dir.glob("replay-*"))
-        return sorted(Segment(int(m[1]), int(m[2])) for m in found if m)
+        found = (self.pattern.fullmatch(file.name) for file in self.dir.glob("replay*"))
+        return sorted(Segment(int(m[1]), int(m[2]), self.stack) for m in found if m)
 
     def save(self, journal: Journal) -> list[str]:
         """Write what no file holds yet; return the files that hold all that the journal does."""
@@ -43,7 +44,7 @@ class JournalFiles:
         written = max((s.end for s in self.segments()), default=0)
         begin = max(written, oldest)
         if begin < journal.total:
-            path = self.dir / Segment(begin, journal.total).name
+            path = self.dir / Segment(begin, journal.total, self.stack).name
             write_tensors(path, {"rows": journal.since(begin)}, KEY, {})
         return [s.name for s in self.segments() if s.end > oldest]
 
@@ -52,9 +53,10 @@ class JournalFiles:
 
         Raises BadFile where one is missing or not whole.
         """
-        wanted = [s for s in self.segments() if s.name in names]
-        if len(wanted) < len(names):
-            raise BadFile(f"{self.dir} lacks {len(names) - len(wanted)} files of the replay")
+        mine = [name for name in names if self.pattern.fullmatch(name)]
+        wanted = [s for s in self.segments() if s.name in mine]
+        if len(wanted) < len(mine):
+            raise BadFile(f"{self.dir} lacks {len(mine) - len(wanted)} files of the replay")
         rows = [read_tensors(self.dir / s.name, KEY)[0]["rows"] for s in wanted]
         journal.restart(wanted[0].begin if wanted else 0)
         for part in rows:

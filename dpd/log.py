@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dpd.display import Board, Display, Value, no_episode_ended
+from dpd.display import Board, Display, Value, is_missing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -33,24 +33,44 @@ class Point(NamedTuple):
     value: float
 
 
-def to_host(metrics: Mapping[str, Tensor | float], n_learners: int) -> dict[str, Value]:
+class Partial(NamedTuple):
+    """A metric that only some learners have."""
+
+    rows: Sequence[int]
+    values: Tensor  # one for each of these rows
+
+
+Metric = Tensor | Partial | float
+
+
+def to_host(metrics: Mapping[str, Metric], n_learners: int) -> dict[str, Value]:
     """Bring metrics to Python in one transfer per device and dtype; a list is per learner."""
     alike: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
     host: dict[str, Value] = {}
     for name, value in metrics.items():
-        if not isinstance(value, Tensor):
+        if isinstance(value, float | int):
             host[name] = float(value)
-        elif value.shape in ((), (n_learners,)):
-            alike.setdefault((value.device, value.dtype), {})[name] = value.detach()
+            continue
+        if isinstance(value, Partial):
+            tensor, n = value.values, len(value.rows)
         else:
-            shape = tuple(value.shape)
-            raise ValueError(f"{name} has shape {shape}; record a scalar or [{n_learners}]")
+            tensor, n = value, n_learners
+        if tensor.shape not in ((), (n,)):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; record a scalar or [{n}]")
+        alike.setdefault((tensor.device, tensor.dtype), {})[name] = tensor.detach()
     for tensors in alike.values():
         flat = iter(torch.cat([tensor.reshape(-1) for tensor in tensors.values()]).tolist())
         for name, tensor in tensors.items():
             numbers = [float(next(flat)) for _ in range(tensor.numel())]
-            host[name] = numbers if tensor.dim() else numbers[0]
+            host[name] = spread(numbers, metrics[name], n_learners) if tensor.dim() else numbers[0]
     return {name: host[name] for name in metrics}
+
+
+def spread(numbers: Sequence[float], metric: Metric, n_learners: int) -> list[float | None]:
+    """Put a metric's numbers into the rows of the run that have it."""
+    rows = metric.rows if isinstance(metric, Partial) else range(n_learners)
+    known = dict(zip(rows, numbers, strict=True))
+    return [known.get(row) for row in range(n_learners)]
 
 
 def flattened(hparams: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]:
@@ -281,7 +301,7 @@ class RunLog:
         with self._clear_errors():
             self._opened.__exit__(kind, error, trace)
 
-    def record(self, step: int, metrics: Mapping[str, Tensor | float], keep: bool = True) -> None:
+    def record(self, step: int, metrics: Mapping[str, Metric], keep: bool = True) -> None:
         """Record metrics at `step` environment steps per seed: [N] per learner, scalars shared.
 
         Without `keep` they are only shown.
@@ -310,11 +330,11 @@ class RunLog:
     def _points(self, values: Mapping[str, Value]) -> Iterator[Point]:
         for name, value in values.items():
             if not isinstance(value, list):
-                if not no_episode_ended(name, value):
+                if not is_missing(name, value):
                     yield Point(None, None, name, value)
                 continue
             for row, number in enumerate(value):
-                if not no_episode_ended(name, number):
+                if number is not None and not is_missing(name, number):
                     group, peer = divmod(row, self._peers)
                     yield Point(self._seeds[group], peer, name, number)
 

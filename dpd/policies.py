@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,18 +13,26 @@ from torch import Tensor
 
 from dpd import __version__, policyfile
 from dpd.agents.base import State, put_back
-from dpd.agents.learners import Learners
-from dpd.config import TrainConfig
+from dpd.config import StackConfig, TrainConfig
 from dpd.envs.base import EnvSpec
+from dpd.memory import MemoryMeta
 
 
 class PolicySaver:
     """Writes every learner's last and best policy with where it came from."""
 
-    def __init__(self, run_dir: Path, config: TrainConfig, agent: Learners, spec: EnvSpec) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrainConfig,
+        spec: EnvSpec,
+        export: Callable[[int], tuple[StackConfig, Mapping[str, Tensor]]],
+        memory: Callable[[int], MemoryMeta | None] = lambda n: None,
+    ) -> None:
         self.dir = run_dir / "policies"
-        self.config, self.agent, self.spec = config, agent, spec
-        self.best = torch.full((agent.n_learners,), -torch.inf, dtype=torch.float64)
+        self.config, self.spec, self.export, self.memory = config, spec, export, memory
+        self.n = config.run.seeds * config.run.peers
+        self.best = torch.full((self.n,), -torch.inf, dtype=torch.float64)
         settings = json.dumps(config.as_json(), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()
         self.origin = {
@@ -49,7 +58,7 @@ class PolicySaver:
 
     def files(self) -> list[Path]:
         """Return the files written so far, learner by learner."""
-        every = [self.path(n, s) for n in range(self.agent.n_learners) for s in ("", "-best")]
+        every = [self.path(n, s) for n in range(self.n) for s in ("", "-best")]
         return [f for f in every if f.exists()]
 
     def _who(self, n: int) -> tuple[int, int]:
@@ -61,19 +70,24 @@ class PolicySaver:
         """Write all policies, and those whose evaluation [N] is their best so far."""
         for n, value in enumerate(returns.tolist()):
             self._write(n, self.path(n), steps, value)
+            if self.config.run.keep_checkpoints:
+                name = f"{self.path(n).stem}-{steps:012d}.safetensors"
+                self._write(n, self.dir / "history" / name, steps, value)
             if value > self.best[n]:
                 self.best[n] = value
                 self._write(n, self.path(n, "-best"), steps, value)
 
     def save_last(self, steps: int) -> None:
         """Write all policies as they are."""
-        for n in range(self.agent.n_learners):
+        for n in range(self.n):
             self._write(n, self.path(n), steps, None)
 
     def _write(self, n: int, path: Path, steps: int, value: float | None) -> None:
-        run, algo, (seed, peer) = self.config.run, self.config.algo, self._who(n)
+        run, (seed, peer) = self.config.run, self._who(n)
+        stack, tensors = self.export(n)
+        algo = stack.algo
         meta = policyfile.PolicyMeta(
-            algo=self.config.algo_name,
+            algo=stack.name,
             env_id=run.env,
             activation=algo.activation,
             squashed=algo.squashed,
@@ -82,12 +96,13 @@ class PolicySaver:
             norm_obs=algo.norm_obs,
             obs_dim=self.spec.obs_dim,
             act_dim=self.spec.act_dim,
-            hidden=algo.hidden,
+            hidden=stack.hidden_of(peer),
             env_kwargs=run.parsed_env_kwargs(),
+            memory=self.memory(n),
             provenance=self.origin
             | {"seed": seed, "peer": peer, "steps": steps, "eval_return": value},
         )
-        policyfile.save(path, self.agent.export(n) | policyfile.bounds(self.spec), meta)
+        policyfile.save(path, dict(tensors) | policyfile.bounds(self.spec), meta)
 
 
 def git_commit() -> str | None:

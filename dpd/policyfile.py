@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dpd import memory
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import ACTIVATIONS, Shapes, layers, mlp, mlp_shapes
 from dpd.agents.norm import CLIP
 from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
 from dpd.envs.base import EnvSpec
 from dpd.files import replacing
+from dpd.memory import MemoryMeta, Neighbours
 
 FORMAT = 1
 # Far beyond any policy of ours: what exceeds them is refused before it costs memory or time.
@@ -30,8 +32,9 @@ MAX_LAYERS = 64
 MAX_WIDTH = 2**24
 MAX_DEPTH = 16  # of lists and objects in the description
 MAX_CLIP = torch.finfo(torch.float32).max
-LATER: dict[str, Any] = {"tanh_mean": False, "state_std": False}
+LATER: dict[str, Any] = {"tanh_mean": False, "state_std": False, "memory": None}
 """Fields that the first files of this format lack, and what those mean by it."""
+BOOLEANS = ("squashed", "tanh_mean", "state_std", "norm_obs")
 
 
 class NotAPolicy(ValueError):
@@ -67,6 +70,9 @@ class PolicyMeta:
     """Observations are normalised and clipped; as they are otherwise."""
     clip_obs: float = CLIP
     """Normalised observations are clipped to plus and minus this."""
+    memory: MemoryMeta | None = None
+    """What lies beside the network, and is asked before it acts; a file without one says nothing
+    of it."""
     format: int = FORMAT
 
 
@@ -78,23 +84,49 @@ class Policy:
         self._params = {k: v.unsqueeze(0) for k, v in tensors.items()}  # a stack of one
         self._actor = layers(self._params, "actor")
         self._log_std_head = layers(self._params, "log_std_head")
+        self._memory: Neighbours | None = None
+        if meta.memory is not None and meta.memory.student_weight < 1:
+            keys, actions = self._params["memory.keys"], self._params["memory.actions"]
+            self._memory = Neighbours.of(keys, actions, meta.memory.k, meta.memory.tau)
 
     def dist(self, obs: Tensor) -> DiagGaussian:
         """Return the policy at raw obs [B, O]: mean [B, A], log_std [B, A] or [1, A].
 
-        Actions are in [-1, 1], as the learner's were.
+        Actions are in [-1, 1], as the learner's were. A memory moves the mean alone.
         """
-        p, meta, x = self._params, self.meta, obs.unsqueeze(0)
-        if meta.norm_obs:
-            x = ((x - p["obs_mean"]) * p["obs_scale"]).clamp(-meta.clip_obs, meta.clip_obs)
-        mean, inputs = mlp(self._actor, x, meta.activation)
+        p, meta = self._params, self.meta
+        mean, inputs = self._run(obs)
         if meta.state_std:
             log_std, _ = mlp(self._log_std_head, inputs[-1], meta.activation)
             log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         else:
             log_std = p["log_std"]
         mean = mean.tanh() if meta.tanh_mean else mean
+        if self._memory is not None:
+            mean = self._ask_memory(self._memory, mean, inputs)
         return DiagGaussian(mean.squeeze(0), log_std.squeeze(0), meta.squashed)
+
+    def _ask_memory(self, kept: Neighbours, mean: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """Mix an action [1, B, A], inside its box, with what the nearest entries say."""
+        meta = self.meta.memory
+        assert meta is not None
+        if memory.has_projection(meta):
+            query = memory.unit(inputs[-1] @ self._params["memory.projection"])
+        else:
+            query = memory.scaled(inputs[0])
+        weight = torch.tensor([meta.student_weight])
+        return memory.mix(mean.clamp(-1, 1), kept.answer(query), weight)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Return the last hidden layer at raw obs [B, O] -> [B, H]; without one, its input."""
+        return self._run(obs)[1][-1].squeeze(0)
+
+    def _run(self, obs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the actor's output [1, B, A] at raw obs [B, O], and each layer's input."""
+        p, meta, x = self._params, self.meta, obs.unsqueeze(0)
+        if meta.norm_obs:
+            x = ((x - p["obs_mean"]) * p["obs_scale"]).clamp(-meta.clip_obs, meta.clip_obs)
+        return mlp(self._actor, x, meta.activation)
 
     def mode(self, obs: Tensor) -> Tensor:
         """Act without noise on raw obs [B, O] -> [B, A] in [-1, 1]."""
@@ -134,22 +166,31 @@ def shapes(meta: PolicyMeta) -> Shapes:
         "act_low": (meta.act_dim,),
         "act_high": (meta.act_dim,),
         **mlp_shapes("actor", [meta.obs_dim, *meta.hidden, meta.act_dim]),
+        **memory.shapes(meta.memory, n_features(meta), meta.act_dim),
     }
+
+
+def n_features(meta: PolicyMeta) -> int:
+    """Return the width of the last hidden layer; without one, of what the actor reads."""
+    return [meta.obs_dim, *meta.hidden][-1]
 
 
 def _std_shapes(meta: PolicyMeta) -> Shapes:
     if not meta.state_std:
         return {"log_std": (1, meta.act_dim)}
-    return mlp_shapes("log_std_head", [[meta.obs_dim, *meta.hidden][-1], meta.act_dim])
+    return mlp_shapes("log_std_head", [n_features(meta), meta.act_dim])
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
     """Write a policy, under a temporary name first, so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {k: v.detach().to(torch.float32).contiguous() for k, v in tensors.items()}
+    said = asdict(meta)
+    if meta.memory is None:
+        del said["memory"]
     try:
         with replacing(path) as draft:
-            save_file(data, draft, metadata={"dpd": json.dumps(asdict(meta))})
+            save_file(data, draft, metadata={"dpd": json.dumps(said)})
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
 
@@ -172,6 +213,8 @@ def load(path: str | os.PathLike[str]) -> Policy:
         reason = getattr(error, "strerror", None) or error
         raise NotAPolicy(f"{path} is no policy file: {reason}") from error
     check_values(path, tensors)
+    if meta.memory is not None:
+        _check_memory(path, meta.memory, tensors)
     return Policy(tensors, meta)
 
 
@@ -189,6 +232,15 @@ def check_sizes(path: Path) -> None:
         )
 
 
+def refuse_memory(policy: Policy, what: str) -> None:
+    """Raise ValueError for a policy with a memory, which formats of others do not hold."""
+    if policy.meta.memory is not None:
+        raise ValueError(
+            f"the policy asks a memory of {policy.meta.memory.entries:,} states, which {what} "
+            "cannot hold; give --format dpd"
+        )
+
+
 def _read_meta(path: Path, text: str | None) -> PolicyMeta:
     if text is None:
         raise NotAPolicy(f"{path} is a safetensors file, but no policy of dpd")
@@ -203,7 +255,11 @@ def _read_meta(path: Path, text: str | None) -> PolicyMeta:
         raise NotAPolicy(f"{path} has policy format {version!r:.40}; this version reads {FORMAT}")
     said = LATER | said
     _check_fields(path, said)
-    return PolicyMeta(**said | {"hidden": tuple(said["hidden"])})
+    try:
+        kept = memory.described(said["memory"], said["obs_dim"])
+    except ValueError as error:
+        raise NotAPolicy(f"{path} is no policy file: bad description ({error})") from error
+    return PolicyMeta(**said | {"hidden": tuple(said["hidden"]), "memory": kept})
 
 
 def _is_deeper(value: Any, left: int) -> bool:
@@ -223,7 +279,7 @@ def _check_fields(path: Path, said: dict[str, Any]) -> None:
     hidden = said["hidden"]
     is_good = {
         **{k: isinstance(said[k], str) and said[k].isprintable() for k in ("algo", "env_id")},
-        **{k: isinstance(said[k], bool) for k in ("squashed", *LATER, "norm_obs")},
+        **{k: isinstance(said[k], bool) for k in BOOLEANS},
         **{k: _is_width(said[k]) for k in ("obs_dim", "act_dim")},
         **{k: isinstance(said[k], dict) for k in ("env_kwargs", "provenance")},
         "hidden": isinstance(hidden, list)
@@ -239,6 +295,11 @@ def _check_fields(path: Path, said: dict[str, Any]) -> None:
     if said["squashed"] and said["tanh_mean"]:
         raise NotAPolicy(
             f"{path} is no policy file: bad description (squashed and tanh_mean: one tanh too many)"
+        )
+    if said["squashed"] and said["memory"] is not None:
+        raise NotAPolicy(
+            f"{path} is no policy file: bad description (squashed with a memory, whose actions are "
+            "behind the tanh)"
         )
     if said["activation"] not in ACTIVATIONS:
         raise NotAPolicy(f"{path} uses the unknown activation {said['activation']!r:.40}")
@@ -278,3 +339,11 @@ def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
     width = tensors["act_high"] - tensors["act_low"]
     if not ((width > 0) & width.isfinite()).all():
         raise NotAPolicy(f"{path} can't act: act_low is not below act_high, or too far")
+
+
+def _check_memory(path: Path, meta: MemoryMeta, tensors: Mapping[str, Tensor]) -> None:
+    """Raise NotAPolicy unless a memory can answer with these numbers."""
+    try:
+        memory.refuse_values(meta, tensors["memory.keys"], tensors["memory.actions"])
+    except ValueError as error:
+        raise NotAPolicy(f"{path} can't act: {error}") from error

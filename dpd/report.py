@@ -2,43 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from dpd import policyfile
-from dpd.config import TrainConfig
+from dpd.config import StackConfig, TrainConfig
+from dpd.distill.teacher import Teacher
 from dpd.envs.base import EnvSpec
-from dpd.evaluate import evaluate_together, print_table, summary
+from dpd.evaluate import Outcome, evaluate_together, print_table, summary
+from dpd.fidelity.sizes import by_size, notes, sizes_sheet, write_json
+from dpd.fidelity.sizes_plot import draw_sizes
+from dpd.fidelity.subjects import one_thread
+from dpd.fidelity.tables import print_sheet
 from dpd.log import read_rows
 from dpd.sources import find_policies
+from dpd.teachers import LAST_EPISODES, keep_returns, kept_teacher
+
+STUDENTS, FIDELITY = "students.png", "fidelity.json"
 
 
 def title(config: TrainConfig) -> str:
     """Name a run."""
-    return f"dpd train {config.run.env}: {config.method}, {config.algo_name}"
+    return f"dpd {config.command} {config.run.env}: {config.method}, {config.algo_name}"
 
 
 def start_facts(
-    config: TrainConfig, spec: EnvSpec, run_dir: Path, replay_bytes: int
+    config: TrainConfig,
+    spec: EnvSpec,
+    run_dir: Path,
+    replay_bytes: int,
+    teacher: Teacher | None = None,
 ) -> dict[str, object]:
     """Return what the start-up table says."""
     run, n = config.run, config.run.seeds * config.run.peers
     last = run.seed + run.seeds - 1
     seeds = f"seeds {run.seed} to {last}" if run.seeds > 1 else f"seed {run.seed}"
-    where = "one stack" if run.workers == 1 else f"{run.workers} processes"
-    each = run.total_steps // run.peers
+    where = f"{len(config.stacks)} stacks" if config.stacks[1:] else "one stack"
+    where = where if run.workers == 1 else f"{run.workers} processes"
+    each = " and ".join(
+        f"{len(stack.peers)} peers x {config.steps_of(stack):,}" for stack in config.stacks
+    )
     facts = {
-        "budget": f"{run.total_steps:,} environment steps = {run.peers} peers x {each:,}"
+        "budget": f"{run.total_steps:,} environment steps = {each}"
         + (f", for each of {run.seeds} seeds" if run.seeds > 1 else ""),
         "learners": f"{n} in {where}, {seeds}",
-        "iteration": config.algo.plan,
+        "iteration": "; ".join(plan(stack) for stack in config.stacks),
         "replay": f"{replay_bytes / 1e6:,.0f} MB in memory at the end",
         "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions",
+        **teacher_facts(config, teacher),
         "run": run_dir,
         "watch": f"tensorboard --logdir {run_dir / 'tb'}",
     }
     return {k: v for k, v in facts.items() if replay_bytes or k != "replay"}
+
+
+def know_teacher(
+    run_dir: Path, teacher: Teacher | None, config: TrainConfig, console: Console
+) -> None:
+    """Measure what a run's teachers get, unless the run knows."""
+    if teacher is not None:
+        with console.status("measuring the teacher"):
+            keep_returns(run_dir, teacher, config)
+
+
+def teacher_facts(config: TrainConfig, teacher: Teacher | None) -> dict[str, object]:
+    """Say what teachers get, with the standard deviation over episodes, and random actions."""
+    if teacher is None or teacher.returns is None or config.teachers is None:
+        return {}
+    facts: dict[str, object] = {}
+    several = len(teacher.policies) > 1
+    for k, (path, got) in enumerate(
+        zip(config.teachers.teacher, teacher.returns.teachers, strict=True)
+    ):
+        name = path.name.removesuffix(".safetensors")
+        facts[f"teacher {k}" if several else "teacher"] = (
+            f"{name}: {np.mean(got):,.0f} ± {np.std(got):,.0f} over {len(got)} episodes; "
+            f"random actions {teacher.returns.floor:,.0f}"
+        )
+    return facts
+
+
+def plan(stack: StackConfig) -> str:
+    """Say what a stack does in an iteration."""
+    rounds = f"{stack.rounds} x " if stack.rounds > 1 else ""
+    return f"{rounds}{stack.algo.plan}"
 
 
 def report(config: TrainConfig, run_dir: Path, console: Console) -> None:
@@ -47,7 +97,7 @@ def report(config: TrainConfig, run_dir: Path, console: Console) -> None:
     policies = [policyfile.load(file) for file in files]
     with console.status("evaluating the saved policies"):
         outcomes = evaluate_together(
-            policies, run.env, run.final_episodes, run.seed + 1_000_000, run.threads
+            policies, run.env, run.final_episodes, run.seed + LAST_EPISODES, run.threads
         )
     print_table(
         [
@@ -55,6 +105,28 @@ def report(config: TrainConfig, run_dir: Path, console: Console) -> None:
             for file, policy, outcome in zip(files, policies, outcomes, strict=True)
         ]
     )
+    if config.teachers is not None:
+        last = {f: o for f, o in zip(files, outcomes, strict=True) if not is_best(f)}
+        report_sizes(config, run_dir, last, console)
+
+
+def is_best(file: Path) -> bool:
+    """Say whether a policy file is not a learner's last, but that of its best evaluation."""
+    return file.stem.endswith("-best")
+
+
+def report_sizes(
+    config: TrainConfig, run_dir: Path, last: Mapping[Path, Outcome], console: Console
+) -> None:
+    """Compare students with their teacher by size: a table, fidelity.json, and a picture."""
+    with console.status("comparing the students with their teacher"), one_thread():
+        found = by_size(config, kept_teacher(run_dir), list(last), list(last.values()))
+    print_sheet(sizes_sheet(found), console)
+    for note in notes(found):
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    write_json(found, run_dir / FIDELITY)
+    if len(found.sizes) > 1:
+        draw_sizes(found, run_dir / STUDENTS, title(config))
 
 
 def say_where(config: TrainConfig, run_dir: Path, console: Console) -> None:
@@ -62,6 +134,8 @@ def say_where(config: TrainConfig, run_dir: Path, console: Console) -> None:
     policies = run_dir / "policies"
     places = {"policies": policies if policies.exists() else None}
     places["curves"] = draw_curves(run_dir, title(config))
+    for name, file in (("students", STUDENTS), ("fidelity", FIDELITY)):
+        places[name] = run_dir / file if (run_dir / file).exists() else None
     for name, place in places.items():
         if place is not None:
             console.print(f"{name:<12} {place}", soft_wrap=True)

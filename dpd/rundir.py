@@ -15,10 +15,12 @@ import torch
 from dpd import __version__
 from dpd.agents.base import State, nest, part
 from dpd.checkpoint import Checkpoints, Facts
-from dpd.config import BadInput, TrainConfig, refuse_changes, saved_settings
+from dpd.config import BadInput, TrainConfig, refuse_changes
 from dpd.files import replacing
 from dpd.log import metrics_name
 from dpd.policies import PolicySaver
+from dpd.settings import saved_settings
+from dpd.teachers import keep_teacher, read_teacher
 from dpd.training import Training
 
 MAX_ROLLBACKS = 5
@@ -29,22 +31,27 @@ def run_path(config: TrainConfig) -> Path:
     """Return the directory of a run, a new one under runs/ where none is given."""
     run, stamp = config.run, datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     env = run.env.replace(":", "-").replace("/", "-")
-    name = f"{env}-{config.method}-{config.algo_name}-seed{run.seed}-{stamp}"
+    name = f"{env}-{config.method}-{config.algo_name.replace(',', '-')}-seed{run.seed}-{stamp}"
     return run.resume or run.out or Path("runs") / name
 
 
-def resume_command(path: Path) -> str:
+def resume_command(path: Path, config: TrainConfig) -> str:
     """Return the command that goes on with a run."""
-    return f"dpd train --resume {shlex.quote(str(path))}"
+    return f"dpd {config.command} --resume {shlex.quote(str(path))}"
 
 
 def claim(path: Path, config: TrainConfig) -> None:
-    """Write a new run's settings into its directory. Raises BadInput where it holds a run."""
+    """Write a new run's settings into its directory, and its teachers.
+
+    Raises BadInput where it holds a run.
+    """
     if (path / "config.json").exists():
         raise BadInput(
-            f"{path} already holds a run; go on with it by {resume_command(path)}, "
+            f"{path} already holds a run; go on with it by {resume_command(path, config)}, "
             "or give --out another directory"
         )
+    if (teacher := read_teacher(config)) is not None:
+        keep_teacher(path, teacher)
     write_settings(path, config)
 
 
@@ -61,7 +68,7 @@ class RunDir:
         self, path: Path, config: TrainConfig, training: Training, part: int | None = None
     ) -> None:
         self.path, self.config, self.training, self.part = path, config, training, part
-        self.saver = PolicySaver(path, config, training.agent, training.env.spec)
+        self.saver = PolicySaver(path, config, training.spec, training.export, training.memory)
         folder = "" if part is None else f"part{part}"
         self.checkpoints = Checkpoints(path, config.run.keep, folder)
         self.metrics = metrics_name(part)
@@ -71,7 +78,7 @@ class RunDir:
     @property
     def resume_command(self) -> str:
         """The command that goes on with this run."""
-        return resume_command(self.path)
+        return resume_command(self.path, self.config)
 
     def begin(self) -> None:
         """Claim the directory for a new run. Raises BadInput where it holds one."""
@@ -104,12 +111,12 @@ class RunDir:
             self.training.load_state(part(state, "training"))
             self.saver.load_state(part(state, "saver"))
 
-        return self.checkpoints.load_newest(load, self.training.agent.journal)
+        return self.checkpoints.load_newest(load, self.training.journals)
 
     def _news(self, facts: Facts) -> list[str]:
         """Word what a user must know of a resumed run."""
         lines = [f"resumed at {facts.step:,} steps"]
-        spec, now = self.training.env.spec, self._facts(None)
+        spec, now = self.training.spec, self._facts(None)
         if not spec.can_snapshot:
             lines.append(
                 f"the {spec.backend} backend cannot copy its simulators: new episodes begin, so "
@@ -138,18 +145,18 @@ class RunDir:
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint; `score` is the learners' mean evaluation, if it was just taken."""
         state = nest(training=self.training.state(), saver=self.saver.state())
-        self.checkpoints.save(state, self._facts(score), self.training.agent.journal)
+        self.checkpoints.save(state, self._facts(score), self.training.journals)
         self._saved_at = time.monotonic()
 
     def can_roll_back(self) -> bool:
         """Say whether a diverged run is to be tried again."""
         return self.config.run.on_nan == "rollback" and self.rollbacks < MAX_ROLLBACKS
 
-    def roll_back(self, row: int) -> None:
-        """Go back to the last checkpoint; the learner's group gets another chance from there."""
+    def roll_back(self, seed: int) -> None:
+        """Go back to the last checkpoint; a seed's learners get another chance from there."""
         if (found := self._load_newest()) is None:
             raise RuntimeError(f"{self.path} has no checkpoint to go back to")
         facts, _ = found
         self.rollbacks = max(self.rollbacks, facts.rollbacks) + 1
-        self.training.agent.retry(self.training.group_of(row), self.rollbacks)
+        self.training.retry(seed, self.rollbacks)
         self.save(facts.score)

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpd.config import BadInput, read_config
+from dpd.config import BadInput
 from dpd.log import read_rows
 from dpd.policyfile import Policy, load
+from dpd.settings import read_config
 from dpd.sources import find_policies, is_zip
 
 Curve = dict[int, list[float]]

@@ -34,7 +34,7 @@ from dpd.agents.norm import EPSILON
 from dpd.config import BadInput
 from dpd.envs.make import check
 from dpd.envs.native import Simulation
-from dpd.policyfile import Policy
+from dpd.policyfile import Policy, refuse_memory
 from dpd.sb3kinds import KINDS, Kind
 
 Act = Callable[[np.ndarray], np.ndarray]
@@ -173,6 +173,7 @@ def zoo_name(policy: Policy) -> str:
 
 def _kind(policy: Policy) -> Kind:
     """Return SB3's counterpart of a policy's algorithm. Raises BadInput where it acts otherwise."""
+    refuse_memory(policy, "a model of Stable-Baselines3")
     meta, instead = policy.meta, "give --format onnx, torchscript or dpd"
     kind = next((kind for kind in KINDS if kind.algo == meta.algo), None)
     if kind is None:

@@ -47,6 +47,24 @@ def find_policies(path: Path) -> list[Path]:
     return found
 
 
+def one_policy(path: Path) -> Path:
+    """Return a path's policy file: of a run the best one, by its evaluations in training."""
+    files = find_policies(path)
+    if len(files) == 1:
+        return files[0]
+    evaluations = {file: evaluation(file) for file in files}
+    known = {file: value for file, value in evaluations.items() if value is not None}
+    if not known:
+        raise BadInput(f"{path} does not say which of its policies is the best; give one by name")
+    return max(known, key=known.__getitem__)
+
+
+def evaluation(file: Path) -> float | None:
+    """Return what training's evaluation said of a policy file, if it did."""
+    value = load(file).meta.provenance.get("eval_return")
+    return float(value) if isinstance(value, int | float) else None
+
+
 def _policies_in(folder: Path) -> list[Path]:
     """Return a folder's policy files; learners in the order of their numbers, the last first."""
 
@@ -54,3 +72,15 @@ def _policies_in(folder: Path) -> list[Path]:
         return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", file.stem)]
 
     return sorted(folder.glob("*.safetensors"), key=order)
+
+
+def history_of(file: Path) -> list[Path]:
+    """Return the checkpoints of a run's policy, oldest first. Raises BadInput without any."""
+    learner = file.stem.removesuffix("-best")
+    found = sorted((file.parent / "history").glob(f"{learner}-*.safetensors"))
+    if not found:
+        raise BadInput(
+            f"{file} has no history beside it: checkpoints cannot be invented; train the teacher "
+            "with dpd train --keep-checkpoints"
+        )
+    return found

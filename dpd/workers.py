@@ -17,15 +17,17 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from dpd.config import TrainConfig, refuse_changes, saved_settings
+from dpd.config import TrainConfig, refuse_changes
 from dpd.display import Board, Display, Value
 from dpd.envs.make import check
 from dpd.envs.physics import n_cores
 from dpd.files import held
 from dpd.log import FIELDS, metrics_name
-from dpd.report import report, say_where, start_facts, title
+from dpd.report import know_teacher, report, say_where, start_facts, title
 from dpd.rundir import claim, resume_command, run_path, write_settings
+from dpd.settings import saved_settings
 from dpd.stop import Stopped, StopRequest
+from dpd.teachers import read_teacher, refuse_unfit
 
 PART = "DPD_PART"  # the environment variable by which a process knows that it is one
 LOOK_S = 0.25
@@ -65,16 +67,19 @@ def supervise(config: TrainConfig, console: Console) -> int:
     """Start the parts of a run, show their progress together, report; return the exit status."""
     run = config.run
     spec = check(run.env, run.backend, run.parsed_env_kwargs())
-    facts = start_facts(config, spec, path := run_path(config), config.replay_bytes(spec))
+    memory, path = config.replay_bytes(spec), run_path(config)
+    if (teacher := read_teacher(config)) is not None:
+        refuse_unfit(teacher, config, spec)
     with held(path) as lock:
         if run.resume is None:
             claim(path, config)
         else:
             refuse_changes(saved_settings(path), config)
             write_settings(path, config)
+        know_teacher(path, teacher, config, console)
         board = Board(range(run.seed, run.seed + run.seeds), run.peers)
         display = Display(board, run.total_steps, title(config), console)
-        display.show_start(facts)
+        display.show_start(start_facts(config, spec, path, memory, teacher))
         status = run_parts(config, path, lock, display)
         if status == 0:
             report(config, path, console)
@@ -85,26 +90,26 @@ def supervise(config: TrainConfig, console: Console) -> int:
 def run_parts(config: TrainConfig, path: Path, lock: int, display: Display) -> int:
     """Run all parts to their end; return the exit status."""
     try:
-        with StopRequest() as stop, started(path, config.run.workers, lock) as parts, display:
+        with StopRequest() as stop, started(path, config, lock) as parts, display:
             watch(parts, Progress(config, path), display, stop)
     except Stopped as stopped:
         return stopped.status
     if stop.signum is not None:
-        display.notice(f"stopped; go on with: {resume_command(path)}")
+        display.notice(f"stopped; go on with: {resume_command(path, config)}")
         return 128 + stop.signum
     return say_what_went_wrong(path, [part.returncode for part in parts], display)
 
 
 @contextmanager
-def started(path: Path, workers: int, lock: int) -> Iterator[list[Part]]:
+def started(path: Path, config: TrainConfig, lock: int) -> Iterator[list[Part]]:
     """Start all parts, each with a log of its own; kill those that are left at the end.
 
     They inherit the hold on the directory: while one lives, no other run gets in.
     """
-    command = [sys.executable, "-m", "dpd", "train", "--resume", str(path)]
+    command = [sys.executable, "-m", "dpd", config.command, "--resume", str(path)]
     parts: list[Part] = []
     try:
-        for k in range(workers):
+        for k in range(config.run.workers):
             with log_path(path, k).open("wb") as log:
                 part = subprocess.Popen(
                     command,
@@ -189,6 +194,6 @@ class Progress:
         if not seed:
             self.values[metric] = float(value)
             return
-        row = self.values.setdefault(metric, [float("nan")] * self.n)
+        row = self.values.setdefault(metric, [None] * self.n)
         if isinstance(row, list):
             row[(int(seed) - self.seed) * self.peers + int(peer)] = float(value)

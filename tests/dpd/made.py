@@ -8,17 +8,20 @@ import torch
 from dpd.agents.learners import Learners
 from dpd.config import ALGORITHMS, AlgoConfig, RunConfig, TrainConfig
 from dpd.distill.peers_config import IndependentConfig
+from dpd.distill.teaching_config import CloningConfig
 from dpd.envs.make import check
 from dpd.policies import PolicySaver
 from dpd.policyfile import Policy, PolicyMeta, load
 
 EVERY = sorted(ALGORITHMS)
+IN_SB3 = [name for name in EVERY if name != "student"]
 
 
 def config_of(algo: str, **settings: Any) -> AlgoConfig:
     """Return an algorithm's settings for small networks."""
     small: dict[str, Any] = {"hidden": (16, 8), "norm_obs": True, "minibatch_size": 64}
-    small |= {} if algo == "ppo" else {"capacity": 256, "learning_starts": 0}
+    small |= {} if algo == "ppo" else {"capacity": 2048}
+    small |= {} if algo in ("ppo", "student") else {"learning_starts": 0}
     return ALGORITHMS[algo](**small | settings)
 
 
@@ -55,11 +58,10 @@ def saved(folder: Path, algo: str, env_id: str, **settings: Any) -> Policy:
     agent = learners(algo, spec.obs_dim, spec.act_dim, 1, **settings)
     config = TrainConfig(
         run=RunConfig(env=env_id, peers=1),
-        algo_name=algo,
-        algo=agent.config,
-        method="none",
-        distill=IndependentConfig(),
+        algos=((algo, agent.config),),
+        method="bc" if algo == "student" else "none",
+        distill=CloningConfig() if algo == "student" else IndependentConfig(),
     )
-    saver = PolicySaver(folder, config, agent, spec)
+    saver = PolicySaver(folder, config, spec, lambda n: (config.stacks[0], agent.export(n)))
     saver.save_last(1000)
     return load(saver.path(0))

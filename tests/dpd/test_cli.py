@@ -6,8 +6,9 @@ import pytest
 
 from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import main, parse_train
-from dpd.config import BadInput, as_flags
+from dpd.config import BadInput
 from dpd.distill.peers_config import DPDConfig
+from dpd.settings import as_flags
 
 
 def refusal(argv, capsys):
@@ -24,10 +25,11 @@ def test_a_flag_beats_the_file_which_beats_the_preset_which_beats_the_default(tm
     file.write_text(json.dumps({"minibatch_size": 128, "epochs": 3, "distill": {"steps": 7}}))
     released = ["--preset", "released"]
     # released sets minibatch 32, steps 1, lr 5e-5; the default of epochs is 10
-    assert parse_train(released).algo.minibatch_size == 32
+    assert parse_train(released).algos[0][1].minibatch_size == 32
     config = parse_train([*released, "--config", str(file), "--epochs", "4"])
-    assert isinstance(config.algo, PPOConfig)
-    assert (config.algo.minibatch_size, config.algo.epochs, config.algo.lr) == (128, 4, 5e-5)
+    ((_, algo),) = config.algos
+    assert isinstance(algo, PPOConfig)
+    assert (algo.minibatch_size, algo.epochs, algo.lr) == (128, 4, 5e-5)
     assert isinstance(config.distill, DPDConfig)
     assert (config.distill.steps, config.distill.control) == (7, "reversed")
 
@@ -45,7 +47,7 @@ def test_an_environment_may_follow_settings_that_end_in_a_list(tmp_path):
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({"hidden": [8, 8]}))
     config = parse_train(["--config", str(file), "Hopper-v5"])
-    assert (config.run.env, config.algo.hidden) == ("Hopper-v5", (8, 8))
+    assert (config.run.env, config.algos[0][1].hidden) == ("Hopper-v5", (8, 8))
 
 
 def test_settings_become_flags_with_switches_spelt_out():

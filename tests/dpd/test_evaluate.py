@@ -58,8 +58,18 @@ def test_a_video_is_an_mp4(tmp_path):
     agent = PPO(PPOConfig(), 8, 2, [(0, 0)])
     spec = make("Swimmer-v5", 1, [0]).spec
     # software rendering takes a tenth of a second a frame
-    config = parse_train(["Swimmer-v5", "--env-kwargs", '{"max_episode_steps": 20}'])
-    saver = PolicySaver(tmp_path, config, agent, spec)
+    config = parse_train(
+        [
+            "Swimmer-v5",
+            "--peers",
+            "1",
+            "--method",
+            "none",
+            "--env-kwargs",
+            '{"max_episode_steps": 20}',
+        ]
+    )
+    saver = PolicySaver(tmp_path, config, spec, lambda n: (config.stacks[0], agent.export(n)))
     saver.save_last(0)
     policy = policyfile.load(saver.path(0))
     with pytest.raises(BadInput, match=r"writes \.mp4"):

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from dpd.intervals import Interval, bootstrap_interval, difference, trimmed
+from dpd.intervals import (
+    Interval,
+    bootstrap_interval,
+    difference,
+    difference_of_means,
+    trimmed,
+)
 
 
 def test_an_interval_spans_the_likely_resamples() -> None:
@@ -56,3 +62,11 @@ def test_four_seeds_decide_nothing() -> None:
     # four gaps of one sign come up in 2 of 2^4 comparisons of equal methods
     found = difference(dict.fromkeys(range(4), 0.0), dict.fromkeys(range(4), 1.0), 0)
     assert found == (1.0, Interval(1.0, 1.0), True, "too few seeds")
+
+
+def test_paired_samples_are_drawn_together() -> None:
+    a = [1.0, 5.0, 2.0, 9.0, 4.0]
+    b = [x - 1 for x in a]  # always one less, whichever are drawn
+    assert bootstrap_interval(difference_of_means, [a, b], 0, paired=True) == pytest.approx((1, 1))
+    alone = bootstrap_interval(difference_of_means, [a, b], 0)
+    assert alone is not None and alone.low < 0 < alone.high

@@ -15,32 +15,44 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     path
-    for folder in ("dpd", "dpd/distill", "agents", "envs")
+    for folder in ("dpd", "dpd/cooperative", "dpd/distill", "dpd/fidelity", "agents", "envs")
     for path in (ROOT / folder).glob("*.py")
 )
 # Lower first: a layer may import itself and the layers below it.
 LAYERS = [
     {"dpd.agents", "dpd.envs"},
     {"dpd.distill", "dpd.collect", "dpd.evaluate", "dpd.log", "dpd.policyfile", "dpd.sb3"}
+    | {"dpd.memory"}
     | {"dpd.archive", "dpd.sb3kinds", "dpd.sb3zip", "dpd.sources", "dpd.vecnormalize"}
-    | {"dpd.files", "dpd.intervals", "dpd.plots", "dpd.runs"},
-    {"dpd.training", "dpd.policies", "dpd.checkpoint"},
+    | {"dpd.clock", "dpd.files", "dpd.intervals", "dpd.plots", "dpd.run_config", "dpd.runs"}
+    | {"dpd.settings", "dpd.teachers"},
+    {"dpd.stack", "dpd.training", "dpd.policies", "dpd.checkpoint"},
     {"dpd.rundir"},
-    {"dpd.train", "dpd.compare", "dpd.export"},
+    {"dpd.train", "dpd.compare", "dpd.cooperative", "dpd.export", "dpd.fidelity"},
     {"dpd.cli"},
 ]
 NO_TORCH = [
     "dpd/__init__.py",
     "dpd/__main__.py",
     "dpd/cli.py",
+    "dpd/clock.py",
     "dpd/commands.py",
     "dpd/config.py",
+    "dpd/cooperative/__init__.py",
+    "dpd/cooperative/config.py",
     "dpd/distill/__init__.py",
     "dpd/distill/peers_config.py",
     "dpd/distill/presets.py",
+    "dpd/distill/retrieval_config.py",
+    "dpd/distill/scaffold_config.py",
+    "dpd/distill/schedule.py",
+    "dpd/distill/teaching_config.py",
+    "dpd/run_config.py",
+    "dpd/settings.py",
     "agents/__init__.py",
     "agents/offpolicy_config.py",
     "agents/ppo_config.py",
+    "agents/student_config.py",
 ]
 
 
@@ -91,7 +103,7 @@ def test_all_sources_are_read() -> None:
     # the linked folders are the same files, and are not read twice
     assert (ROOT / "dpd/agents").resolve() == ROOT / "agents"
     assert (ROOT / "dpd/envs").resolve() == ROOT / "envs"
-    assert "dpd.agents.learners" in imports(ROOT / "dpd/collect.py")
+    assert "dpd.agents.learners" in imports(ROOT / "dpd/stack.py")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)

@@ -93,7 +93,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, flags):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(clean(command(whole, *flags, "--evals", "3", iterations=6))) == 0
     assert main(clean(command(parts, *flags, "--evals", "1", iterations=2))) == 0
-    assert learned(parts)["training.env.elapsed"].any()  # in the middle of episodes
+    assert learned(parts)["training.stack0.env.elapsed"].any()  # in the middle of episodes
     more = ["--total-steps", str(6 * PER_ITERATION), "--evals", "3"]
     assert main(["train", "--resume", str(parts), *more]) == 0
     assert_same(whole, parts)
@@ -237,11 +237,11 @@ def test_without_snapshots_resume_begins_new_episodes_and_says_so(tmp_path, caps
     assert main(command(tmp_path, *flags, iterations=2, env="Swimmer-v5")) == 0
     capsys.readouterr()
     before = learned(tmp_path)
-    assert not [name for name in before if name.startswith("training.env")]
+    assert not [name for name in before if name.startswith("training.stack0.env")]
     assert main(["train", "--resume", str(tmp_path), "--total-steps", "1024"]) == 0
     assert "new episodes begin" in capsys.readouterr().out
     # 64 steps x 2 iterations since the resume, not 4: the episodes begun before it are forgotten
-    assert learned(tmp_path)["training.episodes.length"].unique().tolist() == [128]
+    assert learned(tmp_path)["training.stack0.episodes.length"].unique().tolist() == [128]
 
 
 def test_the_last_few_checkpoints_and_the_best_are_kept(tmp_path):

@@ -71,7 +71,7 @@ def rows_of(state, group: int) -> dict[str, torch.Tensor]:
     """Return what a checkpoint holds of the learners of one of two groups of two."""
     return {
         name: x[2 * group : 2 * group + 2]
-        for name, x in part(state, "training.agent").items()
+        for name, x in part(state, "training.stack0.agent").items()
         if x.ndim
     }
 
@@ -85,7 +85,7 @@ def test_a_nan_stops_the_run_names_its_source_and_leaves_a_good_checkpoint(
     assert "parameters after the update of seed 1's peer 0 became NaN or infinite" in said
     assert f"after {3 * PER_ITERATION:,} steps" in said
     assert "--on-nan rollback" in said and "Traceback" not in said
-    kept = part(learned(tmp_path), "training.agent")
+    kept = part(learned(tmp_path), "training.stack0.agent")
     assert torch.isfinite(kept["nets.flat"]).all()  # the peer's too
 
 
@@ -113,7 +113,7 @@ def test_a_run_that_keeps_diverging_stops(tmp_path, capsys, monkeypatch):
     diverge(monkeypatch, row=0, at=2, times=100)
     assert main(command(tmp_path, "--on-nan", "rollback", iterations=6)) == 3
     assert capsys.readouterr().out.count("back at") == 5
-    assert torch.isfinite(learned(tmp_path)["training.agent.nets.flat"]).all()
+    assert torch.isfinite(learned(tmp_path)["training.stack0.agent.nets.flat"]).all()
 
 
 def test_a_diverged_action_is_named_before_it_reaches_the_simulator(tmp_path, capsys):
@@ -223,7 +223,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_the_last_checkpoint_loads(t
     assert "space" in last and "Traceback" not in said
     assert f"dpd train --resume {out} goes on from the last checkpoint" in last
     copy = Path(f"{out}.copy")
-    assert torch.isfinite(learned(copy)["training.agent.nets.flat"]).all()
+    assert torch.isfinite(learned(copy)["training.stack0.agent.nets.flat"]).all()
     more = (int(learned(copy)["training.iteration"]) + 2) * PER_ITERATION
     assert main(["train", "--resume", str(copy), "--total-steps", str(more)]) == 0
 
@@ -239,4 +239,4 @@ def test_a_file_that_may_not_grow_stops_the_run_the_same_way(tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 2
     assert "goes on from the last checkpoint" in capsys.readouterr().err
-    assert torch.isfinite(learned(tmp_path)["training.agent.nets.flat"]).all()
+    assert torch.isfinite(learned(tmp_path)["training.stack0.agent.nets.flat"]).all()

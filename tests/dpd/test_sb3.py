@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from foreign import convert
-from made import EVERY, saved
+from made import IN_SB3, saved
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
@@ -136,7 +136,7 @@ def test_a_written_zoo_folder_acts_as_the_policy(
     assert [p.name for p in out.parent.iterdir()] == ["zoo"]  # no draft is left
 
 
-@pytest.mark.parametrize("algo", EVERY)
+@pytest.mark.parametrize("algo", IN_SB3)
 def test_a_written_zoo_folder_is_read_back_as_the_same_policy(tmp_path: Path, algo: str) -> None:
     policy = saved(tmp_path, algo, "Pendulum-v1")
     folder = export_zoo(policy, tmp_path / "zoo") / algo / "Pendulum-v1_1"
@@ -212,7 +212,7 @@ def test_what_does_not_fit_sb3_or_the_environment_is_not_written(tmp_path: Path)
         export_zoo(policy, out)
 
 
-@pytest.mark.parametrize("algo", EVERY)
+@pytest.mark.parametrize("algo", IN_SB3)
 def test_a_folder_that_would_act_otherwise_is_not_kept(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

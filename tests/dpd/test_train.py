@@ -9,7 +9,8 @@ import torch
 
 import dpd
 from dpd.cli import main, parse_train
-from dpd.training import NonFinite, Training, env_seeds, require_finite
+from dpd.stack import NonFinite, env_seeds
+from dpd.training import Training
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--total-steps", "1024", "--evals", "2"]
 SMALL += ["--eval-episodes", "1", "--final-episodes", "1", "--distill.steps", "4"]
@@ -98,7 +99,7 @@ def test_a_group_learns_the_same_alone_and_beside_another():
     for _ in range(2):
         both.iterate(), alone.iterate()
     torch.testing.assert_close(
-        both.agent.nets.flat[2:], alone.agent.nets.flat, rtol=1e-4, atol=1e-4
+        both.stacks[0].agent.nets.flat[2:], alone.stacks[0].agent.nets.flat, rtol=1e-4, atol=1e-4
     )
 
 
@@ -108,10 +109,10 @@ def test_no_two_learners_share_an_episode():
 
 
 def test_a_nan_is_named_with_the_learner_it_came_up_in():
-    value = torch.tensor([1.0, float("nan")])
-    with pytest.raises(NonFinite, match="loss/policy of learner 1"):
-        require_finite("loss/policy", value)
-    require_finite("observation", torch.zeros(2, 3, 4))
+    (stack,) = Training(parse_train(["Swimmer-v5", *SMALL, "--seed", "7"])).stacks
+    with pytest.raises(NonFinite, match="loss/policy of seed 7's peer 1"):
+        stack._require_finite("loss/policy", torch.tensor([1.0, float("nan")]))
+    stack._require_finite("observation", torch.zeros(2, 3, 4))
 
 
 def test_a_nan_stops_the_run_with_one_line(tmp_path, capsys):
@@ -129,12 +130,12 @@ def test_learners_start_from_saved_policies(run_dir, tmp_path):
     )
     training.begin()
     obs = torch.randn(4, 5, 8) * 3
-    acts = training.agent.mode(obs)
+    acts = training.stacks[0].agent.mode(obs)
     for row in range(4):
         np.testing.assert_allclose(acts[row], dpd.load(files[row % 2]).act(obs[row]), atol=1e-6)
     # 4 iterations of 2 x 64 steps and the normaliser's own 1e-4
     torch.testing.assert_close(
-        training.agent.obs_norm.moments.count[:, 0].float(), torch.full((4,), 512.0)
+        training.stacks[0].agent.obs_norm.moments.count[:, 0].float(), torch.full((4,), 512.0)
     )
     training.iterate()
 

@@ -120,7 +120,7 @@ def test_progress_is_read_as_it_is_written(tmp_path):
     board = Board([4, 5, 6], 2)
     board.update(progress.values)
     # rows: seed 4 peers 0 1, seed 5 peers 0 1, seed 6 peers 0 1
-    assert str(board.latest["train/return"]) == "[1.0, nan, nan, 2.5, 7.0, nan]"
+    assert str(board.latest["train/return"]) == "[1.0, None, None, 2.5, 7.0, None]"
     assert board.latest["time/x"] == 3
     first.write_text("step,seed,peer,metric,value\n50,4,0,train/return,9\n")  # cut back
     assert progress.look() and progress.step == 50

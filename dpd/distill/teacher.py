@@ -1,0 +1,94 @@
+"""Teachers: saved policies that answer whatever states they are asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from dpd.agents.dist import DiagGaussian
+from dpd.policyfile import Policy
+
+STD_FLOOR = 0.05
+"""Least deviation of a teacher, or the divergence from a nearly deterministic one explodes."""
+
+
+def number_of(policy: Policy, name: str) -> float | None:
+    """Return what a policy's provenance, which may hold anything, says of a number."""
+    value = policy.meta.provenance.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+Number = TypeVar("Number", float, Tensor)
+
+
+class Returns(NamedTuple):
+    """What teachers get without noise, and uniform actions in the same episodes."""
+
+    teachers: list[list[float]]  # [K][episodes]
+    random: list[float]
+
+    @property
+    def teacher(self) -> float:
+        """The mean return of all teachers."""
+        return sum(map(sum, self.teachers)) / sum(map(len, self.teachers))
+
+    @property
+    def floor(self) -> float:
+        """The mean return of random actions."""
+        return sum(self.random) / len(self.random)
+
+    def retained(self, returns: Number) -> Number | None:
+        """Return (R_S - R_random) / (R_T - R_random); nothing is retained of a bad teacher."""
+        ahead = self.teacher - self.floor
+        return (returns - self.floor) / ahead if ahead > 0 else None
+
+
+class Teacher:
+    """One or more saved policies with one action space; of several, each state gets one's answer.
+
+    `history`: the checkpoints of the only one, oldest first. `n_queries` counts the states they
+    were asked about. `returns` is there once it is measured.
+    """
+
+    def __init__(self, policies: Sequence[Policy], history: Sequence[Policy] = ()) -> None:
+        self.policies, self.history = policies, history
+        self.returns: Returns | None = None
+        self.n_queries = 0
+
+    def pick(self, uniform: Tensor) -> Tensor:
+        """Turn uniform numbers in [0, 1) [...] into which teacher answers."""
+        return (uniform * len(self.policies)).long()
+
+    @torch.no_grad()
+    def ask(self, obs: Tensor, which: Tensor) -> DiagGaussian:
+        """Let teacher which[n, b] answer on raw obs [N, B, O] -> mean, log_std [N, B, A]."""
+        self.n_queries += which.numel()
+        found = [self._answer(policy, obs) for policy in self.policies]
+        mean, log_std = found[0].mean, found[0].log_std
+        for k, dist in enumerate(found[1:], 1):
+            here = (which == k).unsqueeze(-1)
+            mean = torch.where(here, dist.mean, mean)
+            log_std = torch.where(here, dist.log_std, log_std)
+        return DiagGaussian(mean, log_std, found[0].squashed)
+
+    @torch.no_grad()
+    def features(self, obs: Tensor) -> Tensor:
+        """Return the only teacher's last hidden layer at raw obs [N, B, O] -> [N, B, H]."""
+        (policy,) = self.policies
+        return policy.features(obs.flatten(0, 1).float()).unflatten(0, obs.shape[:2]).to(obs.dtype)
+
+    def _answer(self, policy: Policy, obs: Tensor) -> DiagGaussian:
+        """Return a teacher's answer, its mean inside the action box where the sample is the action.
+
+        Beyond the box a policy acts as on its edge; a student need not go there.
+        """
+        dist = policy.dist(obs.flatten(0, 1).float())
+        mean = dist.mean if dist.squashed else dist.mean.clamp(-1, 1)
+        log_std = dist.log_std.expand_as(mean).clamp(min=torch.tensor(STD_FLOOR).log().item())
+        shape = (*obs.shape[:2], mean.shape[-1])
+        return DiagGaussian(
+            mean.view(shape).to(obs.dtype), log_std.reshape(shape).to(obs.dtype), dist.squashed
+        )

@@ -1,0 +1,185 @@
+"""Kickstarting and proximal distillation: a teacher's pull inside the learners' own loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from taught import PLAIN, SAC, STUDENT, TD3, A, O, School, constant, drawn
+from torch import Tensor
+
+from dpd.agents.base import Minibatch
+from dpd.agents.dist import DiagGaussian
+from dpd.agents.ppo_config import PPOConfig
+from dpd.config import AlgoConfig
+from dpd.distill.base import Method
+from dpd.distill.peers import Independent
+from dpd.distill.teaching import InLoss, proximal_weight
+from dpd.distill.teaching_config import KickstartConfig, ProximalConfig, TeachingConfig
+
+LEARNERS: dict[str, tuple[KickstartConfig, AlgoConfig, AlgoConfig]] = {
+    "ppo": (KickstartConfig(), PLAIN, PLAIN),
+    "ppo, reverse KL": (KickstartConfig(divergence="kl_reverse"), PLAIN, PLAIN),
+    "ppo of sac, mse": (KickstartConfig(divergence="mse"), PLAIN, SAC),
+    "ppo of sac, nll": (KickstartConfig(divergence="nll"), PLAIN, SAC),
+    "td3, mse": (KickstartConfig(divergence="mse"), TD3, PLAIN),
+    "sac": (KickstartConfig(), SAC, SAC),
+    "sac of ppo, nll": (KickstartConfig(divergence="nll"), SAC, PLAIN),
+    "ppd": (ProximalConfig(), PLAIN, PLAIN),
+}
+
+
+@pytest.mark.parametrize(("config", "algo", "kind"), LEARNERS.values(), ids=LEARNERS)
+def test_learners_are_drawn_to_their_teacher(
+    config: KickstartConfig, algo: AlgoConfig, kind: AlgoConfig
+) -> None:
+    strong = replace(config, coef=10.0, schedule="constant")
+    found = School(strong, algo, drawn(kind)).run(15)
+    first, last = (found[i]["distill/action_error"].item() for i in (0, -1))
+    assert last < 0.8 * first
+    assert found[-1]["distill/coef"].item() == 10.0
+
+
+def end(school: School, method: Method, iterations: int) -> Tensor:
+    """Learn by a method in the second half of a run; return the parameters."""
+    school.method = method
+    for i in range(iterations):
+        school.iterate(0.5 + i / 10)
+    return school.flat
+
+
+@pytest.mark.parametrize("name", ["ppo", "td3, mse", "sac"])
+def test_when_the_pull_is_over_learning_is_as_without_a_method(name: str) -> None:
+    config, algo, kind = LEARNERS[name]
+    kicked, alone = (School(config, algo, drawn(kind), groups=2) for _ in range(2))
+    for school in (kicked, alone):
+        first = school.iterate(0.0)
+        assert first["distill/coef"].tolist() == [1.0, 1.0]
+        # linear to zero at half of the run: at a quarter it is a half
+        assert school.iterate(0.25)["distill/coef"].tolist() == [0.5, 0.5]
+    assert torch.equal(kicked.flat, alone.flat)
+    with_teacher = end(kicked, kicked.method, 3)
+    assert kicked.iterate(0.9)["distill/coef"].tolist() == [0.0, 0.0]
+    alone_ended = end(alone, Independent(alone.context), 3)
+    alone.iterate(0.9)
+    assert torch.equal(with_teacher, alone_ended) and torch.equal(kicked.flat, alone.flat)
+    for x, y in zip(kicked.agent.state().values(), alone.agent.state().values(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_a_teacher_that_no_longer_counts_is_not_asked() -> None:
+    school = School(KickstartConfig(), PLAIN, drawn())
+    assert school.iterate(0.0)["distill/queries"].item() == 64
+    assert school.iterate(0.5)["distill/queries"].item() == 64
+    assert school.method.loss is None
+
+
+def test_nobody_is_asked_while_learners_only_collect() -> None:
+    # 4 environments x 16 steps in an iteration: the first hundred steps end in the second
+    school = School(KickstartConfig(), replace(SAC, learning_starts=100), drawn(SAC))
+    queries = [metrics["distill/queries"].item() for metrics in school.run(4)]
+    assert queries == [0, 64, 64, 64]  # at half of the run it is over
+
+
+def method_of(config: TeachingConfig, *teachers: Any) -> InLoss:
+    """Return a method with the teacher's answers to an iteration."""
+    school = School(config, replace(PLAIN, clip=0.2), *teachers)
+    school.iterate(0.0)
+    assert isinstance(school.method, InLoss)
+    return school.method
+
+
+def minibatch(ratio: list[float]) -> Minibatch:
+    """Return samples where a plain student of deviation 1 answers 0."""
+    zero = torch.zeros(1, len(ratio), A)
+    idx = torch.arange(len(ratio)).unsqueeze(0)
+    return Minibatch(DiagGaussian(zero, zero), torch.tensor([ratio], requires_grad=True), idx)
+
+
+def test_the_weight_is_the_ratio_but_no_less_than_one_less_clip() -> None:
+    ratio = torch.tensor([0.5, 0.79, 0.9, 1.0, 3.0], requires_grad=True)
+    weight = proximal_weight(ratio, 0.2)
+    assert weight.tolist() == pytest.approx([0.8, 0.8, 0.9, 1.0, 3.0])
+    weight.sum().backward()
+    # where it is held at 0.8 the ratio moves nothing; PPO's upper bound does not hold here
+    assert ratio.grad is not None and ratio.grad.tolist() == [0.0, 0.0, 1.0, 1.0, 1.0]
+
+
+def test_the_proximal_loss_is_the_weighted_divergence_with_its_gradient() -> None:
+    # The teacher answers (0.6, 0) with deviation 1: KL(teacher || student) is 0.6^2 / 2 = 0.18
+    method = method_of(ProximalConfig(coef=2.0), constant(0.6, 0.0, log_std=0.0))
+    batch = minibatch([0.5, 1.0, 1.5, 2.0])
+    assert method.loss is not None
+    loss, metrics = method.loss(batch)
+    # weights 0.8, 1, 1.5, 2 have the mean 1.325: 2 * 1.325 * 0.18
+    assert loss.item() == pytest.approx(2 * 1.325 * 0.18)
+    assert metrics["distill/loss"].item() == pytest.approx(0.18)
+    (grad,) = torch.autograd.grad(loss, batch.ratio)
+    # coef * KL / B = 2 * 0.18 / 4 where the ratio counts
+    assert grad[0].tolist() == pytest.approx([0.0, 0.09, 0.09, 0.09])
+
+
+def test_the_loss_of_kickstarting_is_the_divergence_alone() -> None:
+    method = method_of(KickstartConfig(coef=2.0), constant(0.6, 0.0, log_std=0.0))
+    assert method.loss is not None
+    loss, _ = method.loss(minibatch([0.5, 1.0, 1.5, 2.0]))
+    assert loss.item() == pytest.approx(2 * 0.18)
+
+
+def test_where_the_policy_is_the_old_one_the_weight_is_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    weigh = InLoss._weight
+
+    def noted(self: InLoss, batch: Minibatch) -> Tensor:
+        seen.append(weigh(self, batch).detach())
+        return weigh(self, batch)
+
+    monkeypatch.setattr(InLoss, "_weight", noted)
+    school = School(ProximalConfig(), PLAIN, drawn())
+    for _ in range(2):
+        seen.clear()
+        school.iterate(0.0)
+        # the first minibatch of an iteration, and of the 8 only that
+        torch.testing.assert_close(seen[0], torch.ones(1, 16), rtol=0, atol=1e-5)
+        assert len(seen) == 8 and (seen[-1] - 1).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "algo", "says"),
+    [
+        (KickstartConfig(), STUDENT, "--algo ppo, td3, ddpg, sac, not student"),
+        (ProximalConfig(), SAC, "--algo ppo, not sac"),
+        (KickstartConfig(), TD3, "give --distill.divergence mse"),
+        (KickstartConfig(divergence="nll"), TD3, "give --distill.divergence mse"),
+    ],
+)
+def test_learners_that_a_method_cannot_move_are_refused(
+    config: KickstartConfig, algo: AlgoConfig, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        School(config, algo, drawn(SAC))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"coef": 0.0}, r"distill\.coef must be positive, not 0\.0"),
+        ({"until": 0.0}, r"distill\.until must lie in \(0, 1\], not 0\.0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        KickstartConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_the_teachers_of_a_group_answer_every_learner() -> None:
+    school = School(KickstartConfig(), PPOConfig(**vars(PLAIN)), drawn(), drawn(seed=8), groups=2)
+    school.iterate(0.0)
+    answers = school.method.answers  # type: ignore[attr-defined]
+    obs = school.rollout.flat_obs()
+    either = [torch.stack([p.mode(x) for x in obs]) for p in school.teacher.policies]
+    near = [(answers.mean - each).abs().amax(-1) < 1e-5 for each in either]
+    assert (near[0] | near[1]).all() and near[0].any(1).all() and near[1].any(1).all()
+    assert obs.shape == (2, 64, O)
