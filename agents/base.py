@@ -16,6 +16,8 @@ from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian
 
+CPU = torch.device("cpu")
+
 Metrics = dict[str, Tensor]
 """Detached, one value per learner [N], until the logger reads them."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dpd.agents.base import CPU
+
 
 class Rollout:
     """T steps of N learners in E environments each; raw observations, unclipped actions."""
@@ -17,15 +19,16 @@ class Rollout:
         obs_dim: int,
         act_dim: int,
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
         shape = (n, n_steps, n_envs)
-        self.obs = torch.zeros(*shape, obs_dim, dtype=dtype)
-        self.next_obs = torch.zeros(*shape, obs_dim, dtype=dtype)
-        self.act = torch.zeros(*shape, act_dim, dtype=dtype)
-        self.reward = torch.zeros(shape, dtype=dtype)
-        self.terminated = torch.zeros(shape, dtype=torch.bool)
-        self.truncated = torch.zeros(shape, dtype=torch.bool)
-        self.valid = torch.ones(shape, dtype=torch.bool)
+        self.obs = torch.zeros(*shape, obs_dim, dtype=dtype, device=device)
+        self.next_obs = torch.zeros_like(self.obs)
+        self.act = torch.zeros(*shape, act_dim, dtype=dtype, device=device)
+        self.reward = torch.zeros(shape, dtype=dtype, device=device)
+        self.terminated = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.truncated = torch.zeros_like(self.terminated)
+        self.valid = torch.ones_like(self.terminated)
 
     @property
     def done(self) -> Tensor:
@@ -59,3 +62,10 @@ def gae(
         running = delta[:, t] + decay[:, t] * running
         adv[:, t] = running
     return adv
+
+
+def valid_positions(valid: Tensor, pick: Tensor) -> Tensor:
+    """Turn numbers pick [N, K, B] into positions where valid [N, S] (the first where nowhere)."""
+    order = valid.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    choice = pick.flatten(1) % valid.sum(1, keepdim=True).clamp(min=1)
+    return order.gather(1, choice).view_as(pick)

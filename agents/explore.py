@@ -80,7 +80,7 @@ class OrnsteinUhlenbeck(GaussianNoise):
     def __init__(self, std: Tensor, config: TD3Config, actor: StackedNets, act_dim: int) -> None:
         super().__init__(std, actor)
         self.keep = 1 - config.ou_theta
-        self.x = torch.zeros(actor.flat.shape[0], config.n_envs, act_dim, dtype=actor.flat.dtype)
+        self.x = std.new_zeros(actor.flat.shape[0], config.n_envs, act_dim)
 
     def draw(self, rng: RowRandom, *shape: int) -> Tensor:
         """Go on with the process for an iteration [N, T, E, A]."""

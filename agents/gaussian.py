@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from dpd.agents.base import State, Stateful, load_parts, per_row, put_back, state_of
+from dpd.agents.base import CPU, State, Stateful, load_parts, per_row, put_back, state_of
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import Shapes, StackedNets, mlp_shapes
@@ -38,14 +38,16 @@ class GaussianLearners(Generic[Config]):
         act_dim: int,
         seeds: Sequence[Sequence[int]],
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
         n = self.n_learners = len(seeds)
         self.config: Config = config
-        self.obs_dim, self.act_dim, self.dtype = obs_dim, act_dim, dtype
-        self.explore = RowRandom(seeds, Stream.EXPLORE)
-        self.gamma = per_row(config.peer_gamma, config.gamma, seeds).to(dtype).unsqueeze(1)
+        self.obs_dim, self.act_dim, self.dtype, self.device = obs_dim, act_dim, dtype, device
+        self.explore = RowRandom(seeds, Stream.EXPLORE, device)
+        gamma = per_row(config.peer_gamma, config.gamma, seeds)
+        self.gamma = gamma.to(device, dtype).unsqueeze(1)
         self.lr = per_row(config.peer_lr, config.lr, seeds)
-        self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs)
+        self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs, device)
 
     def _policy_shapes(self, hidden: Sequence[int]) -> Shapes:
         actor = mlp_shapes("actor", [self.obs_dim, *hidden, self.act_dim])
@@ -65,7 +67,8 @@ class GaussianLearners(Generic[Config]):
     def new_rollout(self) -> Rollout:
         """Return an empty buffer for one iteration."""
         c = self.config
-        return Rollout(self.n_learners, c.n_steps, c.n_envs, self.obs_dim, self.act_dim, self.dtype)
+        sizes = (c.n_steps, c.n_envs, self.obs_dim, self.act_dim)
+        return Rollout(self.n_learners, *sizes, self.dtype, self.device)
 
     def noise(self) -> Tensor:
         """Draw an iteration's exploration noise [N, T, E, A] in one block."""

@@ -31,10 +31,3 @@ class Imitation:
                 return None, metrics
             (grad,) = torch.autograd.grad(loss.sum(), nets.flat)
         return grad, metrics
-
-
-def valid_positions(valid: Tensor, pick: Tensor) -> Tensor:
-    """Turn numbers pick [N, K, B] into positions where valid [N, S] (the first where nowhere)."""
-    order = valid.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    choice = pick.flatten(1) % valid.sum(1, keepdim=True).clamp(min=1)
-    return order.gather(1, choice).view_as(pick)

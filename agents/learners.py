@@ -48,6 +48,7 @@ class Learners(Protocol):
     obs_dim: int
     act_dim: int
     dtype: torch.dtype
+    device: torch.device
     nets: StackedNets
     """The policies' networks; `flat` is what a distillation loss moves."""
     optimizer: StackedAdam

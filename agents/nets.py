@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dpd.agents.base import State, put_back
+from dpd.agents.base import CPU, State, put_back
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -126,7 +126,12 @@ class StackedNets:
     """
 
     def __init__(
-        self, shapes: Shapes, n: int, activation: str, dtype: torch.dtype = torch.float32
+        self,
+        shapes: Shapes,
+        n: int,
+        activation: str,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
         self.shapes, self.activation = shapes, activation
         self.rows: Sequence[Shapes] = [shapes] * n
@@ -134,7 +139,7 @@ class StackedNets:
         self.padding: Tensor | None = None
         """Where in `flat` [N, D] a row has no parameter; None: nowhere."""
         sizes = [math.prod(s) for s in shapes.values()]
-        self.flat = torch.zeros(n, sum(sizes), dtype=dtype, requires_grad=True)
+        self.flat = torch.zeros(n, sum(sizes), dtype=dtype, device=device, requires_grad=True)
         parts = self.flat.detach().split(sizes, dim=1)
         self.views = {k: p.view(n, *s) for (k, s), p in zip(shapes.items(), parts, strict=True)}
         prefixes = {k.split(".")[0] for k in shapes}
@@ -142,7 +147,11 @@ class StackedNets:
 
     @classmethod
     def padded(
-        cls, rows: Sequence[Shapes], activation: str, dtype: torch.dtype = torch.float32
+        cls,
+        rows: Sequence[Shapes],
+        activation: str,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> StackedNets:
         """Return a stack whose rows have widths of their own, zeros up to the widest.
 
@@ -152,7 +161,7 @@ class StackedNets:
         """
         if bool(ACTIVATIONS[activation].forward_(torch.zeros(1)).any()):
             raise ValueError(f"{activation}(0) is not 0, so rows of unequal width cannot be padded")
-        nets = cls(widest(rows), len(rows), activation, dtype)
+        nets = cls(widest(rows), len(rows), activation, dtype, device)
         nets.rows = rows
         if any(row != nets.shapes for row in rows):
             used = nets.twin()
@@ -276,14 +285,17 @@ class StackedNets:
 
     def twin(self) -> StackedNets:
         """Return a copy with parameters of its own, equal to these."""
-        n, dtype = self.flat.shape[0], self.flat.dtype
-        twin = StackedNets(self.shapes, n, self.activation, dtype)
+        n, dtype, device = self.flat.shape[0], self.flat.dtype, self.flat.device
+        twin = StackedNets(self.shapes, n, self.activation, dtype, device)
         twin.rows, twin.padding = self.rows, self.padding
         twin.load_state(self.state())
         return twin
 
     def init_uniform(self, prefix: str, generators: Sequence[torch.Generator]) -> None:
-        """Fill an MLP as torch.nn.Linear does, U(+-1 / sqrt(in)); row n from generators[n]."""
+        """Fill an MLP as torch.nn.Linear does, U(+-1 / sqrt(in)); row n from generators[n].
+
+        They are the CPU's, so that learners begin alike on every device.
+        """
         for i in range(len(self.layers[prefix])):
             for n, generator in zip(range(len(self.rows)), generators, strict=True):
                 bound = self.rows[n][f"{prefix}.{i}.weight"][0] ** -0.5

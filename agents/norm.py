@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpd.agents.base import State, nest, put_back
+from dpd.agents.base import CPU, State, nest, put_back
 
 EPSILON = 1e-8  # Stable-Baselines3's VecNormalize
 CLIP = 10.0  # likewise
@@ -19,10 +19,10 @@ class RunningMoments:
     Starts as Stable-Baselines3's RunningMeanStd does: mean 0, variance 1, weight 1e-4.
     """
 
-    def __init__(self, n: int, dim: int) -> None:
-        self.mean = torch.zeros(n, dim, dtype=torch.float64)
-        self.var = torch.ones(n, dim, dtype=torch.float64)
-        self.count = torch.full((n, 1), 1e-4, dtype=torch.float64)
+    def __init__(self, n: int, dim: int, device: torch.device = CPU) -> None:
+        self.mean = torch.zeros(n, dim, dtype=torch.float64, device=device)
+        self.var = torch.ones_like(self.mean)
+        self.count = torch.full((n, 1), 1e-4, dtype=torch.float64, device=device)
 
     def state(self) -> State:
         """Return the statistics, as live tensors."""
@@ -46,9 +46,18 @@ class RunningMoments:
 class ObsNorm:
     """Normalise observations with each learner's own statistics, clipped to +-10."""
 
-    def __init__(self, n: int, dim: int, dtype: torch.dtype, enabled: bool = True) -> None:
-        self.moments = RunningMoments(n, dim)
-        self.dtype, self.enabled = dtype, enabled
+    def __init__(
+        self,
+        n: int,
+        dim: int,
+        dtype: torch.dtype,
+        enabled: bool = True,
+        device: torch.device = CPU,
+    ) -> None:
+        self.moments = RunningMoments(n, dim, device)
+        self.enabled = enabled
+        self.mean = torch.empty(n, 1, dim, dtype=dtype, device=device)
+        self.scale = torch.empty_like(self.mean)
         self._refresh()
 
     def state(self) -> State:
@@ -73,8 +82,9 @@ class ObsNorm:
         self._refresh()
 
     def _refresh(self) -> None:
-        self.mean = self.moments.mean.to(self.dtype).unsqueeze(1)  # [N, 1, dim]
-        self.scale = (self.moments.var + EPSILON).rsqrt().to(self.dtype).unsqueeze(1)
+        """Round the statistics, in place: recorded updates read them where they are."""
+        self.mean.copy_(self.moments.mean.unsqueeze(1))
+        self.scale.copy_((self.moments.var + EPSILON).rsqrt().unsqueeze(1))
 
     def __call__(self, obs: Tensor) -> Tensor:
         """Return normalised obs [N, B, dim]."""
@@ -98,9 +108,9 @@ class ReturnNorm:
     """
 
     def __init__(self, n: int, n_envs: int, gamma: Tensor, enabled: bool = True) -> None:
-        self.moments = RunningMoments(n, 1)
+        self.moments = RunningMoments(n, 1, gamma.device)
         self.gamma = gamma.double()  # [N, 1]
-        self.ret = torch.zeros(n, n_envs, dtype=torch.float64)  # discounted, of running episodes
+        self.ret = self.gamma.new_zeros(n, n_envs)  # discounted, of running episodes
         self.enabled = enabled
 
     def state(self) -> State:
@@ -129,7 +139,7 @@ class ReturnNorm:
         """Take in rewards, episode ends and validity [N, T, E] of a finished iteration."""
         if not self.enabled:
             return
-        returns = torch.empty(reward.shape, dtype=torch.float64)
+        returns = torch.empty_like(reward, dtype=torch.float64)
         for t in range(reward.shape[1]):
             self.ret = self.ret * self.gamma + reward[:, t]
             returns[:, t] = self.ret

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import (
+    CPU,
     Answer,
     Batch,
     ExtraLoss,
@@ -21,15 +22,16 @@ from dpd.agents.base import (
     put_back,
     state_of,
 )
-from dpd.agents.buffers import Rollout
+from dpd.agents.buffers import Rollout, valid_positions
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.imitation import Imitation, valid_positions
+from dpd.agents.graphs import Graphs
+from dpd.agents.imitation import Imitation
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.norm import ObsNorm
 from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.optim import StackedAdam
-from dpd.agents.replay import WIDE, Replay, Transitions
-from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.replay import Replay, Transitions
+from dpd.agents.rng import WIDE, RowRandom, Stream
 from dpd.agents.td_loss import critic_loss
 
 BLOCK = 64  # updates whose random numbers are drawn at once
@@ -66,27 +68,30 @@ class OffPolicy(ABC, Generic[Config]):
         act_dim: int,
         seeds: Sequence[Sequence[int]],
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
         n, c = len(seeds), config.n_critics
-        self.n_learners, self.config, self.dtype = n, config, dtype
+        self.n_learners, self.config, self.dtype, self.device = n, config, dtype, device
         self.obs_dim, self.act_dim = obs_dim, act_dim
         init = RowRandom(seeds, Stream.INIT).generators
-        self.nets = StackedNets(self._actor_shapes(), n, config.activation, dtype)
+        self.nets = StackedNets(self._actor_shapes(), n, config.activation, dtype, device)
         self.nets.init_uniform("actor", init)
         shapes = mlp_shapes("critic", [obs_dim + act_dim, *config.hidden, 1])
-        self.critics = StackedNets(shapes, n * c, config.activation, dtype)
+        self.critics = StackedNets(shapes, n * c, config.activation, dtype, device)
         self.critics.init_uniform("critic", [g for g in init for _ in range(c)])
         self.target_critics = self.critics.twin()
         self.lr = per_row(config.peer_lr, config.lr, seeds)
         self.critic_lr = per_row(config.peer_lr, config.critic_lr or config.lr, seeds)
         self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())
         self.critic_optimizer = StackedAdam(self.critics.flat, [config.lr] * n * c)
-        self.gamma = per_row(config.peer_gamma, config.gamma, seeds).to(dtype).unsqueeze(1)
-        self.explore = RowRandom(seeds, Stream.EXPLORE)
-        self.batches = RowRandom(seeds, Stream.BATCH)
-        self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs)
+        gamma = per_row(config.peer_gamma, config.gamma, seeds)
+        self.gamma = gamma.to(device, dtype).unsqueeze(1)
+        self.explore = RowRandom(seeds, Stream.EXPLORE, device)
+        self.batches = RowRandom(seeds, Stream.BATCH, device)
+        self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs, device)
         sharers = 1 + max(seed[-1] for seed in seeds) if config.share_replay else 1
-        self.replay = Replay(config, n, obs_dim, act_dim, dtype, sharers)
+        self.replay = Replay(config, n, obs_dim, act_dim, dtype, sharers, device)
+        self.graphs = Graphs(device)
         self.n_updates = 0
 
     @abstractmethod
@@ -131,7 +136,8 @@ class OffPolicy(ABC, Generic[Config]):
     def new_rollout(self) -> Rollout:
         """Return an empty buffer for one iteration."""
         c = self.config
-        return Rollout(self.n_learners, c.n_steps, c.n_envs, self.obs_dim, self.act_dim, self.dtype)
+        sizes = (c.n_steps, c.n_envs, self.obs_dim, self.act_dim)
+        return Rollout(self.n_learners, *sizes, self.dtype, self.device)
 
     def _normals(self) -> Tensor:
         """Draw standard normals for an iteration's actions [N, T, E, A]."""
@@ -183,7 +189,7 @@ class OffPolicy(ABC, Generic[Config]):
         the `progress`. Nothing happens, and no metrics come back, in the first `learning_starts`
         steps.
         """
-        if self.warming_up or not bool((self.replay.live > 0).all()):
+        if self.warming_up or not self.replay.ready:
             return {}
         self._set_rates()
         imitation = Imitation(self, batch, extra)
@@ -203,12 +209,28 @@ class OffPolicy(ABC, Generic[Config]):
         history = []
         for i in range(updates):
             self.n_updates += 1
-            sample = self._normalised(self.replay.take(samples[:, i], self.gamma))
-            metrics = self._step(sample, noise[:, i], imitation, idx[:, i])
-            history.append(metrics)
-            if "loss/actor" in metrics:  # the policy was updated
+            history.append(self._take_one(samples[:, i], noise[:, i], imitation, idx[:, i]))
+            if self._moves_policy:
                 self._train_policy_alone(imitation)
         return history
+
+    @property
+    def _moves_policy(self) -> bool:
+        """Whether the update under way is one of the policy too."""
+        return True
+
+    def _take_one(
+        self, samples: Tensor, noise: Tensor, imitation: Imitation, idx: Tensor
+    ) -> Metrics:
+        """Take one update on samples [N, B] of the replay, recorded if no method adds to it."""
+
+        def work(samples: Tensor, noise: Tensor) -> Metrics:
+            sample = self._normalised(self.replay.take(samples, self.gamma))
+            return self._step(sample, noise, imitation, idx)
+
+        if imitation.extra is not None:
+            return work(samples, noise)
+        return self.graphs.run(self._moves_policy, work, samples, noise)
 
     def _train_policy_alone(self, imitation: Imitation) -> None:
         """Take the further updates of the policy that follow one of its own."""
@@ -294,6 +316,7 @@ class OffPolicy(ABC, Generic[Config]):
         own = self._own_state()
         put_back(own, {name: state[name] for name in own})
         self.n_updates = int(own["n_updates"][0])
+        self.graphs.forget()
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
         """Give rows new random numbers and half the learning rates, after they diverged."""
@@ -301,6 +324,7 @@ class OffPolicy(ABC, Generic[Config]):
         self.batches.reseed(rows, attempt)
         self.lr[list(rows)] *= 0.5
         self.critic_lr[list(rows)] *= 0.5
+        self.graphs.forget()  # rows of equal rates are recorded as one
 
     def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
         """Give learner n a policy and its normaliser, as `export` returns them.

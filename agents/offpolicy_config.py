@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
+    import torch
+
     from dpd.agents.sac import SAC
     from dpd.agents.td3 import TD3
 
@@ -180,11 +182,18 @@ class TD3Config(OffPolicyConfig):
                 f"{self.policy_delay}; raise updates_per_step or n_steps"
             )
 
-    def build(self, obs_dim: int, act_dim: int, seeds: Sequence[Sequence[int]]) -> TD3:
-        """Return a stack of learners, one for each of `seeds`."""
+    def build(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        seeds: Sequence[Sequence[int]],
+        device: torch.device | None = None,
+    ) -> TD3:
+        """Return a stack of learners, one for each of `seeds`; no device is the CPU."""
+        from dpd.agents.base import CPU
         from dpd.agents.td3 import TD3
 
-        return TD3(self, obs_dim, act_dim, seeds)
+        return TD3(self, obs_dim, act_dim, seeds, device=device or CPU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +230,15 @@ class SACConfig(OffPolicyConfig):
         if self.alpha_init <= 0:
             raise ValueError(f"alpha_init must be positive, not {self.alpha_init}")
 
-    def build(self, obs_dim: int, act_dim: int, seeds: Sequence[Sequence[int]]) -> SAC:
-        """Return a stack of learners, one for each of `seeds`."""
+    def build(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        seeds: Sequence[Sequence[int]],
+        device: torch.device | None = None,
+    ) -> SAC:
+        """Return a stack of learners, one for each of `seeds`; no device is the CPU."""
+        from dpd.agents.base import CPU
         from dpd.agents.sac import SAC
 
-        return SAC(self, obs_dim, act_dim, seeds)
+        return SAC(self, obs_dim, act_dim, seeds, device=device or CPU)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dpd.agents.base import (
+    CPU,
     Answer,
     Batch,
     ExtraLoss,
     Metrics,
     Minibatch,
+    State,
     Stateful,
     take,
 )
-from dpd.agents.buffers import Rollout, gae
+from dpd.agents.buffers import Rollout, gae, valid_positions
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.gaussian import GaussianLearners
+from dpd.agents.graphs import Graphs
 from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.norm import ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.ppo_loss import Samples, clipped_gradient, clipped_loss, ppo_loss
-from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.rng import WIDE, RowRandom, Stream
 
 OUTPUTS = ("actor", "log_std", "critic")
 
@@ -47,18 +51,20 @@ class PPO(GaussianLearners[PPOConfig]):
         act_dim: int,
         seeds: Sequence[Sequence[int]],
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
-        super().__init__(config, obs_dim, act_dim, seeds, dtype)
+        super().__init__(config, obs_dim, act_dim, seeds, dtype, device)
         n, hidden = self.n_learners, config.hidden
         shapes = self._policy_shapes(hidden) | mlp_shapes("critic", [obs_dim, *hidden, 1])
-        self.nets = StackedNets(shapes, n, config.activation, dtype)
+        self.nets = StackedNets(shapes, n, config.activation, dtype, device)
         init = RowRandom(seeds, Stream.INIT)
         self._initialise("actor", 0.01, init)
         self._initialise("critic", 1.0, init)
         self.optimizer = StackedAdam(self.nets.flat, [config.lr] * n, eps=config.adam_eps)
-        self.batches = RowRandom(seeds, Stream.BATCH)
+        self.batches = RowRandom(seeds, Stream.BATCH, device)
         self.return_norm = ReturnNorm(n, config.n_envs, self.gamma, config.norm_reward)
-        self._ones = torch.ones(n, dtype=dtype)
+        self.graphs = Graphs(device)
+        self._ones = torch.ones(n, dtype=dtype, device=device)
 
     def value(self, obs: Tensor) -> Tensor:
         """Return values at normalised obs [N, B, O] -> [N, B], in scaled reward units."""
@@ -96,7 +102,7 @@ class PPO(GaussianLearners[PPOConfig]):
             rollout.terminated | void,
             rollout.done | void,
             self.gamma.unsqueeze(-1),
-            torch.tensor(self.config.lam, dtype=self.dtype),
+            self.gamma.new_tensor(self.config.lam),
         )
         act = rollout.act.flatten(1, 2)
         logp = self.dist(obs).logp(act)
@@ -149,11 +155,9 @@ class PPO(GaussianLearners[PPOConfig]):
         """Draw an order of the samples [N, S]; a valid one stands in for each that is not."""
         s = self.config.samples
         idx = self.batches.permutation(s)
-        if bool(valid.all()):
+        if self.device == CPU and bool(valid.all()):  # another device is not to be waited for
             return idx
-        rows = [row.nonzero().squeeze(1) for row in valid]
-        pick = self.batches.integers(2**31, s)
-        stand_in = torch.stack([row[p % len(row)] for row, p in zip(rows, pick, strict=True)])
+        stand_in = valid_positions(valid, self.batches.integers(WIDE, s))
         return torch.where(valid.gather(1, idx), idx, stand_in)
 
     def _step(
@@ -161,22 +165,30 @@ class PPO(GaussianLearners[PPOConfig]):
     ) -> tuple[Metrics, Tensor]:
         """Take one gradient step; return its metrics and ratios [N, B]."""
         if extra is None:
-            grad, metrics, ratio = self._own_gradient(batch)
+            work = partial(self._own_step, active)
+            found = self.graphs.run("step", work, *batch) if all(active) else work(*batch)
         else:
-            grad, metrics, ratio = self._joint_gradient(batch, idx, extra)
-        metrics["train/grad_norm"] = clip_grad_norm(grad, self.config.max_grad_norm)
-        self.optimizer.step(grad, active)
-        return metrics, ratio
+            found = self._descend(*self._joint_gradient(batch, idx, extra), active)
+        return found, found.pop("ratio")
 
     @torch.no_grad()
-    def _own_gradient(self, batch: Samples) -> tuple[Tensor, Metrics, Tensor]:
-        """Return the gradient of PPO's loss alone, without autograd."""
+    def _own_step(self, active: list[bool], *parts: Tensor) -> Metrics:
+        """Take a step of PPO's loss alone, without autograd; `parts` are those of `Samples`."""
+        batch = Samples(*parts)
         (mean, log_std, value), tape = self.nets.run(batch.obs, *OUTPUTS)
         dist = DiagGaussian(mean, log_std)
         loss = clipped_loss(dist, value.squeeze(-1), batch, self.config)
         of_mean, of_log_std, of_value = clipped_gradient(loss, self.config, self._ones)
         grad, _ = self.nets.gradient(tape, (of_mean, of_log_std, of_value.unsqueeze(-1)))
-        return grad, loss.metrics, loss.ratio
+        return self._descend(grad, loss.metrics, loss.ratio, active)
+
+    def _descend(
+        self, grad: Tensor, metrics: Metrics, ratio: Tensor, active: list[bool]
+    ) -> Metrics:
+        """Clip a gradient and follow it; return metrics, with the ratios [N, B] among them."""
+        norm = clip_grad_norm(grad, self.config.max_grad_norm)
+        self.optimizer.step(grad, active)
+        return metrics | {"train/grad_norm": norm, "ratio": ratio}
 
     def _joint_gradient(
         self, batch: Samples, idx: Tensor, extra: ExtraLoss
@@ -217,6 +229,12 @@ class PPO(GaussianLearners[PPOConfig]):
         """Give rows new random numbers and half the learning rate, after they diverged."""
         super().retry(rows, attempt)
         self.batches.reseed(rows, attempt)
+        self.graphs.forget()  # rows of equal rates are recorded as one
+
+    def load_state(self, state: State) -> None:
+        """Put a state back. Raises ValueError where it is of other learners."""
+        super().load_state(state)
+        self.graphs.forget()
 
 
 def mean_kl(ratio: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
+    import torch
+
     from dpd.agents.ppo import PPO
 
 
@@ -89,11 +91,18 @@ class PPOConfig:
                 f"{self.n_envs} * {self.n_steps} = {self.samples}; choose a divisor of it"
             )
 
-    def build(self, obs_dim: int, act_dim: int, seeds: Sequence[Sequence[int]]) -> PPO:
-        """Return a stack of learners, one for each of `seeds`."""
+    def build(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        seeds: Sequence[Sequence[int]],
+        device: torch.device | None = None,
+    ) -> PPO:
+        """Return a stack of learners, one for each of `seeds`; no device is the CPU."""
+        from dpd.agents.base import CPU
         from dpd.agents.ppo import PPO
 
-        return PPO(self, obs_dim, act_dim, seeds)
+        return PPO(self, obs_dim, act_dim, seeds, device=device or CPU)
 
     @property
     def plan(self) -> str:

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dpd.agents.base import CPU
 from dpd.agents.buffers import Rollout
 from dpd.agents.offpolicy_config import COLUMNS, OffPolicyConfig
-from dpd.agents.rng import RowRandom
+from dpd.agents.rng import WIDE, RowRandom
 from dpd.agents.student_config import StudentConfig
-
-WIDE = 2**62  # modulo a count of samples, as good as uniform
 
 
 class Transitions(NamedTuple):
@@ -41,23 +40,35 @@ class Replay:
         act_dim: int,
         dtype: torch.dtype,
         sharers: int = 1,
+        device: torch.device = CPU,
     ) -> None:
         self.length, self.n_envs = config.capacity // config.n_envs, config.n_envs
         self.obs_dim, self.act_dim, self.n_step = obs_dim, act_dim, config.n_step
         self.sharers = sharers  # successive learners that draw from each other's
         width = 2 * obs_dim + act_dim + COLUMNS
-        self.rows = torch.empty(n, self.length, self.n_envs, width, dtype=dtype)
+        self.device = device
+        self.rows = torch.empty(n, self.length, self.n_envs, width, dtype=dtype, device=device)
         self.total = 0  # steps ever added, per environment
         self._begin = 0  # the first of them that was added here
         # A ring of the samples worth drawing, oldest first; `first` and `live` [N] bound it.
-        self._samples = torch.empty(n, self.length * self.n_envs, dtype=torch.int64)
-        self._first = torch.zeros(n, dtype=torch.int64)
-        self.live = torch.zeros(n, dtype=torch.int64)
+        size = self.length * self.n_envs
+        self._samples = torch.empty(n, size, dtype=torch.int64, device=device)
+        self._first = torch.zeros(n, dtype=torch.int64, device=device)
+        self.live = torch.zeros_like(self._first)
+        self._newest = torch.zeros((), dtype=torch.int64, device=device)  # slot
+        self._rows = torch.arange(n, device=device).unsqueeze(1)  # [N, 1]
+        self._ready = False
 
     @property
     def held(self) -> int:
         """Steps per environment that are held."""
         return min(self.total - self._begin, self.length)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every learner has a valid sample; a device is waited for only until it has."""
+        self._ready = self._ready or bool((self.live > 0).all())
+        return self._ready
 
     def push(self, rollout: Rollout) -> None:
         """Remember an iteration; what is not valid is kept out of all minibatches."""
@@ -80,24 +91,26 @@ class Replay:
         dropped = self.rows[:, lost, :, -1].sum((1, 2)).to(torch.int64)
         self._first += dropped
         self.live -= dropped
-        self.rows[:, slots] = rows
+        self.rows[:, slots] = rows.to(self.device)
         self.total += rows.shape[1]
+        self._newest.fill_((self.total - 1) % self.length)
         self._list(slots)
 
     def _slots(self, begin: int, end: int) -> Tensor:
         """Return the slots of steps begin to end."""
-        return torch.arange(begin, end) % self.length
+        return torch.arange(begin, end, device=self.device) % self.length
 
     def _list(self, slots: Tensor) -> None:
         """Append the valid samples of slots, oldest first, to those worth drawing."""
-        samples = (slots.unsqueeze(1) * self.n_envs + torch.arange(self.n_envs)).flatten()
+        envs = torch.arange(self.n_envs, device=self.device)
+        samples = (slots.unsqueeze(1) * self.n_envs + envs).flatten()
         valid = self.rows[:, slots, :, -1].flatten(1) > 0
-        size = self._samples.shape[1]
-        for n, keep in enumerate(valid):
-            found = samples[keep]
-            end = int(self._first[n] + self.live[n])
-            self._samples[n, torch.arange(end, end + len(found)) % size] = found
-            self.live[n] += len(found)
+        order = valid.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        # The others come behind: into places that are not live, and that the next ones take.
+        places = torch.arange(len(samples), device=self.device)
+        places = (places + (self._first + self.live).unsqueeze(1)) % self._samples.shape[1]
+        self._samples.scatter_(1, places, samples[order])
+        self.live += valid.sum(1)
 
     def draw(self, rng: RowRandom, *shape: int) -> Tensor:
         """Draw samples uniformly with replacement, each learner with its own numbers [N, *shape].
@@ -107,7 +120,7 @@ class Replay:
         """
         n, size = self._samples.shape
         pick = rng.integers(WIDE, *shape).view(n, -1)
-        own = torch.arange(n).unsqueeze(1)
+        own = self._rows
         who = own // self.sharers * self.sharers + pick % self.sharers
         back = pick // self.sharers % self.live[who]
         samples = self._samples[who, (back + self._first[who]) % size]
@@ -143,7 +156,6 @@ class Replay:
         with the episode, and before what is not there yet or not valid.
         """
         flat, offset = self._flat(), self._offset()
-        newest = (self.total - 1) % self.length
         size = self._samples.shape[1]
         base = samples // size * size  # of the peer whose samples they are
         total, decay = torch.zeros_like(gamma), torch.ones_like(gamma)
@@ -156,7 +168,7 @@ class Replay:
             total = total + torch.where(running, decay * reward, 0)
             decay = torch.where(running, decay * gamma, decay)
             last = torch.where(running, at, last)
-            running = running & (done == 0) & ((at - base) // self.n_envs != newest)
+            running = running & (done == 0) & ((at - base) // self.n_envs != self._newest)
             at = base + (at - base + self.n_envs) % size
         return total, decay, last
 
@@ -165,8 +177,7 @@ class Replay:
 
     def _offset(self) -> Tensor:
         """Return where each learner's samples begin in the flat view [N, 1]."""
-        n, per_learner = self._samples.shape
-        return torch.arange(n).mul_(per_learner).unsqueeze(1)
+        return self._rows * self._samples.shape[1]
 
     def since(self, total: int) -> Tensor:
         """Return a copy of the steps after the first `total`, oldest first [N, T, E, W].
@@ -180,3 +191,4 @@ class Replay:
         self.total = self._begin = total
         self._first.zero_()
         self.live.zero_()
+        self._ready = False

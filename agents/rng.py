@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.agents.base import State, put_back
+from dpd.agents.base import CPU, State, put_back
+
+WIDE = 2**62  # modulo a count of samples, as good as uniform
 
 
 class Stream(IntEnum):
@@ -28,11 +31,14 @@ def _word(seed: Sequence[int], stream: Stream, *attempt: int) -> int:
 
 
 class RowRandom:
-    """One generator per learner, drawn in blocks."""
+    """One generator per learner, drawn in blocks; a device has numbers of its own."""
 
-    def __init__(self, seeds: Sequence[Sequence[int]], stream: Stream) -> None:
-        self._seeds, self._stream = seeds, stream
-        self.generators = [torch.Generator().manual_seed(_word(s, stream)) for s in seeds]
+    def __init__(
+        self, seeds: Sequence[Sequence[int]], stream: Stream, device: torch.device = CPU
+    ) -> None:
+        self._seeds, self._stream, self.device = seeds, stream, device
+        home = device if device.type == "cuda" else CPU  # a device without memory has none
+        self.generators = [torch.Generator(home).manual_seed(_word(s, stream)) for s in seeds]
 
     def state(self) -> State:
         """Return the generators' states [N, bytes]."""
@@ -51,16 +57,22 @@ class RowRandom:
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw standard normals [N, *shape]."""
-        return torch.stack([torch.randn(*shape, generator=g, dtype=dtype) for g in self.generators])
+        return self._stack(torch.randn, *shape, dtype=dtype)
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw numbers in [0, 1) [N, *shape]."""
-        return torch.stack([torch.rand(*shape, generator=g, dtype=dtype) for g in self.generators])
+        return self._stack(torch.rand, *shape, dtype=dtype)
 
     def permutation(self, size: int) -> Tensor:
         """Draw a permutation of range(size) per learner [N, size]."""
-        return torch.stack([torch.randperm(size, generator=g) for g in self.generators])
+        return self._stack(torch.randperm, size)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Draw integers in [0, high) [N, *shape]."""
-        return torch.stack([torch.randint(high, shape, generator=g) for g in self.generators])
+        return self._stack(torch.randint, high, shape)
+
+    def _stack(self, draw: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        home = self.device
+        return torch.stack(
+            [draw(*args, generator=g, device=home, **kwargs) for g in self.generators]
+        )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Metrics, State, Stateful
+from dpd.agents.base import CPU, Metrics, State, Stateful
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.explore import uniform
 from dpd.agents.nets import Shapes, Tape, mlp_shapes
@@ -45,11 +45,12 @@ class SAC(OffPolicy[SACConfig]):
         act_dim: int,
         seeds: Sequence[Sequence[int]],
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
-        super().__init__(config, obs_dim, act_dim, seeds, dtype)
+        super().__init__(config, obs_dim, act_dim, seeds, dtype, device)
         start = config.alpha_init if config.alpha is None else config.alpha
         log_alpha = math.log(start) if start > 0 else -math.inf
-        self.log_alpha = torch.full((self.n_learners, 1), log_alpha, dtype=dtype)
+        self.log_alpha = torch.full_like(self.gamma, log_alpha)
         self.alpha_optimizer = StackedAdam(self.log_alpha, self.lr.tolist())
         wanted = config.target_entropy
         self.target_entropy = -float(act_dim) if wanted is None else wanted

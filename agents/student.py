@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Answer, Batch, ExtraLoss, Metrics, State
+from dpd.agents.base import CPU, Answer, Batch, ExtraLoss, Metrics, State
 from dpd.agents.buffers import Rollout
 from dpd.agents.gaussian import GaussianLearners
 from dpd.agents.nets import StackedNets
@@ -31,13 +31,14 @@ class Student(GaussianLearners[StudentConfig]):
         act_dim: int,
         seeds: Sequence[Sequence[int]],
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
-        super().__init__(config, obs_dim, act_dim, seeds, dtype)
+        super().__init__(config, obs_dim, act_dim, seeds, dtype, device)
         rows = [self._policy_shapes(config.hidden_of(seed[-1])) for seed in seeds]
-        self.nets = StackedNets.padded(rows, config.activation, dtype)
+        self.nets = StackedNets.padded(rows, config.activation, dtype, device)
         self._initialise("actor", 0.01, RowRandom(seeds, Stream.INIT))
         self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())
-        self.replay = Replay(config, self.n_learners, obs_dim, act_dim, dtype)
+        self.replay = Replay(config, self.n_learners, obs_dim, act_dim, dtype, device=device)
 
     @property
     def warming_up(self) -> bool:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from dpd.agents.offpolicy_config import bytes_held
 
 if TYPE_CHECKING:
+    import torch
+
     from dpd.agents.student import Student
 
 
@@ -77,11 +79,18 @@ class StudentConfig:
             if self.capacity < least:
                 raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
 
-    def build(self, obs_dim: int, act_dim: int, seeds: Sequence[Sequence[int]]) -> Student:
-        """Return a stack of students, one for each of `seeds`."""
+    def build(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        seeds: Sequence[Sequence[int]],
+        device: torch.device | None = None,
+    ) -> Student:
+        """Return a stack of students, one for each of `seeds`; no device is the CPU."""
+        from dpd.agents.base import CPU
         from dpd.agents.student import Student
 
-        return Student(self, obs_dim, act_dim, seeds)
+        return Student(self, obs_dim, act_dim, seeds, device=device or CPU)
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a group's peer."""

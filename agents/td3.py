@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, Metrics, Stateful, per_row
+from dpd.agents.base import CPU, Batch, Metrics, Stateful, per_row
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.explore import exploration, uniform
@@ -31,11 +31,12 @@ class TD3(OffPolicy[TD3Config]):
         act_dim: int,
         seeds: Sequence[Sequence[int]],
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
-        super().__init__(config, obs_dim, act_dim, seeds, dtype)
+        super().__init__(config, obs_dim, act_dim, seeds, dtype, device)
         self.target_nets = self.nets.twin()
         self.first_critics = self.critics.every(config.n_critics)
-        std = per_row(config.peer_noise_std, config.noise_std, seeds).to(dtype)
+        std = per_row(config.peer_noise_std, config.noise_std, seeds).to(device, dtype)
         self.exploration = exploration(std, config, self.nets, act_dim)
         self.log_std = std.log().view(-1, 1, 1).repeat(1, 1, act_dim)
 
@@ -77,15 +78,20 @@ class TD3(OffPolicy[TD3Config]):
     def _draw(self, updates: int) -> Tensor:
         c = self.config
         if c.target_noise == 0:
-            return torch.zeros(self.n_learners, updates, 1, 1, dtype=self.dtype)
+            return self.gamma.new_zeros(self.n_learners, updates, 1, 1)
         noise = self.batches.normal(updates, c.minibatch_size, self.act_dim, dtype=self.dtype)
         return noise.mul_(c.target_noise).clamp_(-c.target_noise_clip, c.target_noise_clip)
+
+    @property
+    def _moves_policy(self) -> bool:
+        """Whether the update under way is one of the policy too (paper: every second one)."""
+        return self.n_updates % self.config.policy_delay == 0
 
     def _step(
         self, sample: Transitions, noise: Tensor, imitation: Imitation, idx: Tensor
     ) -> Metrics:
         metrics = self._update_critics(sample, self._next_value(sample.next_obs, noise), coef=1.0)
-        if self.n_updates % self.config.policy_delay == 0:
+        if self._moves_policy:
             improved = self._improve(sample.obs_act, noise)
             metrics |= self._update_policy(*improved, imitation, idx)
             self._follow(self.target_critics, self.critics)

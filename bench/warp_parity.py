@@ -92,7 +92,7 @@ def compare(env_id: str, n_envs: int, rounds: int, timed: int, device: str) -> d
         "reward": spread(np.concatenate(reward)),
         "terminated": n_over,
         "terminated unlike": n_unlike,
-        "overflowed": env.overflowed(),
+        "trouble": env.trouble(),
         "lost": int(env.n_lost),
         "compile and record s": round(made_s, 1),
         "steps/s": round(n_envs * timed / seconds(env, timed)),

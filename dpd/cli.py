@@ -57,7 +57,8 @@ class Selection:
     method: str = "dpd"
     """Distillation method; `none` trains the peers side by side."""
     preset: str | None = None
-    """Named settings of the method: paper, released or modern."""
+    """Named settings: paper, released or modern of the method, large of the learners (thousands of
+    environments, for a GPU); several as in paper,large."""
     config: Path | None = None
     """JSON file of settings; flags go before it."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.agents.base import State, put_back
+from dpd.agents.base import CPU, State, put_back
 from dpd.agents.buffers import Rollout
 from dpd.distill.base import Actor
 from dpd.envs.base import Env
@@ -33,29 +32,35 @@ def collect(env: Env, actor: Actor, obs: Tensor, rollout: Rollout) -> Tensor:
 
 
 class EpisodeStatistics:
-    """Returns and lengths of the episodes that ended, per learner; means over the last few."""
+    """Returns and lengths of the episodes that ended, per learner; means over the last few.
 
-    def __init__(self, n: int, n_envs: int, window: int = 20) -> None:
-        self.ret = torch.zeros(n, n_envs, dtype=torch.float64)  # of running episodes
-        self.length = torch.zeros(n, n_envs, dtype=torch.int64)
-        self.returns = torch.full((n, window), torch.nan, dtype=torch.float64)  # of ended ones
-        self.lengths = torch.full((n, window), torch.nan, dtype=torch.float64)
-        self.ended = torch.zeros(n, dtype=torch.int64)
+    Few are at least 20, and as many as the learner has environments: these end at once where only
+    a time limit ends them.
+    """
+
+    def __init__(self, n: int, n_envs: int, device: torch.device = CPU, window: int = 20) -> None:
+        self.ret = torch.zeros(n, n_envs, dtype=torch.float64, device=device)  # of running episodes
+        self.length = torch.zeros_like(self.ret, dtype=torch.int64)
+        window = max(window, n_envs)
+        self.returns = self.ret.new_full((n, window), torch.nan)  # of ended ones
+        self.lengths = torch.full_like(self.returns, torch.nan)
+        self.ended = torch.zeros(n, dtype=torch.int64, device=device)
 
     def add(self, rollout: Rollout) -> None:
-        """Take in a rollout."""
-        valid, done = rollout.valid.numpy(), rollout.done.numpy()
-        reward = np.where(valid, rollout.reward.double().numpy(), 0.0)
-        ret, length = self.ret.numpy(), self.length.numpy()  # views
-        for t in range(reward.shape[1]):
-            ret += reward[:, t]
-            length += valid[:, t]
-            for n, e in zip(*np.nonzero(done[:, t]), strict=True):
-                slot = int(self.ended[n]) % self.returns.shape[1]
-                self.returns[n, slot], self.lengths[n, slot] = float(ret[n, e]), float(length[n, e])
-                self.ended[n] += 1
-            ret[done[:, t]] = 0.0
-            length[done[:, t]] = 0
+        """Take in a rollout; waits for no device."""
+        done = rollout.done
+        reward = rollout.reward.double().masked_fill(~rollout.valid, 0.0)
+        ret, self.ret = _until_now(reward, self.ret, done)
+        length, self.length = _until_now(rollout.valid.long(), self.length, done)
+        # In the order in which they ended; only the last of them that fit count.
+        done = done.flatten(1)
+        place = self.ended.unsqueeze(1) + done.cumsum(1) - 1
+        self.ended += done.sum(1)
+        window = self.returns.shape[1]
+        kept = done & (place >= self.ended.unsqueeze(1) - window)
+        spare = torch.where(kept, place % window, window)  # a column for all that are not kept
+        self.returns = _put(self.returns, spare, ret.flatten(1))
+        self.lengths = _put(self.lengths, spare, length.flatten(1).double())
 
     def restart(self) -> None:
         """Forget the running episodes: new ones begin."""
@@ -82,3 +87,23 @@ class EpisodeStatistics:
     def load_state(self, state: State) -> None:
         """Put a state back."""
         put_back(self.state(), state)
+
+
+def _until_now(x: Tensor, before: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum x [N, T, E] within episodes that `done` [N, T, E] ends, beginning with before [N, E].
+
+    Returns the sums up to every step [N, T, E], and those of the episodes that go on [N, E].
+    """
+    total = x.cumsum(1) + before.unsqueeze(1)
+    steps = torch.arange(1, x.shape[1] + 1, device=x.device).view(1, -1, 1)
+    last = torch.where(done, steps, 0).cummax(1).values  # the latest end, counted from 1; 0: none
+    ended = torch.cat([torch.zeros_like(total[:, :1]), total], 1)  # [N, T + 1, E]
+    since = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], 1)
+    running = total[:, -1:] - ended.gather(1, last[:, -1:])
+    return total - ended.gather(1, since), running.squeeze(1)
+
+
+def _put(ring: Tensor, place: Tensor, x: Tensor) -> Tensor:
+    """Return a ring [N, W] with x [N, K] at place [N, K]; W is a place outside of it."""
+    room = torch.cat([ring, ring[:, :1]], 1)
+    return room.scatter(1, place, x)[:, :-1]

@@ -167,16 +167,17 @@ class TrainConfig:
         """Return a learner's share of the budget."""
         return self.run.total_steps * stack.steps // self.steps_per_iteration
 
-    def replay_bytes(self, spec: EnvSpec) -> int:
-        """Return the memory that the replays will take.
+    def replay_bytes(self, spec: EnvSpec, there: int | None = None) -> int:
+        """Return the memory that the replays will take; `there` is what a GPU has.
 
-        Raises BadInput where the machine has not so much.
+        Raises BadInput where it, or the machine, has not so much.
         """
         need = sum(self._replay_bytes(stack, spec) for stack in self.stacks)
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        where = "this machine" if there is None else self.run.device
+        there = there or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if need > 0.8 * there:
             raise BadInput(
-                f"the learners' replays would take {need / 1e9:,.1f} GB, and this machine "
+                f"the learners' replays would take {need / 1e9:,.1f} GB, and {where} "
                 f"has {there / 1e9:,.1f}; lower --capacity or --seeds"
             )
         return need

@@ -71,7 +71,7 @@ class Neighbours(NamedTuple):
     def answer(self, query: Tensor) -> Tensor:
         """Return the weighted mean of the nearest actions [N, B, A] for query [N, B, d]."""
         similarity, index = self.find(query)
-        who = torch.arange(len(index)).view(-1, 1, 1)
+        who = torch.arange(len(index), device=index.device).view(-1, 1, 1)
         return (self.weigh(similarity).unsqueeze(-1) * self.actions[who, index]).sum(2)
 
 

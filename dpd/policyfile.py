@@ -89,6 +89,10 @@ class Policy:
             keys, actions = self._params["memory.keys"], self._params["memory.actions"]
             self._memory = Neighbours.of(keys, actions, meta.memory.k, meta.memory.tau)
 
+    def on(self, device: torch.device) -> Policy:
+        """Return the same policy on a device."""
+        return Policy({k: v.to(device) for k, v in self.tensors.items()}, self.meta)
+
     def dist(self, obs: Tensor) -> DiagGaussian:
         """Return the policy at raw obs [B, O]: mean [B, A], log_std [B, A] or [1, A].
 
@@ -114,7 +118,7 @@ class Policy:
             query = memory.unit(inputs[-1] @ self._params["memory.projection"])
         else:
             query = memory.scaled(inputs[0])
-        weight = torch.tensor([meta.student_weight])
+        weight = mean.new_tensor([meta.student_weight])
         return memory.mix(mean.clamp(-1, 1), kept.answer(query), weight)
 
     def features(self, obs: Tensor) -> Tensor:
@@ -184,7 +188,7 @@ def _std_shapes(meta: PolicyMeta) -> Shapes:
 def save(path: Path, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
     """Write a policy, under a temporary name first, so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = {k: v.detach().to(torch.float32).contiguous() for k, v in tensors.items()}
+    data = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
     said = asdict(meta)
     if meta.memory is None:
         del said["memory"]

@@ -42,6 +42,7 @@ def start_facts(
     seeds = f"seeds {run.seed} to {last}" if run.seeds > 1 else f"seed {run.seed}"
     where = f"{len(config.stacks)} stacks" if config.stacks[1:] else "one stack"
     where = where if run.workers == 1 else f"{run.workers} processes"
+    where += "" if run.device == "cpu" else f" on {run.device}"
     each = " and ".join(
         f"{len(stack.peers)} peers x {config.steps_of(stack):,}" for stack in config.stacks
     )
@@ -51,7 +52,8 @@ def start_facts(
         "learners": f"{n} in {where}, {seeds}",
         "iteration": "; ".join(plan(stack) for stack in config.stacks),
         "replay": f"{replay_bytes / 1e6:,.0f} MB in memory at the end",
-        "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions",
+        "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions"
+        + "".join(f"; {note}" for note in spec.notes),
         **teacher_facts(config, teacher),
         "run": run_dir,
         "watch": f"tensorboard --logdir {run_dir / 'tb'}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,8 +41,10 @@ class RunConfig:
     """Gymnasium environment id; `module:Id` imports a module that registers it."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as JSON."""
-    backend: Literal["auto", "native", "gymnasium"] = "auto"
-    """Simulation: `auto` is native where it can be."""
+    backend: Literal["auto", "native", "gymnasium", "warp"] = "auto"
+    """Simulation: `auto` is native where it can be, and warp for many environments on a GPU."""
+    device: str = "cpu"
+    """Where learners and distillation are, and what warp simulates on: cpu, cuda, or cuda:1."""
     peers: int = 2
     """Learners of one seed, which teach each other."""
     seeds: int = 1
@@ -98,6 +101,8 @@ class RunConfig:
             raise BadInput(f"--seed must not be negative, not {self.seed}")
         if self.threads is not None and self.threads < 1:
             raise BadInput(f"--threads must be at least 1, not {self.threads}")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise BadInput(f"--device is cpu, cuda or as cuda:1, not '{self.device}'")
         self.parsed_env_kwargs()
 
     def parsed_env_kwargs(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dpd.config import BadInput, choose, flag
 from dpd.distill import METHODS
+from dpd.presets import DOSE, LEARNERS
 
 NESTED = re.compile(r"distill|peer\d+")
 """Settings that have settings."""
@@ -35,13 +36,30 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def preset_settings(name: str, method: str, algo: str) -> dict[str, Any]:
-    """Return a preset of a method as settings for an algorithm, or for several."""
-    kind = "unlike" if "," in algo else algo
-    presets = {k: v[kind] for k, v in METHODS[method].PRESETS.items() if kind in v}
-    if not presets:
+def preset_settings(names: str, method: str, algo: str) -> dict[str, Any]:
+    """Return presets of a method and of learners as settings for an algorithm, or for several.
+
+    Of several, as in paper,large, the later ones count.
+    """
+    found: dict[str, Any] = {}
+    for name in names.split(","):
+        given = _one_preset(name, method, algo)
+        nested = {k: found[k] | v for k, v in given.items() if isinstance(found.get(k), dict)}
+        found |= given | nested
+    return found
+
+
+def _one_preset(name: str, method: str, algo: str) -> dict[str, Any]:
+    kind, peers = "unlike" if "," in algo else algo, algo.split(",")
+    of_method = {k: v[kind] for k, v in METHODS[method].PRESETS.items() if kind in v}
+    of_learners = {k: v for k, v in LEARNERS.items() if all(peer in v for peer in peers)}
+    if not of_method and not of_learners:
         raise BadInput(f"method {method} has no presets for {algo}; leave --preset out")
-    return choose(f"preset of method {method}", name, presets)
+    if name not in of_learners:
+        return choose(f"preset of method {method} for {algo}", name, of_method | of_learners)
+    each = [LEARNERS[name][peer] for peer in peers]
+    own = each[0] if len(each) == 1 else {f"peer{k}": given for k, given in enumerate(each)}
+    return own | ({"distill": dict(DOSE[name])} if method == "dpd" and name in DOSE else {})
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:

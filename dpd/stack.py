@@ -8,24 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Metrics, State, Stateful, load_parts, nest, part, state_of
+from dpd.agents.base import CPU, Metrics, State, Stateful, load_parts, nest, part, state_of
 from dpd.agents.learners import Learners
 from dpd.clock import Clock
 from dpd.collect import EpisodeStatistics, collect
 from dpd.config import StackConfig
 from dpd.distill.base import Deployed, Members, Method
 from dpd.envs.base import Env, NonFiniteAction
-
-Who = tuple[int, int]
-"""A learner's seed and peer."""
-
-
-class NonFinite(RuntimeError):
-    """A number in training is NaN or infinite."""
-
-    def __init__(self, what: str, who: Who) -> None:
-        super().__init__(f"{what} of seed {who[0]}'s peer {who[1]} is NaN or infinite")
-        self.what, self.who = what, who
+from dpd.finite import Checks, NonFinite, Who
 
 
 class Stack:
@@ -40,13 +30,15 @@ class Stack:
         env: Env,
         make_env: Callable[[list[int]], Env],
         clock: Clock,
+        device: torch.device = CPU,
     ) -> None:
         self.config, self.who, self.clock = config, who, clock
         self.env, self.make_env = env, make_env
         spec = env.spec
-        self.agent: Learners = config.algo.build(spec.obs_dim, spec.act_dim, self.who)
+        self.agent: Learners = config.algo.build(spec.obs_dim, spec.act_dim, self.who, device)
+        self.checks = Checks(self.who, device)
         self.members = Members(self.agent, config.peers)
-        self.episodes = EpisodeStatistics(len(self.who), config.algo.n_envs)
+        self.episodes = EpisodeStatistics(len(self.who), config.algo.n_envs, device)
         self.rollout = self.agent.new_rollout()
         self.obs = self._shaped(env.reset())
 
@@ -77,15 +69,16 @@ class Stack:
         with self.clock("update"):
             metrics = self.agent.update(batch, progress, self.method.loss)
             # Before anyone asks them: a peer must not learn from one that has diverged.
-            self._require_finite("parameters after the update", self.agent.nets.flat)
+            self.checks.require("parameters after the update", self.agent.nets.flat)
         with self.clock("distill"):
             metrics |= self.method.step()
         with self.clock("update"):
             self.agent.observe(self.rollout)
-        self._require_finite("parameters after distillation", self.agent.nets.flat)
+        self.checks.require("parameters after distillation", self.agent.nets.flat)
         for name, value in metrics.items():
             if name.startswith(("loss/", "distill/loss")):
-                self._require_finite(name, value)
+                self.checks.require(name, value)
+        self.checks.settle()
         return metrics
 
     def _collect(self) -> None:
@@ -94,16 +87,10 @@ class Stack:
         except NonFiniteAction as error:
             row = error.ids[0] // self.config.algo.n_envs
             raise NonFinite("action", self.who[row]) from error
-        self._require_finite("observation", self.rollout.obs)
-        self._require_finite("reward", self.rollout.reward)
+        self.checks.require("observation", self.rollout.obs)
+        self.checks.require("reward", self.rollout.reward)
         self.episodes.add(self.rollout)
         self.method.see(self.rollout)
-
-    def _require_finite(self, what: str, value: Tensor) -> None:
-        """Raise NonFinite, of the learner that a quantity [N, ...] went wrong in."""
-        good = torch.isfinite(value).flatten(1).all(1) if value.ndim > 1 else torch.isfinite(value)
-        if not bool(good.all()):
-            raise NonFinite(what, self.who[int((~good).nonzero()[0])])
 
     def _parts(self) -> dict[str, Stateful]:
         return {"agent": self.agent, "method": self.method, "episodes": self.episodes}

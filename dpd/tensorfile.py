@@ -36,7 +36,7 @@ def write_tensors(
 
     A digest goes with them: a generator's state with one wrong byte can crash the process.
     """
-    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
     said = json.dumps({**facts, "digest": digest(tensors)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, durable=True) as draft:

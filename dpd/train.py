@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from dpd.config import TrainConfig
+from dpd.config import BadInput, TrainConfig
 from dpd.envs.physics import n_cores
 from dpd.files import held
+from dpd.finite import NonFinite
 from dpd.log import RunLog
+from dpd.ranks import launched, train_ranks
 from dpd.report import know_teacher, report, say_where, start_facts, title
 from dpd.rundir import RunDir, run_path
-from dpd.stack import NonFinite
 from dpd.stop import Stopped, StopRequest
 from dpd.training import Training
 from dpd.workers import follow_parent, part_number, share, supervise
+
+TOO_LARGE = "the GPU's memory is too small for this run; lower --n-envs, --seeds or --capacity"
 
 
 def train(config: TrainConfig) -> int:
@@ -24,11 +28,14 @@ def train(config: TrainConfig) -> int:
 
     Returns the exit status: 0, 130 after Ctrl-C, 143 after SIGTERM, 3 after a NaN.
     """
+    if launched():
+        return train_ranks(config, train_part)
     console = Console()
     if config.run.workers > 1:
         if (part := part_number()) is None:
             return supervise(config, console)
-        return train_part(config, part, console)
+        follow_parent()
+        return train_part(config, run_path(config), part, console)
     training = make_training(config)
     if config.run.resume is None:
         training.begin()  # before the directory: what is refused leaves nothing behind
@@ -46,10 +53,8 @@ def train(config: TrainConfig) -> int:
         return status
 
 
-def train_part(config: TrainConfig, part: int, console: Console) -> int:
+def train_part(config: TrainConfig, path: Path, part: int, console: Console) -> int:
     """Train a share of a run's seeds in a directory that another process holds."""
-    follow_parent()
-    path = run_path(config)
     config = share(config, part)
     run = RunDir(path, config, make_training(config), part)
     return see_through(run, console, is_new=False) if go_on(run, console) else 0
@@ -61,7 +66,10 @@ def make_training(config: TrainConfig) -> Training:
     In this order: the parameters' first values are rounded otherwise on another number of threads.
     """
     torch.set_num_threads(config.run.threads or learner_threads(config))
-    return Training(config)
+    try:
+        return Training(config)
+    except torch.OutOfMemoryError as error:
+        raise BadInput(TOO_LARGE) from error
 
 
 def go_on(run: RunDir, console: Console) -> bool:
@@ -81,6 +89,8 @@ def see_through(run: RunDir, console: Console, is_new: bool) -> int:
             start_step = run.training.steps
     except Stopped as stopped:
         return stopped.status
+    except torch.OutOfMemoryError as error:
+        raise BadInput(f"{TOO_LARGE}; {run.resume_command} goes on with what there is") from error
     except OSError as error:
         raise OSError(
             error.errno,
@@ -156,6 +166,8 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
         score = None
         if left % eval_every == 0:
             evaluated = training.evaluate()
+            for line in training.trouble():
+                log.notice(f"warning: {line}", style="yellow")
             metrics |= evaluated
             run.saver.save(training.steps, evaluated["eval/return"])
             score = float(evaluated["eval/return"].mean())

@@ -13,13 +13,15 @@ from dpd.agents.base import Metrics, State, nest, part
 from dpd.agents.learners import Journal
 from dpd.clock import Clock
 from dpd.config import BadInput, StackConfig, TrainConfig
+from dpd.device import find_device, memory_of, prepare
 from dpd.distill.base import Context
 from dpd.envs.base import Env, EnvSpec
 from dpd.envs.make import make
 from dpd.evaluate import Evaluator
+from dpd.finite import Who
 from dpd.log import Metric, Partial
 from dpd.memory import MemoryMeta
-from dpd.stack import Stack, Who, env_seeds
+from dpd.stack import Stack, env_seeds
 from dpd.teachers import read_teacher, refuse_unfit
 
 
@@ -32,16 +34,19 @@ class Training:
     def __init__(self, config: TrainConfig) -> None:
         run = self.run = config.run
         self.config, self.clock = config, Clock()
+        self.device = find_device(run.device)
+        prepare(self.device)
         self.seeds = [run.seed + g for g in range(run.seeds)]
         self.who: list[Who] = [(seed, peer) for seed in self.seeds for peer in range(run.peers)]
         self.stacks = self._make_stacks()
         self.places = {who: (stack, n) for stack in self.stacks for n, who in enumerate(stack.who)}
         self.rows = [torch.tensor([self.who.index(w) for w in s.who]) for s in self.stacks]
         members = [stack.members for stack in self.stacks]
+        teacher = None if self.teacher is None else self.teacher.on(self.device)
         for stack in self.stacks:
-            context = Context(stack.agent, run.seeds, run.peers, stack.who, self.teacher, members)
+            context = Context(stack.agent, run.seeds, run.peers, stack.who, teacher, members)
             stack.method = config.distill.build(context)
-        self.evaluator = Evaluator(self._make, self.seeds, run.peers, run.eval_episodes)
+        self.evaluator = Evaluator(self._make_on_cpu, self.seeds, run.peers, run.eval_episodes)
         self.iteration = 0
 
     def _make_stacks(self) -> list[Stack]:
@@ -54,12 +59,20 @@ class Training:
         if self.teacher is not None:
             refuse_unfit(self.teacher, self.config, spec)
         # Before the learners take the memory.
-        self.replay_bytes = self.config.replay_bytes(spec)
-        return [Stack(each, who, env, self._make, self.clock) for each, who, env in made]
+        self.replay_bytes = self.config.replay_bytes(spec, memory_of(self.device))
+        return [
+            Stack(each, who, env, self._make, self.clock, self.device) for each, who, env in made
+        ]
 
     def _make(self, seeds: list[int]) -> Env:
-        run = self.run
-        return make(run.env, len(seeds), seeds, run.backend, run.parsed_env_kwargs(), run.threads)
+        run, kwargs = self.run, self.run.parsed_env_kwargs()
+        return make(run.env, len(seeds), seeds, run.backend, kwargs, run.threads, self.device)
+
+    def _make_on_cpu(self, seeds: list[int]) -> Env:
+        """Make environments to evaluate in: MuJoCo's own physics is the judge."""
+        run, kwargs = self.run, self.run.parsed_env_kwargs()
+        backend = "auto" if run.backend == "warp" else run.backend
+        return make(run.env, len(seeds), seeds, backend, kwargs, run.threads)
 
     @property
     def spec(self) -> EnvSpec:
@@ -143,13 +156,17 @@ class Training:
             stack.retry(seed, attempt)
 
     def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [N, K, O] -> [N, K, A]."""
+        """Act without noise on raw obs [N, K, O] -> [N, K, A]; both are on the CPU."""
         if len(self.stacks) == 1:
-            return self.stacks[0].policy.mode(obs)
+            return self.stacks[0].policy.mode(obs.to(self.device)).cpu()
         act = torch.empty(*obs.shape[:2], self.spec.act_dim, dtype=obs.dtype)
         for stack, rows in zip(self.stacks, self.rows, strict=True):
-            act[rows] = stack.policy.mode(obs[rows])
+            act[rows] = stack.policy.mode(obs[rows].to(self.device)).cpu()
         return act
+
+    def trouble(self) -> list[str]:
+        """Say what has gone wrong in the simulations."""
+        return [line for stack in self.stacks for line in stack.env.trouble()]
 
     def evaluate(self) -> Metrics:
         """Evaluate all learners without noise."""

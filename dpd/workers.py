@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from dpd.config import TrainConfig, refuse_changes
+from dpd.device import find_device, memory_of, nth_device
 from dpd.display import Board, Display, Value
 from dpd.envs.make import check
 from dpd.envs.physics import n_cores
@@ -50,15 +51,18 @@ def follow_parent() -> None:
 
 
 def share(config: TrainConfig, part: int) -> TrainConfig:
-    """Return the settings of one part: its seeds, as even as can be, and its cores."""
+    """Return the settings of one part: its seeds, as even as can be, its cores and its GPU."""
     run = config.run
     sizes = [len(x) for x in np.array_split(np.arange(run.seeds), run.workers)]
+    here = int(os.environ.get("LOCAL_RANK", part))  # torchrun counts the processes of a host
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", run.workers))
     mine = replace(
         run,
         seed=run.seed + sum(sizes[:part]),
         seeds=sizes[part],
         workers=1,
-        threads=run.threads or max(1, n_cores() // run.workers),
+        threads=run.threads or max(1, n_cores() // beside),
+        device=nth_device(run.device, here),
     )
     return replace(config, run=mine)
 
@@ -66,8 +70,11 @@ def share(config: TrainConfig, part: int) -> TrainConfig:
 def supervise(config: TrainConfig, console: Console) -> int:
     """Start the parts of a run, show their progress together, report; return the exit status."""
     run = config.run
-    spec = check(run.env, run.backend, run.parsed_env_kwargs())
-    memory, path = config.replay_bytes(spec), run_path(config)
+    device = find_device(run.device)
+    n_envs = sum(len(stack.peers) * stack.algo.n_envs for stack in config.stacks)
+    n_envs *= -(-run.seeds // run.workers)
+    spec = check(run.env, run.backend, run.parsed_env_kwargs(), device, n_envs)
+    memory, path = config.replay_bytes(spec, memory_of(device)), run_path(config)
     if (teacher := read_teacher(config)) is not None:
         refuse_unfit(teacher, config, spec)
     with held(path) as lock:

@@ -53,6 +53,8 @@ class EnvSpec:
     act_low: np.ndarray  # [A]
     act_high: np.ndarray  # [A]
     can_snapshot: bool
+    notes: tuple[str, ...] = ()
+    """What differs from the task's own simulation."""
 
 
 class Env(Protocol):
@@ -83,6 +85,10 @@ class Env(Protocol):
 
     def restore(self, snapshot: dict[str, np.ndarray], ids: Sequence[int] | None = None) -> Tensor:
         """Put a snapshot's rows back (into environments `ids`, in that order) -> obs [M, O]."""
+        ...
+
+    def trouble(self) -> list[str]:
+        """Say what has made the simulation another one than the task's; may wait for a device."""
         ...
 
     def close(self) -> None:

@@ -112,6 +112,9 @@ class GymnasiumEnv:
             f"{self.spec.env_id}: Gymnasium environments can't be copied; the native backend can"
         )
 
+    def trouble(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         self._envs.close()
 

@@ -6,12 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 from types import ModuleType
 
+import torch
+
 from dpd.envs.base import Env, EnvKwargs, EnvSpec, UnsupportedEnv
 from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, find_task
+from dpd.envs.transfer import OnDevice
 
 BACKENDS = ("auto", "native", "gymnasium", "warp")
+WARP_FROM = 512
+"""Environments from which `auto` simulates on a GPU. A step of Warp takes as long for one world as
+for hundreds, and sixteen CPU cores are faster for few. An estimate: see docs/benchmarks.md."""
 
 
 def native_ids() -> tuple[str, ...]:
@@ -26,55 +32,63 @@ def make(
     backend: str = "auto",
     env_kwargs: EnvKwargs | None = None,
     threads: int | None = None,
-    device: str | None = None,
+    device: torch.device | None = None,
 ) -> Env:
     """Make n_envs environments, one seed each; raises UnsupportedEnv where that can't be done.
 
-    `auto` is native for an id in `native_ids()` without env_kwargs, and gymnasium otherwise; on a
-    CUDA device it is warp. `threads` is for the native backend (None: all cores). `device` is where
-    a `Step` lives; None is the CPU, and for the warp backend CUDA.
+    `auto` is native for an id in `native_ids()` without env_kwargs, and gymnasium otherwise; for
+    many of the former on a CUDA device it is warp. `threads` is for the native backend (None: all
+    cores). `device` is where a `Step` lives; None is the CPU, and for the warp backend CUDA.
     """
-    chosen = choose(env_id, backend, env_kwargs, device)
+    chosen = choose(env_id, backend, env_kwargs, device, n_envs)
     if chosen == "warp":
-        warp: Env = _warp_backend().WarpEnv(env_id, n_envs, seeds, device or "cuda")
+        warp: Env = _warp_backend().WarpEnv(env_id, n_envs, seeds, str(device or "cuda"))
         return warp
+    env: Env
     if chosen == "native":
-        return NativeEnv(env_id, n_envs, seeds, threads)
-    return GymnasiumEnv(env_id, n_envs, seeds, env_kwargs)
+        env = NativeEnv(env_id, n_envs, seeds, threads)
+    else:
+        env = GymnasiumEnv(env_id, n_envs, seeds, env_kwargs)
+    return env if device is None or device.type == "cpu" else OnDevice(env, device)
 
 
 def choose(
     env_id: str,
     backend: str = "auto",
     env_kwargs: EnvKwargs | None = None,
-    device: str | None = None,
+    device: torch.device | None = None,
+    n_envs: int = WARP_FROM,
 ) -> str:
-    """Name the backend `make` would use; makes nothing."""
+    """Name the backend `make` would use for n_envs; makes nothing."""
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
-    on_cpu = device is None or device == "cpu"
-    if backend in ("native", "warp") or not on_cpu:
+    if backend in ("native", "warp"):
         find_task(env_id)
         if env_kwargs:
             raise UnsupportedEnv(f"{env_id}: env_kwargs need the gymnasium backend, on the CPU")
-    if backend == "auto" and on_cpu:
-        return "native" if env_id in TASKS and not env_kwargs else "gymnasium"
-    if backend in ("native", "gymnasium") and not on_cpu:
-        raise UnsupportedEnv(f"the {backend} backend simulates on the CPU, not on {device}")
-    return "warp" if backend == "auto" else backend
+    if backend != "auto":
+        return backend
+    if env_id not in TASKS or env_kwargs:
+        return "gymnasium"
+    on_gpu = device is not None and device.type == "cuda"
+    return "warp" if on_gpu and n_envs >= WARP_FROM else "native"
 
 
 def check(
     env_id: str,
     backend: str = "auto",
     env_kwargs: EnvKwargs | None = None,
-    device: str | None = None,
+    device: torch.device | None = None,
+    n_envs: int = WARP_FROM,
 ) -> EnvSpec:
-    """Make one environment and close it -> what an agent must know of it."""
-    if choose(env_id, backend, env_kwargs, device) == "warp":
-        _warp_backend().find_device(device or "cuda")
+    """Make one environment and close it -> what an agent must know of n_envs of them."""
+    backend = choose(env_id, backend, env_kwargs, device, n_envs)
+    if backend == "warp":
+        warp = _warp_backend()
+        warp.find_device(str(device or "cuda"))
         # the same task, without a minute of compiling
-        return dataclasses.replace(check(env_id, "native"), backend="warp")
+        native = check(env_id, "native")
+        return dataclasses.replace(native, backend="warp", notes=warp.notes(env_id))
     env = make(env_id, 1, [0], backend, env_kwargs, threads=1)
     env.close()
     return env.spec

@@ -267,6 +267,9 @@ class NativeEnv:
         self._refuse_midstep()
         return _tensor(self._sim.set_state(ids, qpos, qvel))
 
+    def trouble(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         self._background.shutdown()
         self._sim.close()

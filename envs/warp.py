@@ -22,10 +22,15 @@ NOTES = {
 """What differs from MuJoCo's own simulation, beside float32."""
 
 
+def notes(env_id: str) -> tuple[str, ...]:
+    """Return what to say of a task once."""
+    return (NOTES[env_id],) if env_id in NOTES else ()
+
+
 class WarpEnv:
     """M environments on one device, as an `Env`; a `Step`'s tensors stay there and are fresh.
 
-    Nothing here waits for the device but `snapshot`, `restore` and `overflowed`. So a NaN action
+    Nothing here waits for the device but `snapshot`, `restore` and `trouble`. So a NaN action
     is not refused: its environment gets ctrl 0, and as where physics becomes unstable, the step is
     invalid (reward 0, `next_obs` the new episode's first observation) and the episode cut.
     `n_lost` counts such steps, for whoever reads it.
@@ -52,8 +57,8 @@ class WarpEnv:
         self.n_lost = torch.zeros((), dtype=torch.int64, device=self.device)
         self._marker = torch.zeros(n_envs, device=self.device)
         self._obs = tasks.observe(task, self._state)
-        self.spec = EnvSpec(env_id, "warp", self._obs.shape[1], model.nu, low, high, True)
-        self.notes = [NOTES[env_id]] if env_id in NOTES else []
+        size = self._obs.shape[1]
+        self.spec = EnvSpec(env_id, "warp", size, model.nu, low, high, True, notes(env_id))
         self._started = False
         self._act: Tensor | None = None
         self._void = torch.zeros(n_envs, dtype=torch.bool, device=self.device)
@@ -112,13 +117,14 @@ class WarpEnv:
         self._obs = torch.where(over[:, None], tasks.observe(self._task, self._state), obs)
         return self._obs
 
-    def overflowed(self) -> bool:
-        """Whether contacts were ever dropped for want of room; waits for the device.
-
-        Ask rarely (at a checkpoint, at the end) and tell the user: the physics was then not that
-        of the task.
-        """
-        return self._physics.overflowed()
+    def trouble(self) -> list[str]:
+        """Say of dropped contacts and of lost steps; waits for the device, so ask rarely."""
+        said = []
+        if self._physics.overflowed():
+            said.append("contacts were dropped for want of room: the physics was not the task's")
+        if lost := int(self.n_lost):
+            said.append(f"{lost:,} steps were lost to NaN actions or unstable physics")
+        return said
 
     def snapshot(self) -> Snapshot:
         self._refuse_midstep()

@@ -78,6 +78,9 @@ class Probe:
         self.t = int(snapshot["t"][0])
         return self.obs
 
+    def trouble(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         pass
 

@@ -39,7 +39,7 @@ class Embedding:
     def _drawn(self, width: int) -> StackedNets:
         """Return random projections [N, width, d]."""
         shape, n = (width, self.config.dim), self.agent.n_learners
-        nets = StackedNets({"projection": shape}, n, "tanh", self.agent.dtype)
+        nets = StackedNets({"projection": shape}, n, "tanh", self.agent.dtype, self.agent.device)
         drawn = self.rng.normal(*shape, dtype=self.agent.dtype)
         nets.views["projection"].copy_(drawn * width**-0.5)
         return nets
@@ -71,9 +71,9 @@ class Embedding:
         """Bring keys of alike actions together at raw obs [N, K, O]; return the last loss [N]."""
         c, size = self.config, self.agent.config.minibatch_size
         features = self.teacher.features(obs)
-        actions = self.teacher.ask(obs, torch.zeros(obs.shape[:2], dtype=torch.int64)).mode()
+        actions = self.teacher.ask(obs, torch.zeros_like(obs[..., 0], dtype=torch.int64)).mode()
         bandwidth = self._bandwidth(actions)
-        last = torch.zeros(len(obs))
+        last = obs.new_zeros(len(obs))
 
         def loss_at(i: int) -> Tensor:
             idx = self.rng.integers(obs.shape[1], size)

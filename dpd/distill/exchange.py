@@ -34,16 +34,19 @@ class PeerExchange:
     ) -> None:
         self.agent, self.groups, self.peers = context.agent, context.groups, context.peers
         self.peer_share = {"peer": 1.0, "own": 0.0, "mixed": peer_share}[states]
-        self.rng = RowRandom(context.seeds, Stream.DISTILL)
-        self.own = torch.tensor([seed[-1] for seed in context.seeds]).unsqueeze(1)  # [N, 1]
-        students = self.agent.n_learners // self.groups
-        self.group = torch.arange(self.agent.n_learners).unsqueeze(1) // students  # [N, 1]
+        device, students = self.agent.device, self.agent.n_learners // self.groups
+        self.rng = RowRandom(context.seeds, Stream.DISTILL, device)
+        own = [[seed[-1]] for seed in context.seeds]
+        self.own = torch.tensor(own, device=device)  # [N, 1]
+        self.group = torch.arange(len(own), device=device).unsqueeze(1) // students  # [N, 1]
         self.members = context.members
         self.memories = [
             memory_of(each.agent, memory, lasts=each.agent is not self.agent)
             for each in self.members
         ]
-        self.order = torch.tensor([peer for each in self.members for peer in each.peers]).argsort()
+        order = [peer for each in self.members for peer in each.peers]
+        self.order = torch.tensor(order, device=device).argsort()
+        self.places = [self._places(each) for each in self.members]
 
     @property
     def ready(self) -> bool:
@@ -82,7 +85,7 @@ class PeerExchange:
         found = [self._draw_from(i, source) for i in range(len(self.members))]
         first = found[0]
         for each, other in zip(self.members[1:], found[1:], strict=True):
-            theirs = torch.isin(source, torch.tensor(each.peers))
+            theirs = torch.isin(source, source.new_tensor(each.peers))
             first = Found(
                 torch.where(theirs.unsqueeze(-1), other.obs, first.obs),
                 None
@@ -96,11 +99,13 @@ class PeerExchange:
 
         Where there is a single stack, that is nowhere.
         """
-        each = self.members[i]
-        place = torch.zeros(self.peers, dtype=torch.int64)
-        place[list(each.peers)] = torch.arange(len(each.peers))
-        row = self.group * len(each.peers) + place[source]
+        row = self.group * len(self.members[i].peers) + self.places[i][source]
         return self.memories[i].draw(self.rng, row)
+
+    def _places(self, each: Members) -> Tensor:
+        """Return where a stack has each peer [P]; 0 for another's."""
+        known = {peer: k for k, peer in enumerate(each.peers)}
+        return torch.tensor([known.get(p, 0) for p in range(self.peers)], device=self.agent.device)
 
     def _sources(self, k: int) -> Tensor:
         """Draw whose states [N, k]: peer indices within the group."""

@@ -13,6 +13,7 @@ from dpd.agents.base import (
     State,
     Stateful,
     load_parts,
+    put_back,
     state_of,
 )
 from dpd.agents.buffers import Rollout
@@ -102,8 +103,9 @@ class DualDistillation:
                 f"distill.students must name some of the peers 0 to {context.peers - 1}, "
                 f"not {config.students}"
             )
-        self.is_student = [seed[-1] in students for seed in context.seeds]
-        self.mean_square = torch.zeros(n, 1, dtype=context.agent.dtype)  # running, of xi
+        taught = [seed[-1] in students for seed in context.seeds]
+        self.is_student = torch.tensor(taught, device=context.agent.device)
+        self.mean_square = torch.zeros_like(context.agent.gamma)  # running, of xi
         self.iteration = 0
         self.strength = 0.0  # of this iteration's dose, in [0, 1]
         self.cursor = 0  # minibatches of targets that the learners' loss has used
@@ -192,7 +194,7 @@ class DualDistillation:
         shuffle = x.rng.permutation(k) if c.control == "shuffled" else None
         weight = gate_weight(xi, scale, c, shuffle)
         if c.dose == "loss":
-            weight = weight * torch.tensor(self.is_student).unsqueeze(1)
+            weight = weight * self.is_student.unsqueeze(1)
         self.metrics |= self._describe(answers, xi, weight, own, who)
         mean = pick(answers.mean, who)
         target = DiagGaussian(
@@ -250,7 +252,7 @@ class DualDistillation:
     def _describe(
         self, answers: DiagGaussian, xi: Tensor, weight: Tensor, own: Tensor, who: Tensor
     ) -> Metrics:
-        low, mid, high = weight.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=weight.dtype), dim=1)
+        low, mid, high = weight.quantile(weight.new_tensor([0.1, 0.5, 0.9]), dim=1)
         return {
             "distill/xi_mean": xi.mean(1),
             "distill/peer_ahead": (xi > 0).to(xi.dtype).mean(1),
@@ -272,5 +274,5 @@ class DualDistillation:
     def load_state(self, state: State) -> None:
         """Put a state back."""
         load_parts(self._parts(), state)
-        self.mean_square = state["mean_square"].clone()
+        put_back({"mean_square": self.mean_square}, {"mean_square": state["mean_square"]})
         self.iteration = int(state["iteration"])

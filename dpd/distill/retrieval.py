@@ -17,7 +17,7 @@ from dpd.distill.embedding import Embedding
 from dpd.distill.retrieval_config import RetrievalConfig
 from dpd.distill.retrieval_loss import others_answer, relational_loss
 from dpd.distill.targets import Targets, distance, order, take_steps
-from dpd.distill.teaching import Supervised
+from dpd.distill.teaching import Supervised, spread
 from dpd.memory import MemoryMeta, Neighbours
 
 WEIGHTS = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)
@@ -45,11 +45,10 @@ class Retrieval(Supervised):
         super().__init__(config, context)
         if len(self.teacher.policies) > 1:
             raise ValueError("retrieval has the embedding of one teacher; give one --teacher")
-        n = self.agent.n_learners
-        rng = RowRandom(context.seeds, Stream.DISTILL)
+        rng = RowRandom(context.seeds, Stream.DISTILL, self.agent.device)
         self.embedding = Embedding(config, self.agent, self.teacher, rng)
         fixed = 1.0 if config.student_weight is None else config.student_weight
-        self.weight = torch.full((n,), fixed, dtype=self.agent.dtype)
+        self.weight = self._each(fixed)
         self.iteration = 0
         self.kept: Neighbours | None = None  # what follows from the replay is in no checkpoint
 
@@ -108,7 +107,7 @@ class Retrieval(Supervised):
         if int((self._replay.live - latest).min()) < 1:
             return {}
         obs = self.batch.raw_obs
-        obs = obs[:, torch.linspace(0, obs.shape[1] - 1, min(CHECKED, obs.shape[1])).long()]
+        obs = obs[:, spread(obs.shape[1], min(CHECKED, obs.shape[1]))]
         kept, truth = self._remember(latest), self._said(obs)
         own, query = self.agent.mode(obs), self._query(obs)
         found = kept.answer(query)
@@ -117,7 +116,7 @@ class Retrieval(Supervised):
             [(memory.mix(own, found, w * ones) - truth).square().mean((1, 2)) for w in WEIGHTS]
         )
         if self.config.student_weight is None:
-            self.weight = torch.tensor(WEIGHTS, dtype=ones.dtype)[error.argmin(0)]
+            self.weight = ones.new_tensor(WEIGHTS)[error.argmin(0)]
         mixed = memory.mix(own, found, self.weight)
         gain = error[0] - (mixed - truth).square().mean((1, 2))
         return {
@@ -153,12 +152,13 @@ class Retrieval(Supervised):
         c = self.config
         live = (self._replay.live - skip).unsqueeze(1)
         m = min(c.entries, int(live.min()))
-        back = skip.unsqueeze(1) + torch.arange(m) * live // m
-        who = torch.arange(len(skip)).unsqueeze(1).expand(-1, m)
+        back = skip.unsqueeze(1) + torch.arange(m, device=skip.device) * live // m
+        who = torch.arange(len(skip), device=skip.device).unsqueeze(1).expand(-1, m)
         obs = self._replay.states(who, back)
         actions = self._said(obs)
         if c.control == "shuffled":
-            actions = actions[:, torch.randperm(m, generator=torch.Generator().manual_seed(0))]
+            order = torch.randperm(m, generator=torch.Generator().manual_seed(0))
+            actions = actions[:, order.tolist()]
         keys = self._scaled(obs) if c.keys == "obs" else self.embedding.keys(obs)
         return Neighbours.of(keys, actions, c.k, c.tau)
 
@@ -167,7 +167,7 @@ class Retrieval(Supervised):
 
         No new questions: a run that kept the answers it learnt from would know them.
         """
-        which = torch.zeros(obs.shape[:2], dtype=torch.int64)
+        which = torch.zeros_like(obs[..., 0], dtype=torch.int64)
         return self.teacher.ask(obs, which).mode()
 
     def _scaled(self, obs: Tensor) -> Tensor:

@@ -43,4 +43,4 @@ def _softmax(logits: Tensor) -> Tensor:
 
 def _own(like: Tensor) -> Tensor:
     """Return where a state meets itself [B, B]."""
-    return torch.eye(like.shape[1], dtype=torch.bool)
+    return torch.eye(like.shape[1], dtype=torch.bool, device=like.device)

@@ -67,10 +67,10 @@ class Scaffold(Supervised):
         super().__init__(config, context)
         agent, n = self.agent, self.agent.n_learners
         sizes = [agent.obs_dim + agent.act_dim, *config.guide_hidden, 1]
-        self.guide = StackedNets(mlp_shapes("guide", sizes), n, "elu", agent.dtype)
+        self.guide = StackedNets(mlp_shapes("guide", sizes), n, "elu", agent.dtype, agent.device)
         self.guide.init_uniform("guide", RowRandom(context.seeds, Stream.DISTILL).generators)
         self.guide_optimizer = StackedAdam(self.guide.flat, [config.guide_lr] * n)
-        self.multiplier = torch.full((n,), config.multiplier, dtype=agent.dtype)
+        self.multiplier = self._each(config.multiplier)
 
     def _learn(self, obs: Tensor, size: int) -> Metrics:
         """Take the student's steps, then the guide's, on the same states."""

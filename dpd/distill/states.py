@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dpd.agents.base import Batch, State
 from dpd.agents.learners import Learners
-from dpd.agents.replay import WIDE, Replay
-from dpd.agents.rng import RowRandom
+from dpd.agents.replay import Replay
+from dpd.agents.rng import WIDE, RowRandom
 
 PAPER_RECENT = 1000  # states off-policy learners distil on (paper, Sec. 4.1)
 
@@ -55,7 +55,7 @@ class Recent:
 
     def __init__(self, agent: Learners, capacity: int, lasts: bool) -> None:
         self.capacity, self.lasts = capacity, lasts or capacity > 0
-        self.obs = torch.empty(agent.n_learners, 0, agent.obs_dim, dtype=agent.dtype)
+        self.obs = agent.nets.flat.new_empty(agent.n_learners, 0, agent.obs_dim)
         self.returns: Tensor | None = None
 
     @property
@@ -103,7 +103,7 @@ class Replayed:
     @property
     def held(self) -> int:
         """How many of each learner's there are, valid or not; 0 where one has no valid one."""
-        if not bool((self.replay.live > 0).all()):
+        if not self.replay.ready:
             return 0
         return min(self.capacity, self.replay.held * self.replay.n_envs)
 

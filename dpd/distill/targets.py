@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import take
+from dpd.agents.base import CPU, take
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
 from dpd.agents.optim import StackedOptimizer, clip_grad_norm
@@ -61,16 +61,18 @@ def descend(
     steps: int,
     coef: float,
     max_grad_norm: float,
-    students: Sequence[bool],
+    students: Tensor | None = None,
 ) -> Tensor:
     """Take gradient steps on equal parts of `drawn`; return their mean loss [N].
 
     Rows that are no students stay as they are, and so do those whose weights are all zero, which
-    must not move on by their momentum.
+    must not move on by their momentum. `students` [N]; None: all are.
     """
     size = drawn.weight.shape[1] // steps
     used = (drawn.weight.unflatten(1, (steps, size)).sum(2) > 0).T
-    active = [[s and u for s, u in zip(students, row, strict=True)] for row in used.tolist()]
+    used = used if students is None else used & students
+    # As lists, rows move together; on another device that would have to be waited for.
+    active = used.tolist() if used.device == CPU else used.unbind(0)
     return take_steps(
         lambda i: imitation_loss(agent, kind, drawn.batch(i, size)),
         steps,
@@ -87,7 +89,7 @@ def take_steps(
     moved: Sequence[tuple[Tensor, StackedOptimizer]],
     max_grad_norm: float,
     coef: float = 1.0,
-    active: Sequence[Sequence[bool]] | None = None,
+    active: Sequence[Sequence[bool] | Tensor] | None = None,
 ) -> Tensor:
     """Take gradient steps on coef * loss_at(i) [N]; return the mean loss [N].
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
@@ -58,6 +59,11 @@ class Teacher:
         self.returns: Returns | None = None
         self.n_queries = 0
 
+    def on(self, device: torch.device) -> Teacher:
+        """Return the same teachers on a device."""
+        policies = [policy.on(device) for policy in self.policies]
+        return Teacher(policies, [policy.on(device) for policy in self.history])
+
     def pick(self, uniform: Tensor) -> Tensor:
         """Turn uniform numbers in [0, 1) [...] into which teacher answers."""
         return (uniform * len(self.policies)).long()
@@ -87,7 +93,7 @@ class Teacher:
         """
         dist = policy.dist(obs.flatten(0, 1).float())
         mean = dist.mean if dist.squashed else dist.mean.clamp(-1, 1)
-        log_std = dist.log_std.expand_as(mean).clamp(min=torch.tensor(STD_FLOOR).log().item())
+        log_std = dist.log_std.expand_as(mean).clamp(min=math.log(STD_FLOOR))
         shape = (*obs.shape[:2], mean.shape[-1])
         return DiagGaussian(
             mean.view(shape).to(obs.dtype), log_std.reshape(shape).to(obs.dtype), dist.squashed

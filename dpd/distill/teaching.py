@@ -53,7 +53,7 @@ class Taught:
         for policy in self.teacher.policies:
             config.refuse_unfit_teacher(policy.meta.squashed, context.agent.config)
         self.divergence = config.divergence
-        self.rng = RowRandom(context.seeds, Stream.TEACHER)
+        self.rng = RowRandom(context.seeds, Stream.TEACHER, self.agent.device)
         self.actor: Actor = context.agent
         self.progress = 0.0
         self.metrics: Metrics = {}
@@ -92,7 +92,7 @@ class Taught:
 
     def _agreement(self, batch: Batch) -> Metrics:
         """Compare the actions of students and teacher at some of the latest states."""
-        obs = batch.raw_obs[:, torch.linspace(0, batch.raw_obs.shape[1] - 1, MEASURED).long()]
+        obs = batch.raw_obs[:, spread(batch.raw_obs.shape[1], MEASURED)]
         said = self.teacher.ask(obs, self.teacher.pick(self.rng.uniform(obs.shape[1])))
         error = (self.agent.mode(obs) - said.mode()).abs()
         return {
@@ -102,7 +102,11 @@ class Taught:
 
     def _with_queries(self, metrics: Metrics) -> Metrics:
         asked = self.current.n_queries / self.agent.n_learners
-        return metrics | {"distill/queries": torch.full((self.agent.n_learners,), asked)}
+        return metrics | {"distill/queries": self._each(asked)}
+
+    def _each(self, number: float) -> Tensor:
+        """Return a number for every learner [N]."""
+        return torch.full_like(self.agent.gamma.squeeze(1), number)
 
     def state(self) -> State:
         """Return what a checkpoint must hold."""
@@ -138,7 +142,7 @@ class Supervised(Taught):
         assert self.batch is not None
         size = self.config.steps * self.agent.config.minibatch_size
         learnt = self._learn(self._states(self.batch, size), size)
-        beta = torch.full((self.agent.n_learners,), self.mixture.beta)
+        beta = self._each(self.mixture.beta)
         self.mixture.beta = self.config.beta(self.progress)
         return self._with_queries(self.metrics | learnt | {"distill/beta": beta})
 
@@ -154,7 +158,6 @@ class Supervised(Taught):
             c.steps,
             1.0,
             c.max_grad_norm,
-            [True] * agent.n_learners,
         )
         return {"distill/loss": loss}
 
@@ -162,7 +165,8 @@ class Supervised(Taught):
         """Return the raw states to learn from [N, K, O]."""
         if self.memory is None:
             return batch.raw_obs
-        own = torch.arange(self.agent.n_learners).unsqueeze(1).expand(-1, size)
+        rows = torch.arange(self.agent.n_learners, device=self.agent.device)
+        own = rows.unsqueeze(1).expand(-1, size)
         return self.memory.draw(self.rng, own).obs
 
     @torch.no_grad()
@@ -222,8 +226,7 @@ class InLoss(Taught):
 
     def step(self) -> Metrics:
         """Take no steps of its own; report."""
-        coef = torch.full((self.agent.n_learners,), self.coef)
-        return self._with_queries(self.metrics | {"distill/coef": coef})
+        return self._with_queries(self.metrics | {"distill/coef": self._each(self.coef)})
 
 
 class TrueGradient(InLoss):
@@ -246,6 +249,11 @@ class TrueGradient(InLoss):
     def _coef(self, progress: float) -> float:
         """Return the weight of both parts: rewards are given before the iteration's is known."""
         return self.config.coef_at(self.progress)
+
+
+def spread(held: int, n: int) -> list[int]:
+    """Return n positions spread evenly over so many."""
+    return torch.linspace(0, held - 1, n).long().tolist()
 
 
 def proximal_weight(ratio: Tensor, clip: float) -> Tensor:

@@ -124,7 +124,6 @@ class Stack:
                 steps,
                 1.0,
                 MAX_GRAD_NORM,
-                [True] * len(self.rows),
             )
             tell(steps)
 

@@ -10,7 +10,7 @@ from parity import A, O, filled
 from torch import Tensor
 
 from dpd.agents.base import Metrics, Minibatch
-from dpd.agents.imitation import valid_positions
+from dpd.agents.buffers import valid_positions
 from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.sac import SAC
 from dpd.agents.td3 import TD3

@@ -114,7 +114,10 @@ def test_the_settings_are_read_back_from_the_file(run_dir: Path) -> None:
         (["--algo", "ppo,dqn"], "unknown algorithm 'dqn'"),
         (["--algo", "sac,td3", "--peer0.peer-lr", "1e-3", "1e-3"], "give --peer0.lr"),
         (["--algo", "sac,td3", "--peer0.share-replay"], "--share-replay is for peers of one"),
-        (["--algo", "ppo,sac", "--preset", "paper"], "unknown preset of method dpd 'paper'"),
+        (
+            ["--algo", "ppo,sac", "--preset", "paper"],
+            "unknown preset of method dpd for ppo,sac",
+        ),
         (["--algo", "sac,ppo", "--lr", "1e-3"], "--lr"),
     ],
 )

@@ -10,32 +10,41 @@ import torch
 import warp as wp
 
 from dpd.envs.base import UnsupportedEnv
-from dpd.envs.make import check, choose, make, native_ids
+from dpd.envs.make import WARP_FROM, check, choose, make, native_ids
 from dpd.envs.warp import WarpEnv
 from dpd.envs.warp_physics import find_device
 
 wp.config.optimization_level = 0  # compiles in half the time
 
 PLANAR = "Hopper-v5"
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_make_chooses_warp_for_cuda_and_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [choose(env_id, device="cuda") for env_id in native_ids()] == ["warp"] * 6
-    assert [choose(PLANAR, device=device) for device in (None, "cpu")] == ["native"] * 2
-    assert choose(PLANAR, "warp", device="cpu") == "warp"
-    for backend in ("native", "gymnasium"):
-        with pytest.raises(UnsupportedEnv, match="on the CPU, not on cuda"):
-            choose(PLANAR, backend, device="cuda")
+    assert [choose(env_id, device=CUDA) for env_id in native_ids()] == ["warp"] * 6
+    assert [choose(PLANAR, device=device) for device in (None, CPU)] == ["native"] * 2
+    assert choose(PLANAR, "warp", device=CPU) == "warp"
     with pytest.raises(UnsupportedEnv, match="there is one of HalfCheetah-v5"):
-        choose("Pendulum-v1", device="cuda")
+        choose("Pendulum-v1", "warp", device=CUDA)
     with pytest.raises(UnsupportedEnv, match="env_kwargs"):
-        choose(PLANAR, env_kwargs={"ctrl_cost_weight": 0.0}, device="cuda")
-    for attempt in (lambda: make(PLANAR, 1, [0], device="cuda"), lambda: check(PLANAR, "warp")):
+        choose(PLANAR, "warp", env_kwargs={"ctrl_cost_weight": 0.0}, device=CUDA)
+    for attempt in (
+        lambda: make(PLANAR, WARP_FROM, range(WARP_FROM), device=CUDA),
+        lambda: check(PLANAR, "warp"),
+    ):
         with pytest.raises(UnsupportedEnv, match="PyTorch finds no CUDA device"):
             attempt()
     with pytest.raises(UnsupportedEnv, match="mps"):
         find_device("mps")
+
+
+def test_what_warp_is_not_for_is_simulated_on_the_cpu_beside_a_gpu() -> None:
+    assert choose(PLANAR, device=CUDA, n_envs=WARP_FROM - 1) == "native"
+    assert choose("Pendulum-v1", device=CUDA) == "gymnasium"
+    assert choose(PLANAR, env_kwargs={"ctrl_cost_weight": 0.0}, device=CUDA) == "gymnasium"
+    for backend in ("native", "gymnasium"):
+        assert choose(PLANAR, backend, device=CUDA) == backend
 
 
 def test_without_its_packages_the_backend_says_what_to_install(
@@ -50,11 +59,11 @@ def test_without_its_packages_the_backend_says_what_to_install(
 
     monkeypatch.setattr(builtins, "__import__", without_warp)
     with pytest.raises(UnsupportedEnv, match=r"needs mujoco_warp: pip install 'dpd\[gpu\]'"):
-        make(PLANAR, 1, [0], "warp", device="cpu")
+        make(PLANAR, 1, [0], "warp", device=CPU)
 
 
 def test_a_check_says_what_the_environment_itself_says() -> None:
     spec = WarpEnv(PLANAR, 1, [0], "cpu").spec
-    for name, value in dataclasses.asdict(check(PLANAR, "warp", device="cpu")).items():
+    for name, value in dataclasses.asdict(check(PLANAR, "warp", device=CPU)).items():
         np.testing.assert_array_equal(value, getattr(spec, name))
     assert (spec.backend, spec.can_snapshot) == ("warp", True)

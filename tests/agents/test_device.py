@@ -1,0 +1,98 @@
+"""Learners on another device: every tensor is there, and nothing waits for it."""
+
+from typing import Any
+
+import pytest
+import torch
+from elsewhere import META, Elsewhere
+from parity import A, O, filled
+
+from dpd.agents.graphs import Graphs
+from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.student_config import StudentConfig
+
+SEEDS = [(0, 0), (0, 1)]
+SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 8, "minibatch_size": 8, "hidden": (8, 8)}
+REPLAY: dict[str, Any] = SMALL | {"capacity": 64, "learning_starts": 0}
+CONFIGS: dict[str, Any] = {
+    "ppo": PPOConfig(**SMALL, epochs=2),
+    "td3": TD3Config(**REPLAY),
+    "td3, ou, 3 steps": TD3Config(**REPLAY, exploration="ou", n_step=3),
+    "td3, parameter noise": TD3Config(**REPLAY, exploration="param", norm_obs=True),
+    "ddpg, extra": DDPGConfig(**REPLAY, extra_policy_updates=1),
+    "sac, shared": SACConfig(**REPLAY, share_replay=True, peer_lr=(1e-3, 2e-3)),
+    "student": StudentConfig(**SMALL, capacity=64),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_iteration_stays_on_the_device(name: str) -> None:
+    config = CONFIGS[name]
+    with Elsewhere():
+        agent = config.build(O, A, SEEDS, META)
+        for _ in range(2):
+            rollout, noise = agent.new_rollout(), agent.noise()
+            for t in range(config.n_steps):
+                rollout.act[:, t] = agent.act(rollout.obs[:, t], noise[:, t])
+            batch = agent.prepare(rollout)
+            if agent.journal is not None:
+                agent.journal._ready = True  # the one thing that is waited for, until it is true
+            metrics = agent.update(batch, 0.5)
+            agent.observe(rollout)
+        agent.ask(rollout.obs[:, 0]), agent.mode(rollout.obs[:, 0])
+    assert all(x.device == META for x in metrics.values())
+
+
+class Again:
+    """What a recording does, on the CPU: the same work on arguments that lie at one place."""
+
+    def __init__(self, work: Any, args: Any) -> None:
+        self.work, self.inputs = work, [x.clone() for x in args]
+
+    def replay(self, args: Any) -> Any:
+        for kept, given in zip(self.inputs, args, strict=True):
+            kept.copy_(given)
+        return {name: x.clone() for name, x in self.work(*self.inputs).items()}
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "student"])
+def test_recorded_updates_are_those_that_are_not(name: str) -> None:
+    config = CONFIGS[name]
+    plain, recorded = config.build(O, A, SEEDS), config.build(O, A, SEEDS)
+    recorded.graphs = Graphs(torch.device("cuda"), record=Again)
+    for k in range(3):
+        found = []
+        for agent in (plain, recorded):
+            rollout = filled(agent, [k, k + 10])
+            found.append(agent.update(agent.prepare(rollout), k / 3))
+            agent.observe(rollout)
+        assert found[0].keys() == found[1].keys()
+        for metric, value in found[0].items():
+            assert torch.equal(value, found[1][metric]), metric
+        assert torch.equal(plain.nets.flat, recorded.nets.flat)
+        if k == 1:
+            for agent in (plain, recorded):
+                agent.retry([0], 1)  # half the rate of one row: recorded anew
+
+
+def test_a_first_call_runs_a_second_is_recorded_and_what_is_forgotten_begins_anew() -> None:
+    calls: list[str] = []
+
+    class Noted(Again):
+        def __init__(self, work: Any, args: Any) -> None:
+            calls.append("record")
+            super().__init__(work, args)
+
+    def work(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        calls.append("work")
+        return {"twice": 2 * x}
+
+    graphs = Graphs(torch.device("cuda"), record=Noted)
+    given = [torch.tensor([float(k)]) for k in range(4)]
+    found = [graphs.run("key", work, x)["twice"] for x in given[:3]]
+    assert calls == ["work", "record", "work", "work"]
+    assert [x.item() for x in found] == [0, 2, 4]  # each result is the caller's own
+    graphs.forget()
+    graphs.run("key", work, given[3])
+    assert calls[-2:] == ["work", "work"]
