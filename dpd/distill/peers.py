@@ -89,8 +89,9 @@ class DualDistillation:
             raise ValueError("dual policy distillation needs two peers or more: --peers 2")
         config.refuse_unfit(*(each.agent.config for each in context.members))
         for each in context.members:
-            for gammas in each.agent.gamma.view(-1, len(each.peers)).tolist():
-                config.refuse_unlike_discounts(gammas)
+            own = each.agent.config
+            gammas = [own.peer_gamma[p] for p in each.peers] if own.peer_gamma else [own.gamma]
+            config.refuse_unlike_discounts(gammas)
         self.config, self.agent = config, context.agent
         self.actor: Actor = context.agent
         self.dose = dose_of(config, context.agent)
