@@ -15,8 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from dpd.envs.physics import n_cores
 
 MAX_LOAD_PER_CORE = 0.75
@@ -28,6 +26,8 @@ Work = Callable[[], int]
 
 def load_of_others(seconds: float = 1.0) -> tuple[float, float]:
     """Watch the machine while this process sleeps -> 1-minute load, CPU percent of all cores."""
+    import psutil  # which a GPU host may lack, and need not have
+
     return os.getloadavg()[0], psutil.cpu_percent(interval=seconds)
 
 

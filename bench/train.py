@@ -78,7 +78,7 @@ class TimedLog(RunLog):
             raise TimeUp(found | {"phases": self.phases})
 
 
-def work(seconds: float, flags: Sequence[str]) -> dict[str, Any]:
+def work(seconds: float, flags: Sequence[str], env: str = ENV) -> dict[str, Any]:
     """Train as `dpd train` does with these flags, until the time is up."""
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as sink:
         endless = ("--total-steps", str(ENDLESS), "--evals", "1", "--out", folder)
@@ -87,7 +87,7 @@ def work(seconds: float, flags: Sequence[str]) -> dict[str, Any]:
         log = partial(TimedLog, seconds)
         try:
             with patch.multiple(dpd.train, RunLog=log, Console=lambda: screen):
-                dpd.train.train(parse_train([ENV, *flags, *endless]))
+                dpd.train.train(parse_train([env, *flags, *endless]))
         except TimeUp as over:
             return over.measured
     raise RuntimeError("the run ended before its time was up")
