@@ -46,20 +46,24 @@ def preset_settings(names: str, method: str, algo: str) -> dict[str, Any]:
         given = _one_preset(name, method, algo)
         nested = {k: found[k] | v for k, v in given.items() if isinstance(found.get(k), dict)}
         found |= given | nested
-    return found
+    distill = found.get("distill", {})
+    if method == "dpd" and distill.get("dose", "step") == "step":
+        for name in names.split(","):
+            distill = DOSE.get(name, {}) | distill
+    return found | ({"distill": distill} if distill else {})
 
 
 def _one_preset(name: str, method: str, algo: str) -> dict[str, Any]:
     kind, peers = "unlike" if "," in algo else algo, algo.split(",")
     of_method = {k: v[kind] for k, v in METHODS[method].PRESETS.items() if kind in v}
     of_learners = {k: v for k, v in LEARNERS.items() if all(peer in v for peer in peers)}
-    if not of_method and not of_learners:
-        raise BadInput(f"method {method} has no presets for {algo}; leave --preset out")
+    if not of_method and name not in of_learners:
+        others = f"; known: {', '.join(of_learners)}" if of_learners else ""
+        raise BadInput(f"method {method} has no presets for {algo}; leave --preset out{others}")
     if name not in of_learners:
         return choose(f"preset of method {method} for {algo}", name, of_method | of_learners)
     each = [LEARNERS[name][peer] for peer in peers]
-    own = each[0] if len(each) == 1 else {f"peer{k}": given for k, given in enumerate(each)}
-    return own | ({"distill": dict(DOSE[name])} if method == "dpd" and name in DOSE else {})
+    return each[0] if len(each) == 1 else {f"peer{k}": given for k, given in enumerate(each)}
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:
