@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ from dpd.agents.base import Metrics
 
 Work = Callable[..., Metrics]
 """A function of tensors alone, that changes in place what outlives it."""
+
+
+class Replay(Protocol):
+    """Work that was recorded."""
+
+    def replay(self, args: tuple[Tensor, ...]) -> Metrics:
+        """Do the work once; the results are the caller's."""
+        ...
 
 
 class Recording:
@@ -38,10 +47,10 @@ class Graphs:
     `forget` where one has changed. On a device without graphs, work runs as it is.
     """
 
-    def __init__(self, device: torch.device, record: Callable[..., Recording] = Recording) -> None:
+    def __init__(self, device: torch.device, record: Callable[..., Replay] = Recording) -> None:
         self.enabled = device.type == "cuda"
         self._record = record
-        self._recordings: dict[Hashable, Recording | None] = {}
+        self._recordings: dict[Hashable, Replay | None] = {}
 
     def run(self, key: Hashable, work: Work, *args: Tensor) -> Metrics:
         """Do the work that is known by `key`; the results are the caller's."""

@@ -32,9 +32,9 @@ UNMEASURED = """
 Nothing has been measured on a GPU yet: what `--device cuda` runs is tested on the CPU alone
 (tests/agents/test_device.py says how). `bench/gpu.sh parity`, `speed` and `runs` measure, and
 `python bench/gpu_tables.py` puts the results here. Goals on one H200: two PPO peers on HalfCheetah
-at 1,000,000 environment steps per second end to end; two peers x 10M steps x 5 seeds in five minutes;
-20 stacked TD3 learners at 2,000 updates per second each. That `auto` simulates on the GPU from 512
-environments on is an estimate.
+at 1,000,000 environment steps per second end to end; two peers x 10M steps x 5 seeds in five
+minutes; 20 stacked TD3 learners at 2,000 updates per second each. That `auto` simulates on the GPU
+from 512 environments on is an estimate.
 """
 
 Parts = dict[str, dict[str, Any]]

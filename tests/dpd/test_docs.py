@@ -1,5 +1,6 @@
 """What the documentation says of measurements is what the measurements say."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,9 +16,10 @@ def test_the_section_on_gpus_is_what_its_script_makes() -> None:
 
 
 def test_the_section_shows_what_was_measured(tmp_path) -> None:
-    sys.path.insert(0, str(SCRIPT.parent))
-    from gpu_tables import read, section
-
+    spec = importlib.util.spec_from_file_location("gpu_tables", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
     host = {"device": "Some GPU", "torch": "2.13", "commit": "abcdef0123456"}
     updates = {"updates_per_s_each": 1500.0, "updates_per_s_all": 30_000.0}
     speed = {"updates/td3/20/recorded": updates, "envs/Ant-v5": {"1024": 5e5, "seconds_taken": 9}}
@@ -26,7 +28,7 @@ def test_the_section_shows_what_was_measured(tmp_path) -> None:
     (tmp_path / "gpu-speed.json").write_text(json.dumps(part))
     smoke = json.dumps(part | {"quick": True})
     (tmp_path / "gpu-runs.json").write_text(smoke)  # a smoke run is no measurement
-    made = section(read(tmp_path))
+    made = tables.section(tables.read(tmp_path))
     assert "on Some GPU, torch 2.13, commit abcdef0123" in made
     assert "| td3/20/recorded | 1,500 | 30,000 |" in made
     assert "* updates: 2,000; measured 1,500, not met" in made

@@ -20,7 +20,7 @@ from dpd.distill.teacher import Teacher
 
 STUDENT = StudentConfig(n_envs=4, n_steps=16, minibatch_size=16, capacity=400, hidden=(16, 16))
 SEEDS = [(0, 0), (0, 1), (1, 0), (1, 1)]
-FEW = {"steps": 2, "batch_size": 16}
+FEW: dict[str, Any] = {"steps": 2, "batch_size": 16}
 TAUGHT: dict[str, Any] = {"bc": {}, "dagger": {}, "on-policy": {}, "scaffold": {}, "kickstart": {}}
 TAUGHT |= {"ppd": {}, "n-distill": {}, "reverse-kl": {}}
 UNSCALED = replace(ALGO, norm_adv=False, norm_reward=False)
