@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpd.envs import tasks
-from dpd.envs.base import ActionScale, EnvSpec, Step, snapshot_rows
+from dpd.envs.base import ActionScale, EnvSpec, Step, UnsupportedEnv, snapshot_rows
 from dpd.envs.warp_physics import WarpPhysics, find_device
 
 Snapshot = dict[str, np.ndarray]
@@ -47,7 +47,15 @@ class WarpEnv:
         self.n_envs, self.device = n_envs, find_device(device)
         model = tasks.load_model(task)
         keys = np.array([int(seed) % 2**64 for seed in seeds], dtype=np.uint64).view(np.int64)
-        self._physics = WarpPhysics(task, model, keys, self.device)
+        try:
+            self._physics = WarpPhysics(task, model, keys, self.device)
+        except RuntimeError as error:
+            if "allocate" not in str(error):  # Warp has no error of its own for it
+                raise
+            raise UnsupportedEnv(
+                f"{n_envs:,} environments of {env_id} do not fit into the memory of {self.device}; "
+                "lower --n-envs or --seeds"
+            ) from error
         self._state = self._physics.fields
         self._mass = torch.tensor(model.body_mass, dtype=torch.float32, device=self.device)
         self._dt = model.opt.timestep * task.frame_skip

@@ -89,8 +89,10 @@ class Recent:
     def load_state(self, state: State) -> None:
         """Put a state back; it may hold fewer states than now."""
         if self.lasts:
-            self.obs = state["memory"].clone()
-            self.returns = state["returns"].clone() if "returns" in state else None
+            device = self.obs.device
+            self.obs = state["memory"].to(device, copy=True)
+            returns = state.get("returns")
+            self.returns = None if returns is None else returns.to(device, copy=True)
 
 
 class Replayed:

@@ -303,6 +303,15 @@ def test_too_many_contacts_are_noticed(short: int, monkeypatch: pytest.MonkeyPat
     assert "contacts were dropped" in narrow.trouble()[0] and roomy.trouble() == []
 
 
+def test_too_little_memory_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("Failed to allocate 123456 bytes on device 'cpu'")
+
+    monkeypatch.setattr("dpd.envs.warp.WarpPhysics", full)
+    with pytest.raises(UnsupportedEnv, match="1 environments of Hopper-v5 do not fit .* lower --n"):
+        WarpEnv(PLANAR, 1, [0], "cpu")
+
+
 def test_calls_out_of_order_are_refused(short: int) -> None:
     env = WarpEnv(PLANAR, 1, [0], "cpu")
     with pytest.raises(RuntimeError, match="reset"):
