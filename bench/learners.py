@@ -37,6 +37,9 @@ from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, 
 if TYPE_CHECKING:
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+    from dpd.agents.base import Batch
+    from dpd.agents.offpolicy import OffPolicy
+
 O, A, HELD = 17, 6, 100_000  # noqa: E741
 UPDATES = 50  # per call: an iteration of ours
 
@@ -77,19 +80,24 @@ SBX = (Setup("SBX, default threads", package="sbx"),) if find_spec("sbx") else (
 """Compiled by JAX; for comparison, no goal counts it. End to end only."""
 
 
-def ours(case: str) -> Work:
-    """Return the work of our stack: an iteration's updates."""
+def filled_agent(case: str) -> tuple[OffPolicy[Any], Batch]:
+    """Return our stack with a full replay, and an iteration to update on."""
     n, config = CASES[case]
     agent = config.build(O, A, [(0, peer) for peer in range(n)])  # type: ignore[attr-defined]
     rows = torch.randn(n, HELD, 1, agent.replay.rows.shape[-1])
     rows[..., -3:] = torch.tensor([0.0, 0.0, 1.0])  # no ends, all valid
     rows[..., O : O + A].clamp_(-1, 1)
     agent.replay.extend(rows)
-    batch = agent.prepare(agent.new_rollout())
+    return agent, agent.prepare(agent.new_rollout())
+
+
+def ours(case: str) -> Work:
+    """Return the work of our stack: an iteration's updates."""
+    agent, batch = filled_agent(case)
 
     def work() -> int:
         agent.update(batch, 0.0)
-        return UPDATES * n
+        return UPDATES * agent.n_learners
 
     return work
 
