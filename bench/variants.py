@@ -193,7 +193,7 @@ def main() -> int:
         "product": product(torch.float32),
         "product, bfloat16": product(torch.bfloat16),
     }
-    rates = {"2 td3": interleaved_rates(products, args.repeats, args.seconds / 4)}
+    rates = {"products": interleaved_rates(products, args.repeats, args.seconds / 4)}
     for case in args.cases:
         console.print(f"timing {case}")
         rates[f"{CASES[case][0]} {case}"] = measure(case, args)

@@ -41,6 +41,8 @@ def preset_settings(name: str, method: str, algo: str) -> dict[str, Any]:
     presets = {k: v[kind] for k, v in METHODS[method].PRESETS.items() if kind in v}
     if not presets:
         raise BadInput(f"method {method} has no presets for {algo}; leave --preset out")
+    if name in METHODS[method].PRESETS and name not in presets:
+        raise BadInput(f"preset {name} is not for {algo}; give --preset {' or '.join(presets)}")
     return choose(f"preset of method {method}", name, presets)
 
 
