@@ -76,7 +76,10 @@ class Setup:
 SB3_DEFAULT = Setup("SB3, default threads")
 SB3 = (SB3_DEFAULT, Setup("SB3, 1 thread", 1), Setup("SB3, 2 processes of 1 thread", 1, 2))
 DPD = (Setup("dpd, 1 thread", 1, ours=True), Setup("dpd, default threads", ours=True))
-SBX = (Setup("SBX, default threads", package="sbx"),) if find_spec("sbx") else ()
+SBX = (
+    Setup("SBX, default threads", package="sbx"),
+    Setup("SBX, 2 processes", processes=2, package="sbx"),
+)
 """Compiled by JAX; for comparison, no goal counts it. End to end only."""
 
 
@@ -217,12 +220,15 @@ class Results:
 
 def setups(args: argparse.Namespace) -> tuple[Setup, ...]:
     """Return all ways that are compared."""
-    return (*SB3, *(SBX if args.end_to_end else ()), *DPD)
+    return (*SB3, *(SBX if args.end_to_end and find_spec("sbx") else ()), *DPD)
 
 
 def measure_all(args: argparse.Namespace, console: Console) -> Results:
     """Measure all set-ups in turns, so that a slow minute hits them all."""
     results = Results({case: {s.name: [] for s in setups(args)} for case in CASES})
+    if args.add and args.json.exists():
+        before = json.loads(args.json.read_text())
+        results = Results(before["rates"], before["rounds"])
     for i in range(args.repeats):
         load, percent = load_of_others()
         results.rounds.append({"load": load, "cpu_percent": percent})
@@ -265,6 +271,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=6.0, help="per set-up and repeat")
     parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
     parser.add_argument("--json", type=Path, help="write raw repeats and versions here")
+    parser.add_argument("--add", action="store_true", help="to the rounds in the file of --json")
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
     parser.add_argument("--end-to-end", action="store_true", help="whole training")
     parser.add_argument("--package", default="stable_baselines3", help=argparse.SUPPRESS)
@@ -276,6 +283,8 @@ def parse() -> argparse.Namespace:
         args.repeats, args.seconds = 1, 1.0
     if args.repeats < 1 or args.seconds <= 0:
         parser.error("--repeats and --seconds must be positive")
+    if args.add and args.json is None:
+        parser.error("--add needs the file to add to: --json FILE")
     return args
 
 
