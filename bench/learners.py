@@ -207,7 +207,8 @@ class Results:
     def goals(self) -> list[dict[str, Any]]:
         """Return every goal with what was measured."""
         found = []
-        for case, least in GOALS.items():
+        for case in self.rates:
+            least = GOALS[case]
             own, best = self.best(case, DPD), self.best(case, SB3)
             for base, name, goal in zip(
                 (SB3_DEFAULT, best), ("default", "best"), least, strict=True
@@ -225,18 +226,17 @@ def setups(args: argparse.Namespace) -> tuple[Setup, ...]:
 
 def measure_all(args: argparse.Namespace, console: Console) -> Results:
     """Measure all set-ups in turns, so that a slow minute hits them all."""
-    results = Results({case: {s.name: [] for s in setups(args)} for case in CASES})
-    if args.add and args.json.exists():
-        before = json.loads(args.json.read_text())
-        results = Results(before["rates"], before["rounds"])
+    before = json.loads(args.json.read_text()) if args.add and args.json.exists() else {}
+    results = Results(before.get("rates", {}), before.get("rounds", []))
     for i in range(args.repeats):
         load, percent = load_of_others()
         results.rounds.append({"load": load, "cpu_percent": percent})
         console.print(f"round {i + 1} of {args.repeats}; others use {percent:.0f} % of the CPU")
-        for case in CASES:
+        for case in args.cases:
+            rates = results.rates.setdefault(case, {s.name: [] for s in setups(args)})
             for setup in setups(args):
                 x = setup.measure(case, args)
-                results.rates[case][setup.name].append(x)
+                rates[setup.name].append(x)
                 console.print(f"  {case}, {setup.name}: {x:,.0f} updates/s")
     return results
 
@@ -247,8 +247,8 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
     table = Table(title=title, title_justify="left")
     for name in ("learners", "set-up", "updates/s", "x default", "x best"):
         table.add_column(name, justify="right" if name[0] in "xu" else "left")
-    for case, (n, _) in CASES.items():
-        best = results.best(case, SB3)
+    for case in results.rates:
+        n, best = CASES[case][0], results.best(case, SB3)
         for setup in setups(args):
             ratios = [f"{results.ratio(case, setup, b):.2f}" for b in (SB3_DEFAULT, best)]
             who = f"{n if setup.ours else setup.processes} {case}"
@@ -267,6 +267,7 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
 def parse() -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description="Time updates against Stable-Baselines3.")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="per set-up and repeat")
     parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
