@@ -181,6 +181,12 @@ class TD3Config(OffPolicyConfig):
                 f"{self.updates} updates an iteration are fewer than policy_delay "
                 f"{self.policy_delay}; raise updates_per_step or n_steps"
             )
+        if self.exploration != "ou" and self.ou_theta != type(self).ou_theta:
+            raise ValueError(
+                f"ou_theta does nothing with exploration {self.exploration}; it is for ou"
+            )
+        if self.target_noise == 0 and self.target_noise_clip != type(self).target_noise_clip:
+            raise ValueError("target_noise_clip does nothing where target_noise is 0")
 
     def build(
         self,
@@ -229,6 +235,10 @@ class SACConfig(OffPolicyConfig):
             raise ValueError(f"alpha must not be negative, not {self.alpha}")
         if self.alpha_init <= 0:
             raise ValueError(f"alpha_init must be positive, not {self.alpha_init}")
+        if self.alpha is not None:
+            for name in ("alpha_init", "target_entropy"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"{name} is of a learned temperature; leave alpha out")
 
     def build(
         self,

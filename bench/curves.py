@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -112,17 +112,28 @@ def evaluate_sb3(model: BaseAlgorithm, env_id: str, episodes: int, seed: int) ->
 
 
 def train_all(args: argparse.Namespace, console: Console) -> Record:
-    """Train every seed, two at once; return the records with what they were made by."""
+    """Train every seed, two at once; return the records with what they were made by.
+
+    Those that are done are written each time another is, so that `--sb3` can do with them.
+    """
     seeds = range(args.seed, args.seed + args.seeds)
-    records = []
-    # Spawned, since a forked copy of torch's thread pool hangs.
-    with ProcessPoolExecutor(args.at_once, get_context("spawn")) as pool:
-        for future in [pool.submit(train_sb3, args, seed) for seed in seeds]:
-            records.append(future.result())
-            console.print(f"SB3 {records[-1]['name']}: {np.mean(records[-1]['returns']):,.0f}")
     settings = {k: getattr(args, k) for k in ("env", "algo", "native", "episodes", "eval_seed")}
     config = asdict(ALGORITHMS[args.algo]())
-    return {"settings": settings, "algo": config, "machine": machine(), "sb3": records}
+    data: Record = {"settings": settings, "algo": config, "machine": machine(), "sb3": []}
+    # Spawned, since a forked copy of torch's thread pool hangs.
+    with ProcessPoolExecutor(args.at_once, get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(train_sb3, args, seed) for seed in seeds]):
+            record = future.result()
+            console.print(f"SB3 {record['name']}: {np.mean(record['returns']):,.0f}")
+            data["sb3"] = sorted([*data["sb3"], record], key=lambda r: int(r["name"][4:]))
+            write(args.json, data)
+    return data
+
+
+def write(path: Path | None, data: Record) -> None:
+    """Write what there is so far, if it is asked for."""
+    if path is not None:
+        path.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def our_records(run_dir: Path, env_id: str, episodes: int, eval_seed: int) -> list[Record]:
@@ -176,6 +187,14 @@ def summarise(records: list[Record]) -> dict[str, Any]:
     }
 
 
+def verdict(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Say how far two means are apart, in SB3's own spread over its seeds."""
+    apart, spread = ours["mean"] - theirs["mean"], theirs["std"]
+    is_worse = apart < -spread
+    says = "worse by more than" if is_worse else "no worse by more than"
+    return f"{name}: {apart:+,.0f} from SB3's mean, {says} SB3's own spread of {spread:,.0f}"
+
+
 def result_table(groups: dict[str, list[Record]], title: str) -> Table:
     """Return a row per group of learners."""
     table = Table(title=title, title_justify="left")
@@ -200,12 +219,14 @@ def compare(args: argparse.Namespace, console: Console) -> None:
     ours = {
         str(d): our_records(d, args.env, args.episodes, args.eval_seed) for d in args.ours or ()
     }
-    groups = ({f"SB3 {args.algo.upper()}": data["sb3"]} if "sb3" in data else {}) | ours
+    sb3 = f"SB3 {args.algo.upper()}"
+    groups = ({sb3: data["sb3"]} if "sb3" in data else {}) | ours
     title = f"{args.env}: final policies, {args.episodes} deterministic episodes each"
     console.print(result_table(groups, title))
-    if args.json:
-        data |= {"ours": ours, "summary": {k: summarise(v) for k, v in groups.items()}}
-        args.json.write_text(json.dumps(data, indent=1) + "\n")
+    summary = {name: summarise(records) for name, records in groups.items()}
+    for name in ours if "sb3" in data else ():
+        console.print(verdict(name, summary[name], summary[sb3]), soft_wrap=True)
+    write(args.json, data | {"ours": ours, "summary": summary})
 
 
 def parse() -> argparse.Namespace:

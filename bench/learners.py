@@ -37,6 +37,9 @@ from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, 
 if TYPE_CHECKING:
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+    from dpd.agents.base import Batch
+    from dpd.agents.offpolicy import OffPolicy
+
 O, A, HELD = 17, 6, 100_000  # noqa: E741
 UPDATES = 50  # per call: an iteration of ours
 
@@ -73,23 +76,31 @@ class Setup:
 SB3_DEFAULT = Setup("SB3, default threads")
 SB3 = (SB3_DEFAULT, Setup("SB3, 1 thread", 1), Setup("SB3, 2 processes of 1 thread", 1, 2))
 DPD = (Setup("dpd, 1 thread", 1, ours=True), Setup("dpd, default threads", ours=True))
-SBX = (Setup("SBX, default threads", package="sbx"),) if find_spec("sbx") else ()
+SBX = (
+    Setup("SBX, default threads", package="sbx"),
+    Setup("SBX, 2 processes", processes=2, package="sbx"),
+)
 """Compiled by JAX; for comparison, no goal counts it. End to end only."""
 
 
-def ours(case: str) -> Work:
-    """Return the work of our stack: an iteration's updates."""
+def filled_agent(case: str) -> tuple[OffPolicy[Any], Batch]:
+    """Return our stack with a full replay, and an iteration to update on."""
     n, config = CASES[case]
     agent = config.build(O, A, [(0, peer) for peer in range(n)])  # type: ignore[attr-defined]
     rows = torch.randn(n, HELD, 1, agent.replay.rows.shape[-1])
     rows[..., -3:] = torch.tensor([0.0, 0.0, 1.0])  # no ends, all valid
     rows[..., O : O + A].clamp_(-1, 1)
     agent.replay.extend(rows)
-    batch = agent.prepare(agent.new_rollout())
+    return agent, agent.prepare(agent.new_rollout())
+
+
+def ours(case: str) -> Work:
+    """Return the work of our stack: an iteration's updates."""
+    agent, batch = filled_agent(case)
 
     def work() -> int:
         agent.update(batch, 0.0)
-        return UPDATES * n
+        return UPDATES * agent.n_learners
 
     return work
 
@@ -196,7 +207,8 @@ class Results:
     def goals(self) -> list[dict[str, Any]]:
         """Return every goal with what was measured."""
         found = []
-        for case, least in GOALS.items():
+        for case in self.rates:
+            least = GOALS[case]
             own, best = self.best(case, DPD), self.best(case, SB3)
             for base, name, goal in zip(
                 (SB3_DEFAULT, best), ("default", "best"), least, strict=True
@@ -209,20 +221,22 @@ class Results:
 
 def setups(args: argparse.Namespace) -> tuple[Setup, ...]:
     """Return all ways that are compared."""
-    return (*SB3, *(SBX if args.end_to_end else ()), *DPD)
+    return (*SB3, *(SBX if args.end_to_end and find_spec("sbx") else ()), *DPD)
 
 
 def measure_all(args: argparse.Namespace, console: Console) -> Results:
     """Measure all set-ups in turns, so that a slow minute hits them all."""
-    results = Results({case: {s.name: [] for s in setups(args)} for case in CASES})
+    before = json.loads(args.json.read_text()) if args.add and args.json.exists() else {}
+    results = Results(before.get("rates", {}), before.get("rounds", []))
     for i in range(args.repeats):
         load, percent = load_of_others()
         results.rounds.append({"load": load, "cpu_percent": percent})
         console.print(f"round {i + 1} of {args.repeats}; others use {percent:.0f} % of the CPU")
-        for case in CASES:
+        for case in args.cases:
+            rates = results.rates.setdefault(case, {s.name: [] for s in setups(args)})
             for setup in setups(args):
                 x = setup.measure(case, args)
-                results.rates[case][setup.name].append(x)
+                rates[setup.name].append(x)
                 console.print(f"  {case}, {setup.name}: {x:,.0f} updates/s")
     return results
 
@@ -233,8 +247,8 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
     table = Table(title=title, title_justify="left")
     for name in ("learners", "set-up", "updates/s", "x default", "x best"):
         table.add_column(name, justify="right" if name[0] in "xu" else "left")
-    for case, (n, _) in CASES.items():
-        best = results.best(case, SB3)
+    for case in results.rates:
+        n, best = CASES[case][0], results.best(case, SB3)
         for setup in setups(args):
             ratios = [f"{results.ratio(case, setup, b):.2f}" for b in (SB3_DEFAULT, best)]
             who = f"{n if setup.ours else setup.processes} {case}"
@@ -253,10 +267,12 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
 def parse() -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description="Time updates against Stable-Baselines3.")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="per set-up and repeat")
     parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
     parser.add_argument("--json", type=Path, help="write raw repeats and versions here")
+    parser.add_argument("--add", action="store_true", help="to the rounds in the file of --json")
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
     parser.add_argument("--end-to-end", action="store_true", help="whole training")
     parser.add_argument("--package", default="stable_baselines3", help=argparse.SUPPRESS)
@@ -268,6 +284,8 @@ def parse() -> argparse.Namespace:
         args.repeats, args.seconds = 1, 1.0
     if args.repeats < 1 or args.seconds <= 0:
         parser.error("--repeats and --seconds must be positive")
+    if args.add and args.json is None:
+        parser.error("--add needs the file to add to: --json FILE")
     return args
 
 

@@ -102,14 +102,18 @@ def parse(kind: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any
 
 def one_line(box: str, prog: str) -> str:
     """Return the text of an error box without frame, title and advice."""
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", x).strip() for x in box.splitlines()[1:]]
+    frame = r"[│╭╮╰╯─]+|^[|+]|[|+]$|-{3,}"  # in ASCII where the terminal has no more
+    lines = [re.sub(frame, " ", x).strip() for x in box.splitlines()[1:]]
     kept: list[str] = []
     for line in lines:
         if line.startswith("For full helptext"):
             break
         if line:
             kept.append(line)
-    return re.sub(r"\s+", " ", " ".join(kept)) + f"; see {prog} --help"
+    text = re.sub(r"\s+", " ", " ".join(kept))
+    # Of settings that do not fit each other; whose they are matters where each peer has its own.
+    text = re.sub(r"^Error parsing (?:(peer\d+: )|\w+: )", r"\1", text)
+    return f"{text}; see {prog} --help"
 
 
 def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]]:
@@ -175,8 +179,8 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         raise BadInput(f"method {selection.method} is one of dpd {method.COMMAND}")
     algos = learners(selection)
     kinds = ",".join(name for name, _ in algos)
-    each = [f"peer{k}" for k in range(len(algos))] if algos[1:] else []
-    words = as_flags({name: method.SETTINGS for name in each} or method.SETTINGS)
+    groups = groups_of(algos)
+    words = as_flags(dict.fromkeys(groups, method.SETTINGS) if algos[1:] else method.SETTINGS)
     if selection.preset is not None:
         words += as_flags(preset_settings(selection.preset, selection.method, kinds))
     run = replace(defaults(selection, algos), env=settings.pop("env", RunConfig.env))
@@ -185,11 +189,16 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     args = parse(flags, [*words, *argv], f"dpd {command}", default)
     return TrainConfig(
         run=args.run,
-        algos=tuple((name, getattr(args, f"peer{k}")) for k, (name, _) in enumerate(algos)),
+        algos=tuple((name, getattr(args, g)) for g, (name, _) in zip(groups, algos, strict=True)),
         method=selection.method,
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
     )
+
+
+def groups_of(algos: Sequence[tuple[str, AlgoConfig]]) -> list[str]:
+    """Return what the learners' settings are called: those of all, or of each peer."""
+    return [f"peer{k}" for k in range(len(algos))] if algos[1:] else ["learners"]
 
 
 def defaults(selection: Selection, algos: Sequence[tuple[str, AlgoConfig]]) -> RunConfig:
@@ -214,9 +223,9 @@ def run_flags(
     kinds += [("selection", Annotated[type(selection), plain], selection)]
     if command == "distill":
         kinds += [("teachers", Annotated[TeacherConfig, plain], TeacherConfig())]
-    for k, (_, config) in enumerate(algos):
+    for name, (_, config) in zip(groups_of(algos), algos, strict=True):
         kind = type(config)
-        kinds += [(f"peer{k}", kind if algos[1:] else Annotated[kind, plain], config)]
+        kinds += [(name, kind if algos[1:] else Annotated[kind, plain], config)]
     kinds += [("distill", method, method())]
     flags = make_dataclass(
         command.capitalize(),

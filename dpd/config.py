@@ -149,8 +149,11 @@ class TrainConfig:
                 raise BadInput(f"{flag(name)} is for peers of one algorithm; give {own} and so on")
             if given and len(given) != self.run.peers:
                 raise BadInput(f"{flag(name)} names {len(given)} values for {self.run.peers} peers")
-        if len(self.stacks) > 1 and getattr(stack.algo, "share_replay", False):
-            raise BadInput("--share-replay is for peers of one algorithm and the same settings")
+        if getattr(stack.algo, "share_replay", False):
+            if len(self.stacks) > 1:
+                raise BadInput("--share-replay is for peers of one algorithm and the same settings")
+            if self.run.peers == 1:
+                raise BadInput("--share-replay does nothing with one peer; give --peers 2 or more")
 
     def _refuse_no_learning(self, stack: StackConfig) -> None:
         """Raise BadInput where a learner's whole budget would go into random actions."""

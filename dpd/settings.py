@@ -60,6 +60,8 @@ def _one_preset(name: str, method: str, algo: str) -> dict[str, Any]:
     if not of_method and name not in of_learners:
         others = f"; known: {', '.join(of_learners)}" if of_learners else ""
         raise BadInput(f"method {method} has no presets for {algo}; leave --preset out{others}")
+    if name in METHODS[method].PRESETS and name not in of_method:
+        raise BadInput(f"preset {name} is not for {algo}; give --preset {' or '.join(of_method)}")
     if name not in of_learners:
         return choose(f"preset of method {method} for {algo}", name, of_method | of_learners)
     each = [LEARNERS[name][peer] for peer in peers]

@@ -235,6 +235,8 @@ def test_an_exported_policy_holds_the_deterministic_action(config: OffPolicyConf
         ({"learning_starts": -1}, "learning_starts must not be negative, not -1"),
         ({"noise_std": 0.0}, "noise_std must be positive, not 0.0"),
         ({"target_noise": -0.1}, "target_noise must not be negative, not -0.1"),
+        ({"ou_theta": 0.3}, "ou_theta does nothing with exploration gaussian"),
+        ({"target_noise": 0.0, "target_noise_clip": 0.1}, "nothing where target_noise is 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -247,6 +249,8 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
     [
         ({"alpha": -1.0}, "alpha must not be negative, not -1.0"),
         ({"alpha_init": 0.0}, "alpha_init must be positive, not 0.0"),
+        ({"alpha": 0.1, "alpha_init": 0.5}, "alpha_init is of a learned temperature"),
+        ({"alpha": 0.1, "target_entropy": -3.0}, "target_entropy is of a learned temperature"),
     ],
 )
 def test_temperatures_that_make_no_sense_are_refused(

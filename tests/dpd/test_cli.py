@@ -87,7 +87,7 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--device", "tpu"], "--device is cpu, cuda or as cuda:1, not 'tpu'"),
         (["train", "--device", "cuda"], "finds no CUDA device; install the CUDA build"),
         (["train", "Pendulum-v1", "--backend", "warp"], "there is one of HalfCheetah-v5"),
-        (["train", "--method", "dpp"], "did you mean dpd"),
+        (["train", "--method", "dpp"], "did you mean ppd or dpd"),
         (["train", "--preset", "papper"], "did you mean paper"),
         (["train", "--method", "none", "--preset", "paper"], "no presets"),
         (["train", "--distill.gate", "firm"], "soft"),

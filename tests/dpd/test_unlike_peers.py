@@ -114,10 +114,10 @@ def test_the_settings_are_read_back_from_the_file(run_dir: Path) -> None:
         (["--algo", "ppo,dqn"], "unknown algorithm 'dqn'"),
         (["--algo", "sac,td3", "--peer0.peer-lr", "1e-3", "1e-3"], "give --peer0.lr"),
         (["--algo", "sac,td3", "--peer0.share-replay"], "--share-replay is for peers of one"),
-        (
-            ["--algo", "ppo,sac", "--preset", "paper"],
-            "unknown preset of method dpd for ppo,sac",
-        ),
+        (["--algo", "ppo,sac", "--preset", "paper"], "preset paper is not for ppo,sac; give"),
+        (["--algo", "ppo,sac", "--preset", "modern", "--peer1.lr", "0"], "dpd: peer1: lr must be"),
+        (["--algo", "sac", "--lr", "0"], "dpd: lr must be positive"),
+        (["--algo", "sac", "--peers", "1", "--share-replay"], "nothing with one peer"),
         (["--algo", "sac,ppo", "--lr", "1e-3"], "--lr"),
     ],
 )

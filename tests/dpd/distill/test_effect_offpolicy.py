@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from trials import DT, GAMMA, Trial, fit, flee, returns, share_of_return, starts
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
 from dpd.agents.td3 import TD3
-from dpd.distill.base import Context
+from dpd.distill.base import Context, Method
 from dpd.distill.peers import DualDistillation, Independent
 from dpd.distill.peers_config import DPDConfig
 
@@ -132,6 +133,33 @@ def test_inside_the_learners_loss_a_good_peer_teaches_where_no_reward_does(
     method = DualDistillation(DPDConfig(dose="loss", students=(0,)), taught.context)
     assert share_of_return(taught, lambda t: t.train(15, method)) >= 0.8
     assert share_of_return(alone, lambda t: t.train(15, Independent(t.context))) < 0.3
+
+
+# --- Peers come together ---
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("td3", replace(DOSE, gate="hard")),
+        ("td3", DPDConfig(dose="loss")),
+        ("sac", DPDConfig(dose="loss", divergence="kl_reverse")),
+    ],
+    ids=["td3, step", "td3, loss", "sac, loss"],
+)
+def test_peers_who_distil_come_closer_than_independent_ones(name: str, config: DPDConfig) -> None:
+    # The second action earns nothing, so reinforcement alone has no reason to bring peers together.
+    together = final_distance(name, lambda context: DualDistillation(config, context))
+    assert together < 0.5 * final_distance(name, Independent)
+
+
+def final_distance(name: str, make: Callable[[Context], Method]) -> float:
+    """Return the action distance of two pairs after training, from far apart."""
+    trial = Trial(ALGOS[name], probes.FreeAction, groups=2)
+    trial.agent.nets.views["actor.2.weight"].mul_(5)
+    distances = trial.train(8, make(trial.context))
+    assert distances[0].mean() > 0.3
+    return float(distances[-1].mean())
 
 
 # --- Two experts, each on its half ---

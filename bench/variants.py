@@ -1,0 +1,208 @@
+"""Time what might make learners with a replay faster, against them as they are.
+
+python bench/variants.py --json variants.json      about 10 minutes, most of them compilation
+python bench/variants.py --quick --force           a smoke run, its numbers mean nothing
+
+Updates alone: matrix products in bfloat16, and an update compiled by torch.compile. Simulation and
+updates: both in turns, as `dpd train` has them, and at once, the policy acting by the parameters of
+the iteration before. Nothing here is an option of dpd; docs/benchmarks.md says what came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `dpd` does, before torch is loaded
+
+import torch
+from learners import CASES, UPDATES, filled_agent, ours
+from rich.console import Console
+from rich.table import Table
+from timing import Work, interleaved_rates, machine, median_ratio, require_quiet
+from torch import Tensor
+
+import dpd.agents.nets
+from dpd.agents.offpolicy import OffPolicy
+from dpd.agents.td3 import TD3
+from dpd.collect import collect
+from dpd.config import TrainConfig
+from dpd.distill import METHODS
+from dpd.envs.make import make
+from dpd.run_config import RunConfig
+from dpd.stack import env_seeds
+from dpd.train import learner_threads
+
+PRODUCT = (4, 256, 256)
+"""A hidden layer of two learners' critics on a minibatch."""
+
+
+def threads_of(case: str) -> int:
+    """Return the threads that `dpd train` would give these learners."""
+    n, config = CASES[case]
+    run = RunConfig(peers=n)
+    method = METHODS["none"]()
+    settings = TrainConfig(run=run, algos=((case, config),), method="none", distill=method)  # type: ignore[arg-type]
+    return learner_threads(settings)
+
+
+def product(dtype: torch.dtype) -> Work:
+    """Return the work of one batched product with its operands in this type."""
+    x, y = (torch.randn(PRODUCT, dtype=torch.float32).to(dtype) for _ in range(2))
+
+    def work() -> int:
+        torch.bmm(x, y)
+        return 1
+
+    return work
+
+
+def rounded(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a product of matrices that are rounded to bfloat16, summed up in float32."""
+
+    def run(*operands: Tensor) -> Tensor:
+        return product(*(x.bfloat16() for x in operands)).float()
+
+    return run
+
+
+def updates_in_bfloat16(case: str) -> Work:
+    """Return the same with every layer's product and its gradients in bfloat16."""
+    work, nets = ours(case), dpd.agents.nets
+    names = ("affine", "affine_gradient", "into_input")
+    lowered = {name: rounded(getattr(nets, name)) for name in names}
+
+    def in_bfloat16() -> int:
+        with patch.multiple(nets, **lowered):
+            return work()
+
+    return in_bfloat16
+
+
+def compiled_updates(case: str) -> Work:
+    """Return the same with an update compiled, but for Adam, which is a fused kernel already."""
+    agent, batch = filled_agent(case)
+    for name in ("optimizer", "critic_optimizer", "alpha_optimizer"):
+        if (optimizer := getattr(agent, name, None)) is not None:
+            optimizer.step = torch._dynamo.disable(optimizer.step)
+    agent._step = torch.compile(agent._step)  # type: ignore[method-assign]
+
+    def work() -> int:
+        agent.update(batch, 0.0)
+        return UPDATES * agent.n_learners
+
+    work()  # twice, since TD3's policy is updated in every other step
+    return work
+
+
+def behind(agent: OffPolicy[Any]) -> OffPolicy[Any]:
+    """Return learners that act by a copy of the policy's parameters."""
+    actor = copy.copy(agent)
+    actor.nets = agent.nets.twin()
+    if isinstance(actor, TD3):
+        actor.exploration = copy.copy(actor.exploration)
+        actor.exploration.actor = actor.nets  # type: ignore[attr-defined]
+    return actor
+
+
+def training(case: str, at_once: bool) -> Work:
+    """Return the work of a training iteration, its two halves in turns or at once."""
+    agent, _ = filled_agent(case)
+    who = [(0, peer) for peer in range(agent.n_learners)]
+    env = make("HalfCheetah-v5", len(who), env_seeds(who, 1))
+    obs = env.reset().view(len(who), 1, -1)
+    actor, pool = behind(agent), ThreadPoolExecutor(1)
+    rollout, other = agent.new_rollout(), agent.new_rollout()
+
+    def work() -> int:
+        nonlocal obs, rollout, other
+        if at_once:
+            actor.nets.load_state(agent.nets.state())
+            batch = agent.prepare(rollout)  # of the iteration before
+            rollout, other = other, rollout
+            running = pool.submit(collect, env, actor, obs, rollout)
+            agent.update(batch, 0.0)
+            obs = running.result()
+        else:
+            obs = collect(env, agent, obs, rollout)
+            agent.update(agent.prepare(rollout), 0.0)
+        return UPDATES * len(who)
+
+    if at_once:
+        obs = collect(env, agent, obs, rollout)
+    return work
+
+
+def measure(case: str, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Time every variant of a case in turns -> updates, or steps, per second."""
+    torch.set_num_threads(threads_of(case))
+    learning = {
+        "updates": ours(case),
+        "updates, bfloat16": updates_in_bfloat16(case),
+        **({} if args.no_compile else {"updates, compiled": compiled_updates(case)}),
+    }
+    whole = {"training": training(case, False), "training, at once": training(case, True)}
+    return interleaved_rates(learning | whole, args.repeats, args.seconds)
+
+
+def table(rates: dict[str, dict[str, list[float]]]) -> Table:
+    """Return every rate, and how many times the plain one it is."""
+    found = Table(title="Variants, times the learners as they are", title_justify="left")
+    for name in ("learners", "variant", "per second", "x as it is"):
+        found.add_column(name, justify="right" if name[0] in "px" else "left")
+    for case, of_case in rates.items():
+        for name, values in of_case.items():
+            ratio = median_ratio(of_case, name, name.split(",")[0])
+            found.add_row(case, name, f"{median(values):,.0f}", f"{ratio:.2f}")
+    return found
+
+
+def parse() -> argparse.Namespace:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(description="Time variants of learners with a replay.")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="per variant and repeat")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
+    parser.add_argument("--json", type=Path, help="write raw repeats and versions here")
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
+    args = parser.parse_args()
+    if args.quick:
+        args.repeats, args.seconds = 1, 1.0
+    if args.repeats < 1 or args.seconds <= 0:
+        parser.error("--repeats and --seconds must be positive")
+    return args
+
+
+def main() -> int:
+    """Measure all variants."""
+    args = parse()
+    require_quiet(args.force)
+    console = Console()
+    products = {
+        "product": product(torch.float32),
+        "product, bfloat16": product(torch.bfloat16),
+    }
+    rates = {"products": interleaved_rates(products, args.repeats, args.seconds / 4)}
+    for case in args.cases:
+        console.print(f"timing {case}")
+        rates[f"{CASES[case][0]} {case}"] = measure(case, args)
+    console.print(table(rates))
+    if args.json:
+        data = {"machine": machine(), "seconds": args.seconds, "rates": rates}
+        args.json.write_text(json.dumps(data, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
