@@ -25,6 +25,11 @@ class ForeignConfig:
     activation: Literal["tanh", "relu", "elu"] | None = None
     """Activation of a .zip that does not say it readably."""
 
+    @property
+    def without_zip(self) -> ForeignConfig:
+        """What is left of it for a policy that says the rest itself."""
+        return ForeignConfig(env=self.env)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:

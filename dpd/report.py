@@ -22,6 +22,12 @@ from dpd.sources import find_policies
 from dpd.teachers import LAST_EPISODES, keep_returns, kept_teacher
 
 STUDENTS, FIDELITY = "students.png", "fidelity.json"
+PHASES = {
+    "time/collect": "collecting",
+    "time/update": "learning",
+    "time/distill": "distilling",
+    "time/eval": "evaluating",
+}
 
 
 def title(config: TrainConfig) -> str:
@@ -139,7 +145,20 @@ def say_where(config: TrainConfig, run_dir: Path, console: Console) -> None:
     for name, place in places.items():
         if place is not None:
             console.print(f"{name:<12} {place}", soft_wrap=True)
+    if spent := ", ".join(f"{k} {v:.1%}" for k, v in time_shares(run_dir).items()):
+        console.print(f"{'time':<12} {spent}", soft_wrap=True, highlight=False)
     console.print(f"TensorBoard  tensorboard --logdir {run_dir / 'tb'}", soft_wrap=True)
+
+
+def time_shares(run_dir: Path) -> dict[str, float]:
+    """Return each phase's share of the time that the run's records tell of."""
+    spent: dict[str, float] = {}
+    for row in read_rows(run_dir / "metrics.csv"):
+        phase = PHASES.get(row["metric"])
+        if phase is not None:
+            spent[phase] = spent.get(phase, 0.0) + float(row["value"])
+    whole = sum(spent.values())
+    return {phase: seconds / whole for phase, seconds in spent.items()} if whole > 0 else {}
 
 
 def draw_curves(run_dir: Path, title: str) -> Path | None:

@@ -22,6 +22,7 @@ from dpd.fidelity.page import page
 from dpd.fidelity.states import Setting
 from dpd.fidelity.subjects import read_subjects
 from dpd.fidelity.tables import print_sheet, sheets
+from dpd.fidelity.values import ReadRun
 from dpd.files import replacing
 from dpd.intervals import CONFIDENCE
 
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from dpd.commands import FidelityConfig
 
 
-def fidelity_paths(config: FidelityConfig) -> int:
+def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
     """Audit all students; print tables or JSON, and write what is kept."""
     require_writable(config.out)
-    teacher, students, env_id = read_subjects(config)
+    teacher, students, env_id = read_subjects(config, read_run)
     meta = teacher.policy.meta
     setting = Setting(
         env_id=env_id,

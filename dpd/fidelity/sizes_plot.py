@@ -73,7 +73,7 @@ def place(size: Size, cost: str) -> float:
 
 
 def finish(axes: Axes, cost: str) -> None:
-    """Take away the frame, and count parameters in powers of ten."""
+    """Take away the frame, and spread parameters by their logarithm."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#b0b0b0")
     axes.set_axisbelow(True)
@@ -82,6 +82,11 @@ def finish(axes: Axes, cost: str) -> None:
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.15)
     if cost == "parameters":
+        from matplotlib.ticker import LogLocator, NullLocator
+
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     else:
         axes.set_xlim(0, 1.15 * axes.dataLim.x1)

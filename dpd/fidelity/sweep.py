@@ -23,6 +23,7 @@ from dpd.fidelity.states import HELD_OUT, TRAIN, Setting, uniform, visit, visit_
 from dpd.fidelity.subjects import Subject, n_parameters, one_thread
 from dpd.fidelity.variants import Factor, distinct, factors, why_no_weights
 from dpd.policyfile import Policy
+from dpd.runs import short_names
 from dpd.sources import load_any, one_policy
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def read_teacher(config: SweepConfig) -> tuple[Subject, Setting]:
         threads=config.threads,
     )
     require_fit(policy, check(setting.env_id, env_kwargs=setting.env_kwargs))
-    return Subject(name=file.stem, policy=policy, file=file), setting
+    (name,) = short_names([config.teacher])
+    return Subject(name=name, policy=policy, file=file), setting
 
 
 def progress_bar() -> Progress:

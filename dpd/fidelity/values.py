@@ -1,0 +1,52 @@
+"""Value functions of saved policies: a run's checkpoint of the same step still holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpd.agents.base import part
+from dpd.agents.learners import Learners
+from dpd.checkpoint import read
+from dpd.config import TrainConfig
+from dpd.policyfile import Policy
+
+Value = Callable[[Tensor], Tensor]
+"""Raw observations [B, O] -> values [B] in raw reward units."""
+ReadRun = Callable[[Path], TrainConfig]
+"""Reads the settings of the run in a directory."""
+
+
+def value_of(file: Path, policy: Policy, read_run: ReadRun) -> Value | None:
+    """Return the value function that was learnt beside a policy file, if it is still there.
+
+    None for a file that lies in no run, for students, which learn no values, and where the
+    checkpoint of its step is gone: a run keeps the latest few, and the best. Raises BadInput or
+    BadFile where settings or checkpoint can't be read.
+    """
+    said, run_dir = policy.meta.provenance, file.resolve().parent.parent
+    checkpoint = run_dir / "checkpoints" / f"step-{said.get('steps') or 0:012}.safetensors"
+    is_there = checkpoint.is_file() and (run_dir / "config.json").is_file()
+    if policy.meta.algo == "student" or not is_there:
+        return None
+    config = read_run(run_dir)
+    k, stack = next((k, s) for k, s in enumerate(config.stacks) if said["peer"] in s.peers)
+    seeds = range(config.run.seed, config.run.seed + config.run.seeds)
+    who = [(seed, peer) for seed in seeds for peer in stack.peers]
+    agent: Learners = stack.algo.build(policy.meta.obs_dim, policy.meta.act_dim, who)
+    state, _ = read(checkpoint)
+    agent.load_state(part(state, f"training.stack{k}.agent"))
+    n = who.index((said["seed"], said["peer"]))
+    own = agent.export(n)
+    if not all(torch.equal(own[name], policy.tensors[name]) for name in own):
+        return None  # another policy has taken the file's place
+
+    def value(obs: Tensor) -> Tensor:
+        found = agent.ask(obs.unsqueeze(0).expand(len(who), *obs.shape)).value
+        assert found is not None  # only students know none
+        return found[n]
+
+    return value

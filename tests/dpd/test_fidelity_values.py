@@ -1,0 +1,65 @@
+"""Value functions, read from the checkpoint that a run keeps of a policy's step."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lessons import ENDS, ROLLOUT
+
+from dpd import policyfile
+from dpd.checkpoint import read
+from dpd.cli import main, saved_run
+from dpd.fidelity.values import value_of
+from dpd.policyfile import load
+from dpd.training import Training
+
+SAC = ["--learning-starts", "0", "--minibatch-size", "16", "--updates-per-step", "0.1"]
+LEARNERS = {
+    "ppo": ["--algo", "ppo", "--peers", "2", *ROLLOUT],
+    "ppo and sac": ["--algo", "ppo,sac", "--peer1.capacity", "512"]
+    + [f"--peer1.{w[2:]}" if w.startswith("--") else w for w in SAC]
+    + [f"--peer0.{w[2:]}" if w.startswith("--") else w for w in ROLLOUT],
+}
+OBS = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("flags", LEARNERS.values(), ids=LEARNERS)
+def test_a_value_is_what_the_learner_itself_says(flags: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    argv = ["train", "Swimmer-v5", "--method", "none", "--seeds", "2", *flags, *ENDS]
+    assert main([*argv, "--total-steps", "512", "--out", str(out)]) == 0
+    training = Training(saved_run(out))
+    (checkpoint,) = (out / "checkpoints").glob("step-*[1-9]*.safetensors")
+    state, _ = read(checkpoint)
+    training.load_state(
+        {k.removeprefix("training."): v for k, v in state.items() if "saver" not in k}
+    )
+    for who, (stack, n) in training.places.items():
+        file = out / f"policies/seed{who[0]}-peer{who[1]}.safetensors"
+        value = value_of(file, load(file), saved_run)
+        asked = stack.agent.ask(OBS.expand(stack.agent.n_learners, 20, 8)).value
+        assert value is not None and asked is not None
+        assert torch.equal(value(OBS), asked[n]) and value(OBS).std() > 0
+
+
+def test_without_its_own_checkpoint_a_policy_has_no_value(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    argv = ["train", "Swimmer-v5", "--method", "none", "--peers", "1", *ROLLOUT, *ENDS]
+    assert main([*argv, "--total-steps", "128", "--out", str(out)]) == 0
+    file = out / "policies/seed0-peer0.safetensors"
+    policy = load(file)
+    assert value_of(file, policy, saved_run) is not None
+    other = replace(policy.meta, provenance={**policy.meta.provenance, "steps": 77})
+    assert value_of(file, policyfile.Policy(policy.tensors, other), saved_run) is None
+    moved = {k: v + 1 if k == "actor.0.bias" else v for k, v in policy.tensors.items()}
+    assert value_of(file, policyfile.Policy(moved, policy.meta), saved_run) is None
+    elsewhere = Path(shutil.copy(file, tmp_path / "policy.safetensors"))
+    assert value_of(elsewhere, load(elsewhere), saved_run) is None
+    audit = ["fidelity", out, out / "policies/seed0-peer0-best.safetensors", "--episodes", "1"]
+    audit += ["--states", "50", "--out", tmp_path / "fidelity"]
+    assert main(list(map(str, audit))) == 0
+    (student,) = json.loads((tmp_path / "fidelity/fidelity.json").read_text())["students"]
+    assert student["sets"]["heldout"]["value_gap"] == 0  # of the same policy, its best
