@@ -40,8 +40,8 @@ def value_of(file: Path, policy: Policy, read_run: ReadRun) -> Value | None:
     state, _ = read(checkpoint)
     agent.load_state(part(state, f"training.stack{k}.agent"))
     n = who.index((said["seed"], said["peer"]))
-    own = agent.export(n)
-    if not all(torch.equal(own[name], policy.tensors[name]) for name in own):
+    own = {k: x for k, x in agent.export(n).items() if k.startswith("actor.")}
+    if not all(torch.equal(x, policy.tensors[name]) for name, x in own.items()):
         return None  # another policy has taken the file's place
 
     def value(obs: Tensor) -> Tensor:

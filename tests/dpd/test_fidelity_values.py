@@ -10,6 +10,7 @@ import torch
 from lessons import ENDS, ROLLOUT
 
 from dpd import policyfile
+from dpd.agents.base import part
 from dpd.checkpoint import read
 from dpd.cli import main, saved_run
 from dpd.fidelity.values import value_of
@@ -34,9 +35,7 @@ def test_a_value_is_what_the_learner_itself_says(flags: list[str], tmp_path: Pat
     training = Training(saved_run(out))
     (checkpoint,) = (out / "checkpoints").glob("step-*[1-9]*.safetensors")
     state, _ = read(checkpoint)
-    training.load_state(
-        {k.removeprefix("training."): v for k, v in state.items() if "saver" not in k}
-    )
+    training.load_state(part(state, "training"))
     for who, (stack, n) in training.places.items():
         file = out / f"policies/seed{who[0]}-peer{who[1]}.safetensors"
         value = value_of(file, load(file), saved_run)
