@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +139,7 @@ def say_where(config: TrainConfig, run_dir: Path, console: Console) -> None:
     """Say where the run's files are, and draw its curves."""
     policies = run_dir / "policies"
     places = {"policies": policies if policies.exists() else None}
-    places["curves"] = draw_curves(run_dir, title(config))
+    places["curves"] = draw_curves(run_dir, title(config), peer_names(config))
     for name, file in (("students", STUDENTS), ("fidelity", FIDELITY)):
         places[name] = run_dir / file if (run_dir / file).exists() else None
     for name, place in places.items():
@@ -161,12 +161,20 @@ def time_shares(run_dir: Path) -> dict[str, float]:
     return {phase: seconds / whole for phase, seconds in spent.items()} if whole > 0 else {}
 
 
-def draw_curves(run_dir: Path, title: str) -> Path | None:
+def peer_names(config: TrainConfig) -> list[str]:
+    """Name the peers of a run by their size, where they differ in it."""
+    hidden = {peer: stack.hidden_of(peer) for stack in config.stacks for peer in stack.peers}
+    if len(set(hidden.values())) == 1:
+        return []
+    return [f"peer {peer}: {'x'.join(map(str, hidden[peer]))}" for peer in sorted(hidden)]
+
+
+def draw_curves(run_dir: Path, title: str, names: Sequence[str]) -> Path | None:
     """Draw the learning curves, if there is anything to draw."""
     from dpd.plots import learning_curves
 
     metrics, picture = run_dir / "metrics.csv", run_dir / "curves.png"
     if not any(row["metric"].endswith("/return") for row in read_rows(metrics)):
         return None  # stopped before the first episode ended
-    learning_curves(metrics, picture, title)
+    learning_curves(metrics, picture, title, names)
     return picture

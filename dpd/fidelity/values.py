@@ -27,10 +27,13 @@ def value_of(file: Path, policy: Policy, read_run: ReadRun) -> Value | None:
     checkpoint of its step is gone: a run keeps the latest few, and the best. Raises BadInput or
     BadFile where settings or checkpoint can't be read.
     """
-    said, run_dir = policy.meta.provenance, file.resolve().parent.parent
+    said = policy.meta.provenance
+    above = file.resolve().parents[1:3]  # RUN/policies/, or RUN/policies/history/
+    run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
+    if run_dir is None or policy.meta.algo == "student":
+        return None
     checkpoint = run_dir / "checkpoints" / f"step-{said.get('steps') or 0:012}.safetensors"
-    is_there = checkpoint.is_file() and (run_dir / "config.json").is_file()
-    if policy.meta.algo == "student" or not is_there:
+    if not checkpoint.is_file():
         return None
     config = read_run(run_dir)
     k, stack = next((k, s) for k, s in enumerate(config.stacks) if said["peer"] in s.peers)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dpd.report import time_shares
+from dpd.cli import parse_run
+from dpd.report import peer_names, time_shares
 
 
 def test_shares_of_the_time_are_those_of_all_records_and_processes(tmp_path: Path) -> None:
@@ -22,3 +23,17 @@ def test_shares_of_the_time_are_those_of_all_records_and_processes(tmp_path: Pat
 def test_without_a_record_nothing_is_said_of_the_time(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,seed,peer,metric,value\n")
     assert time_shares(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["train"], []),  # of one size
+        (["distill", "--student-sizes", "8,16x4"], ["peer 0: 8x8", "peer 1: 16x4"]),
+        (["train", "--algo", "ppo,ppo", "--peer1.hidden", "32"], ["peer 0: 64x64", "peer 1: 32"]),
+    ],
+)
+def test_peers_of_unlike_size_are_called_by_it(argv: list[str], names: list[str]) -> None:
+    command, *flags = argv
+    teacher = ["--teacher", "t"] if command == "distill" else []
+    assert peer_names(parse_run([*flags, *teacher], command)) == names
