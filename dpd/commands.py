@@ -107,7 +107,8 @@ class FidelityConfig:
     floor: Path | None = None
     """An independently trained policy: so much agreement comes without any teacher."""
     train_states: Path | None = None
-    """What the students were trained on: an .npy of raw observations [states, dimensions]."""
+    """What the students were trained on: an .npy of raw observations [states, dimensions]; None:
+    what each remembers, as far as its run's checkpoints tell."""
     episodes: int = 20
     """Deterministic episodes per policy, the same for all."""
     states: int = 10_000

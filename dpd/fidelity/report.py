@@ -17,12 +17,12 @@ from dpd.config import BadInput
 from dpd.envs.make import check
 from dpd.evaluate import require_fit
 from dpd.fidelity.audit import Audit, Finding, audit
+from dpd.fidelity.known import ReadRun
 from dpd.fidelity.measures import MEASURES
 from dpd.fidelity.page import page
 from dpd.fidelity.states import Setting
 from dpd.fidelity.subjects import read_subjects
 from dpd.fidelity.tables import print_sheet, sheets
-from dpd.fidelity.values import ReadRun
 from dpd.files import replacing
 from dpd.intervals import CONFIDENCE
 

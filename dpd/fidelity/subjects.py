@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dpd.config import BadInput
+from dpd.fidelity.known import ReadRun, known_of
 from dpd.fidelity.measures import Answers
-from dpd.fidelity.values import ReadRun, value_of
+from dpd.fidelity.states import drawn
 from dpd.policyfile import Policy
 from dpd.runs import short_names
 from dpd.sources import is_zip, load_any, one_policy
@@ -133,12 +134,17 @@ def read_subjects(config: FidelityConfig, read_run: ReadRun) -> tuple[Subject, l
         # a zip does not say its environment; it is the teacher's
         foreign = replace(foreign, env=foreign.env or policy.meta.env_id)
         is_floor = k > len(config.students)
-        value = value_of(file, policy, read_run)
+        value, seen = known_of(file, policy, read_run)
+        if seen is not None:
+            generator = torch.Generator().manual_seed(config.seed)
+            seen = None if is_floor else drawn(seen, config.states, generator)
         subjects.append(
-            Subject(name=name, policy=policy, file=file, value=value, is_floor=is_floor)
+            Subject(name=name, policy=policy, file=file, value=value, train=seen, is_floor=is_floor)
         )
-    train = read_states(config.train_states, subjects[0]) if config.train_states else None
-    students = [s if s.is_floor else replace(s, train=train) for s in subjects[1:]]
+    students = subjects[1:]
+    if config.train_states:
+        train = read_states(config.train_states, subjects[0])
+        students = [s if s.is_floor else replace(s, train=train) for s in students]
     for student in students:
         require_alike(subjects[0], student)
     return subjects[0], students, foreign.env or subjects[0].policy.meta.env_id
