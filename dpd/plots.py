@@ -179,14 +179,19 @@ def draw_side(axes: "Axes", peers: dict[int, Curve], name: str) -> None:
         axes.set_ylim(bottom=0)
 
 
-def finish(axes: "Axes", end: int, x_label: str) -> None:
-    """Take away the frame and set the ticks in thousands or millions of steps."""
+def unframe(axes: "Axes") -> None:
+    """Take away the frame, and draw horizontal lines instead."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#b0b0b0")
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9, length=3, width=0.8)
     axes.tick_params(axis="y", length=0)
+
+
+def finish(axes: "Axes", end: int, x_label: str) -> None:
+    """Take away the frame and set the ticks in thousands or millions of steps."""
+    unframe(axes)
     axes.set_xlim(0, end * 1.01 or 1)
     axes.locator_params(axis="x", nbins=6)
     size, unit = next((size, unit) for size, unit in UNITS if end >= size or size == 1)

@@ -16,7 +16,7 @@ from dpd.evaluate import Outcome, evaluate_together, print_table, summary
 from dpd.fidelity.sizes import by_size, notes, sizes_sheet, write_json
 from dpd.fidelity.sizes_plot import draw_sizes
 from dpd.fidelity.subjects import one_thread
-from dpd.fidelity.tables import print_sheet
+from dpd.fidelity.tables import print_sheets
 from dpd.log import read_rows
 from dpd.sources import find_policies
 from dpd.teachers import LAST_EPISODES, keep_returns, kept_teacher
@@ -127,9 +127,7 @@ def report_sizes(
     """Compare students with their teacher by size: a table, fidelity.json, and a picture."""
     with console.status("comparing the students with their teacher"), one_thread():
         found = by_size(config, kept_teacher(run_dir), list(last), list(last.values()))
-    print_sheet(sizes_sheet(found), console)
-    for note in notes(found):
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    print_sheets([sizes_sheet(found)], notes(found), console)
     write_json(found, run_dir / FIDELITY)
     if len(found.sizes) > 1:
         draw_sizes(found, run_dir / STUDENTS, title(config))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpd.fidelity.page import document, notes, origin, table
@@ -11,7 +10,6 @@ from dpd.fidelity.pictures import GRID, INK, look, new_figure, plain, svg
 from dpd.fidelity.sweep import Sweep
 from dpd.fidelity.sweep_tables import (
     FIGURES,
-    as_text,
     baselines_sheet,
     correlation_sheet,
     mean,
@@ -19,7 +17,6 @@ from dpd.fidelity.sweep_tables import (
     sweep_sheet,
 )
 from dpd.fidelity.variants import FACTORS, Variant
-from dpd.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,14 +33,6 @@ MEANINGS = {
     "own": "error on the states that the student comes to when it acts",
     "retained": "return above random actions, as a share of the teacher's, in the same episodes",
 }
-
-
-def write(found: Sweep, out: Path) -> None:
-    """Write the page and the JSON into a directory."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("sweep.json", as_text(found)), ("sweep.html", page(found))):
-        with replacing(out / name) as draft:
-            draft.write_text(text, encoding="utf-8")
 
 
 def page(found: Sweep) -> str:
