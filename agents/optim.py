@@ -17,6 +17,13 @@ def clip_grad_norm(grad: Tensor, max_norm: float) -> Tensor:
     return norm.squeeze(1)
 
 
+def require_rates(param: Tensor, lr: Sequence[float]) -> int:
+    """Return how many learners there are. Raises ValueError where rates are missing."""
+    if len(lr) != param.shape[0]:
+        raise ValueError(f"{len(lr)} learning rates for {param.shape[0]} learners")
+    return len(lr)
+
+
 class StackedAdam:
     """Adam (Kingma & Ba 2015) on one leaf [N, D] with a learning rate, step and switch per row.
 
@@ -33,9 +40,7 @@ class StackedAdam:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        n = param.shape[0]
-        if len(lr) != n:
-            raise ValueError(f"{len(lr)} learning rates for {n} learners")
+        n = require_rates(param, lr)
         self.betas, self.eps = betas, eps
         self._rates = None if param.device == CPU else torch.zeros(n, device=param.device)
         self.lr = list(lr)
@@ -114,6 +119,7 @@ class StackedSGD:
     """
 
     def __init__(self, param: Tensor, lr: Sequence[float], momentum: float = 0.9) -> None:
+        require_rates(param, lr)
         self.lr, self.momentum = list(lr), momentum
         self.velocity = torch.zeros_like(param, requires_grad=False)
         self._param = param.detach()

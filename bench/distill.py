@@ -1,150 +1,210 @@
-"""Distil one teacher into small students by every method, at equal steps, queries and updates.
+"""Distil one teacher into small students by every method, at equal steps, labels and updates.
 
 python bench/distill.py --teacher runs/teacher --json bench/results/distill.json
-python bench/distill.py --teacher runs/teacher --seeds 2 --steps 10240 --methods bc dagger
+python bench/distill.py --json bench/results/distill.json --docs docs/results.md
 
-Every student takes as many environment steps, asks the teacher about as many states of its own and
-takes as many gradient steps on as many samples (80 of 256 in an iteration of 2,048 steps). Final
-policies act without noise in the same fresh episodes; the seed is the unit.
+The first adds what is missing in the file, the second writes its table into the page.
+
+Every student takes as many environment steps, has the teacher's answer to as many states (each that
+it collects, once), and takes as many gradient steps on as many samples (80 of 256 in an iteration
+of 8 x 256 steps). Methods that learn from all they remember ask again about remembered states,
+which tells them nothing new. What is trained beside the students comes on top: scaffold's guide and
+retrieval's embedding. Final policies act without noise in the same fresh episodes; the seed is the
+unit.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from timing import machine
 
 from dpd import policyfile
+from dpd.distill import METHODS as METHOD_CONFIGS
+from dpd.distill.teaching_config import SupervisedConfig
 from dpd.evaluate import evaluate_together
 from dpd.intervals import bootstrap_interval, trimmed
-from dpd.sources import one_policy
+from dpd.teachers import LAST_EPISODES
 
-SUPERVISED = ("--n-envs", "8", "--n-steps", "256")
-IN_LOSS = ("--n-envs", "16", "--n-steps", "128", "--minibatch-size", "256")
+ROLLOUT = ("--n-envs", "8", "--n-steps", "256", "--minibatch-size", "256")
+ALONE = "PPO without a teacher"
 METHODS: dict[str, tuple[str, ...]] = {
-    "bc": ("bc", *SUPERVISED),
-    "dagger": ("dagger", *SUPERVISED),
-    "on-policy": ("on-policy", *SUPERVISED),
-    "progressive": ("progressive", *SUPERVISED),
-    "progressive, one-shot": ("progressive", "--distill.spacing", "one-shot", *SUPERVISED),
-    "kickstart": ("kickstart", *IN_LOSS),
-    "ppd": ("ppd", *IN_LOSS),
-    "n-distill": ("n-distill", *IN_LOSS),
-    "reverse-kl": ("reverse-kl", *IN_LOSS),
+    "bc": ("bc",),
+    "dagger": ("dagger",),
+    "on-policy": ("on-policy",),
+    "scaffold": ("scaffold",),
+    "retrieval": ("retrieval",),
+    "progressive": ("progressive",),
+    "progressive, one-shot": ("progressive", "--distill.spacing", "one-shot"),
+    "progressive, two-shot": ("progressive", "--distill.spacing", "two-shot"),
+    "progressive, shuffled": ("progressive", "--distill.spacing", "shuffled"),
+    "progressive, random": ("progressive", "--distill.spacing", "random"),
+    "kickstart": ("kickstart",),
+    "ppd": ("ppd",),
+    "n-distill": ("n-distill",),
+    "reverse-kl": ("reverse-kl",),
+    ALONE: ("none",),
 }
-"""What the table says -> method and flags."""
-EVAL_SEED, MEASURED = 1_000_000, ("distill/action_error", "distill/agree_0.1")
+"""What the table says -> method and its own flags."""
+FIGURES = ("return", "retained", "agree", "own_error")
+MARKS = ("<!-- bench/distill.py: begin -->", "<!-- bench/distill.py: end -->")
 
 Row = dict[str, Any]
 
 
-def run(name: str, args: argparse.Namespace, out: Path) -> float:
-    """Distil with all sizes and seeds side by side; return the seconds it took."""
+def common(args: argparse.Namespace) -> list[str]:
+    """Return the flags of all runs."""
+    flags = ["--seeds", str(args.seeds), "--total-steps", str(args.steps * len(args.sizes))]
+    return [*flags, "--evals", "1", "--final-episodes", str(args.episodes)]
+
+
+def run(name: str, args: argparse.Namespace, out: Path) -> None:
+    """Distil into all sizes and seeds side by side."""
     method, *flags = METHODS[name]
-    command = [sys.executable, "-m", "dpd", "distill", args.env, "--method", method, *flags]
-    command += ["--student-sizes", ",".join(args.sizes), "--seeds", str(args.seeds)]
-    command += ["--total-steps", str(args.steps * len(args.sizes)), "--evals", "2"]
-    command += ["--final-episodes", "1", "--out", str(out), "--teacher", str(args.teacher)]
-    begin = time.perf_counter()
+    command = [sys.executable, "-m", "dpd", "train" if name == ALONE else "distill", args.env]
+    command += ["--method", method, *flags, *common(args), "--out", str(out)]
+    if issubclass(METHOD_CONFIGS[method], SupervisedConfig):
+        command += ROLLOUT
+    else:  # learners of unlike size have stacks of their own, and flags of their own
+        for k in range(len(args.sizes)):
+            command += [f"--peer{k}.{w[2:]}" if w.startswith("--") else w for w in ROLLOUT]
+    if name == ALONE:
+        command += ["--algo", ",".join("ppo" for _ in args.sizes)]
+        for k, size in enumerate(args.sizes):
+            command += [f"--peer{k}.hidden", size, size]
+    else:
+        command += ["--student-sizes", ",".join(args.sizes), "--teacher", str(args.teacher)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begin
 
 
-def returns_of(out: Path, peer: int, args: argparse.Namespace) -> list[float]:
-    """Return the mean final return of every seed's student of one size."""
-    files = [out / "policies" / f"seed{k}-peer{peer}.safetensors" for k in range(args.seeds)]
-    policies = [policyfile.load(file) for file in files]
-    outcomes = evaluate_together(policies, args.env, args.episodes, EVAL_SEED)
-    return [float(outcome.returns.mean()) for outcome in outcomes]
-
-
-def last_measures(out: Path, peer: int) -> dict[str, float]:
-    """Return the means over seeds of what was last measured of one size."""
-    found: dict[tuple[str, str], float] = {}
-    with (out / "metrics.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["metric"] in MEASURED and row["peer"] == str(peer):
-                found[row["metric"], row["seed"]] = float(row["value"])
-    return {
-        name: float(np.mean([v for (metric, _), v in found.items() if metric == name]))
-        for name in MEASURED
+def rows_of(name: str, args: argparse.Namespace, out: Path) -> tuple[list[Row], dict[str, Any]]:
+    """Return a row per size, and what is the same for all methods."""
+    found = json.loads((out / "fidelity.json").read_text())
+    baselines = {
+        "teacher": float(np.mean([x for each in found["teachers"] for x in each["returns"]])),
+        "random": found["random"]["return"],
     }
+    rows = []
+    for size in found["sizes"]:
+        figures = {k: [student[k] for student in size["students"]] for k in FIGURES}
+        units = size["name"].split("x")[0]
+        rows.append({"method": name, "size": units, "parameters": size["parameters"], **figures})
+    return rows, baselines
 
 
-def distil_all(args: argparse.Namespace, console: Console) -> list[Row]:
-    """Run every method; return a row per method and size."""
-    rows: list[Row] = []
-    for name in args.methods:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "run"
-            seconds = run(name, args, out)
-            for peer, size in enumerate(args.sizes):
-                scores = returns_of(out, peer, args)
-                row = {"method": name, "size": size, "returns": scores, "seconds": seconds}
-                rows.append(row | last_measures(out, peer))
-                console.print(f"{name} {size}: {np.mean(scores):,.0f}, {seconds:.0f} s")
+def rows_alone(args: argparse.Namespace, out: Path) -> list[Row]:
+    """Return a row per size of learners without a teacher, in the same episodes."""
+    rows = []
+    for peer, size in enumerate(args.sizes):
+        files = [out / "policies" / f"seed{k}-peer{peer}.safetensors" for k in range(args.seeds)]
+        policies = [policyfile.load(file) for file in files]
+        played = evaluate_together(policies, args.env, args.episodes, LAST_EPISODES)
+        scores = [float(outcome.returns.mean()) for outcome in played]
+        rows.append({"method": ALONE, "size": size, "return": scores})
     return rows
 
 
-def interval(scores: Sequence[float]) -> str:
-    """Word the bootstrap interval of the interquartile mean."""
-    found = bootstrap_interval(trimmed, [scores], 0)
-    return "-" if found is None else f"{found.low:,.0f}…{found.high:,.0f}"
+def distil_all(args: argparse.Namespace, console: Console) -> None:
+    """Run every method that the file does not hold yet, and add it there."""
+    for name in args.methods:
+        data = known(args)
+        if any(row["method"] == name for row in data["rows"]):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            run(name, args, out := Path(folder) / "run")
+            rows, baselines = (
+                (rows_alone(args, out), {}) if name == ALONE else rows_of(name, args, out)
+            )
+        for row in rows:
+            console.print(f"{name} {row['size']}: {np.mean(row['return']):,.0f}")
+        data = known(args)  # another process may have added to it meanwhile
+        data |= baselines | {"rows": data["rows"] + rows}
+        args.json.write_text(json.dumps(data, indent=1) + "\n")
 
 
-def table(rows: Sequence[Row], teacher: float, title: str) -> Table:
-    """Lay out a row per method and size."""
-    result = Table(title=title, title_justify="left")
-    for name in ("method", "units", "IQM", "95 % interval", "of teacher", "error", "within 0.1"):
-        result.add_column(name, justify="left" if name == "method" else "right")
-    for row in rows:
-        iqm = float(trimmed(np.asarray(row["returns"]), 0))
-        error, agree = (row[name] for name in MEASURED)
-        numbers = [f"{iqm:,.0f}", interval(row["returns"]), f"{iqm / teacher:.0%}"]
-        result.add_row(row["method"], row["size"], *numbers, f"{error:.3f}", f"{agree:.0%}")
-    return result
+def known(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the file holds, or the beginning of it. Exits where it is of other settings."""
+    names = ("env", "sizes", "seeds", "steps", "episodes")
+    settings = {name: getattr(args, name) for name in names}
+    if not args.json.exists():
+        return {"machine": machine(), "settings": settings, "rows": []}
+    data: dict[str, Any] = json.loads(args.json.read_text())
+    if data["settings"] != settings:
+        sys.exit(f"{args.json} is of {data['settings']}, not {settings}; give another --json")
+    return data
+
+
+def centre(values: Sequence[float], places: int) -> str:
+    """Word the interquartile mean and its bootstrap interval over seeds."""
+    middle, found = float(trimmed(np.asarray(values), 0)), bootstrap_interval(trimmed, [values], 0)
+    ends = "" if found is None else f" ({found.low:,.{places}f} to {found.high:,.{places}f})"
+    return f"{middle:,.{places}f}{ends}"
+
+
+def table(data: dict[str, Any]) -> list[str]:
+    """Lay out a line per method and size, in the order of METHODS."""
+    head = ["method", "units", "return", "retained", "held-out within 0.1", "error on own states"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    span = data["teacher"] - data["random"]
+    for size in data["settings"]["sizes"]:
+        for name in METHODS:
+            for row in data["rows"]:
+                if (row["method"], row["size"]) != (name, size):
+                    continue
+                kept = [(got - data["random"]) / span for got in row["return"]]
+                cells = [name, size, centre(row["return"], 0), centre(kept, 2)]
+                cells += [centre(row[k], 2) if k in row else "" for k in ("agree", "own_error")]
+                lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def write_table(data: dict[str, Any], page: Path) -> None:
+    """Put the table between its marks in a page."""
+    said = data["settings"]
+    lead = (
+        f"{said['env']}, {said['steps']:,} environment steps per student, {said['seeds']} seeds, "
+        f"{said['episodes']} episodes per policy. The teacher gets {data['teacher']:,.0f}, uniform "
+        f"actions {data['random']:,.0f}."
+    )
+    before, _, rest = page.read_text().partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    parts = [before + MARKS[0], "", lead, "", *table(data), "", MARKS[1] + after]
+    page.write_text("\n".join(parts))
 
 
 def parse() -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description="Compare methods of teacher-student distillation.")
-    parser.add_argument("--teacher", type=Path, required=True, help="a run with a history")
+    parser.add_argument("--teacher", type=Path, help="a run with a history")
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--sizes", nargs="+", default=["16", "32"])
+    parser.add_argument("--sizes", nargs="+", default=["16", "32"], help="units of both layers")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=102_400, help="environment steps per student")
-    parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write all returns and versions here")
+    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--json", type=Path, required=True, help="all figures of all students")
+    parser.add_argument("--docs", type=Path, help="write the table of --json into this page")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Distil, print, write."""
+    """Distil what is missing, or write the table; print it."""
     args, console = parse(), Console()
-    teacher = policyfile.load(one_policy(args.teacher))
-    score = float(
-        evaluate_together([teacher], args.env, args.episodes, EVAL_SEED)[0].returns.mean()
-    )
-    rows = distil_all(args, console)
-    title = f"{args.env}: a teacher of {score:,.0f} into students, {args.steps:,} steps each"
-    console.print(table(rows, score, title))
-    if args.json:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        data = {"machine": machine(), "settings": settings, "teacher": score, "rows": rows}
-        args.json.write_text(json.dumps(data, indent=1) + "\n")
+    if args.teacher is not None:
+        distil_all(args, console)
+    data = json.loads(args.json.read_text())
+    if args.docs is not None:
+        write_table(data, args.docs)
+    console.print("\n".join(table(data)), soft_wrap=True, highlight=False)
     return 0
 
 

@@ -240,6 +240,13 @@ def parse_train(argv: Sequence[str]) -> TrainConfig:
     return parse_run(argv, "train")
 
 
+def saved_run(run_dir: Path) -> TrainConfig:
+    """Return the settings of the run in a directory, whichever command made it."""
+    file = run_dir / "config.json"
+    method = choose("method", str(read_config(file).get("method")), METHODS)
+    return parse_run(["--config", str(file)], method.COMMAND)
+
+
 def train_command(argv: Sequence[str]) -> int:
     """Train, then print how the policies do and where they are."""
     config = parse_run(argv, "train")
@@ -293,7 +300,7 @@ def fidelity_command(argv: Sequence[str]) -> int:
     config = parse(FidelityConfig, argv, "dpd fidelity")
     from dpd.fidelity.report import fidelity_paths
 
-    return fidelity_paths(config)
+    return fidelity_paths(config, saved_run)
 
 
 def sweep_command(argv: Sequence[str]) -> int:

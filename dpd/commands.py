@@ -25,6 +25,11 @@ class ForeignConfig:
     activation: Literal["tanh", "relu", "elu"] | None = None
     """Activation of a .zip that does not say it readably."""
 
+    @property
+    def without_zip(self) -> ForeignConfig:
+        """What is left of it for a policy that says the rest itself."""
+        return ForeignConfig(env=self.env)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -102,7 +107,8 @@ class FidelityConfig:
     floor: Path | None = None
     """An independently trained policy: so much agreement comes without any teacher."""
     train_states: Path | None = None
-    """What the students were trained on: an .npy of raw observations [states, dimensions]."""
+    """What the students were trained on: an .npy of raw observations [states, dimensions]; None:
+    what each remembers, as far as its run's checkpoints tell."""
     episodes: int = 20
     """Deterministic episodes per policy, the same for all."""
     states: int = 10_000

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from dpd.agents.learners import Journal
 from dpd.tensorfile import BadFile, read_tensors, write_tensors
 
@@ -48,8 +50,8 @@ class JournalFiles:
             write_tensors(path, {"rows": journal.since(begin)}, KEY, {})
         return [s.name for s in self.segments() if s.end > oldest]
 
-    def load(self, journal: Journal, names: Collection[str]) -> None:
-        """Put back what files hold, and forget those behind them.
+    def read(self, names: Collection[str]) -> tuple[int, list[Tensor]]:
+        """Return the step that files begin with, and their rows [N, T, E, W], oldest first.
 
         Raises BadFile where one is missing or not whole.
         """
@@ -58,7 +60,12 @@ class JournalFiles:
         if len(wanted) < len(mine):
             raise BadFile(f"{self.dir} lacks {len(mine) - len(wanted)} files of the replay")
         rows = [read_tensors(self.dir / s.name, KEY)[0]["rows"] for s in wanted]
-        journal.restart(wanted[0].begin if wanted else 0)
+        return wanted[0].begin if wanted else 0, rows
+
+    def load(self, journal: Journal, names: Collection[str]) -> None:
+        """Put back what files hold, and forget those behind them. Raises BadFile as `read` does."""
+        begin, rows = self.read(names)
+        journal.restart(begin)
         for part in rows:
             journal.extend(part)
         self.remove([s.name for s in self.segments() if s.end <= journal.total])

@@ -33,8 +33,13 @@ MARKED = 12
 UNITS = ((1_000_000, "M"), (1_000, "k"), (1, ""))
 
 
-def learning_curves(metrics_csv: Path, out_png: Path, title: str) -> None:
-    """Draw evaluation and training returns, and how far the peers differ where that was logged."""
+def learning_curves(
+    metrics_csv: Path, out_png: Path, title: str, names: Sequence[str] = ()
+) -> None:
+    """Draw evaluation and training returns, and how far the peers differ where that was logged.
+
+    `names`: what each peer is called; none: its number.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -45,7 +50,7 @@ def learning_curves(metrics_csv: Path, out_png: Path, title: str) -> None:
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09, wspace=0.03, hspace=0.04)
     figure = Figure(figsize=(10.4 if side else 7.4, 4.5), dpi=200, layout=layout)
     main, *others = panels(figure, len(side))
-    draw_returns(main, curves, seeds)
+    draw_returns(main, curves, seeds, names)
     head(main, title, caption(curves, seeds))
     for axes, name in zip(others, side, strict=True):
         draw_side(axes, curves[name], name)
@@ -112,14 +117,16 @@ def style(peer: int) -> dict[str, Any]:
     return {"color": COLOURS[colour], "linestyle": DASHES[turn % len(DASHES)]}
 
 
-def draw_returns(axes: "Axes", curves: dict[str, dict[int, Curve]], seeds: int) -> None:
+def draw_returns(
+    axes: "Axes", curves: dict[str, dict[int, Curve]], seeds: int, names: Sequence[str] = ()
+) -> None:
     """Draw evaluation returns with their range over seeds, and training returns faintly."""
-    evaluations = curves.get("eval/return", {})
+    evaluations, known = curves.get("eval/return", {}), dict(enumerate(names))
     for peer, curve in sorted(curves.get("train/return", {}).items()):
-        label = f"peer {peer}" if not evaluations else None
+        label = known.get(peer, f"peer {peer}") if not evaluations else None
         axes.plot(*binned(curve), **style(peer), label=label, alpha=0.35, linewidth=0.9)
     for peer, curve in sorted(evaluations.items()):
-        draw_evaluations(axes, peer, curve, band=seeds > 1)
+        draw_evaluations(axes, peer, curve, known.get(peer, f"peer {peer}"), band=seeds > 1)
     axes.set_ylabel("return per episode", color=INK, fontsize=10)
     if len(evaluations or curves["train/return"]) > 1:
         legend = axes.legend(loc="best", frameon=False, fontsize=9.5, handlelength=1.6)
@@ -127,7 +134,7 @@ def draw_returns(axes: "Axes", curves: dict[str, dict[int, Curve]], seeds: int) 
             line.set(linewidth=2.6, alpha=1)
 
 
-def draw_evaluations(axes: "Axes", peer: int, curve: Curve, band: bool) -> None:
+def draw_evaluations(axes: "Axes", peer: int, curve: Curve, label: str, band: bool) -> None:
     """Draw one peer's interquartile mean over seeds, and their range as a band."""
     steps, values = list(curve), list(curve.values())
     look = style(peer)
@@ -136,7 +143,7 @@ def draw_evaluations(axes: "Axes", peer: int, curve: Curve, band: bool) -> None:
         axes.fill_between(steps, low, high, color=look["color"], alpha=0.14, linewidth=0)
     marker = "o" if len(steps) <= MARKED else ""
     middle = [iqm(seeds) for seeds in values]
-    axes.plot(steps, middle, **look, label=f"peer {peer}", linewidth=2, marker=marker, markersize=4)
+    axes.plot(steps, middle, **look, label=label, linewidth=2, marker=marker, markersize=4)
 
 
 def head(axes: "Axes", title: str, text: str) -> None:
@@ -172,14 +179,19 @@ def draw_side(axes: "Axes", peers: dict[int, Curve], name: str) -> None:
         axes.set_ylim(bottom=0)
 
 
-def finish(axes: "Axes", end: int, x_label: str) -> None:
-    """Take away the frame and set the ticks in thousands or millions of steps."""
+def unframe(axes: "Axes") -> None:
+    """Take away the frame, and draw horizontal lines instead."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#b0b0b0")
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9, length=3, width=0.8)
     axes.tick_params(axis="y", length=0)
+
+
+def finish(axes: "Axes", end: int, x_label: str) -> None:
+    """Take away the frame and set the ticks in thousands or millions of steps."""
+    unframe(axes)
     axes.set_xlim(0, end * 1.01 or 1)
     axes.locator_params(axis="x", nbins=6)
     size, unit = next((size, unit) for size, unit in UNITS if end >= size or size == 1)

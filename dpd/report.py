@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,18 @@ from dpd.evaluate import Outcome, evaluate_together, print_table, summary
 from dpd.fidelity.sizes import by_size, notes, sizes_sheet, write_json
 from dpd.fidelity.sizes_plot import draw_sizes
 from dpd.fidelity.subjects import one_thread
-from dpd.fidelity.tables import print_sheet
+from dpd.fidelity.tables import print_sheets
 from dpd.log import read_rows
 from dpd.sources import find_policies
 from dpd.teachers import LAST_EPISODES, keep_returns, kept_teacher
 
 STUDENTS, FIDELITY = "students.png", "fidelity.json"
+PHASES = {
+    "time/collect": "collecting",
+    "time/update": "learning",
+    "time/distill": "distilling",
+    "time/eval": "evaluating",
+}
 
 
 def title(config: TrainConfig) -> str:
@@ -123,9 +129,7 @@ def report_sizes(
     """Compare students with their teacher by size: a table, fidelity.json, and a picture."""
     with console.status("comparing the students with their teacher"), one_thread():
         found = by_size(config, kept_teacher(run_dir), list(last), list(last.values()))
-    print_sheet(sizes_sheet(found), console)
-    for note in notes(found):
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    print_sheets([sizes_sheet(found)], notes(found), console)
     write_json(found, run_dir / FIDELITY)
     if len(found.sizes) > 1:
         draw_sizes(found, run_dir / STUDENTS, title(config))
@@ -135,21 +139,42 @@ def say_where(config: TrainConfig, run_dir: Path, console: Console) -> None:
     """Say where the run's files are, and draw its curves."""
     policies = run_dir / "policies"
     places = {"policies": policies if policies.exists() else None}
-    places["curves"] = draw_curves(run_dir, title(config))
+    places["curves"] = draw_curves(run_dir, title(config), peer_names(config))
     for name, file in (("students", STUDENTS), ("fidelity", FIDELITY)):
         places[name] = run_dir / file if (run_dir / file).exists() else None
     for name, place in places.items():
         if place is not None:
             console.print(f"{name:<12} {place}", soft_wrap=True)
+    if spent := ", ".join(f"{k} {v:.1%}" for k, v in time_shares(run_dir).items()):
+        console.print(f"{'time':<12} {spent}", soft_wrap=True, highlight=False)
     console.print(f"TensorBoard  tensorboard --logdir {run_dir / 'tb'}", soft_wrap=True)
 
 
-def draw_curves(run_dir: Path, title: str) -> Path | None:
+def time_shares(run_dir: Path) -> dict[str, float]:
+    """Return each phase's share of the time that the run's records tell of."""
+    spent: dict[str, float] = {}
+    for row in read_rows(run_dir / "metrics.csv"):
+        phase = PHASES.get(row["metric"])
+        if phase is not None:
+            spent[phase] = spent.get(phase, 0.0) + float(row["value"])
+    whole = sum(spent.values())
+    return {phase: seconds / whole for phase, seconds in spent.items()} if whole > 0 else {}
+
+
+def peer_names(config: TrainConfig) -> list[str]:
+    """Name the peers of a run by their size, where they differ in it."""
+    hidden = {peer: stack.hidden_of(peer) for stack in config.stacks for peer in stack.peers}
+    if len(set(hidden.values())) == 1:
+        return []
+    return [f"peer {peer}: {'x'.join(map(str, hidden[peer]))}" for peer in sorted(hidden)]
+
+
+def draw_curves(run_dir: Path, title: str, names: Sequence[str]) -> Path | None:
     """Draw the learning curves, if there is anything to draw."""
     from dpd.plots import learning_curves
 
     metrics, picture = run_dir / "metrics.csv", run_dir / "curves.png"
     if not any(row["metric"].endswith("/return") for row in read_rows(metrics)):
         return None  # stopped before the first episode ended
-    learning_curves(metrics, picture, title)
+    learning_curves(metrics, picture, title, names)
     return picture

@@ -123,16 +123,15 @@ class TeacherConfig:
     teacher: tuple[Path, ...] = ()
     """Policy files, Stable-Baselines3 zips, or run directories for the best policy in them. Of
     several, each state gets the answer of one, uniformly drawn."""
-    teacher_vecnormalize: Path | None = None
-    """VecNormalize statistics of a .zip, as .npz."""
+    teacher_vecnormalize: tuple[Path, ...] = ()
+    """VecNormalize statistics of the teachers that are .zip, as .npz: one for all, or for each."""
     teacher_activation: Literal["tanh", "relu", "elu"] | None = None
     """Activation of a .zip that does not say it readably."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings in the shape that `--config` reads."""
-        given = self.teacher_vecnormalize
         return {
             "teacher": [str(path) for path in self.teacher],
-            "teacher_vecnormalize": None if given is None else str(given),
+            "teacher_vecnormalize": [str(path) for path in self.teacher_vecnormalize],
             "teacher_activation": self.teacher_activation,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from dpd.envs.make import make
 from dpd.evaluate import episode_seeds, require_fit, run_episodes
 from dpd.files import replacing
 from dpd.policyfile import Policy
-from dpd.sources import history_of, load_any, one_policy
+from dpd.run_config import TeacherConfig
+from dpd.sources import history_of, is_zip, load_any, one_policy
 
 FOLDER, RETURNS = "teachers", "returns.json"
 LAST_EPISODES = 1_000_000  # above a run's seed: of the episodes that no evaluation in training uses
@@ -32,19 +33,33 @@ def read_teacher(config: TrainConfig) -> Teacher | None:
         return None
     if config.run.resume is not None:
         return kept_teacher(config.run.resume)
-    given = config.teachers
-    foreign = ForeignConfig(
-        env=config.run.env,
-        vecnormalize=given.teacher_vecnormalize,
-        activation=given.teacher_activation,
-    )
-    files = [one_policy(path) for path in given.teacher]
-    policies = [load_any(file, foreign) for file in files]
+    files = [one_policy(path) for path in config.teachers.teacher]
+    said = foreign_of(files, config.teachers, config.run.env)
+    policies = [load_any(file, foreign) for file, foreign in zip(files, said, strict=True)]
     if not isinstance(config.distill, ProgressiveConfig):
         return Teacher(policies)
     if len(files) > 1:
         raise BadInput("method progressive follows one teacher's checkpoints; give one")
     return Teacher(policies, _up_to(policies[0], map(policyfile.load, history_of(files[0]))))
+
+
+def foreign_of(files: Sequence[Path], given: TeacherConfig, env: str) -> list[ForeignConfig]:
+    """Return what is said of each file: settings of zips go to zips alone, where there are any."""
+    stats = given.teacher_vecnormalize
+    n_zips = sum(map(is_zip, files))
+    if len(stats) not in (0, 1, n_zips):
+        raise BadInput(
+            f"--teacher-vecnormalize names {len(stats)} files for {n_zips} zips; give one for all, "
+            "or one for each, in the order of --teacher"
+        )
+    each = iter(stats * (n_zips if len(stats) == 1 and n_zips else 1))
+    said = []
+    for file in files:
+        own = is_zip(file) or n_zips == 0
+        found = next(each, None) if own else None
+        activation = given.teacher_activation if own else None
+        said.append(ForeignConfig(env=env, vecnormalize=found, activation=activation))
+    return said
 
 
 def _up_to(teacher: Policy, history: Iterable[Policy]) -> list[Policy]:

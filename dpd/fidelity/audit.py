@@ -194,7 +194,10 @@ def remarks(
         if reason := why_no_kl(teacher.policy.meta, f.subject.policy.meta):
             notes.append(f"no KL for {f.subject.name}: {reason}")
     if all(f.scores["heldout"].values["value_gap"] is None for f in findings):
-        notes.append("no value gap: policy files hold no value function")
+        notes.append(
+            "no value gap: it needs the value functions of both, which a run's checkpoint of a "
+            "policy's step holds, and students have none"
+        )
     for f in findings:
         if f.subject.policy.meta.env_id != setting.env_id:
             was = f.subject.policy.meta.env_id

@@ -30,7 +30,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.sheet { overflow-x: auto; }
+.note { color: var(--soft); margin: 0.3rem 0; } .sheet { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.87rem; }
 caption { text-align: left; color: var(--soft); padding: 0.4rem 0; }
 th, td { padding: 0.2rem 0.7rem 0.2rem 0; text-align: right; border-bottom: 1px solid var(--grid); }
@@ -55,7 +55,7 @@ def page(found: Audit) -> str:
     """Return the page."""
     title = f"Fidelity to {found.teacher.name} in {found.setting.env_id}"
     parts = [
-        *(f"<p>{escape(note)}.</p>" for note in found.notes),
+        *notes(found.notes),
         table(returns_sheet(found)),
         table(costs_sheet(found)),
         f"<h2>By set of states</h2>{bars(found)}{histogram(found)}",
@@ -76,6 +76,11 @@ def document(title: str, parts: Sequence[str]) -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def notes(said: Sequence[str]) -> list[str]:
+    """Lay out what weakens or explains the numbers."""
+    return [f'<p class="note">Note: {escape(note)}.</p>' for note in said]
 
 
 def table(sheet: Sheet) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,36 +10,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from dpd.config import BadInput
-from dpd.envs.make import check
-from dpd.evaluate import require_fit
 from dpd.fidelity.audit import Audit, Finding, audit
+from dpd.fidelity.known import ReadRun
 from dpd.fidelity.measures import MEASURES
 from dpd.fidelity.page import page
-from dpd.fidelity.states import Setting
+from dpd.fidelity.states import setting_of
 from dpd.fidelity.subjects import read_subjects
-from dpd.fidelity.tables import print_sheet, sheets
-from dpd.files import replacing
+from dpd.fidelity.tables import Report, deliver, mean_and_each, require_writable, sheets
 from dpd.intervals import CONFIDENCE
 
 if TYPE_CHECKING:
     from dpd.commands import FidelityConfig
 
 
-def fidelity_paths(config: FidelityConfig) -> int:
+def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
     """Audit all students; print tables or JSON, and write what is kept."""
     require_writable(config.out)
-    teacher, students, env_id = read_subjects(config)
-    meta = teacher.policy.meta
-    setting = Setting(
-        env_id=env_id,
-        env_kwargs=meta.env_kwargs if env_id == meta.env_id else {},
-        episodes=config.episodes,
-        n_states=config.states,
-        seed=config.seed,
-        threads=config.threads,
-    )
-    require_fit(teacher.policy, check(setting.env_id, env_kwargs=setting.env_kwargs))
+    teacher, students, env_id = read_subjects(config, read_run)
+    setting = setting_of(config, teacher.policy, env_id)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=1 + len(students))
 
@@ -50,36 +35,11 @@ def fidelity_paths(config: FidelityConfig) -> int:
             progress.update(task, description=f"playing {escape(name)}", advance=1)
 
         found = audit(teacher, students, setting, tell)
-    write(found, config.out)
-    if config.json:
-        sys.stdout.write(as_text(found))
-    else:
-        print_tables(found, Console(highlight=False))
-        line = f"report  {config.out / 'fidelity.html'}"
-        Console(markup=False, highlight=False).print(line, soft_wrap=True)
-    return 0
-
-
-def require_writable(out: Path) -> None:
-    """Raise BadInput unless a directory is there, or can be made."""
-    there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise BadInput(f"cannot write {out}: no directory, or not writable; see --out")
-
-
-def write(found: Audit, out: Path) -> None:
-    """Write the page, the JSON and TensorBoard's events into a directory."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("fidelity.json", as_text(found)), ("fidelity.html", page(found))):
-        with replacing(out / name) as draft:
-            draft.write_text(text, encoding="utf-8")
+    report = Report("fidelity", as_json(found), page(found), sheets(found), found.notes)
+    deliver(report, config.out, config.json)
     for finding in found.findings:
-        write_events(found, finding, out / "tb")
-
-
-def as_text(found: Audit) -> str:
-    """Return the JSON."""
-    return json.dumps(as_json(found), indent=2, allow_nan=False) + "\n"
+        write_events(found, finding, config.out / "tb")
+    return 0
 
 
 def as_json(found: Audit) -> dict[str, Any]:
@@ -95,10 +55,9 @@ def as_json(found: Audit) -> dict[str, Any]:
         "teacher": {
             **found.teacher.origin,
             **found.cost._asdict(),
-            "return": float(found.returns.mean()),
-            "returns": found.returns.tolist(),
+            **mean_and_each(found.returns),
         },
-        "random": {"return": float(found.random.mean()), "returns": found.random.tolist()},
+        "random": mean_and_each(found.random),
         "students": [finding_json(f) for f in found.findings],
         "measures": {name: m.meaning for name, m in MEASURES.items()},
         "notes": found.notes,
@@ -112,7 +71,7 @@ def finding_json(f: Finding) -> dict[str, Any]:
         "is_floor": f.subject.is_floor,
         **f.cost._asdict(),
         "compression": f.compression,
-        "return": float(f.returns.mean()),
+        **mean_and_each(f.returns),
         "ratio": f.ratio,
         "retained": f.retained,
         "retained_interval": f.interval,
@@ -123,7 +82,6 @@ def finding_json(f: Finding) -> dict[str, Any]:
             "unfitted": f.gap.unfitted,
             "ungeneralised": f.gap.ungeneralised,
         },
-        "returns": f.returns.tolist(),
     }
 
 
@@ -160,11 +118,3 @@ def tags(found: Audit, f: Finding) -> dict[str, float | None]:
         "model/compression": f.compression,
         "model/latency_us": f.cost.latency_us,
     }
-
-
-def print_tables(found: Audit, console: Console) -> None:
-    """Print returns and costs, each student's fidelity by set of states, and the notes."""
-    for sheet in sheets(found):
-        print_sheet(sheet, console)
-    for note in found.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dpd.fidelity.measures import NEAR
 from dpd.fidelity.sizes import Size, Sizes
 from dpd.files import replacing
-from dpd.plots import COLOURS, GREY, GRID, INK, head
+from dpd.plots import COLOURS, GREY, INK, head, unframe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,15 +73,15 @@ def place(size: Size, cost: str) -> float:
 
 
 def finish(axes: Axes, cost: str) -> None:
-    """Take away the frame, and count parameters in powers of ten."""
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#b0b0b0")
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9, length=3, width=0.8)
-    axes.tick_params(axis="y", length=0)
+    """Take away the frame, and spread parameters by their logarithm."""
+    unframe(axes)
     axes.margins(x=0.15)
     if cost == "parameters":
+        from matplotlib.ticker import LogLocator, NullLocator
+
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     else:
         axes.set_xlim(0, 1.15 * axes.dataLim.x1)

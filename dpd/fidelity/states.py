@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.envs.make import make
-from dpd.evaluate import episode_seeds, run_episodes
+from dpd.envs.make import check, make
+from dpd.evaluate import episode_seeds, require_fit, run_episodes
+from dpd.policyfile import Policy
 
 PURPOSE = 3_000_017  # keeps the episodes apart from those of training and the other commands
 TEST, HELD_OUT, DRAW, COIN, PERTURB, TRAIN = range(6)
@@ -51,6 +52,44 @@ class Setting:
     def generator(self, purpose: int) -> torch.Generator:
         """Return a generator for one purpose, in the same state each time."""
         return torch.Generator().manual_seed(self.seed_of(purpose) >> 1)
+
+
+class Asked(Protocol):
+    """What a command is told of how to measure."""
+
+    @property
+    def episodes(self) -> int:
+        """Episodes per policy."""
+        ...
+
+    @property
+    def states(self) -> int:
+        """States in each set."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of all random numbers."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """Of the simulation."""
+        ...
+
+
+def setting_of(asked: Asked, policy: Policy, env_id: str) -> Setting:
+    """Return the setting of a command. Raises BadInput where the policy does not fit in there."""
+    kwargs = policy.meta.env_kwargs if env_id == policy.meta.env_id else {}
+    require_fit(policy, check(env_id, env_kwargs=kwargs))
+    return Setting(
+        env_id=env_id,
+        env_kwargs=kwargs,
+        episodes=asked.episodes,
+        n_states=asked.states,
+        seed=asked.seed,
+        threads=asked.threads,
+    )
 
 
 class Visited(NamedTuple):

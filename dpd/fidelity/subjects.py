@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from dpd.config import BadInput
+from dpd.fidelity.known import ReadRun, known_of
 from dpd.fidelity.measures import Answers
+from dpd.fidelity.states import drawn
 from dpd.policyfile import Policy
 from dpd.runs import short_names
 from dpd.sources import is_zip, load_any, one_policy
@@ -24,7 +26,7 @@ from dpd.sources import is_zip, load_any, one_policy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dpd.commands import FidelityConfig, ForeignConfig
+    from dpd.commands import FidelityConfig
 
 BATCH = 256
 CALLS, BATCHES, WARM_UP = 200, 30, 20
@@ -38,7 +40,7 @@ class Subject:
     policy: Policy
     file: Path | None = None
     value: Callable[[Tensor], Tensor] | None = None
-    """Its value function in raw reward units, obs [B, O] -> [B]; policy files hold none."""
+    """Its value function in raw reward units, obs [B, O] -> [B], where it is known."""
     train: Tensor | None = None
     """The raw states [n, O] it was distilled on, where they are known."""
     is_floor: bool = False
@@ -116,7 +118,7 @@ def median_seconds(policy: Policy, obs: np.ndarray, calls: int) -> float:
     return statistics.median(times[WARM_UP:])
 
 
-def read_subjects(config: FidelityConfig) -> tuple[Subject, list[Subject], str]:
+def read_subjects(config: FidelityConfig, read_run: ReadRun) -> tuple[Subject, list[Subject], str]:
     """Read teacher and students, the floor last, and name the environment.
 
     Raises BadInput or NotAPolicy where one can't be read, or does not act as the teacher does.
@@ -128,21 +130,24 @@ def read_subjects(config: FidelityConfig) -> tuple[Subject, list[Subject], str]:
     foreign, foreigners = config.foreign, any(map(is_zip, files))
     subjects: list[Subject] = []
     for k, (name, file) in enumerate(zip(names, files, strict=True)):
-        policy = load_any(file, foreign if is_zip(file) or not foreigners else only_env(foreign))
+        policy = load_any(file, foreign if is_zip(file) or not foreigners else foreign.without_zip)
         # a zip does not say its environment; it is the teacher's
         foreign = replace(foreign, env=foreign.env or policy.meta.env_id)
         is_floor = k > len(config.students)
-        subjects.append(Subject(name=name, policy=policy, file=file, is_floor=is_floor))
-    train = read_states(config.train_states, subjects[0]) if config.train_states else None
-    students = [s if s.is_floor else replace(s, train=train) for s in subjects[1:]]
+        value, seen = known_of(file, policy, read_run)
+        if seen is not None:
+            generator = torch.Generator().manual_seed(config.seed)
+            seen = None if is_floor else drawn(seen, config.states, generator)
+        subjects.append(
+            Subject(name=name, policy=policy, file=file, value=value, train=seen, is_floor=is_floor)
+        )
+    students = subjects[1:]
+    if config.train_states:
+        train = read_states(config.train_states, subjects[0])
+        students = [s if s.is_floor else replace(s, train=train) for s in students]
     for student in students:
         require_alike(subjects[0], student)
     return subjects[0], students, foreign.env or subjects[0].policy.meta.env_id
-
-
-def only_env(foreign: ForeignConfig) -> ForeignConfig:
-    """Leave out the settings of a zip, for a policy that needs none."""
-    return replace(foreign, vecnormalize=None, activation=None)
 
 
 def named(paths: Sequence[Path], n_students: int) -> list[str]:

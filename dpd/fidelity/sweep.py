@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,16 +12,23 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from dpd.config import BadInput
-from dpd.envs.make import check
-from dpd.evaluate import require_fit
 from dpd.fidelity.audit import Gap, gap, measured
 from dpd.fidelity.measures import Scores, retained
 from dpd.fidelity.offline import Lesson, Row, stacks
-from dpd.fidelity.report import require_writable
-from dpd.fidelity.states import HELD_OUT, TRAIN, Setting, uniform, visit, visit_together
+from dpd.fidelity.states import (
+    HELD_OUT,
+    TRAIN,
+    Setting,
+    setting_of,
+    uniform,
+    visit,
+    visit_together,
+)
 from dpd.fidelity.subjects import Subject, n_parameters, one_thread
+from dpd.fidelity.tables import Report, deliver, require_writable
 from dpd.fidelity.variants import Factor, distinct, factors, why_no_weights
 from dpd.policyfile import Policy
+from dpd.runs import short_names
 from dpd.sources import load_any, one_policy
 
 if TYPE_CHECKING:
@@ -68,21 +74,16 @@ class Sweep:
 
 def sweep_teacher(config: SweepConfig) -> int:
     """Train and compare all students; print a table or JSON, and write what is kept."""
-    from dpd.fidelity.sweep_page import write
-    from dpd.fidelity.sweep_tables import as_text, print_tables
+    from dpd.fidelity.sweep_page import page
+    from dpd.fidelity.sweep_tables import as_json, sheets
 
     config = config.resolved()
     require_writable(config.out)
     teacher, setting = read_teacher(config)
     with progress_bar() as progress, one_thread():
         found = sweep(config, teacher, setting, progress)
-    write(found, config.out)
-    if config.json:
-        sys.stdout.write(as_text(found))
-    else:
-        print_tables(found, Console(highlight=False))
-        line = f"report  {config.out / 'sweep.html'}"
-        Console(markup=False, highlight=False).print(line, soft_wrap=True)
+    report = Report("sweep", as_json(found), page(found), sheets(found), found.notes)
+    deliver(report, config.out, config.json)
     return 0
 
 
@@ -93,17 +94,9 @@ def read_teacher(config: SweepConfig) -> tuple[Subject, Setting]:
     meta = policy.meta
     if not meta.hidden:
         raise BadInput(f"{file} has no hidden layers whose width could be changed")
-    env_id = config.foreign.env or meta.env_id
-    setting = Setting(
-        env_id=env_id,
-        env_kwargs=meta.env_kwargs if env_id == meta.env_id else {},
-        episodes=config.episodes,
-        n_states=config.states,
-        seed=config.seed,
-        threads=config.threads,
-    )
-    require_fit(policy, check(setting.env_id, env_kwargs=setting.env_kwargs))
-    return Subject(name=file.stem, policy=policy, file=file), setting
+    setting = setting_of(config, policy, config.foreign.env or meta.env_id)
+    (name,) = short_names([config.teacher])
+    return Subject(name=name, policy=policy, file=file), setting
 
 
 def progress_bar() -> Progress:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpd.fidelity.page import document, origin, table
+from dpd.fidelity.page import document, notes, origin, table
 from dpd.fidelity.pictures import GRID, INK, look, new_figure, plain, svg
 from dpd.fidelity.sweep import Sweep
 from dpd.fidelity.sweep_tables import (
     FIGURES,
-    as_text,
     baselines_sheet,
     correlation_sheet,
     mean,
     of,
     sweep_sheet,
 )
-from dpd.fidelity.variants import FACTORS
-from dpd.files import replacing
+from dpd.fidelity.variants import FACTORS, Variant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,26 +35,19 @@ MEANINGS = {
 }
 
 
-def write(found: Sweep, out: Path) -> None:
-    """Write the page and the JSON into a directory."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("sweep.json", as_text(found)), ("sweep.html", page(found))):
-        with replacing(out / name) as draft:
-            draft.write_text(text, encoding="utf-8")
-
-
 def page(found: Sweep) -> str:
     """Return the page."""
     config = found.config
+    seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
     said = (
         f"{config.steps:,} gradient steps towards the teacher by {found.divergence}, "
-        f"{config.seeds} seeds, {config.episodes} episodes, {config.states:,} states in each set, "
+        f"{seeds}, {config.episodes} episodes, {config.states:,} states in each set, "
         f"seed {config.seed}; Adam from {config.lr:g} and SGD from {config.sgd_lr:g}, to 0 as a "
         "cosine"
     )
     meanings = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in MEANINGS.items())
     parts = [
-        *(f"<p>{escape(note)}.</p>" for note in found.notes),
+        *notes(found.notes),
         by_factor(found),
         table(sweep_sheet(found)),
         f"<h2>Does fidelity bring return?</h2>{scatter(found)}",
@@ -107,12 +97,15 @@ def scatter(found: Sweep) -> str:
     """Draw the return of every student over its error on held-out states, by factor."""
     figure = new_figure(8.4, 3.6)
     axes = figure.add_subplot()
-    for k, factor in enumerate(found.factors):
-        changed = [v for v in factor.variants if v != base(found)]
-        results = [result for variant in changed for result in of(found, variant)]
+    common = base(found)
+    kinds = {"all in common": [common], **{f.name: f.variants for f in found.factors}}
+    for k, (name, variants) in enumerate(kinds.items()):
+        own = [v for v in variants if k == 0 or v != common]
+        results = [result for variant in own for result in of(found, variant)]
         errors = [FIGURES["heldout_error"](result) or 0.0 for result in results]
         returns = [float(result.returns.mean()) for result in results]
-        axes.scatter(errors, returns, s=22, color=look(k)["color"], label=factor.name)
+        colour = INK if k == 0 else look(k - 1)["color"]
+        axes.scatter(errors, returns, s=22, color=colour, label=name)
     for level in (found.returns.mean(), found.random.mean()):
         axes.axhline(float(level), color=GRID, linewidth=1.2, linestyle=(0, (4, 3)))
     plain(axes, "return over the error on held-out states; dashed: the teacher, random actions")
@@ -120,7 +113,8 @@ def scatter(found: Sweep) -> str:
     return svg(figure, "returns")
 
 
-def base(found: Sweep) -> object:
+def base(found: Sweep) -> Variant:
     """Return the variant that all factors have in common."""
     first, *others = (set(factor.variants) for factor in found.factors)
-    return next(iter(first.intersection(*others)), None)
+    (common,) = first.intersection(*others)
+    return common

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from dpd.fidelity.measures import MEASURES, NEAR
 from dpd.fidelity.sweep import Result, Sweep
-from dpd.fidelity.tables import Sheet, print_sheet, shown
+from dpd.fidelity.tables import Sheet, mean_and_each, shown
 from dpd.fidelity.variants import FACTORS, Variant
 
 Figure = Callable[[Result], float | None]
@@ -109,17 +107,9 @@ def correlation_sheet(found: Sweep) -> Sheet:
     return Sheet(title, ["fidelity by", "correlation"], rows)
 
 
-def print_tables(found: Sweep, console: Console) -> None:
-    """Print all tables and the notes."""
-    for sheet in (sweep_sheet(found), baselines_sheet(found), correlation_sheet(found)):
-        print_sheet(sheet, console)
-    for note in found.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
-
-
-def as_text(found: Sweep) -> str:
-    """Return the JSON."""
-    return json.dumps(as_json(found), indent=2, allow_nan=False) + "\n"
+def sheets(found: Sweep) -> list[Sheet]:
+    """Return the terminal's tables."""
+    return [sweep_sheet(found), baselines_sheet(found), correlation_sheet(found)]
 
 
 def as_json(found: Sweep) -> dict[str, Any]:
@@ -133,10 +123,9 @@ def as_json(found: Sweep) -> dict[str, Any]:
         "divergence": found.divergence,
         "teacher": {
             **found.teacher.origin,
-            "return": float(found.returns.mean()),
-            "returns": found.returns.tolist(),
+            **mean_and_each(found.returns),
         },
-        "random": {"return": float(found.random.mean()), "returns": found.random.tolist()},
+        "random": mean_and_each(found.random),
         "factors": {
             factor.name: {
                 "meaning": FACTORS[factor.name],

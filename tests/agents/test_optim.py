@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.optim import StackedAdam, clip_grad_norm
+from dpd.agents.optim import StackedAdam, StackedSGD, clip_grad_norm
 
 N, D, STEPS = 3, 37, 20  # 37: no multiple of a vector register
 
@@ -97,3 +97,41 @@ def test_each_row_is_clipped_as_torch_clips_it() -> None:
 def test_a_learning_rate_is_wanted_for_every_row() -> None:
     with pytest.raises(ValueError, match="2 learning rates for 3 learners"):
         StackedAdam(leaf(torch.float64), [1e-3, 1e-3])
+
+
+# --- SGD ---
+
+
+@pytest.mark.parametrize("lr", [[1e-2, 1e-2, 1e-2], [1e-2, 3e-4, 1e-3]])
+def test_rows_move_as_under_torchs_sgd_with_nesterovs_momentum(lr: list[float]) -> None:
+    param = leaf(torch.float64)
+    rows = [row.detach().clone().requires_grad_() for row in param]
+    separate = [
+        torch.optim.SGD([row], lr=x, momentum=0.9, nesterov=True)
+        for row, x in zip(rows, lr, strict=True)
+    ]
+    stacked = StackedSGD(param, lr)
+    for t in range(STEPS):
+        grad = numbers(N, D, seed=t + 1)
+        stacked.step(grad.clone())
+        for row, g, optimizer in zip(rows, grad, separate, strict=True):
+            row.grad = g.clone()
+            optimizer.step()
+    expected = torch.stack([row.detach() for row in rows])
+    torch.testing.assert_close(param.detach(), expected, rtol=0, atol=1e-12)
+
+
+def test_under_sgd_too_an_inactive_row_changes_in_nothing() -> None:
+    param = leaf(torch.float64)
+    optimizer = StackedSGD(param, [1e-2] * N)
+    optimizer.step(numbers(N, D, seed=1))  # by now row 1 has momentum
+    before = param.detach().clone(), optimizer.velocity.clone()
+    optimizer.step(numbers(N, D, seed=2), active=[True, False, True])
+    for new, old in zip((param.detach(), optimizer.velocity), before, strict=True):
+        assert torch.equal(new[1], old[1])
+        assert not torch.equal(new[0], old[0]) and not torch.equal(new[2], old[2])
+
+
+def test_under_sgd_too_a_learning_rate_is_wanted_for_every_row() -> None:
+    with pytest.raises(ValueError, match="2 learning rates for 3 learners"):
+        StackedSGD(leaf(torch.float64), [1e-3, 1e-3])

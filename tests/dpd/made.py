@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from dpd import policyfile
 from dpd.agents.learners import Learners
 from dpd.config import ALGORITHMS, AlgoConfig, RunConfig, TrainConfig
 from dpd.distill.peers_config import IndependentConfig
@@ -65,3 +66,9 @@ def saved(folder: Path, algo: str, env_id: str, **settings: Any) -> Policy:
     saver = PolicySaver(folder, config, spec, lambda n: (config.stacks[0], agent.export(n)))
     saver.save_last(1000)
     return load(saver.path(0))
+
+
+def write(path: Path, policy: Policy) -> Path:
+    """Write a policy into a file; return its path."""
+    policyfile.save(path, policy.tensors, policy.meta)
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,10 @@ import dpd
 from dpd import policyfile
 from dpd.cli import main, parse_run
 from dpd.config import BadInput
+from dpd.fidelity.subjects import n_parameters
 from dpd.policyfile import Policy
-from dpd.teachers import read_teacher
+from dpd.run_config import TeacherConfig
+from dpd.teachers import foreign_of, read_teacher
 
 OBS = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
 
@@ -67,21 +70,48 @@ def test_a_teacher_that_squashes_teaches_plain_students_by_its_actions(
     assert error[-1] < error[0]
 
 
-def test_several_teachers_teach_together_and_are_all_kept(files: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    argv = [
-        "distill",
-        "Swimmer-v5",
-        "--teacher",
-        str(files / "run"),
-        str(files / "ppo.safetensors"),
-    ]
-    assert main([*argv, *STUDENT, *ENDS, "--total-steps", "256", "--out", str(out)]) == 0
+def test_several_teachers_teach_students_of_several_sizes(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, teachers = tmp_path / "run", [str(files / "run"), str(files / "ppo.safetensors")]
+    argv = ["distill", "Swimmer-v5", "--teacher", *teachers, *STUDENT, *ENDS]
+    argv += ["--student-sizes", "4,32", "--seeds", "2", "--total-steps", "512"]
+    capsys.readouterr()
+    assert main([*argv, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "teacher 1" in said and "students by size, means of 2 seeds" in said
+    assert "students.png" in said and "distilling" in said.split("time  ")[1]
     kept = sorted(file.name for file in (out / "teachers").glob("*.safetensors"))
     assert kept == ["teacher00000.safetensors", "teacher00001.safetensors"]
+    assert (out / "students.png").stat().st_size > 10_000
+    found = json.loads((out / "fidelity.json").read_text())
+    assert len(found["teachers"]) == 2
+    # 8 numbers to 2 actions and their deviations: of the widths it has, not what it is padded to
+    widths = (4, 32)
+    expected = [8 * n + n + n * n + n + 2 * n + 2 + 2 for n in widths]
+    assert [size["parameters"] for size in found["sizes"]] == expected
+    for each in (student for size in found["sizes"] for student in size["students"]):
+        policy = dpd.load(out / f"policies/{each['policy']}.safetensors")
+        assert n_parameters(policy) == each["parameters"] and each["latency_us"] > 0
+        assert 0 <= each["agree"] <= 1 and np.isfinite(each["retained"])
     resumed = read_teacher(parse_run(["--resume", str(out)], "distill"))
     assert resumed is not None and len(resumed.policies) == 2
-    run("--resume", str(out), "--total-steps", "512")
+    run("--resume", str(out), "--total-steps", "1024")
+
+
+def test_each_zip_may_have_statistics_of_its_own() -> None:
+    given = TeacherConfig(
+        teacher_vecnormalize=(Path("a.npz"), Path("b.npz")), teacher_activation="relu"
+    )
+    paths = [Path("one.zip"), Path("ours.safetensors"), Path("two.zip")]
+    one, ours, two = foreign_of(paths, given, "Swimmer-v5")
+    assert (one.vecnormalize, two.vecnormalize) == (Path("a.npz"), Path("b.npz"))
+    assert one.activation == two.activation == "relu" and one.env == "Swimmer-v5"
+    assert ours.vecnormalize is ours.activation is None
+    shared = foreign_of(paths, TeacherConfig(teacher_vecnormalize=(Path("a.npz"),)), "Swimmer-v5")
+    assert [each.vecnormalize for each in shared] == [Path("a.npz"), None, Path("a.npz")]
+    with pytest.raises(BadInput, match="names 2 files for 1 zips; give one for all, or one for"):
+        foreign_of(paths[:2], given, "Swimmer-v5")
 
 
 def test_a_kept_teacher_that_is_gone_is_missed(files: Path, tmp_path: Path) -> None:

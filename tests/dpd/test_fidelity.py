@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,9 +12,10 @@ import made
 import numpy as np
 import pytest
 import torch
+from made import write
+from pages import Reader
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dpd import policyfile
 from dpd.cli import main
 from dpd.evaluate import evaluate_policy
 from dpd.fidelity.measures import MEASURES
@@ -35,11 +35,6 @@ def changed(policy: Policy, noise: float, **meta: Any) -> Policy:
         for k, v in policy.tensors.items()
     }
     return Policy(tensors, replace(policy.meta, **meta))
-
-
-def write(path: Path, policy: Policy) -> Path:
-    policyfile.save(path, policy.tensors, policy.meta)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -112,27 +107,10 @@ def test_students_and_the_floor_are_rows_beside_each_other(
     assert any(
         n.startswith(f"training states unknown of {NAME}, far, sac:") for n in found["notes"]
     )
-    assert "no value gap: policy files hold no value function" in found["notes"]
+    assert any(n.startswith("no value gap: it needs the value functions") for n in found["notes"])
     assert "intervals over fewer than 5 episodes mean little" in found["notes"]  # 3
     assert near["gap"]["seen"] == "teacher"
     check_what_was_written(found, tmp_path)
-
-
-class Reader(HTMLParser):
-    """Collects what a page refers to, its tags and its text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.refers: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.refers += [v or "" for k, v in attrs if k.split(":")[-1] in ("src", "href", "data")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def check_what_was_written(found: dict[str, Any], out: Path) -> None:

@@ -74,7 +74,9 @@ def test_the_interquartile_mean_drops_a_quarter_at_each_end() -> None:
 
 def test_the_line_is_the_interquartile_mean_and_the_band_the_range() -> None:
     axes = Figure().add_subplot()
-    draw_evaluations(axes, 0, {10: [0.0, 1.0, 3.0, 100.0], 20: [5.0, 5.0, 7.0, 7.0]}, band=True)
+    draw_evaluations(
+        axes, 0, {10: [0.0, 1.0, 3.0, 100.0], 20: [5.0, 5.0, 7.0, 7.0]}, "a", band=True
+    )
     assert np.asarray(axes.lines[0].get_xydata()).tolist() == [[10, 2], [20, 6]]
     corners = np.asarray(axes.collections[0].get_paths()[0].vertices).tolist()
     assert {(10, 0), (10, 100), (20, 5), (20, 7)} <= {tuple(corner) for corner in corners}

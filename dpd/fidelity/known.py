@@ -1,0 +1,81 @@
+"""What a run still knows of a policy it saved: its value function, the states it was trained on.
+
+Both lie in the checkpoint of the policy's step, of which a run keeps the latest few, and the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpd.agents.base import part
+from dpd.agents.learners import Learners
+from dpd.agents.student import Student
+from dpd.checkpoint import read
+from dpd.config import TrainConfig
+from dpd.journal import JournalFiles
+from dpd.policyfile import Policy
+
+Value = Callable[[Tensor], Tensor]
+"""Raw observations [B, O] -> values [B] in raw reward units."""
+ReadRun = Callable[[Path], TrainConfig]
+"""Reads the settings of the run in a directory."""
+
+
+class Known(NamedTuple):
+    """What is known of a policy beyond its file."""
+
+    value: Value | None = None
+    """Its value function; students have none."""
+    states: Tensor | None = None  # [n, O] raw; what a student remembers, and learnt from
+
+
+def known_of(file: Path, policy: Policy, read_run: ReadRun) -> Known:
+    """Return what the run that a policy file lies in knows of it.
+
+    Nothing for a file that lies in no run, and where the checkpoint of its step is gone. Raises
+    BadInput or BadFile where settings or checkpoint can't be read.
+    """
+    said = policy.meta.provenance
+    above = file.resolve().parents[1:3]  # RUN/policies/, or RUN/policies/history/
+    run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
+    if run_dir is None:
+        return Known()
+    checkpoint = run_dir / "checkpoints" / f"step-{said.get('steps') or 0:012}.safetensors"
+    if not checkpoint.is_file():
+        return Known()
+    config = read_run(run_dir)
+    k, stack = next((k, s) for k, s in enumerate(config.stacks) if said["peer"] in s.peers)
+    seeds = range(config.run.seed, config.run.seed + config.run.seeds)
+    who = [(seed, peer) for seed in seeds for peer in stack.peers]
+    agent: Learners = stack.algo.build(policy.meta.obs_dim, policy.meta.act_dim, who)
+    state, facts = read(checkpoint)
+    agent.load_state(part(state, f"training.stack{k}.agent"))
+    n = who.index((said["seed"], said["peer"]))
+    own = {name: x for name, x in agent.export(n).items() if name.startswith("actor.")}
+    if not all(torch.equal(x, policy.tensors[name]) for name, x in own.items()):
+        return Known()  # another policy has taken the file's place
+    if isinstance(agent, Student):
+        segments = JournalFiles(checkpoint.parent, k).read(facts.replay)
+        return Known(states=remembered(agent, n, *segments))
+    return Known(value=lambda obs: value(agent, n, obs))
+
+
+def value(agent: Learners, n: int, obs: Tensor) -> Tensor:
+    """Ask learner n for its values of raw observations [B, O] -> [B]."""
+    found = agent.ask(obs.unsqueeze(0).expand(agent.n_learners, *obs.shape)).value
+    assert found is not None  # only students know none
+    return found[n]
+
+
+def remembered(agent: Student, n: int, begin: int, segments: list[Tensor]) -> Tensor:
+    """Return the raw states [n, O] that student n remembered, given its stack's replay."""
+    agent.replay.restart(begin)
+    for rows in segments:
+        agent.replay.extend(rows)
+    back = torch.arange(int(agent.replay.live[n])).unsqueeze(0)
+    return agent.replay.states(torch.full_like(back, n), back)[0]

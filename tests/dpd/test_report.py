@@ -1,0 +1,39 @@
+"""What a run says at its beginning and at its end."""
+
+from pathlib import Path
+
+import pytest
+
+from dpd.cli import parse_run
+from dpd.report import peer_names, time_shares
+
+
+def test_shares_of_the_time_are_those_of_all_records_and_processes(tmp_path: Path) -> None:
+    head = "step,seed,peer,metric,value\n"
+    (tmp_path / "metrics.csv").write_text(
+        head + "1,,,time/collect,2.0\n1,,,time/distill,1.0\n1,0,0,eval/return,5\n"
+        "2,,,time/collect,3.0\n2,,,time/steps_per_s,9000\n"
+    )
+    (tmp_path / "metrics-1.csv").write_text(head + "1,,,time/eval,4.0\n")
+    # of 5 + 1 + 4 seconds
+    expected = {"collecting": 0.5, "distilling": 0.1, "evaluating": 0.4}
+    assert time_shares(tmp_path) == pytest.approx(expected)
+
+
+def test_without_a_record_nothing_is_said_of_the_time(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,seed,peer,metric,value\n")
+    assert time_shares(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["train"], []),  # of one size
+        (["distill", "--student-sizes", "8,16x4"], ["peer 0: 8x8", "peer 1: 16x4"]),
+        (["train", "--algo", "ppo,ppo", "--peer1.hidden", "32"], ["peer 0: 64x64", "peer 1: 32"]),
+    ],
+)
+def test_peers_of_unlike_size_are_called_by_it(argv: list[str], names: list[str]) -> None:
+    command, *flags = argv
+    teacher = ["--teacher", "t"] if command == "distill" else []
+    assert peer_names(parse_run([*flags, *teacher], command)) == names
