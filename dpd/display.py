@@ -28,6 +28,7 @@ COLUMNS = {
     "eval/return": "eval",
     "distill/action_distance": "disagreement",
     "distill/peer_ahead": "peer ahead",
+    "distill/agree_0.1": "agreement",
 }
 WIDTH, WIDTH_WITHOUT_LOSSES, LOSS_WIDTH = 100, 62, 14
 
@@ -140,7 +141,7 @@ def formatted(name: str, value: float | None) -> str:
         return "-"
     if name.endswith("/return"):
         return f"{value:,.1f}"
-    if name == "distill/peer_ahead":
+    if name in ("distill/peer_ahead", "distill/agree_0.1"):
         return f"{value:.0%}".replace("%", " %")
     return f"{value:.2f}" if name == "distill/action_distance" else f"{value:.3g}"
 
@@ -236,7 +237,7 @@ class Display:
             if name in board.latest:
                 peers = "/".join(formatted(name, value) for value in board.by_peer(name))
                 words.append(f"{COLUMNS[name]} {peers.replace(',', '')}")
-        for name in ("distill/action_distance", "distill/peer_ahead"):
+        for name in (name for name in COLUMNS if name.startswith("distill/")):
             if name in board.latest:
                 words.append(f"{COLUMNS[name]} {formatted(name, median(board.by_peer(name)))}")
         return "  ".join(words)

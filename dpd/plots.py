@@ -23,7 +23,11 @@ RETURNS = ("eval/return", "train/return")
 SIDE = {
     "distill/action_distance": "action distance to the peer",
     "distill/peer_ahead": "share of states where the peer is ahead",
+    "distill/agree_0.1": "states with every action within 0.1",
+    "distill/coverage": "states that the guide leaves",
+    "distill/student_weight": "weight of the student's own action",
 }
+SHARES = frozenset(SIDE) - {"distill/action_distance"}
 # Okabe and Ito's palette: distinct with every common colour blindness, and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
@@ -36,7 +40,7 @@ UNITS = ((1_000_000, "M"), (1_000, "k"), (1, ""))
 def learning_curves(
     metrics_csv: Path, out_png: Path, title: str, names: Sequence[str] = ()
 ) -> None:
-    """Draw evaluation and training returns, and how far the peers differ where that was logged.
+    """Draw evaluation and training returns, and what distillation logged of the panels in SIDE.
 
     `names`: what each peer is called; none: its number.
     """
@@ -170,12 +174,13 @@ def draw_side(axes: "Axes", peers: dict[int, Curve], name: str) -> None:
     for peer, curve in sorted(peers.items()):
         axes.plot(*binned(curve), **style(peer), linewidth=1.5)
     axes.set_title(SIDE[name], loc="left", color=INK, fontsize=9.5, pad=6)
-    if name == "distill/peer_ahead":
+    if name in SHARES:
         axes.set_ylim(0, 1)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    if name == "distill/peer_ahead":
         axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    else:
+    if name not in SHARES:
         axes.set_ylim(bottom=0)
 
 

@@ -11,13 +11,16 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from dpd.config import BadInput
-from dpd.cooperative.report import Outcome, as_text, write
+from dpd.cooperative.outcome import Outcome, as_text
+from dpd.cooperative.report import write
+from dpd.cooperative.resume import read_outcome
 from dpd.cooperative.rounds import Round, cooperate
 from dpd.cooperative.simulator import Simulator
 from dpd.cooperative.subjects import read_subjects
-from dpd.cooperative.tables import print_tables, round_line
+from dpd.cooperative.tables import round_line, sheets
 from dpd.cooperative.world import Budget
 from dpd.fidelity.report import require_writable
+from dpd.fidelity.tables import print_sheet
 
 if TYPE_CHECKING:
     from dpd.cooperative.config import CooperateConfig
@@ -43,20 +46,19 @@ def cooperate_paths(config: CooperateConfig) -> int:
 
     Ctrl-C leaves the policies of the last round that ended.
     """
-    subjects, env_id = read_subjects(config)
-    require_new(config.out)
+    outcome = begun(config) if config.resume is None else read_outcome(config)
+    config, budget = outcome.config, outcome.budget
     console = Console(stderr=True, highlight=False)
     with bar(console) as progress:
-        task = progress.add_task("", total=config.total_steps)
+        task = progress.add_task("", completed=budget.spent, total=config.total_steps)
 
         def tell(purpose: str, steps: int) -> None:
             progress.update(task, description=purpose, advance=steps)
 
-        budget = Budget(config.total_steps, tell)
-        world = Simulator(env_id, budget, config)
-        require_more_than(2 * len(subjects) * world.evaluation_steps, config.total_steps)
-        progress.update(task, total=min(config.total_steps, planned(world, len(subjects))))
-        outcome = Outcome(subjects=subjects, env_id=env_id, config=config, budget=budget)
+        budget.tell = tell
+        world = Simulator(outcome.env_id, budget, config)
+        require_enough(outcome, world)
+        progress.update(task, total=min(config.total_steps, budget.spent + planned(world, outcome)))
         try:
             status = run(world, outcome, console)
         finally:
@@ -65,9 +67,17 @@ def cooperate_paths(config: CooperateConfig) -> int:
     return status
 
 
+def begun(config: CooperateConfig) -> Outcome:
+    """Return the beginning: policies that fit each other, and a directory that can be written."""
+    subjects, env_id = read_subjects(config)
+    require_new(config.out)
+    budget = Budget(config.total_steps)
+    return Outcome(subjects=subjects, env_id=env_id, config=config, budget=budget)
+
+
 def run(world: Simulator, outcome: Outcome, console: Console) -> int:
-    """Evaluate, go through the rounds, evaluate again; return the exit status."""
-    config, budget, policies = outcome.config, outcome.budget, [s.policy for s in outcome.subjects]
+    """Evaluate, go through the rounds that are left, evaluate again; return the exit status."""
+    config, budget, policies = outcome.config, outcome.budget, outcome.policies
 
     def done(found: Round) -> None:
         outcome.add(found)
@@ -75,33 +85,45 @@ def run(world: Simulator, outcome: Outcome, console: Console) -> int:
         console.print(round_line(outcome), soft_wrap=True)
 
     try:
-        budget.reserved = len(policies) * world.evaluation_steps
-        outcome.before = world.evaluate([p.mode for p in policies])
-        outcome.spent = cooperate(world, policies, config, done)
+        budget.reserved = len(policies) * world.most_steps("evaluation")
+        if outcome.before is None:
+            outcome.before = world.evaluate([p.mode for p in policies])
+        first = len(outcome.rounds) + 1
+        outcome.spent = cooperate(world, policies, config, done, first)
         if outcome.rounds:
-            outcome.after = world.evaluate([p.mode for p in outcome.rounds[-1].policies])
+            outcome.after = world.evaluate([p.mode for p in outcome.policies])
             write(outcome)
     except KeyboardInterrupt:
         outcome.stopped = True
     return 130 if outcome.stopped else 0
 
 
-def planned(world: Simulator, k: int) -> int:
-    """Return the most steps that all of it takes; counterfactuals are never so many."""
-    c, n = world.config, k * world.config.probes
+def planned(world: Simulator, outcome: Outcome) -> int:
+    """Return the most steps that what is left takes; counterfactuals are never so many."""
+    c, k = world.config, len(outcome.subjects)
+    n = k * c.probes
     held = round(c.holdout * n)
     per_round = k * min(c.probe_envs, c.probes) * c.probe_steps + (k * n + k * held) * c.horizon
     if c.wants_counterfactuals:
         per_round += 2 * (n - held) * c.horizon
-    return c.rounds * per_round + 2 * k * world.evaluation_steps
+    per_round += 2 * k * world.most_steps("trial")
+    evaluations = 1 if outcome.rounds else 2
+    left = max(c.rounds - len(outcome.rounds), 0)
+    return left * per_round + evaluations * k * world.most_steps("evaluation")
 
 
-def require_more_than(evaluations: int, total: int) -> None:
-    """Raise BadInput where the evaluations before and after take the whole budget."""
-    if evaluations >= total:
+def require_enough(outcome: Outcome, world: Simulator) -> None:
+    """Raise BadInput where nothing is left to do, or to do it with."""
+    done, config = len(outcome.rounds), outcome.config
+    if done and done >= config.rounds and outcome.is_finished:
+        raise BadInput(f"all {done} rounds are done; raise --rounds")
+    evaluations = (1 if done else 2) * len(outcome.subjects) * world.most_steps("evaluation")
+    if outcome.budget.spent + evaluations >= config.total_steps:
+        used = f" and the {outcome.budget.spent:,} steps that were made" if done else ""
+        when = "after" if done else "before and after"
         raise BadInput(
-            f"--total-steps {total:,} leaves nothing beside the evaluations before and after, "
-            f"{evaluations:,}; raise it, or lower --episodes"
+            f"--total-steps {config.total_steps:,} leaves nothing beside the evaluations {when}, "
+            f"{evaluations:,}{used}; raise it, or lower --episodes"
         )
 
 
@@ -119,8 +141,11 @@ def report(outcome: Outcome) -> None:
         return
     console = Console(highlight=False, markup=False)
     if not outcome.stopped:
-        print_tables(outcome, console)
+        for sheet in sheets(outcome):
+            print_sheet(sheet, console)
     for line in outcome.remarks():
         console.print(line, soft_wrap=True)
     if outcome.rounds:
-        console.print(f"policies  {outcome.config.out / 'policies'}", soft_wrap=True)
+        for what in ("policies", "cooperative.html"):
+            name = "report" if what.endswith(".html") else what
+            console.print(f"{name:<8}  {outcome.config.out / what}", soft_wrap=True)

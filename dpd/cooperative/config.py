@@ -27,7 +27,15 @@ AT_LEAST_1 = (
     "episodes",
 )
 POSITIVE = ("proxy_lr", "cf_lr", "cf_box", "lr")
-NOT_NEGATIVE = ("margin", "cf_alpha", "cf_penalty", "cf_distinct", "anchor")
+NOT_NEGATIVE = (
+    "margin",
+    "cf_alpha",
+    "cf_penalty",
+    "cf_distinct",
+    "anchor",
+    "trial_episodes",
+    "seed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +45,10 @@ class CooperateConfig:
     Cooperative knowledge distillation (Livanos et al., AAAI 2024) for continuous control.
     """
 
-    paths: Policies
+    paths: Policies = ()
     """Policy files, Stable-Baselines3 zips, or run directories for the best policy in each."""
     out: Path = Path("cooperative")
-    """Directory for policies/, cooperative.json and TensorBoard's tb/."""
+    """Directory for policies/, cooperative.html, cooperative.json and TensorBoard's tb/."""
     total_steps: int = 500_000
     """Simulator steps of everything together, the evaluations before and after included."""
     rounds: int = 2
@@ -87,6 +95,9 @@ class CooperateConfig:
     """Learning rate of the students."""
     anchor: float = 1.0
     """Weight of staying the same where no other is better."""
+    trial_episodes: int = 5
+    """Whole episodes, others than those of the table, in which a round's student must do no worse
+    than before, or it stays as it was; 0: every lesson is kept."""
     episodes: int = 20
     """Deterministic episodes per policy, before and after; the same ones."""
     seed: int = 0
@@ -96,9 +107,14 @@ class CooperateConfig:
     foreign: Annotated[ForeignConfig, tyro.conf.OmitArgPrefixes] = NOT_FOREIGN
     json: bool = False
     """Print JSON instead of tables."""
+    resume: Path | None = None
+    """Go on with the cooperation in this directory, with its own settings; --total-steps and
+    --rounds may be raised."""
 
     def __post_init__(self) -> None:
-        if len(self.paths) < 2:
+        if self.resume is not None and self.paths:
+            raise BadInput("--resume goes on with the run's own policies; leave POLICY out")
+        if self.resume is None and len(self.paths) < 2:
             raise BadInput("dpd cooperate needs two POLICYs or more, which teach each other")
         for name in AT_LEAST_1:
             if getattr(self, name) < 1:

@@ -44,12 +44,28 @@ class Pair(NamedTuple):
     """Of the predicted gap, at probe states that nothing learned from."""
 
 
+class Trial(NamedTuple):
+    """A student's mean returns in the same whole episodes, before and after its lessons."""
+
+    before: float
+    after: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether it got no worse."""
+        return self.after >= self.before
+
+
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What came of a round."""
+    """What came of a round. Pairs and drift are of the students as they were taught."""
 
     number: int
     policies: list[Policy]
+    """Where a student failed its trial, the one from before. Only the last round's are kept in
+    files."""
+    trials: list[Trial] | None
+    """None: there was no trial."""
     pairs: list[Pair]
     drift: list[float | None]
     """Mean |change| of each one's actions, in halves of their range, where it was competent."""
@@ -99,10 +115,11 @@ def cooperate(
     policies: Sequence[Policy],
     config: CooperateConfig,
     done: Callable[[Round], None] = lambda found: None,
+    first: int = 1,
 ) -> Spent | None:
-    """Run all rounds; `done` hears of each. Return why they ended early, if they did."""
+    """Run all rounds from the first; `done` hears of each. Return why they ended early, if so."""
     try:
-        for number in range(1, config.rounds + 1):
+        for number in range(first, config.rounds + 1):
             found = one_round(world, policies, config, number)
             policies = found.policies
             done(found)
@@ -123,9 +140,11 @@ def one_round(
     extra = {pair: searched(s, pair, proxies) for pair in pairs(len(policies))}
     after = [teach(p, lessons(s, j, extra), config, s.generator) for j, p in enumerate(policies)]
     gaps = remaining(s, after)
+    trials = tried(s, after) if config.trial_episodes else None
     return Round(
         number=number,
-        policies=after,
+        policies=after if trials is None else passed(policies, after, trials),
+        trials=trials,
         pairs=[figures(s, pair, extra[pair], proxies, gaps[pair]) for pair in extra],
         drift=[drift(s, j, new) for j, new in enumerate(after)],
     )
@@ -216,6 +235,24 @@ def remaining(s: Setting, after: Sequence[Policy]) -> dict[tuple[int, int], floa
         for i in (i for i in range(len(after)) if i != j):
             left[i, j] = mean((s.found.score[i] - score)[s.tests(i, j)])
     return left
+
+
+def tried(s: Setting, after: Sequence[Policy]) -> list[Trial]:
+    """Play whole episodes with all policies, as they were and as they are now.
+
+    Short horizons do not show a gait that falls later, nor what two gaits are together.
+    """
+    modes = [p.mode for p in (*s.policies, *after)]
+    found = s.world.evaluate(modes, "trial").mean(1).tolist()
+    return [Trial(*pair) for pair in zip(found[: len(after)], found[len(after) :], strict=True)]
+
+
+def passed(
+    before: Sequence[Policy], after: Sequence[Policy], trials: Sequence[Trial]
+) -> list[Policy]:
+    """Return each student as it is now, or as it was where it got worse."""
+    each = zip(before, after, trials, strict=True)
+    return [new if trial.passed else old for old, new, trial in each]
 
 
 def figures(

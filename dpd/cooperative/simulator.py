@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROWS = 512  # environments of a batch: more are no faster, and Humanoid's take memory
 FREE, BALL = int(mujoco.mjtJoint.mjJNT_FREE), int(mujoco.mjtJoint.mjJNT_BALL)
-EPISODES = 29  # the purpose of the evaluation's seeds
+EPISODES = {"evaluation": 29, "trial": 31}  # the purposes of their seeds
 
 
 class Simulator:
@@ -131,15 +131,15 @@ class Simulator:
         env.set_state(range(len(states)), possible(self.model, qpos, before), coords[:, free:])
         return self.states(env.snapshot())
 
-    def evaluate(self, acts: Sequence[Act]) -> np.ndarray:
+    def evaluate(self, acts: Sequence[Act], purpose: str = "evaluation") -> np.ndarray:
         """Play the same whole episodes with every policy, without noise -> returns [k, K]."""
-        k, episodes = len(acts), self.config.episodes
-        self.budget.require("evaluation", k * self.evaluation_steps)
-        seeds = k * episode_seeds(self.config.seed, episodes, EPISODES)
+        k, episodes = len(acts), self.episodes(purpose)
+        self.budget.require(purpose, k * episodes * self.task.max_steps)
+        seeds = k * episode_seeds(self.config.seed, episodes, EPISODES[purpose])
         env = NativeEnv(self.env_id, len(seeds), seeds, self.config.threads)
 
         def act(obs: Tensor) -> Tensor:
-            self.budget.count("evaluation", env.n_envs)
+            self.budget.count(purpose, env.n_envs)
             return torch.stack([a(o) for a, o in zip(acts, obs, strict=True)])
 
         try:
@@ -147,10 +147,13 @@ class Simulator:
         finally:
             env.close()
 
-    @property
-    def evaluation_steps(self) -> int:
-        """The most steps that the evaluation of a policy takes."""
-        return self.config.episodes * self.task.max_steps
+    def episodes(self, purpose: str) -> int:
+        """Return how many episodes of a policy are played."""
+        return self.config.trial_episodes if purpose == "trial" else self.config.episodes
+
+    def most_steps(self, purpose: str) -> int:
+        """Return the most steps that a policy's episodes take."""
+        return self.episodes(purpose) * self.task.max_steps
 
 
 def moments(n: int, steps: int, seed: int) -> np.ndarray:

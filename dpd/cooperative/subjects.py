@@ -27,15 +27,9 @@ class Subject:
 
     name: str
     file: Path
-    sha256: str
+    origin: dict[str, Any]
+    """What an improved policy says of it."""
     policy: Policy
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        """What an improved policy says of it."""
-        meta = self.policy.meta
-        steps = meta.provenance.get("steps")
-        return {"name": self.name, "sha256": self.sha256, "algo": meta.algo, "steps": steps}
 
 
 def read_subjects(config: CooperateConfig) -> tuple[list[Subject], str]:
@@ -52,15 +46,28 @@ def read_subjects(config: CooperateConfig) -> tuple[list[Subject], str]:
     foreign, zips = config.foreign, any(map(is_zip, files))
     for name, file in zip(names, files, strict=True):
         own = foreign if is_zip(file) or not zips else only_env(foreign)
-        policy, digest = load_any(file, own), hashlib.sha256(file.read_bytes()).hexdigest()
+        policy = load_any(file, own)
         # a zip does not say its environment; it is the others'
         foreign = replace(foreign, env=foreign.env or policy.meta.env_id)
-        subjects.append(Subject(name=name, file=file, sha256=digest, policy=policy))
+        said = origin(name, file, policy)
+        subjects.append(Subject(name=name, file=file, origin=said, policy=policy))
     env_id = str(foreign.env)
+    require_fit_task(env_id, subjects, config.foreign.env is not None)
+    return subjects, env_id
+
+
+def origin(name: str, file: Path, policy: Policy) -> dict[str, Any]:
+    """Say where a policy comes from."""
+    digest, meta = hashlib.sha256(file.read_bytes()).hexdigest(), policy.meta
+    steps = meta.provenance.get("steps")
+    return {"name": name, "sha256": digest, "algo": meta.algo, "steps": steps}
+
+
+def require_fit_task(env_id: str, subjects: list[Subject], is_given: bool = True) -> None:
+    """Raise BadInput unless policies act alike in a task whose states can be restored."""
     spec = restorable(env_id, subjects)
     for subject in subjects:
-        require_alike(subject, subjects[0], spec, config.foreign.env is not None)
-    return subjects, env_id
+        require_alike(subject, subjects[0], spec, is_given)
 
 
 def only_env(foreign: ForeignConfig) -> ForeignConfig:

@@ -1,16 +1,11 @@
-"""What the terminal shows of cooperation: a line per round, and two tables."""
+"""What terminal and page show of cooperation: a line per round, and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from dpd.cooperative.report import Outcome, policy_json
-from dpd.fidelity.tables import shown
+from dpd.cooperative.outcome import Outcome, policy_json
+from dpd.fidelity.tables import Sheet, shown
 
 
 def round_line(outcome: Outcome) -> str:
@@ -20,61 +15,62 @@ def round_line(outcome: Outcome) -> str:
     for p in found.pairs:
         gap = f", gap {shown(p.gap_before)} → {shown(p.gap_after)}" if p.n_deficient else ""
         words.append(f"{p.teacher}→{p.student}: {p.n_deficient}+{p.n_counterfactuals} states{gap}")
+    for k, trial in enumerate(found.trials or ()):
+        kept = "" if trial.passed else ", not kept"
+        words.append(f"trial {k}: {shown(trial.before)} → {shown(trial.after)}{kept}")
     return "  ".join([*words, f"{outcome.budget.spent:,}/{total:,} steps"])
 
 
-def print_tables(outcome: Outcome, console: Console) -> None:
-    """Print every policy's returns, and every pair's figures in every round."""
-    episodes = outcome.config.episodes
-    title = f"{outcome.env_id}: the same {episodes} deterministic episodes before and after"
-    names = ["", "policy", "before", "95 %", "after", "95 %", "gain", "95 %"]
-    lay_out(console, title, names, return_rows(outcome))
-    names = ["round", "pair", "states", "new", "success", "gap up", "gap", "left", "R²", "drift"]
-    lay_out(console, "Who taught whom (teacher→student)", names, pair_rows(outcome))
+def sheets(outcome: Outcome) -> Iterator[Sheet]:
+    """Return the tables, the most important one first."""
+    yield returns_sheet(outcome)
+    yield pairs_sheet(outcome)
+    if any(found.trials for found in outcome.rounds):
+        yield trials_sheet(outcome)
 
 
-def return_rows(outcome: Outcome) -> Iterator[list[str]]:
-    """Lay out a row per policy."""
+def returns_sheet(outcome: Outcome) -> Sheet:
+    """Lay out every policy's returns, before and after."""
+    title = (
+        f"{outcome.env_id}: the same {outcome.config.episodes} deterministic episodes before and "
+        "after"
+    )
+    rows = []
     for k in range(len(outcome.subjects)):
         known = policy_json(outcome, k)
-        row = [str(k), outcome.name(k)]
-        for figure, spread in (
-            ("return_before", "interval_before"),
-            ("return_after", "interval_after"),
-            ("gain", "interval_gain"),
-        ):
-            row += [shown(known.get(figure)), shown(known.get(spread))]
-        yield row
+        row = [f"{k} {outcome.name(k)}"]
+        for figure in ("return_before", "return_after", "gain"):
+            row.append(shown(known.get(figure)))
+            row.append(shown(known.get(f"interval_{figure.removeprefix('return_')}")))
+        rows.append(row)
+    return Sheet(title, ["policy", "before", "95 %", "after", "95 %", "gain", "95 %"], rows)
 
 
-def pair_rows(outcome: Outcome) -> Iterator[list[str]]:
-    """Lay out a row per pair and round."""
+def pairs_sheet(outcome: Outcome) -> Sheet:
+    """Lay out every pair's figures in every round."""
+    rows = []
     for found in outcome.rounds:
         for p in found.pairs:
             figures = [p.cf_success, p.cf_gap_up, p.gap_before, p.gap_after, p.proxy_r2]
-            figures.append(found.drift[p.student])
-            head = [str(found.number), f"{p.teacher}→{p.student}"]
-            counts = [str(p.n_deficient), str(p.n_counterfactuals)]
-            yield [*head, *counts, *map(shown, figures)]
+            counts = [f"{p.n_deficient:,}", f"{p.n_counterfactuals:,}"]
+            drift = shown(found.drift[p.student])
+            rows.append([f"{found.number} {p.teacher}→{p.student}", *counts])
+            rows[-1] += [*map(shown, figures), drift]
+    columns = ["round, pair", "states", "new", "success", "gap up", "gap", "left", "R²", "drift"]
+    return Sheet("Who taught whom (teacher→student)", columns, rows)
 
 
-def lay_out(console: Console, title: str, names: list[str], rows: Iterator[list[str]]) -> None:
-    """Print a table; names are folded, figures are not."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for name in names:
-        is_text = name in ("", "policy", "pair")
-        table.add_column(
-            name,
-            overflow="fold",
-            justify="left" if is_text else "right",
-            no_wrap=name != "policy",
-        )
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
+def trials_sheet(outcome: Outcome) -> Sheet:
+    """Lay out what the trials of every round decided."""
+    rows = [
+        [f"{found.number} {outcome.name(k)}", shown(t.before), shown(t.after), kept(t.passed)]
+        for found in outcome.rounds
+        for k, t in enumerate(found.trials or ())
+    ]
+    title = f"On trial in {outcome.config.trial_episodes} other episodes, after each round"
+    return Sheet(title, ["round, policy", "before", "after", "lessons"], rows)
+
+
+def kept(passed: bool) -> str:
+    """Word what a trial decides."""
+    return "kept" if passed else "given up"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PURPOSES = ("probe", "competence", "counterfactual", "evaluation")
+PURPOSES = ("probe", "competence", "counterfactual", "trial", "evaluation")
 
 Act = Callable[[Tensor], Tensor]
 """Raw observations [B, O] -> actions [B, A] in [-1, 1]."""
@@ -57,8 +57,8 @@ class World(Protocol):
         """Return the states at other coordinates [n, D], as possible as the world can make them."""
         ...
 
-    def evaluate(self, acts: Sequence[Act]) -> np.ndarray:
-        """Play the same whole episodes with every policy -> returns [k, K]."""
+    def evaluate(self, acts: Sequence[Act], purpose: str = "evaluation") -> np.ndarray:
+        """Play the same whole episodes with every policy -> returns [k, K]; others for a trial."""
         ...
 
 

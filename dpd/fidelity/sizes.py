@@ -43,6 +43,8 @@ class Student:
     cost: Cost
     figures: dict[str, float | None]
     """By the names of FIGURES."""
+    memory: bool = False
+    """Whether it asks a memory of its teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class Size:
 
     name: str
     parameters: int
+    """Their mean: some students may carry a memory, and others of the same size none."""
     compression: float
     """Parameters of all teachers together per parameter of the student."""
     students: list[Student]
@@ -145,6 +148,7 @@ def examine(
         seed=int(meta.provenance["seed"]),
         cost=spent,
         figures={**figures, **measures},
+        memory=meta.memory is not None,
     )
 
 
@@ -156,7 +160,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 def sized(name: str, students: list[Student], teachers_parameters: int) -> Size:
     """Put students of one size together."""
-    own = students[0].cost.parameters
+    own = round(float(np.mean([student.cost.parameters for student in students])))
     smaller = teachers_parameters / own
     return Size(name=name, parameters=own, compression=smaller, students=students)
 
@@ -193,6 +197,12 @@ def notes(found: Sizes) -> list[str]:
         said.append(f"intervals over fewer than {FEW_SEEDS} seeds mean little")
     if found.returns.teacher <= found.returns.floor:
         said.append("the teacher is no better than random actions: nothing of it is to be retained")
+    students = [student for size in found.sizes for student in size.students]
+    if n := sum(student.memory for student in students):
+        said.append(
+            f"{n} of {len(students)} students ask a memory of their teacher, which is in their "
+            "params and µs"
+        )
     return said
 
 
@@ -224,7 +234,13 @@ def size_json(size: Size, seed: int) -> dict[str, Any]:
         **{name: size.mean(name) for name in FIGURES},
         "intervals": {name: size.interval(name, seed) for name in FIGURES},
         "students": [
-            {"policy": s.name, "seed": s.seed, **s.cost._asdict(), **s.figures}
+            {
+                "policy": s.name,
+                "seed": s.seed,
+                "memory": s.memory,
+                **s.cost._asdict(),
+                **s.figures,
+            }
             for s in size.students
         ],
     }

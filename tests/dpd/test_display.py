@@ -46,6 +46,7 @@ def test_a_plain_line_says_everything_and_never_wraps() -> None:
         "eval/return": [1500.0, 7.0, 1500.0, 7.0, -5.0, 7.0],
         "distill/action_distance": [0.43] * 6,
         "distill/peer_ahead": [0.51] * 6,
+        "distill/agree_0.1": [0.9, 0.8] * 3,
     }
     with display:
         for step in (100, 200, 300):  # 100 steps in 2 s: 50 per second, 700 left take 14 s
@@ -53,7 +54,7 @@ def test_a_plain_line_says_everything_and_never_wraps() -> None:
             clock.now += 2
     assert screen.getvalue().splitlines()[-1] == (
         " 30.0 %  300/1,000 steps  50 steps/s x 3 seeds  0:14 left  train 1234.5/2.0"
-        "  eval 1500.0/7.0  disagreement 0.43  peer ahead 51 %"
+        "  eval 1500.0/7.0  disagreement 0.43  peer ahead 51 %  agreement 85 %"
     )
 
 

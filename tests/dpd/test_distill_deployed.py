@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import made
@@ -12,6 +13,9 @@ from lessons import STUDENT, distil, logged
 import dpd
 from dpd import policyfile
 from dpd.cli import main, parse_run
+from dpd.distill.teacher import Returns
+from dpd.fidelity.sizes import Sizes, examine, notes, sized
+from dpd.fidelity.subjects import Subject
 from dpd.train import make_training
 
 RETRIEVAL = ["--method", "retrieval", "--distill.entries", "150", "--distill.embed-steps", "10"]
@@ -39,6 +43,18 @@ def test_a_run_evaluates_what_it_saves(teacher: Path, tmp_path: Path) -> None:
         saved = dpd.load(out / f"policies/seed0-peer{n}.safetensors")
         assert saved.meta.memory is not None and saved.meta.memory.entries == 150
         torch.testing.assert_close(saved.mode(obs[n]), acted[n], rtol=0, atol=1e-5)
+    # 150 entries of 32 numbers and 2 actions, beside what the student is: the report counts them
+    subject = Subject(name="s", policy=saved)
+    student = examine(subject, [], obs[0], {"return": 1.0, "retained": 1.0})
+    assert student.memory and student.cost.parameters > 150 * 34
+    plain = replace(student, memory=False, cost=student.cost._replace(parameters=100))
+    size = sized("6", [student, plain], 400)
+    assert size.parameters == round((student.cost.parameters + 100) / 2)
+    returns, costs = Returns([[1.0]], [0.0]), [student.cost]
+    found = Sizes(env_id="", seed=0, n_states=1, returns=returns, costs=costs, sizes=[size])
+    assert notes(found) == [
+        "1 of 2 students ask a memory of their teacher, which is in their params and µs"
+    ]
 
 
 def test_a_student_that_declines_is_a_plain_policy(teacher: Path, tmp_path: Path) -> None:

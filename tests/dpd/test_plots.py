@@ -12,6 +12,7 @@ from matplotlib.image import imread
 
 from dpd.plots import (
     COLOURS,
+    SHARES,
     Line,
     binned,
     caption,
@@ -44,8 +45,8 @@ def write_metrics(
                 for seed in range(seeds):
                     for peer in range(peers):
                         value = 1000 * seed + 100 * peer + step / 10_000
-                        share = name == "distill/peer_ahead"
-                        writer.writerow((step, seed, peer, name, 0.5 if share else value))
+                        value = 0.5 if name in SHARES else value
+                        writer.writerow((step, seed, peer, name, value))
     return path
 
 
@@ -116,9 +117,12 @@ def test_the_picture_shows_both_peers(tmp_path: Path) -> None:
     assert not has_colour(image, COLOURS[2])
 
 
-def test_distillation_metrics_add_a_second_panel(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "logged", [("action_distance", "peer_ahead"), ("agree_0.1", "coverage", "student_weight")]
+)
+def test_distillation_metrics_add_panels(tmp_path: Path, logged: Sequence[str]) -> None:
     narrow = write_metrics(tmp_path / "plain.csv")
-    names = ("eval/return", "distill/action_distance", "distill/peer_ahead")
+    names = ("eval/return", *(f"distill/{name}" for name in logged))
     wide = write_metrics(tmp_path / "distilled.csv", names)
     for path in (narrow, wide):
         learning_curves(path, path.with_suffix(".png"), "Hopper-v5")

@@ -24,7 +24,7 @@ from dpd.sources import one_policy
 
 TASK = "Swimmer-v5"
 SMALL = ["--probes", "24", "--probe-envs", "4", "--probe-steps", "20", "--horizon", "5"]
-SMALL += ["--steps", "20", "--proxy-steps", "20", "--episodes", "2", "--threads", "1"]
+SMALL += ["--steps", "20", "--proxy-steps", "20", "--episodes", "2", "--trial-episodes", "0"]
 KEPT = ("obs_mean", "obs_scale", "obs_count", "act_low", "act_high")
 
 
@@ -44,7 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def cooperate(*argv: str | Path) -> int:
-    return main(["cooperate", *map(str, argv), *SMALL])
+    return main(["cooperate", *SMALL, "--threads", "1", *map(str, argv)])
 
 
 def test_policies_of_two_algorithms_improve_each_other(
@@ -112,10 +112,11 @@ def test_the_tables_fit_80_columns(
     monkeypatch.chdir(tmp_path)
     assert cooperate(*files, "--control", "unfocused", "--rounds", "1") == 0
     said = capsys.readouterr().out.splitlines()
-    assert max(map(len, said[:-3])) <= 80
-    assert said[-3].startswith("simulator steps  ") and "counterfactual 0" in said[-3]
-    assert said[-2] == "note: intervals over fewer than 5 episodes mean little"
-    assert said[-1].split() == ["policies", "cooperative/policies"]
+    assert max(map(len, said[:-4])) <= 80
+    assert said[-4].startswith("simulator steps  ") and "counterfactual 0" in said[-4]
+    assert said[-3] == "note: intervals over fewer than 5 episodes mean little"
+    assert said[-2].split() == ["policies", "cooperative/policies"]
+    assert said[-1].split() == ["report", "cooperative/cooperative.html"]
     row = next(line.split() for line in said if line.split()[:2] == ["1", "0→1"])
     assert len(row) == 10 and row[4] == row[5] == row[8] == "-"  # no counterfactuals, no proxy
 
@@ -142,21 +143,86 @@ def test_an_interrupt_leaves_the_policies_of_the_last_round(
 ) -> None:
     goes_on = command.cooperate
 
-    def interrupted(world: Any, policies: Any, config: Any, done: Any) -> Any:
+    def interrupted(world: Any, policies: Any, config: Any, done: Any, first: int) -> Any:
         def done_and_out(found: Round) -> None:
             done(found)
             raise KeyboardInterrupt
 
-        return goes_on(world, policies, config, done_and_out)
+        return goes_on(world, policies, config, done_and_out, first)
 
     monkeypatch.setattr(command, "cooperate", interrupted)
     assert cooperate(*files, "--out", tmp_path / "out") == 130
-    assert "stopped; the policies are those of round 1" in capsys.readouterr().out
+    resume = f"; go on with: dpd cooperate --resume {tmp_path / 'out'}"
+    assert f"stopped; the policies are those of round 1{resume}" in capsys.readouterr().out
     for k in (0, 1):
         kept = load(tmp_path / f"out/policies/peer{k}.safetensors").meta.provenance
         assert kept["rounds"] == 1 and kept["eval_return"] is None
     found = json.loads((tmp_path / "out/cooperative.json").read_text())
     assert len(found["rounds"]) == 1 and "return_after" not in found["policies"][0]
+    monkeypatch.undo()
+    check_resumed(files, tmp_path, capsys)
+
+
+def check_resumed(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What goes on ends bit for bit where the whole ends; its policies may be gone by then."""
+    assert cooperate(*files, "--out", tmp_path / "whole") == 0
+    assert main(["cooperate", "--resume", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("round 2/2") == 2 and said.err.count("round 1/2") == 1
+    whole, resumed = (
+        json.loads((tmp_path / name / "cooperative.json").read_text()) for name in ("whole", "out")
+    )
+    assert resumed.pop("settings") | {"out": ""} == whole.pop("settings") | {"out": ""}
+    assert resumed == whole
+    for k in (0, 1):
+        a, b = (load(tmp_path / f"{x}/policies/peer{k}.safetensors") for x in ("whole", "out"))
+        assert all(torch.equal(x, b.tensors[name]) for name, x in a.tensors.items())
+        assert a.meta == b.meta
+    assert main(["cooperate", "--resume", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "dpd: all 2 rounds are done; raise --rounds\n"
+    assert main(["cooperate", "--resume", str(tmp_path / "out"), "--rounds", "3", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rounds"]) == 3
+
+
+def test_a_run_that_cannot_go_on_says_so_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("torn", '{"settings": {'), ("other", "[1]"), ("old", '{"settings": {}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cooperative.json").write_text(text)
+    cases = [
+        (["--resume", str(tmp_path / "none")], "is no run of dpd cooperate"),
+        (["--resume", str(tmp_path / "torn")], "is not what dpd cooperate wrote"),
+        (["--resume", str(tmp_path / "other")], "is not what dpd cooperate wrote"),
+        (["--resume", str(tmp_path / "old")], "is not what dpd cooperate wrote"),
+        (["--resume", str(tmp_path / "old"), "--lr", "1"], "own settings; leave --lr out"),
+        (["--resume", str(tmp_path / "old"), "x"], "own policies; leave POLICY out"),
+    ]
+    for argv, says in cases:
+        assert main(["cooperate", *argv]) == 2, says
+        said = capsys.readouterr()
+        assert says in said.err and said.err.count("\n") == 1 and not said.out, said.err
+
+
+def test_the_page_shows_everybody_and_nothing_that_a_name_smuggles_in(
+    files: list[Path], tmp_path: Path
+) -> None:
+    evil = write(tmp_path / "<script>$x$.safetensors", load(files[0]))
+    flags = ["--trial-episodes", "1", "--rounds", "1", "--out", tmp_path / "out"]
+    assert cooperate(evil, files[1], *flags) == 0
+    page = (tmp_path / "out/cooperative.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;$x$" in page
+    assert page.count("<svg") == 2 and page.count("<table>") == 4
+    assert "On trial in 1 other episodes" in page and "http" not in page.split("<body>")[1].replace(
+        "http://www.w3.org", ""
+    )
+    found = json.loads((tmp_path / "out/cooperative.json").read_text())
+    assert found["steps"]["trial"] == 2 * 2 * 1000
+    for k, trial in enumerate(found["rounds"][0]["trials"]):
+        assert trial["passed"] == (trial["after"] >= trial["before"])
+        new, old = load(tmp_path / f"out/policies/peer{k}.safetensors"), load((evil, files[1])[k])
+        same = torch.equal(new.tensors["actor.0.weight"], old.tensors["actor.0.weight"])
+        assert same != trial["passed"]
 
 
 def test_a_zip_of_stable_baselines3_cooperates(

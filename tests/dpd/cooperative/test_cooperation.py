@@ -15,7 +15,9 @@ from dpd.cooperative.rounds import Round, cooperate
 from dpd.cooperative.world import Budget, Spent
 from dpd.policyfile import Policy
 
-CONFIG = CooperateConfig(paths=(Path("a"), Path("b")), gamma=1.0, rounds=1, steps=600)
+CONFIG = CooperateConfig(
+    paths=(Path("a"), Path("b")), gamma=1.0, rounds=1, steps=600, trial_episodes=0
+)
 PLENTY = 10**9
 
 
@@ -48,13 +50,14 @@ def experts() -> list[Policy]:
 
 @pytest.fixture(scope="module")
 def focused(experts: list[Policy]) -> Run:
-    return run(experts, CONFIG)
+    return run(experts, replace(CONFIG, trial_episodes=1))
 
 
 def test_both_become_experts_everywhere(experts: list[Policy], focused: Run) -> None:
     best = float(returns(steer, starts(2000, 999)).mean())  # about -10.5
     assert max(mean_returns(experts)) < 50 * best
     assert min(focused.returns) > 2 * best
+    assert all(trial.passed for trial in focused.rounds[0].trials or ()) and focused.spent is None
     for pair, drift in zip(focused.rounds[0].pairs, focused.rounds[0].drift, strict=True):
         assert pair.n_deficient > 150  # of 512: about half of them
         assert pair.gap_before is not None and pair.gap_after is not None
@@ -68,6 +71,17 @@ def test_imitating_on_all_states_makes_nobody_an_expert(experts: list[Policy]) -
     assert max(control.returns) < 20 * best
     assert control.budget.used["counterfactual"] == 0
     assert all(pair.cf_success is None for pair in control.rounds[0].pairs)
+
+
+def test_who_gets_worse_on_trial_stays_as_it_was(experts: list[Policy]) -> None:
+    # A clumsy teaching of all states: both get worse, and are given back bit for bit.
+    clumsy = replace(CONFIG, control="unfocused", steps=20, lr=0.1, probes=40, trial_episodes=1)
+    found = run(experts, clumsy)
+    trials = found.rounds[0].trials
+    assert trials is not None and not any(trial.passed for trial in trials)
+    assert found.budget.used["trial"] == 2 * 2 * 200 * HORIZON  # before and after, both policies
+    for old, new in zip(experts, found.rounds[0].policies, strict=True):
+        assert all(torch.equal(old.tensors[k], new.tensors[k]) for k in old.tensors)
 
 
 def test_the_true_gap_rises_at_counterfactuals(focused: Run) -> None:

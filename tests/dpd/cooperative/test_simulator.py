@@ -25,6 +25,7 @@ CONFIG = CooperateConfig(
     probe_steps=40,
     horizon=12,
     episodes=2,
+    trial_episodes=3,
     threads=1,
 )
 PLENTY = 10**9
@@ -101,6 +102,10 @@ def test_every_step_is_counted_by_its_purpose(env_id: str, stepped: list[int]) -
     assert not stepped  # a state is put there, and no step is made
     found = world.evaluate(acts)
     assert found.shape == (2, 2) and used["evaluation"] == sum(stepped)
+    stepped.clear()
+    tried = world.evaluate(acts, "trial")  # in other episodes
+    assert tried.shape == (2, 3) and used["trial"] == sum(stepped)
+    assert not np.isin(tried, found).any()
     assert world.budget.spent == sum(used.values())
     world.close()
 

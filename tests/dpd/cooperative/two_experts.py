@@ -73,8 +73,8 @@ class Plane:
     def moved(self, states: States, coords: Tensor) -> States:
         return self.states(coords.float())
 
-    def evaluate(self, acts: Sequence[Act]) -> np.ndarray:
-        return self.score(self.states(starts(200, 77)), acts, "evaluation")
+    def evaluate(self, acts: Sequence[Act], purpose: str = "evaluation") -> np.ndarray:
+        return self.score(self.states(starts(200, 77)), acts, purpose)
 
 
 def described(**changes: Any) -> PolicyMeta:

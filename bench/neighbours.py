@@ -1,0 +1,158 @@
+"""Time the memory's exact search against an approximate index, at the sizes a memory may have.
+
+python bench/neighbours.py runs/teacher/policies/seed0-peer0.safetensors --json bench/results/x.json
+
+Keys are the teacher's last hidden layer at the states of its own noisy episodes, through a random
+projection onto the sphere; queries are of other states. One thread. Without faiss (pip install
+faiss-cpu) only the exact search is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from timing import Work, interleaved_rates, machine, require_quiet
+from torch import Tensor
+
+from dpd.envs.native import NativeEnv
+from dpd.memory import Neighbours, unit
+from dpd.policyfile import Policy, load
+
+BATCHES = (1, 20, 256)
+K, NOISE, ENVS = 8, 0.3, 50
+LINKS, EF = 32, (16, 32, 64, 128)  # of the graph (HNSW), and how widely it is searched
+
+Search = Callable[[Tensor], np.ndarray]
+
+
+def keys_of(policy: Policy, n: int, dim: int, seed: int) -> Tensor:
+    """Return n keys [n, dim] at states of a policy's noisy episodes."""
+    env = NativeEnv(policy.meta.env_id, ENVS, list(range(seed, seed + ENVS)), 1)
+    noise, obs, seen = torch.Generator().manual_seed(seed), env.reset(), []
+    for _ in range(-(-n // ENVS)):
+        act = policy.mode(obs)
+        act = (act + NOISE * torch.randn(act.shape, generator=noise)).clamp(-1, 1)
+        obs = env.step(act).obs
+        seen.append(policy.features(obs))
+    features = torch.cat(seen)[:n]
+    width = features.shape[1]
+    projection = torch.randn(width, dim, generator=torch.Generator().manual_seed(0))
+    return unit(features @ projection * width**-0.5)
+
+
+def exact(keys: Tensor) -> Search:
+    """Search as a policy file's memory does."""
+    kept = Neighbours.of(keys.unsqueeze(0), keys[:, :1].unsqueeze(0), K, 0.1)
+    return lambda query: kept.find(query.unsqueeze(0))[1][0].numpy()
+
+
+def graph(keys: Tensor, ef: int) -> Search:
+    """Search a graph of neighbours (HNSW: Malkov and Yashunin 2018)."""
+    import faiss
+
+    index = faiss.IndexHNSWFlat(keys.shape[1], LINKS)
+    index.add(keys.numpy())
+    index.hnsw.efSearch = ef
+    return lambda query: index.search(query.numpy(), K)[1]  # type: ignore[no-any-return]
+
+
+def recall(found: np.ndarray, truth: np.ndarray) -> float:
+    """Return the share of the true neighbours [n, K] that were found."""
+    pairs = zip(found, truth, strict=True)
+    return float(np.mean([len(np.intersect1d(a, b)) / K for a, b in pairs]))
+
+
+def measure(policy: Policy, entries: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row per search and batch size."""
+    keys = keys_of(policy, entries, args.dim, 0)
+    queries = keys_of(policy, 2000, args.dim, 10_000)
+    contenders, built = {"exact": exact(keys)}, {"exact": 0.0}
+    if find_spec("faiss"):
+        for ef in EF:
+            begin = time.perf_counter()
+            contenders[f"HNSW, ef {ef}"] = graph(keys, ef)
+            built[f"HNSW, ef {ef}"] = time.perf_counter() - begin
+    truth = contenders["exact"](queries)
+    rows = []
+    for batch in BATCHES:
+        some = queries[:batch].contiguous()
+        works = {name: asking(search, some) for name, search in contenders.items()}
+        rates = interleaved_rates(works, args.repeats, args.seconds)
+        rows += [
+            {
+                "entries": entries,
+                "search": name,
+                "batch": batch,
+                "ms": 1e3 * batch / statistics.median(rates[name]),
+                "ms_all": [1e3 * batch / r for r in rates[name]],
+                "recall": recall(search(queries), truth),
+                "build_s": built[name],
+            }
+            for name, search in contenders.items()
+        ]
+    return rows
+
+
+def asking(search: Search, queries: Tensor) -> Work:
+    """Return one call as work of so many queries."""
+
+    def work() -> int:
+        search(queries)
+        return len(queries)
+
+    return work
+
+
+def table(rows: list[dict[str, Any]], dim: int) -> Table:
+    """Lay out a row per search and size."""
+    result = Table(title=f"{K} neighbours among keys of {dim} numbers, ms a call, one thread")
+    for name in ("entries", "search", *(f"batch {b}" for b in BATCHES), "recall", "built in"):
+        result.add_column(name, justify="right")
+    for row in (r for r in rows if r["batch"] == BATCHES[0]):
+        same = (r for r in rows if (r["entries"], r["search"]) == (row["entries"], row["search"]))
+        times = [f"{r['ms']:.3f}" for r in same]
+        last = [f"{row['recall']:.3f}", f"{row['build_s']:.1f} s"]
+        result.add_row(f"{row['entries']:,}", row["search"], *times, *last)
+    return result
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="Exact and approximate search of a memory.")
+    parser.add_argument("policy", type=Path)
+    parser.add_argument("--entries", nargs="+", type=int, default=[10_000, 50_000])
+    parser.add_argument("--dim", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
+    parser.add_argument("--json", type=Path, help="write all times here")
+    args = parser.parse_args()
+    load_now, busy = require_quiet(args.force)
+    torch.set_num_threads(1)
+    if find_spec("faiss"):
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+    rows = [row for n in args.entries for row in measure(load(args.policy), n, args)]
+    Console().print(table(rows, args.dim))
+    if args.json:
+        about = {"machine": machine(), "load": load_now, "cpu_percent": busy}
+        settings = {"k": K, "dim": args.dim, "links": LINKS, "noise": NOISE}
+        args.json.write_text(json.dumps({**about, "settings": settings, "rows": rows}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

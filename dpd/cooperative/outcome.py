@@ -1,0 +1,128 @@
+"""What was found by cooperation, and its JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpd.cooperative.rounds import Round
+from dpd.cooperative.subjects import Subject
+from dpd.cooperative.world import Budget, Spent
+from dpd.intervals import CONFIDENCE, FEW_SEEDS, Interval, bootstrap_interval
+from dpd.policyfile import Policy
+
+if TYPE_CHECKING:
+    from dpd.cooperative.config import CooperateConfig
+
+
+NOT_SAVED = ("paths", "foreign", "resume", "json")
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """Everything found so far. Letters: k policies · K episodes."""
+
+    subjects: list[Subject]
+    env_id: str
+    config: CooperateConfig
+    budget: Budget
+    rounds: list[Round] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    """Simulator steps at the end of each round."""
+    before: np.ndarray | None = None  # [k, K]
+    after: np.ndarray | None = None  # [k, K], the same episodes
+    spent: Spent | None = None
+    """Why the rounds ended early."""
+    stopped: bool = False
+    """Whether the user ended them."""
+    is_finished: bool = False
+    """Whether all of it was done before, the evaluation after it too."""
+
+    def add(self, found: Round) -> None:
+        """Take in a round that ended."""
+        self.rounds.append(found)
+        self.steps.append(self.budget.spent)
+
+    @property
+    def policies(self) -> list[Policy]:
+        """The policies as they are now."""
+        return self.rounds[-1].policies if self.rounds else [s.policy for s in self.subjects]
+
+    def name(self, k: int) -> str:
+        """Name a policy."""
+        return self.subjects[k].name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings that a file can say."""
+        said = {k: v for k, v in asdict(self.config).items() if k not in NOT_SAVED}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in said.items()}
+
+    def remarks(self) -> Iterator[str]:
+        """Say what was used, and what to know of the figures."""
+        done = f"the policies are those of round {len(self.rounds)}"
+        if not self.rounds:
+            done = "no round ended, and nothing was written"
+        resume = f"; go on with: dpd cooperate --resume {shlex.quote(str(self.config.out))}"
+        if self.stopped:
+            yield f"stopped; {done}{resume if self.rounds else ''}"
+        if self.spent is not None:
+            yield f"the budget ended in round {len(self.rounds) + 1}: {self.spent}; {done}"
+        used = " · ".join(f"{what} {n:,}" for what, n in self.budget.used.items())
+        yield f"simulator steps  {self.budget.spent:,} of {self.budget.total:,}: {used}"
+        if self.config.episodes < FEW_SEEDS:
+            yield f"note: intervals over fewer than {FEW_SEEDS} episodes mean little"
+
+
+def as_text(outcome: Outcome) -> str:
+    """Return the JSON."""
+    return json.dumps(as_json(outcome), indent=2, allow_nan=False) + "\n"
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """Return everything measured, raw returns included."""
+    rounds = zip(outcome.rounds, outcome.steps, strict=True)
+    return {
+        "env": outcome.env_id,
+        "confidence": CONFIDENCE,
+        "settings": outcome.settings,
+        "steps": {"total": outcome.budget.spent, **outcome.budget.used},
+        "ended_early": None if outcome.spent is None else str(outcome.spent),
+        "policies": [policy_json(outcome, k) for k in range(len(outcome.subjects))],
+        "rounds": [
+            {
+                "round": r.number,
+                "steps": n,
+                "pairs": [p._asdict() for p in r.pairs],
+                "trials": r.trials and [{**t._asdict(), "passed": t.passed} for t in r.trials],
+                "drift_competent": r.drift,
+            }
+            for r, n in rounds
+        ],
+    }
+
+
+def policy_json(outcome: Outcome, k: int) -> dict[str, Any]:
+    """Return a policy's figures and the returns behind them."""
+    subject, seed = outcome.subjects[k], outcome.config.seed
+    found: dict[str, Any] = {**subject.origin, "file": str(subject.file)}
+    for name, returns in (("before", outcome.before), ("after", outcome.after)):
+        if returns is not None:
+            found[f"return_{name}"] = float(returns[k].mean())
+            found[f"interval_{name}"] = interval(returns[k], seed)
+            found[f"returns_{name}"] = returns[k].tolist()
+    if outcome.before is not None and outcome.after is not None:
+        gain = outcome.after[k] - outcome.before[k]
+        found |= {"gain": float(gain.mean()), "interval_gain": interval(gain, seed)}
+    return found
+
+
+def interval(returns: np.ndarray, seed: int) -> Interval | None:
+    """Return the bootstrap interval of a mean over episodes [K]."""
+    return bootstrap_interval(np.mean, [returns.tolist()], seed)

@@ -1,0 +1,144 @@
+"""What came of cooperation as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpd.cooperative.outcome import Outcome, interval
+from dpd.cooperative.tables import sheets
+from dpd.fidelity.page import document, table
+from dpd.fidelity.pictures import INK, look, new_figure, plain, svg
+from dpd.fidelity.tables import Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MEANINGS = {
+    "before, after, gain": "mean return of whole deterministic episodes, the same ones; 95 % "
+    "bootstrap interval over episodes, of the gain paired by episode",
+    "states": "where the student is deficient: the teacher gets more from there, over the horizon, "
+    "by more than the margin, and of several the most",
+    "new": "counterfactuals: states found near those where the played gap is above the threshold",
+    "success": "share of the searches that gave one",
+    "gap up": "share of the states found whose played gap is larger than where the search began",
+    "gap, left": "how much more the teacher gets over the horizon than the student, at deficient "
+    "states that nothing learned from: before the lessons, and after them",
+    "R²": "of the network that predicts the gap, on such states",
+    "drift": "mean |change| of the student's actions, in halves of their range, at such states "
+    "where no other was better",
+    "trial": "whole episodes, others than those of the first table: who got worse in them stays "
+    "as it was",
+}
+PURPOSES = {
+    "probe": "episodes that give the states",
+    "competence": "playing every policy from every state",
+    "counterfactual": "playing teacher and student from states that were found",
+    "trial": "whole episodes after each round",
+    "evaluation": "whole episodes of the first table",
+}
+
+
+def page(outcome: Outcome) -> str:
+    """Return the page."""
+    first, *others = sheets(outcome)
+    meanings = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in MEANINGS.items())
+    parts = [
+        *(f"<p>{escape(line)}.</p>" for line in outcome.remarks()),
+        table(first),
+        returns(outcome),
+        f"<h2>What was taught</h2>{gaps(outcome)}",
+        *map(table, others),
+        f"<h2>What it cost</h2>{table(costs_sheet(outcome))}",
+        f"<h2>What the numbers mean</h2><dl>{''.join(meanings)}</dl>",
+        f"<h2>Where it comes from</h2>{provenance(outcome)}",
+    ]
+    return document(f"Cooperation in {outcome.env_id}", parts)
+
+
+def returns(outcome: Outcome) -> str:
+    """Draw every policy's returns before and after, with their intervals."""
+    k = len(outcome.subjects)
+    figure = new_figure(8.4, 1.1 + 0.5 * k)
+    axes = figure.add_subplot()
+    seed = outcome.config.seed
+    for turn, (name, found) in enumerate((("before", outcome.before), ("after", outcome.after))):
+        if found is not None:
+            marks = {"color": look(turn)["color"], "label": name}
+            draw_returns(axes, found, seed, (0.12, -0.12)[turn], marks)
+    axes.set_yticks(range(k), [f"{j} {outcome.name(j)}" for j in range(k)])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)  # a file may have dollars in its name
+    axes.set_ylim(k - 0.5, -0.5)
+    plain(axes, "return per episode, mean and 95 % interval")
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x", linewidth=0.4)
+    name_marks(figure)
+    return svg(figure, "returns")
+
+
+def draw_returns(
+    axes: Axes, found: np.ndarray, seed: int, shift: float, marks: dict[str, str]
+) -> None:
+    """Draw a dot and an interval for the returns of every policy [k, K]."""
+    means = found.mean(1)
+    ends = np.array([interval(row, seed) or (m, m) for row, m in zip(found, means, strict=True)])
+    spread = np.abs(ends.T - means)
+    at = np.arange(len(found)) - shift
+    axes.errorbar(means, at, xerr=spread, fmt="o", markersize=5, linewidth=1.6, **marks)  # type: ignore[arg-type]
+
+
+def gaps(outcome: Outcome) -> str:
+    """Draw the gap of every pair before and after each round's lessons."""
+    taught = [(r.number, p) for r in outcome.rounds for p in r.pairs if p.gap_before is not None]
+    if not taught:
+        return "<p>No state was held out at which another policy was better.</p>"
+    figure = new_figure(8.4, 2.7)
+    axes = figure.add_subplot()
+    for turn, name in enumerate(("before", "after")):
+        heights = [(p.gap_before, p.gap_after)[turn] or 0.0 for _, p in taught]
+        at = np.arange(len(taught)) + (turn - 0.5) * 0.38
+        axes.bar(at, heights, 0.36, color=look(turn)["color"], label=name)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    names = [f"{p.teacher}→{p.student}\n{number}" for number, p in taught]
+    axes.set_xticks(range(len(taught)), names)
+    plain(axes, "gap at deficient states that nothing learned from; below: teacher→student, round")
+    name_marks(figure)
+    return svg(figure, "gaps")
+
+
+def name_marks(figure: Figure) -> None:
+    """Name before and after above the panel, in the page's ink."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+    )
+
+
+def costs_sheet(outcome: Outcome) -> Sheet:
+    """Lay out the simulator's steps by what they were for."""
+    used = outcome.budget.used
+    rows = [[what, f"{n:,}", PURPOSES[what]] for what, n in used.items()]
+    total = [["together", f"{outcome.budget.spent:,}", f"of {outcome.budget.total:,}"]]
+    return Sheet("Simulator steps", ["purpose", "steps", "for"], rows + total)
+
+
+def provenance(outcome: Outcome) -> str:
+    """Name the files with their digests, and the settings."""
+    said = ", ".join(f"{k} {v}" for k, v in outcome.settings.items())
+    files = "".join(
+        f"<dt>{k} {escape(s.name)}</dt><dd>{escape(str(s.file))}<br>"
+        f"<code>{escape(json.dumps(s.origin))}</code></dd>"
+        for k, s in enumerate(outcome.subjects)
+    )
+    return f"<dl>{files}</dl><p>{escape(said)}.</p>"
