@@ -32,6 +32,7 @@ from torch import Tensor
 
 from dpd import policyfile
 from dpd.agents.offpolicy_config import OffPolicyConfig
+from dpd.agents.ppo_config import PPOConfig
 from dpd.config import ALGORITHMS
 from dpd.envs.make import make
 from dpd.evaluate import episode_seeds, evaluate_policy, run_episodes
@@ -83,6 +84,7 @@ def make_sb3(args: argparse.Namespace, seed: int) -> BaseAlgorithm:
     venv = make_vec(kind, args.env, config.n_envs, seed, 1)
     if isinstance(config, OffPolicyConfig):
         return make_offpolicy(args.algo, venv, seed, config)
+    assert isinstance(config, PPOConfig)
     return make_ppo(venv, config.n_steps, seed, config)
 
 
@@ -232,7 +234,8 @@ def compare(args: argparse.Namespace, console: Console) -> None:
 def parse() -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description="Compare learning with Stable-Baselines3.")
-    parser.add_argument("--algo", choices=ALGORITHMS, default="ppo")
+    algos = [name for name in ALGORITHMS if name != "student"]
+    parser.add_argument("--algo", choices=algos, default="ppo")
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--seeds", type=int, default=3, help="runs of SB3; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="the first one's")

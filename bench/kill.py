@@ -61,8 +61,8 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
     with (run_dir / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.reader(file) if not row[3].startswith("time/")]
     found = {"step": str(facts.step), "state": digest(state), "log": sha(json.dumps(rows).encode())}
-    for file in sorted((run_dir / "policies").iterdir()):
-        found[file.name] = sha(file.read_bytes())
+    for policy in sorted((run_dir / "policies").iterdir()):
+        found[policy.name] = sha(policy.read_bytes())
     return found
 
 
