@@ -106,6 +106,7 @@ def machine() -> dict[str, object]:
         "cores": n_cores(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
+        **{d.name: d.version for d in metadata.distributions() if d.name in ("sbx-rl", "jax")},
         "commit": found.stdout.strip() or None,
     }
 
