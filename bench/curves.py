@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from dpd import policyfile
 from dpd.agents.offpolicy_config import OffPolicyConfig
+from dpd.agents.ppo_config import PPOConfig
 from dpd.config import ALGORITHMS
 from dpd.envs.make import make
 from dpd.evaluate import episode_seeds, evaluate_policy, run_episodes
@@ -83,6 +85,7 @@ def make_sb3(args: argparse.Namespace, seed: int) -> BaseAlgorithm:
     venv = make_vec(kind, args.env, config.n_envs, seed, 1)
     if isinstance(config, OffPolicyConfig):
         return make_offpolicy(args.algo, venv, seed, config)
+    assert isinstance(config, PPOConfig)
     return make_ppo(venv, config.n_steps, seed, config)
 
 
@@ -209,6 +212,35 @@ def result_table(groups: dict[str, list[Record]], title: str) -> Table:
     return table
 
 
+def along(groups: dict[str, list[Record]], points: int = 5) -> dict[str, dict[int, list[float]]]:
+    """Return every learner's return in training at steps that all have reached."""
+    known = {name: [r for r in records if r["curve"]] for name, records in groups.items()}
+    last = min((r["curve"][-1][0] for records in known.values() for r in records), default=0)
+    steps = [round(last * k / points) for k in range(1, points + 1)]
+    return {
+        name: {step: [latest(r["curve"], step) for r in records] for step in steps}
+        for name, records in known.items()
+        if records
+    }
+
+
+def latest(curve: list[tuple[int, float]], step: int) -> float:
+    """Return a curve's value at a step, or at the last point before it."""
+    return next((value for at, value in reversed(curve) if at <= step), math.nan)
+
+
+def curve_table(found: dict[str, dict[int, list[float]]]) -> Table:
+    """Return mean and standard deviation over learners, by step."""
+    table = Table(title="Returns in training, mean ± std over learners", title_justify="left")
+    table.add_column("run")
+    for step in next(iter(found.values()), {}):
+        table.add_column(f"{step:,}", justify="right")
+    for name, by_step in found.items():
+        cells = [f"{np.mean(x):,.0f} ± {np.std(x, ddof=len(x) > 1):,.0f}" for x in by_step.values()]
+        table.add_row(name, *cells)
+    return table
+
+
 def compare(args: argparse.Namespace, console: Console) -> None:
     """Train or read SB3's runs, evaluate ours, print and write."""
     data = json.loads(args.sb3.read_text()) if args.sb3 else {}
@@ -222,17 +254,18 @@ def compare(args: argparse.Namespace, console: Console) -> None:
     sb3 = f"SB3 {args.algo.upper()}"
     groups = ({sb3: data["sb3"]} if "sb3" in data else {}) | ours
     title = f"{args.env}: final policies, {args.episodes} deterministic episodes each"
-    console.print(result_table(groups, title))
+    console.print(result_table(groups, title), curve_table(curves := along(groups)))
     summary = {name: summarise(records) for name, records in groups.items()}
     for name in ours if "sb3" in data else ():
         console.print(verdict(name, summary[name], summary[sb3]), soft_wrap=True)
-    write(args.json, data | {"ours": ours, "summary": summary})
+    write(args.json, data | {"ours": ours, "summary": summary, "training": curves})
 
 
 def parse() -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description="Compare learning with Stable-Baselines3.")
-    parser.add_argument("--algo", choices=ALGORITHMS, default="ppo")
+    algos = [name for name in ALGORITHMS if name != "student"]
+    parser.add_argument("--algo", choices=algos, default="ppo")
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--seeds", type=int, default=3, help="runs of SB3; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="the first one's")

@@ -180,7 +180,7 @@ def main() -> None:
     console.print(rate_table(rates), goal_table(rates))
     console.print(f"{n_cores()} cores; load {load:.2f}, CPU {percent:.0f} % before the start")
     if args.json:
-        machine = {"cores": n_cores(), "load": load, "cpu_percent": percent}
+        machine: dict[str, object] = {"cores": n_cores(), "load": load, "cpu_percent": percent}
         machine |= {"mujoco": mujoco.__version__, "python": platform.python_version()}
         args.json.write_text(json.dumps({"machine": machine, "rates": rates}, indent=1))
 

@@ -1,6 +1,7 @@
 """Kill a run at random moments and resume it each time: it must end as one never killed.
 
 python bench/kill.py --kills 20 --json kill.json        about 5 minutes
+python bench/kill.py --algo sac                         learners whose replay is a ring gone round
 
 Every try is a new run on a native task, killed by SIGKILL at a moment drawn uniformly from the time
 an undisturbed run takes (start-up, checkpoint writing and the last evaluation included), then
@@ -27,16 +28,20 @@ from rich.console import Console
 from rich.progress import track
 from timing import machine
 
-from dpd.checkpoint import Checkpoints, digest, read
+from dpd.checkpoint import Checkpoints, read
+from dpd.tensorfile import digest
 
 FLAGS = ["--n-envs", "4", "--n-steps", "64", "--evals", "4", "--eval-episodes", "1"]
 FLAGS += ["--final-episodes", "1", "--seeds", "2"]
+REPLAY = ["--hidden", "32", "32", "--minibatch-size", "32", "--updates-per-step", "0.05"]
+REPLAY += ["--learning-starts", "1000", "--capacity", "4000"]
 
 
-def command(out: Path, env: str, iterations: int) -> list[str]:
+def command(out: Path, args: argparse.Namespace) -> list[str]:
     """Return the command of a new run of so many iterations of 2 peers x 4 envs x 64 steps."""
-    budget = ["--total-steps", str(iterations * 512), "--checkpoint-every", "0.2"]
-    return [sys.executable, "-m", "dpd", "train", env, *FLAGS, *budget, "--out", str(out)]
+    flags = ["--algo", args.algo, *FLAGS, *(REPLAY if args.algo != "ppo" else [])]
+    flags += ["--total-steps", str(args.iterations * 512), "--checkpoint-every", "0.2"]
+    return [sys.executable, "-m", "dpd", "train", args.env, *flags, "--out", str(out)]
 
 
 def run(argv: list[str], kill_after: float | None = None) -> tuple[int, float]:
@@ -56,8 +61,8 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
     with (run_dir / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.reader(file) if not row[3].startswith("time/")]
     found = {"step": str(facts.step), "state": digest(state), "log": sha(json.dumps(rows).encode())}
-    for file in sorted((run_dir / "policies").iterdir()):
-        found[file.name] = sha(file.read_bytes())
+    for policy in sorted((run_dir / "policies").iterdir()):
+        found[policy.name] = sha(policy.read_bytes())
     return found
 
 
@@ -68,11 +73,11 @@ def sha(data: bytes) -> str:
 
 def attempt(folder: Path, args: argparse.Namespace, after: float) -> dict[str, Any]:
     """Kill a new run after a time, resume it to its end; return what it ended with."""
-    status, _ = run(command(folder, args.env, args.iterations), after)
+    status, _ = run(command(folder, args), after)
     files = Checkpoints(folder, keep=1).files()
     killed_at = int(files[0].stem.removeprefix("step-")) if files else None
     if not (folder / "config.json").exists():  # killed before there was a run
-        again = command(folder, args.env, args.iterations)
+        again = command(folder, args)
     else:
         again = [sys.executable, "-m", "dpd", "train", "--resume", str(folder)]
     resumed, _ = run(again)
@@ -89,6 +94,7 @@ def main() -> None:
     """Measure and report; exit with 1 unless all resumes were exact."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--algo", choices=("ppo", "td3", "ddpg", "sac"), default="ppo")
     parser.add_argument("--env", default="Hopper-v5")
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -98,7 +104,7 @@ def main() -> None:
     rng, console = random.Random(args.seed), Console()
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
-        status, seconds = run(command(whole, args.env, args.iterations))
+        status, seconds = run(command(whole, args))
         if status:
             raise RuntimeError(f"the undisturbed run left with {status}")
         expected = fingerprint(whole)

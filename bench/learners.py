@@ -2,6 +2,7 @@
 
 python bench/learners.py --json learners.json      about 15 minutes on a quiet machine
 python bench/learners.py --end-to-end              whole training on HalfCheetah, logs included
+python bench/learners.py --end-to-end --cpu        per second of a processor, on a busy machine too
 python bench/learners.py --quick --force           a smoke run, its numbers mean nothing
 
 By default no environment is stepped: both sides draw minibatches from a replay of 100,000
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -69,7 +71,7 @@ class Setup:
         command = [sys.executable, __file__, "--worker", case, "--seconds", str(args.seconds)]
         command += ["--package", self.package, *(["--end-to-end"] if args.end_to_end else [])]
         command += [] if self.threads is None else ["--threads", str(self.threads)]
-        command += ["--ours"] if self.ours else []
+        command += [*(["--ours"] if self.ours else []), *(["--cpu"] if args.cpu else [])]
         return sum(x["updates_per_s"] for x in run_at_once([command] * self.processes))
 
 
@@ -172,6 +174,8 @@ def worker(args: argparse.Namespace) -> dict[str, Any]:
     """Be one measurement."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    clock = time.process_time if args.cpu else time.perf_counter
+    TimeBox.clock = staticmethod(clock)
     if args.end_to_end:
         trained = (
             train_ours(args.worker, args.seconds, args.threads)
@@ -181,7 +185,7 @@ def worker(args: argparse.Namespace) -> dict[str, Any]:
         return {"updates_per_s": trained["steps"] / trained["seconds"]}
     work = (ours if args.ours else theirs)(args.worker)
     work()
-    return {"updates_per_s": rate(work, args.seconds), "threads": torch.get_num_threads()}
+    return {"updates_per_s": rate(work, args.seconds, clock), "threads": torch.get_num_threads()}
 
 
 @dataclass
@@ -197,7 +201,11 @@ class Results:
 
     def best(self, case: str, setups: Sequence[Setup]) -> Setup:
         """Return the fastest of some set-ups."""
-        return max(setups, key=lambda s: self.median(case, s))
+        return max(self.measured(case, setups), key=lambda s: self.median(case, s))
+
+    def measured(self, case: str, setups: Sequence[Setup]) -> list[Setup]:
+        """Return those that there are numbers of."""
+        return [s for s in setups if s.name in self.rates[case]]
 
     def ratio(self, case: str, setup: Setup, base: Setup) -> float:
         """Return the median over rounds of one set-up's rate in another's."""
@@ -210,6 +218,8 @@ class Results:
         for case in self.rates:
             least = GOALS[case]
             own, best = self.best(case, DPD), self.best(case, SB3)
+            if SB3_DEFAULT.name not in self.rates[case]:
+                continue  # per CPU second, goals say nothing
             for base, name, goal in zip(
                 (SB3_DEFAULT, best), ("default", "best"), least, strict=True
             ):
@@ -221,7 +231,10 @@ class Results:
 
 def setups(args: argparse.Namespace) -> tuple[Setup, ...]:
     """Return all ways that are compared."""
-    return (*SB3, *(SBX if args.end_to_end and find_spec("sbx") else ()), *DPD)
+    sbx = SBX if args.end_to_end and find_spec("sbx") else ()
+    every = (*SB3, *sbx, *DPD)
+    alone = [s for s in every if s.processes == 1 and (s.threads == 1 or s in SBX)]
+    return tuple(alone) if args.cpu else every
 
 
 def measure_all(args: argparse.Namespace, console: Console) -> Results:
@@ -249,8 +262,9 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
         table.add_column(name, justify="right" if name[0] in "xu" else "left")
     for case in results.rates:
         n, best = CASES[case][0], results.best(case, SB3)
+        default = results.measured(case, SB3)[0]
         for setup in setups(args):
-            ratios = [f"{results.ratio(case, setup, b):.2f}" for b in (SB3_DEFAULT, best)]
+            ratios = [f"{results.ratio(case, setup, b):.2f}" for b in (default, best)]
             who = f"{n if setup.ours else setup.processes} {case}"
             table.add_row(who, setup.name, f"{results.median(case, setup):,.0f}", *ratios)
     console.print(table)
@@ -259,7 +273,7 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
         console.print(f"{met:<8}{goal['goal']}: {goal['measured']:.2f}", soft_wrap=True)
     if args.json:
         data = {"machine": machine(), "seconds": args.seconds, "goals": results.goals()}
-        data |= {"end_to_end": args.end_to_end}
+        data |= {"end_to_end": args.end_to_end, "cpu_seconds": args.cpu}
         data |= {"rounds": results.rounds, "rates": results.rates}
         args.json.write_text(json.dumps(data, indent=1) + "\n")
 
@@ -275,6 +289,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--add", action="store_true", help="to the rounds in the file of --json")
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
     parser.add_argument("--end-to-end", action="store_true", help="whole training")
+    parser.add_argument("--cpu", action="store_true", help="per CPU second, one thread each")
     parser.add_argument("--package", default="stable_baselines3", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--ours", action="store_true", help=argparse.SUPPRESS)

@@ -31,6 +31,8 @@ ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU, "elu": torch.nn.ELU
 class TimeBox:
     """Counts steps and seconds from its first mark to the first one after the time is up."""
 
+    clock = staticmethod(time.perf_counter)
+
     def __init__(self, seconds: float) -> None:
         self.limit = seconds
         self.first: tuple[int, float] | None = None
@@ -38,7 +40,7 @@ class TimeBox:
 
     def mark(self, steps: int) -> bool:
         """Note the end of an iteration; say whether the time is up."""
-        self.last = (steps, time.perf_counter())
+        self.last = (steps, self.clock())
         if self.first is None:
             self.first = self.last
         return self.seconds >= self.limit
@@ -127,7 +129,7 @@ def make_offpolicy(
         assert env.action_space.shape
         size = env.action_space.shape[0]
         own["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, config.noise_std))
-    if name == "td3":
+    if isinstance(config, TD3Config) and name == "td3":
         own |= {
             "policy_delay": config.policy_delay,
             "target_policy_noise": config.target_noise,

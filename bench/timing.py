@@ -22,6 +22,8 @@ MAX_CPU_PERCENT = 20.0
 
 Work = Callable[[], int]
 """Does one unit of work and says how many steps that was."""
+Clock = Callable[[], float]
+"""Counts seconds: of the clock, or of the processors, which others' work leaves nearly alone."""
 
 
 def load_of_others(seconds: float = 1.0) -> tuple[float, float]:
@@ -43,16 +45,19 @@ def require_quiet(force: bool) -> tuple[float, float]:
     return load, percent
 
 
-def rate(work: Work, seconds: float) -> float:
+def rate(work: Work, seconds: float, clock: Clock = time.perf_counter) -> float:
     """Repeat work for at least so long -> steps per second."""
-    n_steps, begin = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - begin) < seconds:
+    n_steps, begin = 0, clock()
+    while (elapsed := clock() - begin) < seconds:
         n_steps += work()
     return n_steps / elapsed
 
 
 def interleaved_rates(
-    contenders: Mapping[str, Work], repeats: int, seconds: float
+    contenders: Mapping[str, Work],
+    repeats: int,
+    seconds: float,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time all contenders in turns, so that a slow minute hits them all -> rates per contender."""
     for work in contenders.values():
@@ -60,7 +65,7 @@ def interleaved_rates(
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, work in contenders.items():
-            rates[name].append(rate(work, seconds))
+            rates[name].append(rate(work, seconds, clock))
     return rates
 
 
@@ -101,6 +106,7 @@ def machine() -> dict[str, object]:
         "cores": n_cores(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
+        **{d.name: d.version for d in metadata.distributions() if d.name in ("sbx-rl", "jax")},
         "commit": found.stdout.strip() or None,
     }
 

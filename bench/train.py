@@ -37,11 +37,10 @@ from timing import (
     require_quiet,
     run_at_once,
 )
-from torch import Tensor
 
 import dpd.train
 from dpd.cli import parse_train
-from dpd.log import RunLog
+from dpd.log import Metric, RunLog
 from dpd.settings import as_flags, preset_settings
 
 HERE = Path(__file__).resolve().parent
@@ -65,13 +64,13 @@ class TimedLog(RunLog):
         super().__init__(*args, **kwargs)
         self.box, self.phases = TimeBox(seconds), dict.fromkeys(PHASES, 0.0)
 
-    def record(self, step: int, metrics: Mapping[str, Tensor | float], keep: bool = True) -> None:
+    def record(self, step: int, metrics: Mapping[str, Metric], keep: bool = True) -> None:
         """Record as ever, then look at the clock."""
         super().record(step, metrics, keep)
         box = self.box
         if box.first is not None:
             for phase in PHASES:
-                self.phases[phase] += float(metrics[f"time/{phase}"])
+                self.phases[phase] += float(metrics[f"time/{phase}"])  # type: ignore[arg-type]
         if box.mark(step * len(self._seeds)):
             threads = torch.get_num_threads()
             found = {"steps": box.steps, "seconds": box.seconds, "threads": threads}

@@ -1,6 +1,7 @@
 """Time what might make learners with a replay faster, against them as they are.
 
 python bench/variants.py --json variants.json      about 10 minutes, most of them compilation
+python bench/variants.py --cpu --force             per second of a processor, on a busy machine too
 python bench/variants.py --quick --force           a smoke run, its numbers mean nothing
 
 Updates alone: matrix products in bfloat16, and an update compiled by torch.compile. Simulation and
@@ -15,6 +16,7 @@ import copy
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +59,7 @@ def threads_of(case: str) -> int:
 
 def product(dtype: torch.dtype) -> Work:
     """Return the work of one batched product with its operands in this type."""
+    torch.set_num_threads(1)
     x, y = (torch.randn(PRODUCT, dtype=torch.float32).to(dtype) for _ in range(2))
 
     def work() -> int:
@@ -82,7 +85,7 @@ def updates_in_bfloat16(case: str) -> Work:
     lowered = {name: rounded(getattr(nets, name)) for name in names}
 
     def in_bfloat16() -> int:
-        with patch.multiple(nets, **lowered):
+        with patch.multiple(nets, **lowered):  # type: ignore[call-overload]
             return work()
 
     return in_bfloat16
@@ -144,14 +147,22 @@ def training(case: str, at_once: bool) -> Work:
 
 def measure(case: str, args: argparse.Namespace) -> dict[str, list[float]]:
     """Time every variant of a case in turns -> updates, or steps, per second."""
-    torch.set_num_threads(threads_of(case))
+    torch.set_num_threads(1 if args.cpu else threads_of(case))
     learning = {
         "updates": ours(case),
         "updates, bfloat16": updates_in_bfloat16(case),
         **({} if args.no_compile else {"updates, compiled": compiled_updates(case)}),
     }
-    whole = {"training": training(case, False), "training, at once": training(case, True)}
-    return interleaved_rates(learning | whole, args.repeats, args.seconds)
+    whole = {"training": training(case, False)}
+    if not args.cpu:
+        whole["training, at once"] = training(case, True)
+    return timed(learning | whole, args)
+
+
+def timed(works: dict[str, Work], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Time works in turns -> rates, per second of the clock or of a processor."""
+    clock = time.process_time if args.cpu else time.perf_counter
+    return interleaved_rates(works, args.repeats, args.seconds, clock)
 
 
 def table(rates: dict[str, dict[str, list[float]]]) -> Table:
@@ -172,6 +183,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="per variant and repeat")
+    parser.add_argument("--cpu", action="store_true", help="per CPU second, on one thread")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
     parser.add_argument("--json", type=Path, help="write raw repeats and versions here")
@@ -193,7 +205,7 @@ def main() -> int:
         "product": product(torch.float32),
         "product, bfloat16": product(torch.bfloat16),
     }
-    rates = {"products": interleaved_rates(products, args.repeats, args.seconds / 4)}
+    rates = {"products": timed(products, args)}
     for case in args.cases:
         console.print(f"timing {case}")
         rates[f"{CASES[case][0]} {case}"] = measure(case, args)

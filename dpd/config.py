@@ -163,7 +163,7 @@ class TrainConfig:
         if stack.algo.learning_starts >= each:
             raise BadInput(
                 f"--learning-starts {stack.algo.learning_starts:,} is no less than a learner's "
-                f"share of --total-steps, {each:,}; nothing would be learned"
+                f"share of --total-steps, {each:,}: lower it, or raise --total-steps"
             )
 
     def steps_of(self, stack: StackConfig) -> int:

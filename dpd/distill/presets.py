@@ -1,7 +1,8 @@
 """Named settings of dual policy distillation; imports no torch.
 
 Sources: the paper (Lai et al. 2020, arXiv 2006.04061), its code released in 2020, and the OpenAI
-Baselines of that time, whose settings and networks the paper says it follows.
+Baselines of that time, whose settings and networks the paper says it follows. D1 to D9 are that
+code's defects, as docs/design.md counts them.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--minibatch-size", "100"], "does not divide"),
         (["train", "--total-steps", "4000"], "less than one iteration"),
         (["train", "--algo", "poo"], "did you mean ppo"),
-        (["train", "--algo", "td3", "--total-steps", "20000"], "nothing would be learned"),
+        (["train", "--algo", "td3", "--total-steps", "20000"], "lower it, or raise"),
         (["train", "--algo", "sac", "--capacity", "100"], "capacity 100 is less than"),
         (["train", "--algo", "td3", "--updates-per-step", "0"], "must be positive"),
         (["train", "--algo", "td3", "--seeds", "9999"], "lower --capacity or --seeds"),
