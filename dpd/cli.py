@@ -163,7 +163,7 @@ def sizes_of(selection: Selection) -> list[str]:
 def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     """Return a run's settings: default < preset < file < flag."""
     selection, settings = select(argv, command)
-    ours = {name: kind for name, kind in METHODS.items() if kind.COMMAND == command}
+    ours = {name: kind for name, kind in METHODS.items() if command == kind.COMMAND}
     method = METHODS.get(selection.method) or choose("method", selection.method, ours)
     if command != method.COMMAND:
         raise BadInput(f"method {selection.method} is one of dpd {method.COMMAND}")
