@@ -170,10 +170,16 @@ def write_table(data: dict[str, Any], page: Path) -> None:
         f"{said['episodes']} episodes per policy. The teacher gets {data['teacher']:,.0f}, uniform "
         f"actions {data['random']:,.0f}."
     )
-    before, _, rest = page.read_text().partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    parts = [before + MARKS[0], "", lead, "", *table(data), "", MARKS[1] + after]
-    page.write_text("\n".join(parts))
+    put_between(MARKS, [lead, "", *table(data)], page)
+
+
+def put_between(marks: tuple[str, str], lines: Sequence[str], page: Path) -> None:
+    """Put lines between two marks in a page. Exits where they are missing."""
+    before, begin, rest = page.read_text().partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        sys.exit(f"{page} has no {marks[0]} and {marks[1]}")
+    page.write_text("\n".join([before + begin, "", *lines, "", end + after]))
 
 
 def parse() -> argparse.Namespace:
