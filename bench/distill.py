@@ -29,8 +29,6 @@ from rich.console import Console
 from timing import machine
 
 from dpd import policyfile
-from dpd.distill import METHODS as METHOD_CONFIGS
-from dpd.distill.teaching_config import SupervisedConfig
 from dpd.evaluate import evaluate_together
 from dpd.intervals import bootstrap_interval, trimmed
 from dpd.teachers import LAST_EPISODES
@@ -72,17 +70,14 @@ def run(name: str, args: argparse.Namespace, out: Path) -> None:
     method, *flags = METHODS[name]
     command = [sys.executable, "-m", "dpd", "train" if name == ALONE else "distill", args.env]
     command += ["--method", method, *flags, *common(args), "--out", str(out)]
-    if issubclass(METHOD_CONFIGS[method], SupervisedConfig):
-        command += ROLLOUT
-    else:  # learners of unlike size have stacks of their own, and flags of their own
-        for k in range(len(args.sizes)):
-            command += [f"--peer{k}.{w[2:]}" if w.startswith("--") else w for w in ROLLOUT]
-    if name == ALONE:
-        command += ["--algo", ",".join("ppo" for _ in args.sizes)]
-        for k, size in enumerate(args.sizes):
-            command += [f"--peer{k}.hidden", size, size]
+    if name != ALONE:
+        command += [*ROLLOUT, "--student-sizes", ",".join(args.sizes)]
+        command += ["--teacher", str(args.teacher)]
     else:
-        command += ["--student-sizes", ",".join(args.sizes), "--teacher", str(args.teacher)]
+        command += ["--algo", ",".join("ppo" for _ in args.sizes)]
+        for k, size in enumerate(args.sizes):  # each peer has flags of its own
+            words = [f"--peer{k}.{w[2:]}" if w.startswith("--") else w for w in ROLLOUT]
+            command += [*words, f"--peer{k}.hidden", size, size]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -175,10 +170,16 @@ def write_table(data: dict[str, Any], page: Path) -> None:
         f"{said['episodes']} episodes per policy. The teacher gets {data['teacher']:,.0f}, uniform "
         f"actions {data['random']:,.0f}."
     )
-    before, _, rest = page.read_text().partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    parts = [before + MARKS[0], "", lead, "", *table(data), "", MARKS[1] + after]
-    page.write_text("\n".join(parts))
+    put_between(MARKS, [lead, "", *table(data)], page)
+
+
+def put_between(marks: tuple[str, str], lines: Sequence[str], page: Path) -> None:
+    """Put lines between two marks in a page. Exits where they are missing."""
+    before, begin, rest = page.read_text().partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        sys.exit(f"{page} has no {marks[0]} and {marks[1]}")
+    page.write_text("\n".join([before + begin, "", *lines, "", end + after]))
 
 
 def parse() -> argparse.Namespace:

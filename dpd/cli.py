@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import tyro
 
 from dpd import __version__
-from dpd.agents.student_config import StudentConfig, layers_of
 from dpd.commands import (
     CompareConfig,
     EvaluateConfig,
@@ -24,7 +23,7 @@ from dpd.commands import (
     FidelityConfig,
     SweepConfig,
 )
-from dpd.config import ALGORITHMS, AlgoConfig, TrainConfig, choose, near
+from dpd.config import ALGORITHMS, AlgoConfig, TrainConfig, choose, near, sized
 from dpd.cooperative.config import CooperateConfig
 from dpd.distill import METHODS
 from dpd.run_config import BadInput, RunConfig, TeacherConfig, flag
@@ -74,8 +73,8 @@ class DistillSelection(Selection):
     """bc, dagger, on-policy, progressive, scaffold, retrieval; with reinforcement learning
     kickstart and ppd; n-distill and reverse-kl, which are gradients."""
     student_sizes: str | None = None
-    """Hidden layers of several students, side by side: as in 16,32,64x64; a width alone is for all
-    layers."""
+    """Hidden layers of several students, alike in all else: as in 16,32,64x64; a width alone is for
+    all layers."""
 
 
 SELECTIONS = {"train": Selection, "distill": DistillSelection}
@@ -155,26 +154,22 @@ def learners(selection: Selection) -> list[tuple[str, AlgoConfig]]:
     """Return the algorithms asked for, with their default settings: one, or each peer's."""
     own = choose("method", selection.method, METHODS).ALGO
     names = (selection.algo or own).split(",")
-    kinds = [(name, choose("algorithm", name, ALGORITHMS)()) for name in names]
-    if not isinstance(selection, DistillSelection) or selection.student_sizes is None:
-        return kinds
-    if kinds[1:]:
+    if names[1:] and sizes_of(selection):
         raise BadInput("--student-sizes are of one algorithm; name one --algo")
-    return sized(*kinds[0], selection.student_sizes.split(","))
+    return [(name, choose("algorithm", name, ALGORITHMS)()) for name in names]
 
 
-def sized(name: str, config: AlgoConfig, words: Sequence[str]) -> list[tuple[str, AlgoConfig]]:
-    """Return learners of these sizes: widths of one depth share a stack, if the algorithm can."""
-    layers = [layers_of(word, len(config.hidden)) for word in words]
-    if isinstance(config, StudentConfig) and len({len(each) for each in layers}) == 1:
-        return [(name, replace(config, sizes=tuple(words), hidden=layers[0]))]
-    return [(name, replace(config, hidden=each)) for each in layers]
+def sizes_of(selection: Selection) -> list[str]:
+    """Return the sizes asked for, if any."""
+    words = selection.student_sizes if isinstance(selection, DistillSelection) else None
+    return [] if words is None else words.split(",")
 
 
 def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     """Return a run's settings: default < preset < file < flag."""
     selection, settings = select(argv, command)
-    method = choose("method", selection.method, METHODS)
+    ours = {name: kind for name, kind in METHODS.items() if command == kind.COMMAND}
+    method = METHODS.get(selection.method) or choose("method", selection.method, ours)
     if command != method.COMMAND:
         raise BadInput(f"method {selection.method} is one of dpd {method.COMMAND}")
     algos = learners(selection)
@@ -187,9 +182,10 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     words += as_flags(settings)
     flags, default = run_flags(selection, run, algos, method, command)
     args = parse(flags, [*words, *argv], f"dpd {command}", default)
+    given = [(name, getattr(args, group)) for group, (name, _) in zip(groups, algos, strict=True)]
     return TrainConfig(
         run=args.run,
-        algos=tuple((name, getattr(args, g)) for g, (name, _) in zip(groups, algos, strict=True)),
+        algos=tuple(sized(*given[0], sizes) if (sizes := sizes_of(selection)) else given),
         method=selection.method,
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
@@ -203,8 +199,7 @@ def groups_of(algos: Sequence[tuple[str, AlgoConfig]]) -> list[str]:
 
 def defaults(selection: Selection, algos: Sequence[tuple[str, AlgoConfig]]) -> RunConfig:
     """Return what a run's settings are unless they are given, where it depends on the others."""
-    first = algos[0][1]
-    several = len(first.sizes) if isinstance(first, StudentConfig) and first.sizes else len(algos)
+    several = len(sizes_of(selection)) or len(algos)
     if isinstance(selection, DistillSelection):
         return RunConfig(peers=several, total_steps=several * STUDENT_STEPS)
     return RunConfig(peers=several) if several > 1 else RunConfig()

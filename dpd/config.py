@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.ppo_config import PPOConfig
-from dpd.agents.student_config import StudentConfig
+from dpd.agents.student_config import StudentConfig, layers_of
 from dpd.distill.peers_config import DPDConfig, IndependentConfig
 from dpd.distill.teaching_config import TeachingConfig
 from dpd.run_config import BadInput, RunConfig, TeacherConfig, flag
@@ -224,6 +224,17 @@ def refuse_changes(saved: Mapping[str, Any], config: TrainConfig) -> None:
             f"from {saved.get(changed[0])} to {now[changed[0]]}; make a new run with --out, "
             "which --init-from starts from this one's policies"
         )
+
+
+def sized(name: str, config: AlgoConfig, words: Sequence[str]) -> list[tuple[str, AlgoConfig]]:
+    """Return learners of these sizes, alike in all else.
+
+    Widths of one depth share a stack, if the algorithm can.
+    """
+    layers = [layers_of(word, len(config.hidden)) for word in words]
+    if isinstance(config, StudentConfig) and len({len(each) for each in layers}) == 1:
+        return [(name, replace(config, sizes=tuple(words), hidden=layers[0]))]
+    return [(name, replace(config, hidden=each)) for each in layers]
 
 
 def near(name: str, known: Mapping[str, object] | list[str]) -> str:

@@ -164,7 +164,8 @@ class ProgressiveConfig(SupervisedConfig):
     """Checkpoints before the final teacher."""
     spacing: Literal["return", "steps", "two-shot", "random", "shuffled", "one-shot"] = "return"
     """Which: equally far apart in return, or in steps; the one of the steepest rise alone. As
-    controls: drawn at random; those of `return` in random order; none, the final teacher alone."""
+    controls: drawn at random, once for a run; those of `return` in random order, likewise; none,
+    the final teacher alone."""
     switch: Literal["equal", "saturate"] = "equal"
     """When to go on: after equal shares of the time before the last half, or as soon as the
     divergence from the current checkpoint falls by less than 1 % in five iterations."""

@@ -40,24 +40,28 @@ def known_of(file: Path, policy: Policy, read_run: ReadRun) -> Known:
     Nothing for a file that lies in no run, and where the checkpoint of its step is gone. Raises
     BadInput or BadFile where settings or checkpoint can't be read.
     """
-    said = policy.meta.provenance
+    steps, seed, peer = (policy.meta.provenance.get(k) for k in ("steps", "seed", "peer"))
     above = file.resolve().parents[1:3]  # RUN/policies/, or RUN/policies/history/
     run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
-    if run_dir is None:
+    if run_dir is None or not isinstance(steps, int):
         return Known()
-    checkpoint = run_dir / "checkpoints" / f"step-{said.get('steps') or 0:012}.safetensors"
+    checkpoint = run_dir / "checkpoints" / f"step-{steps:012}.safetensors"
     if not checkpoint.is_file():
         return Known()
     config = read_run(run_dir)
-    k, stack = next((k, s) for k, s in enumerate(config.stacks) if said["peer"] in s.peers)
     seeds = range(config.run.seed, config.run.seed + config.run.seeds)
-    who = [(seed, peer) for seed in seeds for peer in stack.peers]
+    members = [[(s, p) for s in seeds for p in stack.peers] for stack in config.stacks]
+    k = next((k for k, who in enumerate(members) if (seed, peer) in who), None)
+    if k is None:
+        return Known()  # of another run
+    stack, who = config.stacks[k], members[k]
     agent: Learners = stack.algo.build(policy.meta.obs_dim, policy.meta.act_dim, who)
     state, facts = read(checkpoint)
     agent.load_state(part(state, f"training.stack{k}.agent"))
-    n = who.index((said["seed"], said["peer"]))
+    n = next(row for row, each in enumerate(who) if each == (seed, peer))
     own = {name: x for name, x in agent.export(n).items() if name.startswith("actor.")}
-    if not all(torch.equal(x, policy.tensors[name]) for name, x in own.items()):
+    theirs = policy.tensors
+    if not all(name in theirs and torch.equal(x, theirs[name]) for name, x in own.items()):
         return Known()  # another policy has taken the file's place
     if isinstance(agent, Student):
         segments = JournalFiles(checkpoint.parent, k).read(facts.replay)

@@ -118,11 +118,7 @@ def test_students_of_one_depth_share_a_stack_and_keep_their_sizes(
 
 
 def test_students_of_unlike_depth_are_in_stacks_of_their_own(teacher: Path, tmp_path: Path) -> None:
-    rollout = [f"--peer{k}.{x[2:]}" if x.startswith("--") else x for k in (0, 1) for x in ROLLOUT]
-    flags = ["--student-sizes", "4x4x4,8", *rollout, "--distill.steps", "4"]
-    for k in (0, 1):
-        flags += [f"--peer{k}.minibatch-size", "32"]
-    out = distil(tmp_path / "run", teacher, *flags)
+    out = distil(tmp_path / "run", teacher, "--student-sizes", "4x4x4,8", *STUDENT)
     found = [dpd.load(out / f"policies/seed0-peer{k}.safetensors").meta.hidden for k in (0, 1)]
     assert found == [(4, 4, 4), (8, 8)]
     # each counts what its own student asked: 128 acting and 4 x 32 to learn from, then the latter
@@ -134,9 +130,10 @@ def test_students_of_unlike_depth_are_in_stacks_of_their_own(teacher: Path, tmp_
 
 def test_students_that_reinforcement_moves_have_a_stack_for_each_size(teacher: Path) -> None:
     argv = ["--teacher", str(teacher), "--method", "n-distill", "--student-sizes", "4,8x4"]
-    config = parse_run(argv, "distill")
+    config = parse_run([*argv, "--lr", "1e-4"], "distill")
     assert [(s.name, s.algo.hidden) for s in config.stacks] == [("ppo", (4, 4)), ("ppo", (8, 4))]
     assert not any(s.algo.norm_adv or s.algo.norm_reward for s in config.stacks)  # type: ignore[union-attr]
+    assert [s.algo.lr for s in config.stacks] == [1e-4] * 2  # what is given is for all sizes
     assert (config.run.peers, config.run.total_steps) == (2, 400_000)
 
 

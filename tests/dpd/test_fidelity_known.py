@@ -52,8 +52,9 @@ def test_without_its_own_checkpoint_a_policy_has_no_value(tmp_path: Path) -> Non
     file = out / "policies/seed0-peer0.safetensors"
     policy = load(file)
     assert known_of(file, policy, saved_run).value is not None
-    other = replace(policy.meta, provenance={**policy.meta.provenance, "steps": 77})
-    assert known_of(file, policyfile.Policy(policy.tensors, other), saved_run) == Known()
+    for said in ({"steps": 77}, {"steps": "many"}, {"peer": 5}, {"seed": None}):
+        other = replace(policy.meta, provenance={**policy.meta.provenance, **said})
+        assert known_of(file, policyfile.Policy(policy.tensors, other), saved_run) == Known()
     moved = {k: v + 1 if k == "actor.0.bias" else v for k, v in policy.tensors.items()}
     assert known_of(file, policyfile.Policy(moved, policy.meta), saved_run) == Known()
     elsewhere = Path(shutil.copy(file, tmp_path / "policy.safetensors"))

@@ -1,0 +1,95 @@
+"""Time teacher-student distillation: a default run of DAgger, and what steps cost by method.
+
+python bench/dagger.py --teacher runs/teacher --json bench/results/dagger.json
+
+The first is the whole command as its users start it: the teacher's measurement, evaluations and the
+tables at the end included. Shares are of the time that collecting, learning, distilling and
+evaluating take in short runs of all methods at equal steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from distill import METHODS, ROLLOUT
+from rich.console import Console
+from timing import machine, require_quiet
+
+from dpd.report import time_shares
+
+ENOUGH = 0.9  # of the teacher's return
+TIMED = ("bc", "dagger", "on-policy", "scaffold", "retrieval", "kickstart", "ppd", "n-distill")
+
+
+def distil(args: argparse.Namespace, out: Path, *flags: str) -> float:
+    """Distil into a directory; return the seconds it took."""
+    command = [sys.executable, "-m", "dpd", "distill", args.env, "--teacher", str(args.teacher)]
+    begin = time.perf_counter()
+    subprocess.run([*command, *flags, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def default_run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Distil by the defaults; return seconds, returns, and the steps until it was good enough."""
+    seconds = distil(args, out)
+    found = json.loads((out / "fidelity.json").read_text())
+    (size,), returns = found["sizes"], found["teachers"][0]["returns"]
+    goal = ENOUGH * sum(returns) / len(returns)
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "eval/return"]
+    return {
+        "seconds": seconds,
+        "teacher": sum(returns) / len(returns),
+        "return": size["return"],
+        "agree": size["agree"],
+        "steps": int(rows[-1]["step"]),
+        "steps_to_90": next((int(r["step"]) for r in rows if float(r["value"]) >= goal), None),
+        "shares": time_shares(out),
+    }
+
+
+def shares(args: argparse.Namespace, out: Path, name: str) -> dict[str, float]:
+    """Return where the time of a short run goes."""
+    method, *flags = METHODS[name]
+    short = ["--total-steps", str(args.steps), "--evals", "1", "--eval-episodes", "1"]
+    distil(args, out, "--method", method, *flags, *ROLLOUT, *short, "--final-episodes", "1")
+    return time_shares(out)
+
+
+def parse() -> argparse.Namespace:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(description="Time teacher-student distillation.")
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--steps", type=int, default=20_480, help="of the runs for the shares")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, print, write."""
+    args, console = parse(), Console()
+    load, percent = require_quiet(args.force)
+    with tempfile.TemporaryDirectory() as folder:
+        found = default_run(args, Path(folder) / "default")
+        console.print(found)
+        by_method = {name: shares(args, Path(folder) / name, name) for name in TIMED}
+    console.print(by_method)
+    data = {"machine": machine() | {"load": load, "cpu_percent": percent}}
+    settings = {"env": args.env, "steps": args.steps, "rollout": ROLLOUT}
+    data |= {"settings": settings, "default": found, "shares": by_method}
+    args.json.write_text(json.dumps(data, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
