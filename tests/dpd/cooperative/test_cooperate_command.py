@@ -208,7 +208,7 @@ def test_the_page_shows_everybody_and_nothing_that_a_name_smuggles_in(
     files: list[Path], tmp_path: Path
 ) -> None:
     evil = write(tmp_path / "<script>$x$.safetensors", load(files[0]))
-    flags = ["--trial-episodes", "1", "--rounds", "1", "--out", tmp_path / "out"]
+    flags = ["--trial-episodes", "1", "--rounds", "1", "--out", str(tmp_path / "out")]
     assert cooperate(evil, files[1], *flags) == 0
     page = (tmp_path / "out/cooperative.html").read_text()
     assert "<script" not in page and "&lt;script&gt;$x$" in page
