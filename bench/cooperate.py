@@ -81,12 +81,10 @@ def summaries(runs: Sequence[Found]) -> Iterator[Found]:
 def lines_of(data: Found) -> list[str]:
     """Lay out returns before and after, a line per variant and policy."""
     said, runs = data["settings"], data["runs"]
-    done = {v: sum(run["variant"] == v for run in runs) for v in said["variants"]}
-    seeds = " and ".join(str(n) for n in sorted(set(done.values())))
     lines = [
-        f"{runs[0]['env']}: {seeds} seeds of each variant, {said['episodes']} episodes each, "
-        f"{said['probes']} probe states per policy, {said['rounds']} rounds, horizon "
-        f"{said['horizon']}; about {steps(runs):,} simulator steps a run.",
+        f"{runs[0]['env']}: {said['episodes']} episodes each, {said['probes']} probe states per "
+        f"policy, {said['rounds']} rounds, horizon {said['horizon']}; about {steps(runs):,} "
+        "simulator steps a run.",
         "",
         "| variant | policy | before | after | gain (95 % over episodes) | gain of each seed |",
         "|---|---|---:|---:|---:|---:|",

@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from marked import fill
 from timing import machine, require_quiet
 from torch import Tensor
 
@@ -120,30 +119,41 @@ def fastest(
     return best
 
 
-def table(rows: list[dict[str, Any]], dim: int) -> Table:
-    """Lay out a row per search and size."""
-    result = Table(title=f"{K} neighbours among keys of {dim} numbers, ms of one thread a call")
-    for name in ("entries", "search", *(f"batch {b}" for b in BATCHES), "recall", "built in"):
-        result.add_column(name, justify="right")
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lay out a line per search and size."""
+    head = ["entries", "search", *(f"{b} at once, ms" for b in BATCHES), "recall", "built in, s"]
+    lines = [f"| {' | '.join(head)} |", "|---:|---|" + "---:|" * (len(head) - 2)]
     for row in (r for r in rows if r["batch"] == BATCHES[0]):
         same = (r for r in rows if (r["entries"], r["search"]) == (row["entries"], row["search"]))
-        times = [f"{r['ms']:.3f}" for r in same]
-        last = [f"{row['recall']:.3f}", f"{row['build_s']:.1f} s"]
-        result.add_row(f"{row['entries']:,}", row["search"], *times, *last)
-    return result
+        cells = [f"{row['entries']:,}", row["search"], *(f"{r['ms']:.3g}" for r in same)]
+        cells += [f"{row['recall']:.3f}", f"{row['build_s']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="Exact and approximate search of a memory.")
-    parser.add_argument("policy", type=Path)
+    parser.add_argument("policy", nargs="?", type=Path, help="none: only write the table")
     parser.add_argument("--entries", nargs="+", type=int, default=[10_000, 50_000])
     parser.add_argument("--dim", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.2)
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
-    parser.add_argument("--json", type=Path, help="write all times here")
+    parser.add_argument("--json", type=Path, required=True, help="all times")
+    parser.add_argument("--docs", type=Path, help="write the table of --json into this page")
     args = parser.parse_args()
+    if args.policy is not None:
+        measure_all(args)
+    lines = table(json.loads(args.json.read_text())["rows"])
+    if args.docs is not None:
+        fill(args.docs, "bench/neighbours.py", lines)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def measure_all(args: argparse.Namespace) -> None:
+    """Measure on one thread, and write the file."""
     load_now, busy = require_quiet(args.force)
     torch.set_num_threads(1)
     if find_spec("faiss"):
@@ -151,12 +161,9 @@ def main() -> int:
 
         faiss.omp_set_num_threads(1)
     rows = [row for n in args.entries for row in measure(load(args.policy), n, args)]
-    Console().print(table(rows, args.dim))
-    if args.json:
-        about = {"machine": machine(), "load": load_now, "cpu_percent": busy}
-        settings = {"k": K, "dim": args.dim, "links": LINKS, "noise": NOISE}
-        args.json.write_text(json.dumps({**about, "settings": settings, "rows": rows}, indent=1))
-    return 0
+    about = {"machine": machine(), "load": load_now, "cpu_percent": busy}
+    settings = {"k": K, "dim": args.dim, "links": LINKS, "noise": NOISE}
+    args.json.write_text(json.dumps({**about, "settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
