@@ -3,27 +3,27 @@
 python bench/neighbours.py runs/teacher/policies/seed0-peer0.safetensors --json bench/results/x.json
 
 Keys are the teacher's last hidden layer at the states of its own noisy episodes, through a random
-projection onto the sphere; queries are of other states. One thread. Without faiss (pip install
-faiss-cpu) only the exact search is timed.
+projection onto the sphere; queries are of other states. One thread, contenders in turns; a time is
+the processor's, of the fastest call, since other programs only add to it. Without faiss, which pip
+install faiss-cpu brings, only the exact search is timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from timing import Work, interleaved_rates, machine, require_quiet
+from marked import fill
+from timing import machine, require_quiet
 from torch import Tensor
 
 from dpd.envs.native import NativeEnv
@@ -32,7 +32,7 @@ from dpd.policyfile import Policy, load
 
 BATCHES = (1, 20, 256)
 K, NOISE, ENVS = 8, 0.3, 50
-LINKS, EF = 32, (16, 32, 64, 128)  # of the graph (HNSW), and how widely it is searched
+LINKS, EF = 32, (16, 64)  # of the graph (HNSW), and how widely it is searched
 
 Search = Callable[[Tensor], np.ndarray]
 
@@ -81,64 +81,79 @@ def measure(policy: Policy, entries: int, args: argparse.Namespace) -> list[dict
     contenders, built = {"exact": exact(keys)}, {"exact": 0.0}
     if find_spec("faiss"):
         for ef in EF:
-            begin = time.perf_counter()
+            begin = time.thread_time()
             contenders[f"HNSW, ef {ef}"] = graph(keys, ef)
-            built[f"HNSW, ef {ef}"] = time.perf_counter() - begin
+            built[f"HNSW, ef {ef}"] = time.thread_time() - begin
     truth = contenders["exact"](queries)
+    found = {name: recall(search(queries), truth) for name, search in contenders.items()}
     rows = []
     for batch in BATCHES:
         some = queries[:batch].contiguous()
-        works = {name: asking(search, some) for name, search in contenders.items()}
-        rates = interleaved_rates(works, args.repeats, args.seconds)
+        times = fastest(contenders, some, args.repeats, args.seconds)
         rows += [
             {
                 "entries": entries,
                 "search": name,
                 "batch": batch,
-                "ms": 1e3 * batch / statistics.median(rates[name]),
-                "ms_all": [1e3 * batch / r for r in rates[name]],
-                "recall": recall(search(queries), truth),
+                "ms": 1e3 * times[name],
+                "recall": found[name],
                 "build_s": built[name],
             }
-            for name, search in contenders.items()
+            for name in contenders
         ]
     return rows
 
 
-def asking(search: Search, queries: Tensor) -> Work:
-    """Return one call as work of so many queries."""
+def fastest(
+    contenders: Mapping[str, Search], queries: Tensor, repeats: int, seconds: float
+) -> dict[str, float]:
+    """Time single calls in turns; return each contender's fastest, in seconds of this thread."""
+    best = dict.fromkeys(contenders, math.inf)
+    for _ in range(repeats):
+        for name, search in contenders.items():
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                begin = time.thread_time()
+                search(queries)
+                best[name] = min(best[name], time.thread_time() - begin)
+    return best
 
-    def work() -> int:
-        search(queries)
-        return len(queries)
 
-    return work
-
-
-def table(rows: list[dict[str, Any]], dim: int) -> Table:
-    """Lay out a row per search and size."""
-    result = Table(title=f"{K} neighbours among keys of {dim} numbers, ms a call, one thread")
-    for name in ("entries", "search", *(f"batch {b}" for b in BATCHES), "recall", "built in"):
-        result.add_column(name, justify="right")
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lay out a line per search and size."""
+    head = ["entries", "search", *(f"{b} at once, ms" for b in BATCHES), "recall", "built in, s"]
+    lines = [f"| {' | '.join(head)} |", "|---:|---|" + "---:|" * (len(head) - 2)]
     for row in (r for r in rows if r["batch"] == BATCHES[0]):
         same = (r for r in rows if (r["entries"], r["search"]) == (row["entries"], row["search"]))
-        times = [f"{r['ms']:.3f}" for r in same]
-        last = [f"{row['recall']:.3f}", f"{row['build_s']:.1f} s"]
-        result.add_row(f"{row['entries']:,}", row["search"], *times, *last)
-    return result
+        cells = [f"{row['entries']:,}", row["search"], *(f"{r['ms']:.3g}" for r in same)]
+        cells += [f"{row['recall']:.3f}", f"{row['build_s']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="Exact and approximate search of a memory.")
-    parser.add_argument("policy", type=Path)
+    parser.add_argument("policy", nargs="?", type=Path, help="none: only write the table")
     parser.add_argument("--entries", nargs="+", type=int, default=[10_000, 50_000])
     parser.add_argument("--dim", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--seconds", type=float, default=0.2)
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
-    parser.add_argument("--json", type=Path, help="write all times here")
+    parser.add_argument("--json", type=Path, required=True, help="all times")
+    parser.add_argument("--docs", type=Path, help="write the table of --json into this page")
     args = parser.parse_args()
+    if args.policy is not None:
+        measure_all(args)
+    lines = table(json.loads(args.json.read_text())["rows"])
+    if args.docs is not None:
+        fill(args.docs, "bench/neighbours.py", lines)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def measure_all(args: argparse.Namespace) -> None:
+    """Measure on one thread, and write the file."""
     load_now, busy = require_quiet(args.force)
     torch.set_num_threads(1)
     if find_spec("faiss"):
@@ -146,12 +161,9 @@ def main() -> int:
 
         faiss.omp_set_num_threads(1)
     rows = [row for n in args.entries for row in measure(load(args.policy), n, args)]
-    Console().print(table(rows, args.dim))
-    if args.json:
-        about = {"machine": machine(), "load": load_now, "cpu_percent": busy}
-        settings = {"k": K, "dim": args.dim, "links": LINKS, "noise": NOISE}
-        args.json.write_text(json.dumps({**about, "settings": settings, "rows": rows}, indent=1))
-    return 0
+    about = {"machine": machine(), "load": load_now, "cpu_percent": busy}
+    settings = {"k": K, "dim": args.dim, "links": LINKS, "noise": NOISE}
+    args.json.write_text(json.dumps({**about, "settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

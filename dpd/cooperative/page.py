@@ -48,6 +48,7 @@ def page(outcome: Outcome) -> str:
     first, *others = sheets(outcome)
     meanings = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in MEANINGS.items())
     parts = [
+        f"<p>{escape(verdict(outcome))}</p>",
         *(f"<p>{escape(line)}.</p>" for line in outcome.remarks()),
         table(first),
         returns(outcome),
@@ -58,6 +59,18 @@ def page(outcome: Outcome) -> str:
         f"<h2>Where it comes from</h2>{provenance(outcome)}",
     ]
     return document(f"Cooperation in {outcome.env_id}", parts)
+
+
+def verdict(outcome: Outcome) -> str:
+    """Say in a sentence who got better, as far as the episodes tell."""
+    if outcome.before is None or outcome.after is None:
+        return "The policies were not evaluated after the last round."
+    words: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+    for k, gains in enumerate(outcome.after - outcome.before):
+        low, high = interval(gains, outcome.config.seed) or (0.0, 0.0)
+        words["better" if low > 0 else "worse" if high < 0 else "undecided"].append(outcome.name(k))
+    said = (f"{what}: {', '.join(names)}" for what, names in words.items() if names)
+    return f"By the interval of the gain {'; '.join(said)}."
 
 
 def returns(outcome: Outcome) -> str:
@@ -75,6 +88,7 @@ def returns(outcome: Outcome) -> str:
         label.set_parse_math(False)  # a file may have dollars in its name
     axes.set_ylim(k - 0.5, -0.5)
     plain(axes, "return per episode, mean and 95 % interval")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", linewidth=0.4)
     name_marks(figure)
@@ -128,9 +142,9 @@ def name_marks(figure: Figure) -> None:
 def costs_sheet(outcome: Outcome) -> Sheet:
     """Lay out the simulator's steps by what they were for."""
     used = outcome.budget.used
-    rows = [[what, f"{n:,}", PURPOSES[what]] for what, n in used.items()]
-    total = [["together", f"{outcome.budget.spent:,}", f"of {outcome.budget.total:,}"]]
-    return Sheet("Simulator steps", ["purpose", "steps", "for"], rows + total)
+    rows = [[f"{what}: {PURPOSES[what]}", f"{n:,}"] for what, n in used.items()]
+    total = [f"all, of {outcome.budget.total:,}", f"{outcome.budget.spent:,}"]
+    return Sheet("Simulator steps", ["purpose", "steps"], [*rows, total])
 
 
 def provenance(outcome: Outcome) -> str:
