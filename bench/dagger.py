@@ -84,7 +84,8 @@ def main() -> int:
         console.print(found)
         by_method = {name: shares(args, Path(folder) / name, name) for name in TIMED}
     console.print(by_method)
-    data = {"machine": machine() | {"load": load, "cpu_percent": percent}}
+    host: dict[str, object] = machine() | {"load": load, "cpu_percent": percent}
+    data: dict[str, object] = {"machine": host}
     settings = {"env": args.env, "steps": args.steps, "rollout": ROLLOUT}
     data |= {"settings": settings, "default": found, "shares": by_method}
     args.json.write_text(json.dumps(data, indent=1) + "\n")

@@ -65,7 +65,12 @@ def graph(keys: Tensor, ef: int) -> Search:
     index = faiss.IndexHNSWFlat(keys.shape[1], LINKS)
     index.add(keys.numpy())
     index.hnsw.efSearch = ef
-    return lambda query: index.search(query.numpy(), K)[1]  # type: ignore[no-any-return]
+
+    def search(query: Tensor) -> np.ndarray:
+        nearest: np.ndarray = index.search(query.numpy(), K)[1]
+        return nearest
+
+    return search
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:
