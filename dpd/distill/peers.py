@@ -88,10 +88,6 @@ class DualDistillation:
         if context.peers < 2:
             raise ValueError("dual policy distillation needs two peers or more: --peers 2")
         config.refuse_unfit(*(each.agent.config for each in context.members))
-        for each in context.members:
-            own = each.agent.config
-            gammas = [own.peer_gamma[p] for p in each.peers] if own.peer_gamma else [own.gamma]
-            config.refuse_unlike_discounts(gammas)
         self.config, self.agent = config, context.agent
         self.actor: Actor = context.agent
         self.dose = dose_of(config, context.agent)

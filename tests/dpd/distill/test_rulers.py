@@ -8,7 +8,6 @@ from setups import F64, LOSS, REPLAYED, O, Setup, vary
 from torch import Tensor
 
 from dpd.distill.exchange import PeerExchange
-from dpd.distill.peers import DualDistillation
 from dpd.distill.peers_config import DPDConfig
 from dpd.distill.rulers import action_gaps, best_other, critic_gaps, lcb_gaps, value_gaps
 
@@ -159,15 +158,12 @@ def test_of_three_peers_the_one_with_the_best_action_is_followed() -> None:
 
 @pytest.mark.parametrize("ruler", ["value", "critics"])
 def test_values_of_unlike_discounts_are_not_compared(ruler: str) -> None:
-    setup = Setup(vary(LOSS, ruler=ruler), groups=2, algo="td3")
-    context = setup.context
-    setup.agent.gamma[2:] = 0.9  # unlike between groups is fine
-    DualDistillation(vary(LOSS, ruler=ruler), context)
-    setup.agent.gamma[3] = 0.95
+    alike, unlike = (replace(REPLAYED["td3"], peer_gamma=(0.9, gamma)) for gamma in (0.9, 0.95))
+    Setup(vary(LOSS, ruler=ruler), algo=alike)
     with pytest.raises(ValueError, match=f"ruler {ruler} compares values of peers whose gamma"):
-        DualDistillation(vary(LOSS, ruler=ruler), context)
+        Setup(vary(LOSS, ruler=ruler), algo=unlike)
     for same_critics in ("action", "lcb"):
-        DualDistillation(vary(LOSS, ruler=same_critics), context)
+        Setup(vary(LOSS, ruler=same_critics), algo=unlike)
 
 
 @pytest.mark.parametrize(
