@@ -84,7 +84,7 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--resume", "/nowhere"], "no run to resume"),
         (["train", "--peer-lr", "1e-3"], "--peer-lr names 1 values for 2 peers"),
         (["train", "--checkpoint-every", "-1"], "must not be negative"),
-        (["train", "--method", "dpp"], "did you mean dpd"),
+        (["train", "--method", "dpp"], "did you mean ppd or dpd"),
         (["train", "--preset", "papper"], "did you mean paper"),
         (["train", "--method", "none", "--preset", "paper"], "no presets"),
         (["train", "--distill.gate", "firm"], "soft"),
