@@ -86,7 +86,7 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--checkpoint-every", "-1"], "must not be negative"),
         (["train", "--device", "tpu"], "--device is cpu, cuda or as cuda:1, not 'tpu'"),
         (["train", "Pendulum-v1", "--backend", "warp"], "there is one of HalfCheetah-v5"),
-        (["train", "--method", "dpp"], "did you mean ppd or dpd"),
+        (["train", "--method", "dpp"], "did you mean dpd"),
         (["train", "--preset", "papper"], "did you mean paper"),
         (["train", "--method", "none", "--preset", "paper"], "no presets"),
         (["train", "--distill.gate", "firm"], "soft"),
