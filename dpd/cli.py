@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -242,17 +243,9 @@ def saved_run(run_dir: Path) -> TrainConfig:
     return parse_run(["--config", str(file)], method.COMMAND)
 
 
-def train_command(argv: Sequence[str]) -> int:
-    """Train, then print how the policies do and where they are."""
-    config = parse_run(argv, "train")
-    from dpd.train import train
-
-    return train(config)
-
-
-def distill_command(argv: Sequence[str]) -> int:
-    """Distil, then print how the students do and where they are."""
-    config = parse_run(argv, "distill")
+def train_command(argv: Sequence[str], command: str = "train") -> int:
+    """Train or distil, then print how the policies do and where they are."""
+    config = parse_run(argv, command)
     from dpd.train import train
 
     return train(config)
@@ -308,7 +301,7 @@ def sweep_command(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
-    "distill": distill_command,
+    "distill": partial(train_command, command="distill"),
     "cooperate": cooperate_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
