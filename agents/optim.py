@@ -62,7 +62,7 @@ class StackedAdam:
     def lr(self, rates: Sequence[float]) -> None:
         self._lr = list(rates)
         if self._rates is not None:
-            self._rates.copy_(torch.tensor(self._lr))
+            self._rates.copy_(torch.tensor(self._lr), non_blocking=True)  # or the host waits
 
     def state(self) -> State:
         """Return moments and step counts, as live tensors; learning rates are the caller's."""

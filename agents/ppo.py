@@ -64,6 +64,7 @@ class PPO(GaussianLearners[PPOConfig]):
         self.batches = RowRandom(seeds, Stream.BATCH, device)
         self.return_norm = ReturnNorm(n, config.n_envs, self.gamma, config.norm_reward)
         self.graphs = Graphs(device)
+        self.lam = self.gamma.new_tensor(config.lam)
         self._ones = torch.ones(n, dtype=dtype, device=device)
 
     def value(self, obs: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class PPO(GaussianLearners[PPOConfig]):
             rollout.terminated | void,
             rollout.done | void,
             self.gamma.unsqueeze(-1),
-            self.gamma.new_tensor(self.config.lam),
+            self.lam,
         )
         act = rollout.act.flatten(1, 2)
         logp = self.dist(obs).logp(act)

@@ -47,6 +47,7 @@ class PeerExchange:
         order = [peer for each in self.members for peer in each.peers]
         self.order = torch.tensor(order, device=device).argsort()
         self.places = [self._places(each) for each in self.members]
+        self.others = [torch.tensor(each.peers, device=device) for each in self.members[1:]]
 
     @property
     def ready(self) -> bool:
@@ -84,8 +85,8 @@ class PeerExchange:
         source = self._sources(k)
         found = [self._draw_from(i, source) for i in range(len(self.members))]
         first = found[0]
-        for each, other in zip(self.members[1:], found[1:], strict=True):
-            theirs = torch.isin(source, source.new_tensor(each.peers))
+        for peers, other in zip(self.others, found[1:], strict=True):
+            theirs = torch.isin(source, peers)
             first = Found(
                 torch.where(theirs.unsqueeze(-1), other.obs, first.obs),
                 None

@@ -102,6 +102,7 @@ class DualDistillation:
             )
         taught = [seed[-1] in students for seed in context.seeds]
         self.is_student = torch.tensor(taught, device=context.agent.device)
+        self.levels = context.agent.gamma.new_tensor([0.1, 0.5, 0.9])
         self.mean_square = torch.zeros_like(context.agent.gamma)  # running, of xi
         self.iteration = 0
         self.strength = 0.0  # of this iteration's dose, in [0, 1]
@@ -249,7 +250,7 @@ class DualDistillation:
     def _describe(
         self, answers: DiagGaussian, xi: Tensor, weight: Tensor, own: Tensor, who: Tensor
     ) -> Metrics:
-        low, mid, high = weight.quantile(weight.new_tensor([0.1, 0.5, 0.9]), dim=1)
+        low, mid, high = weight.quantile(self.levels, dim=1)
         return {
             "distill/xi_mean": xi.mean(1),
             "distill/peer_ahead": (xi > 0).to(xi.dtype).mean(1),

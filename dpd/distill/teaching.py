@@ -92,7 +92,7 @@ class Taught:
 
     def _agreement(self, batch: Batch) -> Metrics:
         """Compare the actions of students and teacher at some of the latest states."""
-        obs = batch.raw_obs[:, spread(batch.raw_obs.shape[1], MEASURED)]
+        obs = batch.raw_obs[:, spread(batch.raw_obs, MEASURED)]
         said = self.teacher.ask(obs, self.teacher.pick(self.rng.uniform(obs.shape[1])))
         error = (self.agent.mode(obs) - said.mode()).abs()
         return {
@@ -251,9 +251,9 @@ class TrueGradient(InLoss):
         return self.config.coef_at(self.progress)
 
 
-def spread(held: int, n: int) -> list[int]:
-    """Return n positions spread evenly over so many."""
-    return torch.linspace(0, held - 1, n).long().tolist()
+def spread(obs: Tensor, n: int) -> Tensor:
+    """Return n positions spread evenly over the samples of obs [N, S, O], on their device."""
+    return torch.linspace(0, obs.shape[1] - 1, n, device=obs.device).long()
 
 
 def proximal_weight(ratio: Tensor, clip: float) -> Tensor:
