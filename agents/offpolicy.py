@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,21 +17,17 @@ from dpd.agents.base import (
     Metrics,
     State,
     Stateful,
-    load_parts,
     per_row,
-    put_back,
-    state_of,
 )
 from dpd.agents.buffers import Rollout, valid_positions
-from dpd.agents.dist import DiagGaussian
 from dpd.agents.graphs import Graphs
 from dpd.agents.imitation import Imitation
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
-from dpd.agents.norm import ObsNorm
 from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay, Transitions
 from dpd.agents.rng import WIDE, RowRandom, Stream
+from dpd.agents.stacked import Stacked
 from dpd.agents.td_loss import critic_loss
 
 BLOCK = 64  # updates whose random numbers are drawn at once
@@ -54,7 +50,7 @@ class PerLearner:
         self.part.load_state({k: x.flatten(0, 1) for k, x in state.items()})
 
 
-class OffPolicy(ABC, Generic[Config]):
+class OffPolicy(Stacked[Config]):
     """N learners that collect, update and answer as one stack.
 
     `seeds`: one sequence of integers per learner, from which all its random numbers follow.
@@ -70,9 +66,8 @@ class OffPolicy(ABC, Generic[Config]):
         dtype: torch.dtype = torch.float32,
         device: torch.device = CPU,
     ) -> None:
-        n, c = len(seeds), config.n_critics
-        self.n_learners, self.config, self.dtype, self.device = n, config, dtype, device
-        self.obs_dim, self.act_dim = obs_dim, act_dim
+        super().__init__(config, obs_dim, act_dim, seeds, dtype, device)
+        n, c = self.n_learners, config.n_critics
         init = RowRandom(seeds, Stream.INIT).generators
         self.nets = StackedNets(self._actor_shapes(), n, config.activation, dtype, device)
         self.nets.init_uniform("actor", init)
@@ -80,15 +75,10 @@ class OffPolicy(ABC, Generic[Config]):
         self.critics = StackedNets(shapes, n * c, config.activation, dtype, device)
         self.critics.init_uniform("critic", [g for g in init for _ in range(c)])
         self.target_critics = self.critics.twin()
-        self.lr = per_row(config.peer_lr, config.lr, seeds)
         self.critic_lr = per_row(config.peer_lr, config.critic_lr or config.lr, seeds)
         self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())
         self.critic_optimizer = StackedAdam(self.critics.flat, [config.lr] * n * c)
-        gamma = per_row(config.peer_gamma, config.gamma, seeds)
-        self.gamma = gamma.to(device, dtype).unsqueeze(1)
-        self.explore = RowRandom(seeds, Stream.EXPLORE, device)
         self.batches = RowRandom(seeds, Stream.BATCH, device)
-        self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs, device)
         sharers = 1 + max(seed[-1] for seed in seeds) if config.share_replay else 1
         self.replay = Replay(config, n, obs_dim, act_dim, dtype, sharers, device)
         self.graphs = Graphs(device)
@@ -97,14 +87,6 @@ class OffPolicy(ABC, Generic[Config]):
     @abstractmethod
     def _actor_shapes(self) -> Shapes:
         """Name the policy's layers."""
-
-    @abstractmethod
-    def dist(self, obs: Tensor) -> DiagGaussian:
-        """Return the policy at normalised obs [N, B, O]."""
-
-    @abstractmethod
-    def noise(self) -> Tensor:
-        """Draw an iteration's exploration noise [N, T, E, A] in one block."""
 
     @abstractmethod
     def act(self, obs: Tensor, noise: Tensor) -> Tensor:
@@ -127,27 +109,6 @@ class OffPolicy(ABC, Generic[Config]):
     def warming_up(self) -> bool:
         """Whether actions are still random, and nothing is learnt."""
         return self.replay.total * self.config.n_envs < self.config.learning_starts
-
-    @property
-    def reward_scale(self) -> Tensor:
-        """Raw reward units per unit of reward they learn from [N, 1]: rewards are not scaled."""
-        return torch.ones_like(self.gamma)
-
-    def new_rollout(self) -> Rollout:
-        """Return an empty buffer for one iteration."""
-        c = self.config
-        sizes = (c.n_steps, c.n_envs, self.obs_dim, self.act_dim)
-        return Rollout(self.n_learners, *sizes, self.dtype, self.device)
-
-    def _normals(self) -> Tensor:
-        """Draw standard normals for an iteration's actions [N, T, E, A]."""
-        c = self.config
-        return self.explore.normal(c.n_steps, c.n_envs, self.act_dim, dtype=self.dtype)
-
-    @torch.no_grad()
-    def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
-        return self.dist(self.obs_norm(obs)).mode()
 
     @torch.no_grad()
     def ask(self, obs: Tensor) -> Answer:
@@ -280,10 +241,6 @@ class OffPolicy(ABC, Generic[Config]):
         """Move target networks towards theirs (Polyak averaging)."""
         target.flat.detach().lerp_(nets.flat.detach(), self.config.tau)
 
-    def observe(self, rollout: Rollout) -> None:
-        """Take a rollout into the normaliser, after its last use."""
-        self.obs_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
-
     @property
     def journal(self) -> Replay:
         """The replay, which is no part of `state`: a checkpoint writes what is new of it."""
@@ -291,38 +248,27 @@ class OffPolicy(ABC, Generic[Config]):
 
     def _parts(self) -> dict[str, Stateful]:
         n = self.n_learners
-        return {
-            "nets": self.nets,
+        return super()._parts() | {
             "critics": PerLearner(self.critics, n),
             "target_critics": PerLearner(self.target_critics, n),
-            "optimizer": self.optimizer,
             "critic_optimizer": PerLearner(self.critic_optimizer, n),
-            "explore": self.explore,
             "batches": self.batches,
-            "obs_norm": self.obs_norm,
         }
 
     def _own_state(self) -> State:
         updates = torch.full((self.n_learners,), self.n_updates)
-        return {"lr": self.lr, "critic_lr": self.critic_lr, "n_updates": updates}
-
-    def state(self) -> State:
-        """Return all that the learners' future depends on, but for the replay."""
-        return state_of(self._parts()) | self._own_state()
+        return super()._own_state() | {"critic_lr": self.critic_lr, "n_updates": updates}
 
     def load_state(self, state: State) -> None:
         """Put a state back. Raises ValueError where it is of other learners."""
-        load_parts(self._parts(), state)
-        own = self._own_state()
-        put_back(own, {name: state[name] for name in own})
-        self.n_updates = int(own["n_updates"][0])
+        super().load_state(state)
+        self.n_updates = int(state["n_updates"][0])
         self.graphs.forget()
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
         """Give rows new random numbers and half the learning rates, after they diverged."""
-        self.explore.reseed(rows, attempt)
+        super().retry(rows, attempt)
         self.batches.reseed(rows, attempt)
-        self.lr[list(rows)] *= 0.5
         self.critic_lr[list(rows)] *= 0.5
         self.graphs.forget()  # rows of equal rates are recorded as one
 

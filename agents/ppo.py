@@ -72,11 +72,6 @@ class PPO(GaussianLearners[PPOConfig]):
         return self.nets(obs, "critic")[0].squeeze(-1)
 
     @property
-    def warming_up(self) -> bool:
-        """Never: they learn from their first iteration."""
-        return False
-
-    @property
     def reward_scale(self) -> Tensor:
         """Raw reward units per unit of reward they learn from [N, 1]."""
         return self.return_norm.scale.to(self.dtype)

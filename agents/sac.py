@@ -62,10 +62,6 @@ class SAC(OffPolicy[SACConfig]):
         """Return the policy at normalised obs [N, B, O]."""
         return gaussian(self.nets(obs, "actor")[0])
 
-    def noise(self) -> Tensor:
-        """Draw an iteration's exploration noise [N, T, E, A] in one block."""
-        return self._normals()
-
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Act on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1].

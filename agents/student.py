@@ -41,16 +41,6 @@ class Student(GaussianLearners[StudentConfig]):
         self.replay = Replay(config, self.n_learners, obs_dim, act_dim, dtype, device=device)
 
     @property
-    def warming_up(self) -> bool:
-        """Never: they can be taught from their first iteration."""
-        return False
-
-    @property
-    def reward_scale(self) -> Tensor:
-        """Raw reward units per unit of reward [N, 1]: rewards are not scaled."""
-        return torch.ones_like(self.gamma)
-
-    @property
     def journal(self) -> Replay:
         """The replay, which is no part of `state`: a checkpoint writes what is new of it."""
         return self.replay

@@ -53,7 +53,7 @@ class TD3(OffPolicy[TD3Config]):
     def noise(self) -> Tensor:
         """Draw an iteration's exploration noise [N, T, E, A] in one block."""
         if self.warming_up:
-            return self._normals()
+            return super().noise()
         c = self.config
         return self.exploration.draw(self.explore, c.n_steps, c.n_envs, self.act_dim)
 
