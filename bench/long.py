@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import machine
 
-from dpd.log import read_rows
+from dpd.csvlog import read_rows
 
 SETUPS = {
     "2 peers, 2M steps": "--total-steps 2000000 --evals 4",

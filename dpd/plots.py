@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dpd.csvlog import read_rows
 from dpd.files import replacing
-from dpd.log import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

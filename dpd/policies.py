@@ -16,6 +16,7 @@ from dpd.agents.base import State, put_back
 from dpd.config import StackConfig, TrainConfig
 from dpd.envs.base import EnvSpec
 from dpd.memory import MemoryMeta
+from dpd.policymeta import PolicyMeta
 
 
 class PolicySaver:
@@ -86,7 +87,7 @@ class PolicySaver:
         run, (seed, peer) = self.config.run, self._who(n)
         stack, tensors = self.export(n)
         algo = stack.algo
-        meta = policyfile.PolicyMeta(
+        meta = PolicyMeta(
             algo=stack.name,
             env_id=run.env,
             activation=algo.activation,

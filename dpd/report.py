@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dpd import policyfile
 from dpd.config import StackConfig, TrainConfig
+from dpd.csvlog import read_rows
 from dpd.distill.teacher import Teacher
 from dpd.envs.base import EnvSpec
 from dpd.evaluate import Outcome, evaluate_together, print_table, summary
@@ -17,7 +18,6 @@ from dpd.fidelity.sizes import by_size, notes, sizes_sheet, write_json
 from dpd.fidelity.sizes_plot import draw_sizes
 from dpd.fidelity.subjects import one_thread
 from dpd.fidelity.tables import print_sheets
-from dpd.log import read_rows
 from dpd.sources import find_policies
 from dpd.teachers import LAST_EPISODES, keep_returns, kept_teacher
 

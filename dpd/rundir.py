@@ -16,8 +16,8 @@ from dpd import __version__
 from dpd.agents.base import State, nest, part
 from dpd.checkpoint import Checkpoints, Facts
 from dpd.config import BadInput, TrainConfig, refuse_changes
+from dpd.csvlog import metrics_name
 from dpd.files import replacing
-from dpd.log import metrics_name
 from dpd.policies import PolicySaver
 from dpd.settings import saved_settings
 from dpd.teachers import keep_teacher, read_teacher

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpd.config import BadInput
-from dpd.log import read_rows
+from dpd.csvlog import read_rows
 from dpd.policyfile import Policy, load
 from dpd.settings import read_config
 from dpd.sources import find_policies, is_zip

@@ -25,7 +25,8 @@ from dpd.commands import ForeignConfig
 from dpd.config import BadInput
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
-from dpd.policyfile import MAX_LAYERS, NotAPolicy, Policy, PolicyMeta
+from dpd.policyfile import Policy
+from dpd.policymeta import MAX_LAYERS, NotAPolicy, PolicyMeta
 from dpd.sb3kinds import KINDS, Kind
 from dpd.vecnormalize import Statistics, conversion, read_statistics
 

@@ -21,6 +21,7 @@ from dpd.evaluate import Evaluator
 from dpd.finite import Who
 from dpd.log import Metric, Partial
 from dpd.memory import MemoryMeta
+from dpd.policymeta import PolicyMeta
 from dpd.stack import Stack, env_seeds
 from dpd.teachers import read_teacher, refuse_unfit
 
@@ -97,7 +98,7 @@ class Training:
                 self._refuse_unfit(files[k], policies[k].meta, stack.config)
                 stack.agent.start_from(n, policies[k].tensors)
 
-    def _refuse_unfit(self, file: Path, meta: policyfile.PolicyMeta, stack: StackConfig) -> None:
+    def _refuse_unfit(self, file: Path, meta: PolicyMeta, stack: StackConfig) -> None:
         algo = stack.algo
         must = {
             "obs_dim": self.spec.obs_dim,

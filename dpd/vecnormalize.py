@@ -15,7 +15,7 @@ import numpy as np
 from dpd.agents.norm import CLIP, EPSILON
 from dpd.archive import BAD_ZIP, open_zip, read_bytes, read_member
 from dpd.config import BadInput
-from dpd.policyfile import MAX_CLIP
+from dpd.policymeta import MAX_CLIP
 
 MAX_FILE = 2**24  # bytes; statistics of a million observations
 PICKLE = b"\x80"  # the first byte of every pickle since protocol 2

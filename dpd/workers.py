@@ -18,12 +18,12 @@ import numpy as np
 from rich.console import Console
 
 from dpd.config import TrainConfig, refuse_changes
+from dpd.csvlog import FIELDS, metrics_name
 from dpd.device import find_device, memory_of, nth_device
 from dpd.display import Board, Display, Value
 from dpd.envs.make import check
 from dpd.envs.physics import n_cores
 from dpd.files import held
-from dpd.log import FIELDS, metrics_name
 from dpd.report import know_teacher, report, say_where, start_facts, title
 from dpd.rundir import claim, resume_command, run_path, write_settings
 from dpd.settings import saved_settings

@@ -62,7 +62,7 @@ def add_figures(writer: SummaryWriter, figures: dict[str, float | None], steps: 
     """Write those figures that there are, as one event."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    from dpd.log import add
+    from dpd.tblog import add
 
     summary = Summary()
     for tag, value in figures.items():

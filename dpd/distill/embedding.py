@@ -15,7 +15,7 @@ from dpd.distill.retrieval_config import RetrievalConfig
 from dpd.distill.retrieval_loss import contrastive_loss
 from dpd.distill.targets import take_steps
 from dpd.distill.teacher import Teacher
-from dpd.policyfile import n_features
+from dpd.policymeta import n_features
 
 MEDIAN_OF = 512  # actions, for the median of their distances
 

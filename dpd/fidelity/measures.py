@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian
 from dpd.distill.divergence import kl
-from dpd.policyfile import PolicyMeta
+from dpd.policymeta import PolicyMeta
 
 CLOSE, NEAR = 0.05, 0.1
 CONSTANT = 1e-8  # a variance below it is none: R² says nothing there

@@ -90,7 +90,7 @@ def write_events(found: Audit, f: Finding, folder: Path) -> None:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from torch.utils.tensorboard import SummaryWriter
 
-    from dpd.log import add
+    from dpd.tblog import add
 
     run = folder / ("fidelity-" + re.sub(r"[^\w.-]+", "-", f.subject.name))
     for old in run.glob("events.out.tfevents.*"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dpd.policyfile import PolicyMeta
+from dpd.policymeta import PolicyMeta
 
 AUGMENTATIONS = ("none", "noise", "mixup")
 OPTIMISERS = ("adam", "sgd")

@@ -19,7 +19,8 @@ from dpd.agents.dist import DiagGaussian
 from dpd.agents.ppo import PPO, mean_kl
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.ppo_loss import Samples, ppo_loss
-from dpd.policyfile import Policy, PolicyMeta, bounds
+from dpd.policyfile import Policy, bounds
+from dpd.policymeta import PolicyMeta
 
 O, A = 3, 2  # noqa: E741
 SEEDS = [(0, 0), (0, 1), (7, 0)]

@@ -17,7 +17,8 @@ from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.replay import Replay
 from dpd.agents.student import Student
 from dpd.agents.student_config import StudentConfig
-from dpd.policyfile import Policy, PolicyMeta, load, save
+from dpd.policyfile import Policy, load, save
+from dpd.policymeta import PolicyMeta
 
 F64 = torch.float64
 SMALL: dict[str, Any] = {

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from dpd.commands import ForeignConfig
-from dpd.policyfile import NotAPolicy
+from dpd.policymeta import NotAPolicy
 from dpd.sb3zip import load_zip
 from dpd.vecnormalize import conversion
 

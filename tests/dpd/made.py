@@ -12,7 +12,8 @@ from dpd.distill.peers_config import IndependentConfig
 from dpd.distill.teaching_config import CloningConfig
 from dpd.envs.make import check
 from dpd.policies import PolicySaver
-from dpd.policyfile import Policy, PolicyMeta, load
+from dpd.policyfile import Policy, load
+from dpd.policymeta import PolicyMeta
 
 EVERY = sorted(ALGORITHMS)
 IN_SB3 = [name for name in EVERY if name != "student"]

@@ -15,7 +15,8 @@ from dpd.agents.nets import ACTIVATIONS
 from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import main
 from dpd.export import ACTIVATION_MODULES, FORMATS, Actor, probes, write_checked
-from dpd.policyfile import Policy, PolicyMeta
+from dpd.policyfile import Policy
+from dpd.policymeta import PolicyMeta
 
 OBS, ACT = 5, 2
 LOW, HIGH = torch.tensor([-0.4, -2.0]), torch.tensor([2.0, -1.0])

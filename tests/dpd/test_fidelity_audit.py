@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpd import policyfile
+from dpd import policymeta
 from dpd.agents.dist import DiagGaussian
 from dpd.fidelity.audit import against, audit, gap, remarks
 from dpd.fidelity.measures import Scores
@@ -95,7 +95,7 @@ def test_features_are_what_the_last_layer_reads(algo: str, tmp_path: Path) -> No
 def test_without_hidden_layers_the_features_are_the_normalised_observations(tmp_path: Path) -> None:
     source = made.saved(tmp_path, "ppo", "Hopper-v5")
     meta = replace(source.meta, hidden=())
-    drawn = {k: torch.rand(v) + 0.1 for k, v in policyfile.shapes(meta).items()}
+    drawn = {k: torch.rand(v) + 0.1 for k, v in policymeta.shapes(meta).items()}
     policy, obs = Policy(drawn, meta), torch.rand(7, 11)
     t = policy.tensors
     assert torch.allclose(policy.features(obs), (obs - t["obs_mean"]) * t["obs_scale"])

@@ -21,7 +21,8 @@ SOURCES = sorted(
 # Lower first: a layer may import itself and the layers below it.
 LAYERS = [
     {"dpd.agents", "dpd.envs"},
-    {"dpd.distill", "dpd.collect", "dpd.evaluate", "dpd.log", "dpd.policyfile", "dpd.sb3"}
+    {"dpd.distill", "dpd.collect", "dpd.evaluate", "dpd.policyfile", "dpd.policymeta", "dpd.sb3"}
+    | {"dpd.log", "dpd.csvlog", "dpd.tblog"}
     | {"dpd.memory"}
     | {"dpd.archive", "dpd.sb3kinds", "dpd.sb3zip", "dpd.sources", "dpd.vecnormalize"}
     | {"dpd.clock", "dpd.files", "dpd.intervals", "dpd.plots", "dpd.run_config", "dpd.runs"}

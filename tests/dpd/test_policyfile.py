@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dpd import policyfile
+from dpd import policyfile, policymeta
 from dpd.agents.ppo import PPO
 from dpd.agents.ppo_config import PPOConfig
-from dpd.policyfile import NotAPolicy, PolicyMeta
+from dpd.policymeta import NotAPolicy, PolicyMeta
 
 OBS, ACT = 5, 2
 
@@ -247,7 +247,7 @@ def test_a_deeply_nested_description_is_refused(tmp_path):
 
 def test_a_file_from_before_other_algorithms_is_read_as_ppos(tmp_path):
     tensors, said = described()
-    for name in policyfile.LATER:
+    for name in policymeta.LATER:
         del said[name]
     policy = policyfile.load(write(tmp_path / "p.safetensors", tensors, said))
     assert policy.meta == meta()

@@ -9,7 +9,7 @@ import torch
 from dpd import policyfile
 from dpd.agents.ppo_config import PPOConfig
 from dpd.config import BadInput
-from dpd.policyfile import PolicyMeta
+from dpd.policymeta import PolicyMeta
 from dpd.runs import peer_means, read_records, read_run, short_names
 
 OBS, ACT = 3, 1

@@ -30,7 +30,7 @@ from torch import nn
 from dpd import policyfile
 from dpd.archive import NAMES
 from dpd.config import BadInput
-from dpd.policyfile import NotAPolicy
+from dpd.policymeta import NotAPolicy
 from dpd.sb3zip import load_zip
 
 

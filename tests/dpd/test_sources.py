@@ -10,7 +10,7 @@ from dpd import policyfile
 from dpd.cli import main
 from dpd.commands import ForeignConfig
 from dpd.config import BadInput
-from dpd.policyfile import NotAPolicy
+from dpd.policymeta import NotAPolicy
 from dpd.sources import find_policies, is_zip, load_any
 
 

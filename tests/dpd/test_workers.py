@@ -9,8 +9,8 @@ from test_resume import QUICK, assert_same_tensors, command, start
 
 from dpd.checkpoint import Checkpoints, read
 from dpd.cli import main, parse_train
+from dpd.csvlog import read_rows
 from dpd.display import Board
-from dpd.log import read_rows
 from dpd.workers import Progress, share
 
 THREE = ("--seeds", "3", "--seed", "4", *QUICK)

@@ -12,7 +12,8 @@ from torch import Tensor
 from dpd.agents.nets import mlp_shapes
 from dpd.cooperative.config import CooperateConfig
 from dpd.cooperative.world import Act, Budget, States
-from dpd.policyfile import Policy, PolicyMeta, shapes
+from dpd.policyfile import Policy
+from dpd.policymeta import PolicyMeta, shapes
 
 HORIZON, DT, WIDTH = 50, 0.1, 32
 HALVES = (-1.0, 1.0)  # sign of the x at which the policy is good

@@ -15,7 +15,8 @@ from dpd.agents.student import Student
 from dpd.agents.student_config import StudentConfig
 from dpd.distill.base import Context
 from dpd.distill.teacher import Teacher
-from dpd.policyfile import Policy, PolicyMeta
+from dpd.policyfile import Policy
+from dpd.policymeta import PolicyMeta
 
 
 class Function(Policy):

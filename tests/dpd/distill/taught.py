@@ -20,7 +20,8 @@ from dpd.config import AlgoConfig
 from dpd.distill.base import Context, Method
 from dpd.distill.teacher import Teacher
 from dpd.distill.teaching_config import TeachingConfig
-from dpd.policyfile import Policy, PolicyMeta
+from dpd.policyfile import Policy
+from dpd.policymeta import PolicyMeta
 
 O, A = 4, 2  # noqa: E741
 SMALL: dict[str, Any] = {"n_envs": 4, "n_steps": 16, "minibatch_size": 16, "hidden": (16, 16)}
