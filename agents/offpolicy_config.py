@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from dpd.agents.learner_config import LearnerConfig
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,18 +25,12 @@ def bytes_held(capacity: int, n_envs: int, obs_dim: int, act_dim: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig:
+class OffPolicyConfig(LearnerConfig):
     """What all learners with a replay share.
 
     Unless a source is named, defaults are Stable-Baselines3's.
     """
 
-    squashed: ClassVar[bool]
-    """Whether actions are the tanh of a Gaussian's sample."""
-    tanh_mean: ClassVar[bool]
-    """Whether the Gaussian's mean is the tanh of the actor's output, with noise added behind it."""
-    state_std: ClassVar[bool]
-    """Whether the actor also gives the standard deviation."""
     lr: float = 3e-4
     """Adam's learning rate of the policy and, unless it has its own, of the critics."""
     critic_lr: float | None = None
@@ -63,10 +59,6 @@ class OffPolicyConfig:
     no policies."""
     n_step: int = 1
     """Rewards summed before the value of the state that follows takes over."""
-    gamma: float = 0.99
-    """Discount."""
-    peer_gamma: tuple[float, ...] = ()
-    """Discount of each peer of a group; none: `gamma` for all."""
     tau: float = 0.005
     """How far the target networks move towards their originals per update."""
     n_critics: int = 2
@@ -79,25 +71,15 @@ class OffPolicyConfig:
     """Normalise observations by running statistics."""
 
     def __post_init__(self) -> None:
-        positive = ("lr", "n_envs", "n_steps", "capacity", "minibatch_size", "updates_per_step")
-        for name in (*positive, "n_step", "n_critics"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        super().__post_init__()
+        self._require_positive("capacity", "updates_per_step", "n_step", "n_critics")
         if self.critic_lr is not None and self.critic_lr <= 0:
             raise ValueError(f"critic_lr must be positive, not {self.critic_lr}")
-        for name in ("learning_starts", "extra_policy_updates"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        if not all(0 <= gamma <= 1 for gamma in (self.gamma, *self.peer_gamma)):
-            raise ValueError(f"gamma must lie in [0, 1], not {self.gamma} or {self.peer_gamma}")
-        if self.peer_lr and min(self.peer_lr) <= 0:
-            raise ValueError(f"peer_lr must be positive, not {self.peer_lr}")
+        self._require_not_negative("learning_starts", "extra_policy_updates")
         if self.peer_lr and self.critic_lr is not None:
             raise ValueError("peer_lr is of the critics too; leave critic_lr out")
         if not 0 < self.tau <= 1:
             raise ValueError(f"tau must lie in (0, 1], not {self.tau}")
-        if not self.hidden or min(self.hidden) <= 0:
-            raise ValueError(f"hidden must name positive layer sizes, not {self.hidden}")
         self._check_replay()
 
     def _check_replay(self) -> None:
@@ -125,11 +107,6 @@ class OffPolicyConfig:
         )
 
     @property
-    def samples(self) -> int:
-        """Samples per learner and iteration."""
-        return self.n_envs * self.n_steps
-
-    @property
     def updates(self) -> int:
         """Gradient steps per iteration."""
         return round(self.samples * self.updates_per_step)
@@ -143,9 +120,7 @@ class OffPolicyConfig:
 class TD3Config(OffPolicyConfig):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018)."""
 
-    squashed: ClassVar[bool] = False
     tanh_mean: ClassVar[bool] = True
-    state_std: ClassVar[bool] = False
     lr: float = 1e-3
     """Adam's learning rate of the policy and, unless it has its own, of the critics (paper)."""
     policy_delay: int = 2
@@ -168,12 +143,8 @@ class TD3Config(OffPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("policy_delay", "noise_std", "ou_theta"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("target_noise", "target_noise_clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        self._require_positive("policy_delay", "noise_std", "ou_theta")
+        self._require_not_negative("target_noise", "target_noise_clip")
         if self.peer_noise_std and min(self.peer_noise_std) <= 0:
             raise ValueError(f"peer_noise_std must be positive, not {self.peer_noise_std}")
         if self.updates < self.policy_delay:
@@ -219,7 +190,6 @@ class SACConfig(OffPolicyConfig):
     """Soft actor-critic with a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905)."""
 
     squashed: ClassVar[bool] = True
-    tanh_mean: ClassVar[bool] = False
     state_std: ClassVar[bool] = True
     alpha: float | None = None
     """Temperature, the weight of the entropy; None: learned."""

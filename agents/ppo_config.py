@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
+
+from dpd.agents.learner_config import LearnerConfig
 
 if TYPE_CHECKING:
     import torch
@@ -13,25 +15,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig:
+class PPOConfig(LearnerConfig):
     """Proximal policy optimization (Schulman et al. 2017).
 
     Unless a source is named, defaults are those of the paper's MuJoCo experiments, which
     Stable-Baselines3 shares.
     """
 
-    squashed: ClassVar[bool] = False
-    """Whether actions are the tanh of a Gaussian's sample."""
-    tanh_mean: ClassVar[bool] = False
-    """Whether the Gaussian's mean is the tanh of the actor's output."""
-    state_std: ClassVar[bool] = False
-    """Whether the actor also gives the standard deviation."""
     lr: float = 3e-4
     """Adam's learning rate."""
     lr_schedule: Literal["linear", "constant"] = "linear"
     """Linear to zero over the run, as the paper and tianshou's MuJoCo benchmark do."""
-    peer_lr: tuple[float, ...] = ()
-    """Learning rate of each peer of a group; none: `lr` for all."""
     n_envs: int = 16
     """Environments per learner."""
     n_steps: int = 128
@@ -40,10 +34,6 @@ class PPOConfig:
     """Samples per learner and gradient step."""
     epochs: int = 10
     """Passes over the samples of an iteration."""
-    gamma: float = 0.99
-    """Discount."""
-    peer_gamma: tuple[float, ...] = ()
-    """Discount of each peer of a group; none: `gamma` for all."""
     lam: float = 0.95
     """Lambda of generalised advantage estimation."""
     clip: float = 0.2
@@ -61,30 +51,18 @@ class PPOConfig:
     1.5 times this (Stable-Baselines3, there per minibatch); None: never."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of the policy and, apart, of the value function."""
-    activation: Literal["tanh", "relu", "elu"] = "tanh"
-    """Activation of the hidden layers."""
     log_std_init: float = -0.5
     """Initial log standard deviation (tianshou's MuJoCo benchmark; Andrychowicz et al. 2021)."""
-    norm_obs: bool = True
-    """Normalise observations by running statistics (VecNormalize)."""
     norm_adv: bool = True
     """Centre and scale advantages within each minibatch (Stable-Baselines3)."""
     norm_reward: bool = True
     """Scale rewards by the running deviation of the return (VecNormalize)."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "n_envs", "n_steps", "minibatch_size", "epochs", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        if self.peer_lr and min(self.peer_lr) <= 0:
-            raise ValueError(f"peer_lr must be positive, not {self.peer_lr}")
-        if not all(0 <= gamma <= 1 for gamma in self.peer_gamma):
-            raise ValueError(f"peer_gamma must lie in [0, 1], not {self.peer_gamma}")
-        if not self.hidden or min(self.hidden) <= 0:
-            raise ValueError(f"hidden must name positive layer sizes, not {self.hidden}")
+        super().__post_init__()
+        self._require_positive("epochs", "max_grad_norm")
+        if not 0 <= self.lam <= 1:
+            raise ValueError(f"lam must lie in [0, 1], not {self.lam}")
         if self.samples % self.minibatch_size:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "
@@ -111,8 +89,3 @@ class PPOConfig:
             f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} a learner, "
             f"{self.epochs} epochs of {self.minibatch_size}"
         )
-
-    @property
-    def samples(self) -> int:
-        """Samples per learner and iteration."""
-        return self.n_envs * self.n_steps

@@ -12,15 +12,13 @@ from torch import Tensor
 from dpd.agents.base import CPU, State, Stateful, load_parts, per_row, put_back, state_of
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.learner_config import LearnerConfig
 from dpd.agents.nets import StackedNets
 from dpd.agents.norm import ObsNorm
-from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.optim import StackedAdam
-from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.student_config import StudentConfig
 
-Config = TypeVar("Config", bound=PPOConfig | StudentConfig | OffPolicyConfig)
+Config = TypeVar("Config", bound=LearnerConfig)
 
 
 class Stacked(ABC, Generic[Config]):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
+from dpd.agents.learner_config import LearnerConfig
 from dpd.agents.offpolicy_config import bytes_held
 
 if TYPE_CHECKING:
@@ -15,24 +16,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentConfig:
+class StudentConfig(LearnerConfig):
     """Learners that collect and remember, and are moved by a distillation method's own steps.
 
     Their policies are PPO's. Unless a source is named, defaults are a choice of ours.
     """
 
-    squashed: ClassVar[bool] = False
-    """Whether actions are the tanh of a Gaussian's sample."""
-    tanh_mean: ClassVar[bool] = False
-    """Whether the Gaussian's mean is the tanh of the actor's output."""
-    state_std: ClassVar[bool] = False
-    """Whether the actor also gives the standard deviation."""
     n_step: ClassVar[int] = 1
     """Rewards summed in what is remembered: none are learnt from."""
     lr: float = 3e-4
     """Adam's learning rate (Stable-Baselines3's of PPO and of SAC)."""
-    peer_lr: tuple[float, ...] = ()
-    """Learning rate of each peer of a group; none: `lr` for all."""
     n_envs: int = 8
     """Environments per learner."""
     n_steps: int = 256
@@ -41,32 +34,17 @@ class StudentConfig:
     """States a learner remembers."""
     minibatch_size: int = 256
     """States per learner and gradient step (Haarnoja et al. 2018)."""
-    gamma: float = 0.99
-    """Discount."""
-    peer_gamma: tuple[float, ...] = ()
-    """Discount of each peer of a group; none: `gamma` for all."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of the policy (Schulman et al. 2017)."""
     sizes: tuple[str, ...] = ()
     """Hidden layers of each peer of a group, all of one depth: words such as 64x64, or a width
     alone at the depth of `hidden`; none: `hidden` for all."""
-    activation: Literal["tanh", "relu", "elu"] = "tanh"
-    """Activation of the hidden layers."""
     log_std_init: float = -0.5
     """Initial log standard deviation (PPO's)."""
-    norm_obs: bool = True
-    """Normalise observations by running statistics (VecNormalize)."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "n_envs", "n_steps", "capacity", "minibatch_size"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if self.peer_lr and min(self.peer_lr) <= 0:
-            raise ValueError(f"peer_lr must be positive, not {self.peer_lr}")
-        if not all(0 <= gamma <= 1 for gamma in (self.gamma, *self.peer_gamma)):
-            raise ValueError(f"gamma must lie in [0, 1], not {self.gamma} or {self.peer_gamma}")
-        if not self.hidden or min(self.hidden) <= 0:
-            raise ValueError(f"hidden must name positive layer sizes, not {self.hidden}")
+        super().__post_init__()
+        self._require_positive("capacity")
         if len({len(layers_of(word, len(self.hidden))) for word in self.sizes}) > 1:
             raise ValueError(
                 f"sizes {' '.join(self.sizes)} differ in depth, and one stack holds one depth; "
@@ -103,11 +81,6 @@ class StudentConfig:
             f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} a learner, "
             f"the latest {self.capacity:,} remembered"
         )
-
-    @property
-    def samples(self) -> int:
-        """Samples per learner and iteration."""
-        return self.n_envs * self.n_steps
 
     def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
         """Return the memory that full replays of all learners take, in float32."""

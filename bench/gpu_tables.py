@@ -44,7 +44,7 @@ def section(parts: Parts) -> str:
     """Return the section; without measurements, what is to be measured."""
     lines = ["## On a GPU", ""]
     if not parts:
-        lines += textwrap.wrap(UNMEASURED, 96)
+        lines += textwrap.wrap(UNMEASURED.strip(), 96)
     for name, make in (("speed", speed), ("runs", runs), ("parity", parity)):
         if name in parts:
             lines += [*heading(name, parts[name]), *make(parts[name]["found"]), ""]

@@ -11,12 +11,11 @@ import numpy as np
 from dpd.cooperative.outcome import Outcome, interval
 from dpd.cooperative.tables import sheets
 from dpd.fidelity.page import document, table
-from dpd.fidelity.pictures import INK, look, new_figure, plain, svg
+from dpd.fidelity.pictures import INK, legend, look, new_figure, plain, svg
 from dpd.fidelity.tables import Sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MEANINGS = {
     "before, after, gain": "mean return of whole deterministic episodes, the same ones; 95 % "
@@ -91,7 +90,7 @@ def returns(outcome: Outcome) -> str:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", linewidth=0.4)
-    name_marks(figure)
+    legend(figure)
     return svg(figure, "returns")
 
 
@@ -121,22 +120,8 @@ def gaps(outcome: Outcome) -> str:
     names = [f"{p.teacher}→{p.student}\n{number}" for number, p in taught]
     axes.set_xticks(range(len(taught)), names)
     plain(axes, "gap at deficient states that nothing learned from; below: teacher→student, round")
-    name_marks(figure)
+    legend(figure)
     return svg(figure, "gaps")
-
-
-def name_marks(figure: Figure) -> None:
-    """Name before and after above the panel, in the page's ink."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper left",
-        ncols=2,
-        frameon=False,
-        fontsize=9,
-        labelcolor=INK,
-    )
 
 
 def costs_sheet(outcome: Outcome) -> Sheet:

@@ -55,16 +55,16 @@ def plain(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", color=INK, fontsize=10, parse_math=False)
 
 
-def legend(figure: Figure, findings: Sequence[Finding]) -> None:
-    """Name the students above the panels, in the page's ink."""
-    if len(findings) < 2:
+def legend(figure: Figure, names: str = "{}", columns: int = 4) -> None:
+    """Name what the first panel shows above all panels, in the page's ink, unless it is one."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if len(handles) < 2:
         return
-    handles = figure.axes[0].get_legend_handles_labels()[0]
     found = figure.legend(
         handles,
-        [label(f) for f in findings],
+        [names.format(label) for label in labels],
         loc="outside upper left",
-        ncols=4,
+        ncols=columns,
         frameon=False,
         fontsize=9,
         labelcolor=INK,
@@ -101,7 +101,7 @@ def bars(found: Audit) -> str:
         plain(axes, title)
         if measure.startswith("agree"):
             axes.set_ylim(0, 1)
-    legend(figure, found.findings)
+    legend(figure)
     return svg(figure, "bars")
 
 
@@ -130,7 +130,7 @@ def histogram(found: Audit) -> str:
     axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["≤0.0001", "0.001", "0.01", "0.1", "1"])
     axes.minorticks_off()
     plain(axes, "held-out states by their worst action's |difference|; dashed: 0.05 and 0.1")
-    legend(figure, found.findings)
+    legend(figure)
     return svg(figure, "histogram")
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
 
 from dpd.fidelity.page import document, notes, origin, table
-from dpd.fidelity.pictures import GRID, INK, look, new_figure, plain, svg
+from dpd.fidelity.pictures import GRID, INK, legend, look, new_figure, plain, svg
 from dpd.fidelity.sweep import Sweep
 from dpd.fidelity.sweep_tables import (
     FIGURES,
@@ -17,9 +16,6 @@ from dpd.fidelity.sweep_tables import (
     sweep_sheet,
 )
 from dpd.fidelity.variants import FACTORS, Variant
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LINES = {
     "train_error": "states it learned from",
@@ -75,22 +71,8 @@ def by_factor(found: Sweep) -> str:
             axes.plot(names, heights, **look(k), marker="o", markersize=4, label=label)
         axes.set_ylim(bottom=0)
         plain(axes, FACTORS[factor.name])
-    name_lines(figure)
+    legend(figure, "error on {}", columns=3)
     return svg(figure, "factors")
-
-
-def name_lines(figure: Figure) -> None:
-    """Name the lines above the panels, in the page's ink."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        [f"error on {label}" for label in labels],
-        loc="outside upper left",
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-        labelcolor=INK,
-    )
 
 
 def scatter(found: Sweep) -> str:

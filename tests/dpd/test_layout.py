@@ -51,6 +51,7 @@ NO_TORCH = [
     "dpd/run_config.py",
     "dpd/settings.py",
     "agents/__init__.py",
+    "agents/learner_config.py",
     "agents/offpolicy_config.py",
     "agents/ppo_config.py",
     "agents/student_config.py",

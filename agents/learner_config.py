@@ -1,0 +1,62 @@
+"""Settings that all learners have; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """What a stack of any algorithm is told; each has defaults of its own, and says whose."""
+
+    squashed: ClassVar[bool] = False
+    """Whether actions are the tanh of a Gaussian's sample."""
+    tanh_mean: ClassVar[bool] = False
+    """Whether the Gaussian's mean is the tanh of the actor's output, with noise added behind it."""
+    state_std: ClassVar[bool] = False
+    """Whether the actor also gives the standard deviation."""
+    lr: float = 3e-4
+    """Adam's learning rate."""
+    peer_lr: tuple[float, ...] = ()
+    """Learning rate of each peer of a group; none: `lr` for all."""
+    n_envs: int
+    """Environments per learner."""
+    n_steps: int
+    """Steps per environment and iteration."""
+    minibatch_size: int
+    """Samples per learner and gradient step."""
+    gamma: float = 0.99
+    """Discount."""
+    peer_gamma: tuple[float, ...] = ()
+    """Discount of each peer of a group; none: `gamma` for all."""
+    hidden: tuple[int, ...]
+    """Hidden layers."""
+    activation: Literal["tanh", "relu", "elu"] = "tanh"
+    """Activation of the hidden layers."""
+    norm_obs: bool = True
+    """Normalise observations by running statistics (VecNormalize)."""
+
+    def __post_init__(self) -> None:
+        self._require_positive("lr", "n_envs", "n_steps", "minibatch_size")
+        if self.peer_lr and min(self.peer_lr) <= 0:
+            raise ValueError(f"peer_lr must be positive, not {self.peer_lr}")
+        if not all(0 <= gamma <= 1 for gamma in (self.gamma, *self.peer_gamma)):
+            raise ValueError(f"gamma must lie in [0, 1], not {self.gamma} or {self.peer_gamma}")
+        if not self.hidden or min(self.hidden) <= 0:
+            raise ValueError(f"hidden must name positive layer sizes, not {self.hidden}")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+    def _require_not_negative(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+
+    @property
+    def samples(self) -> int:
+        """Samples per learner and iteration."""
+        return self.n_envs * self.n_steps
