@@ -41,7 +41,7 @@ from dpd.evaluate import episode_seeds, evaluate_policy, run_episodes
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-CURVE_EVERY = 1000  # steps between the points of SB3's curve, at least
+CURVE_EVERY = 1000  # steps between the points of a curve, at least
 WINDOW = 20  # episodes per point of a curve, as dpd.collect.EpisodeStatistics takes
 
 Record = dict[str, Any]
@@ -164,13 +164,15 @@ def our_records(run_dir: Path, env_id: str, episodes: int, eval_seed: int) -> li
 
 
 def our_curves(path: Path, peers: int) -> dict[str, list[tuple[int, float]]]:
-    """Read training returns by learner; steps are the learner's own."""
+    """Read training returns by learner, as often as SB3's; steps are the learner's own."""
     curves: dict[str, list[tuple[int, float]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             if row["metric"] == "train/return":
-                point = (int(row["step"]) // peers, float(row["value"]))
-                curves.setdefault(f"seed{row['seed']}-peer{row['peer']}", []).append(point)
+                curve = curves.setdefault(f"seed{row['seed']}-peer{row['peer']}", [])
+                step = int(row["step"]) // peers
+                if not curve or step >= curve[-1][0] + CURVE_EVERY:
+                    curve.append((step, float(row["value"])))
     return curves
 
 
