@@ -1,0 +1,63 @@
+"""Draw learning curves beside Stable-Baselines3's: a panel for each file of bench/curves.py.
+
+python bench/curve_plot.py bench/results/curves-*.json --out docs/beside-sb3.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from curves import along
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from dpd.files import replacing
+from dpd.plots import INK, finish, head, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+POINTS = 60
+
+
+def draw(axes: Axes, data: dict[str, Any]) -> None:
+    """Draw the mean over learners of each group, and their range."""
+    sb3 = next(name for name in data["summary"] if name not in data["ours"])
+    groups = {f"dpd, {len(r)} seeds in one stack": r for r in data["ours"].values()}
+    groups |= {f"{sb3}, {len(data['sb3'])} runs": data["sb3"]}
+    end = 0
+    for k, (name, by_step) in enumerate(along(groups, POINTS).items()):
+        steps, values = list(by_step), np.array(list(by_step.values()))
+        colour = style(k)["color"]
+        axes.fill_between(
+            steps, values.min(1), values.max(1), color=colour, alpha=0.14, linewidth=0
+        )
+        axes.plot(steps, values.mean(1), color=colour, label=name, linewidth=2)
+        end = max(end, *steps)
+    axes.legend(loc="upper left", frameon=False, fontsize=9.5, handlelength=1.8)
+    head(axes, f"{sb3.split()[-1]}, {data['settings']['env']}", "mean and range over learners")
+    finish(axes, end, "environment steps of each learner")
+
+
+def main() -> int:
+    """Read the files and write the picture."""
+    parser = argparse.ArgumentParser(description="Draw learning curves beside SB3's.")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, help="a .png")
+    args = parser.parse_args()
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09)
+    figure = Figure(figsize=(5.2 * len(args.files), 4.2), dpi=160, layout=layout)
+    for k, file in enumerate(args.files):
+        draw(axes := figure.add_subplot(1, len(args.files), k + 1), json.loads(file.read_text()))
+        axes.set_ylabel("" if k else "training return per episode", color=INK, fontsize=10)
+    with replacing(args.out) as draft:
+        figure.savefig(draft, format="png")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
