@@ -46,8 +46,10 @@ def command(out: Path, args: argparse.Namespace) -> list[str]:
 
 def run(argv: list[str], kill_after: float | None = None) -> tuple[int, float]:
     """Run a command, killed after a time if one is given; return its status and seconds."""
-    begin = time.perf_counter()
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    begin, quiet = time.perf_counter(), subprocess.DEVNULL
+    # Outside the repository: policy files name its commit, and one may be made meanwhile.
+    elsewhere = tempfile.gettempdir()
+    with subprocess.Popen(argv, cwd=elsewhere, stdout=quiet, stderr=quiet) as process:
         try:
             process.wait(kill_after)
         except subprocess.TimeoutExpired:
