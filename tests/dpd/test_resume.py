@@ -21,6 +21,10 @@ SMALL = ["--n-envs", "2", "--n-steps", "64", "--eval-episodes", "1", "--final-ep
 SMALL += ["--distill.steps", "4", "--checkpoint-every", "0", "--evals", "1"]
 PER_ITERATION = 2 * 2 * 64
 QUICK = ["--epochs", "1"]
+# A run that is still going however late its signal comes, and that does not depend on its budget:
+# a constant learning rate, and a record of every iteration.
+LONG = 4000
+ENDLESS = [*QUICK, "--lr-schedule", "constant", "--records", str(LONG)]
 REPLAY = ["--capacity", "200", "--learning-starts", "128", "--minibatch-size", "16"]
 REPLAY += ["--updates-per-step", "0.125", "--hidden", "16", "16"]
 
@@ -107,10 +111,10 @@ def clean(argv: list[str]) -> list[str]:
     return argv
 
 
-def start(argv: list[str]) -> subprocess.Popen[str]:
-    """Start `dpd` as its users do."""
+def start(argv: list[str], *program: str) -> subprocess.Popen[str]:
+    """Start `dpd` as its users do, or another program of Python's."""
     return subprocess.Popen(
-        [sys.executable, "-m", "dpd", *argv],
+        [sys.executable, *(program or ("-m", "dpd")), *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -128,47 +132,65 @@ def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path, past: int
 @pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_how_to_go_on_and_then_ends_as_if_never_stopped(tmp_path, sign, status):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(command(whole, *QUICK, iterations=30)) == 0
-    with start(command(parts, *QUICK, iterations=30)) as process:
+    with start(command(parts, *ENDLESS, iterations=LONG)) as process:
         wait_for_checkpoint(process, parts)
         process.send_signal(sign)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == status
     (found,) = re.findall(r"stopped at ([\d,]+) steps", said)
     done = int(found.replace(",", ""))
-    assert 0 < done < 30 * PER_ITERATION
+    assert 0 < done < LONG * PER_ITERATION
     assert f"dpd train --resume {parts}" in said
     for peer in (0, 1):
         file = parts / "policies" / f"seed0-peer{peer}.safetensors"
         assert dpd.load(file).meta.provenance["steps"] == done
-    assert main(["train", "--resume", str(parts)]) == 0
-    assert_same(whole, parts)
+    assert_ends_as_never_stopped(parts, whole)
 
 
 def test_a_killed_run_resumes_exactly(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(command(whole, *QUICK, iterations=20)) == 0
-    with start(command(parts, *QUICK, iterations=20)) as process:
+    with start(command(parts, *ENDLESS, iterations=LONG)) as process:
         wait_for_checkpoint(process, parts)
         process.kill()
         process.communicate(timeout=60)
     (parts / "checkpoints" / ".part.step-1.safetensors").write_bytes(b"half a file")
-    assert main(["train", "--resume", str(parts)]) == 0
-    assert_same(whole, parts)
+    assert_ends_as_never_stopped(parts, whole)
     assert not list((parts / "checkpoints").glob(".part*"))
+
+
+def assert_ends_as_never_stopped(parts: Path, whole: Path) -> None:
+    """Give a run that was cut off a few iterations more, and hold it against one in one piece."""
+    done = int(Checkpoints(parts, 1).files()[0].stem[5:]) // PER_ITERATION
+    more = ["--total-steps", str((done + 4) * PER_ITERATION)]
+    assert main(["train", "--resume", str(parts), *more]) == 0
+    assert main(command(whole, *ENDLESS, iterations=done + 4)) == 0
+    assert_same(whole, parts)
+
+
+# Says when an iteration has begun: a signal before the first one ends the run without any.
+ANNOUNCED = """
+import sys
+from dpd.cli import main
+from dpd.training import Training
+iterate = Training.iterate
+def announced(self):
+    print("begun", flush=True)
+    return iterate(self)
+Training.iterate = announced
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
     # an iteration of 64 x 4096 steps takes far longer than this test waits
     argv = ["train", "Humanoid-v5", "--n-envs", "64", "--n-steps", "4096", "--out", str(tmp_path)]
-    with start([*argv, "--total-steps", "10000000"]) as process:
-        deadline = time.monotonic() + 60
-        while not Checkpoints(tmp_path, 1).files():
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.02)
+    with start([*argv, "--total-steps", "10000000"], "-c", ANNOUNCED) as process:
+        assert process.stdout is not None
+        assert any(line == "begun\n" for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-        assert process.poll() is None  # it is finishing its iteration
+        # read up to the first signal's answer, so that the two do not arrive as one
+        assert any("finishing the iteration" in line for line in process.stdout)
+        assert process.poll() is None
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=20)
     assert process.returncode == 130 and "Traceback" not in said

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from safetensors.torch import load_file
-from test_resume import QUICK, assert_same_tensors, command, start
+from test_resume import ENDLESS, LONG, PER_ITERATION, QUICK, assert_same_tensors, command, start
 
 from dpd.checkpoint import Checkpoints, read
 from dpd.cli import main, parse_train
@@ -74,13 +74,17 @@ def test_every_part_learns_what_its_seeds_would_learn_alone(tmp_path, capfd):
 
 def test_a_stopped_shared_run_goes_on_exactly(tmp_path, capfd):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(command(whole, *THREE, "--workers", "2", iterations=20)) == 0
-    with start(command(parts, *THREE, "--workers", "2", iterations=20)) as process:
+    shared = ("--seeds", "3", "--seed", "4", *ENDLESS, "--workers", "2")
+    with start(command(parts, *shared, iterations=LONG)) as process:
         wait_for_parts(process, parts, 2)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and f"dpd train --resume {parts}" in said
-    assert main(["train", "--resume", str(parts)]) == 0
+    done = max(int(Checkpoints(parts, 1, f"part{k}").files()[0].stem[5:]) for k in range(2))
+    iterations = done // PER_ITERATION + 4
+    more = ["--total-steps", str(iterations * PER_ITERATION)]
+    assert main(["train", "--resume", str(parts), *more]) == 0
+    assert main(command(whole, *shared, iterations=iterations)) == 0
     assert_same_policies(policies(whole), policies(parts))
     assert logged(whole) == logged(parts)
     for k in range(2):
