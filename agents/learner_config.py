@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpd.agents.learners import Learners
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerConfig:
+class LearnerConfig(ABC):
     """What a stack of any algorithm is told; each has defaults of its own, and says whose."""
 
     squashed: ClassVar[bool] = False
@@ -55,6 +62,23 @@ class LearnerConfig:
         for name in names:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+
+    @property
+    @abstractmethod
+    def learners(self) -> Callable[..., Learners]:
+        """The stack of learners that these are the settings of."""
+
+    def build(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        seeds: Sequence[Sequence[int]],
+        device: torch.device | None = None,
+    ) -> Learners:
+        """Return a stack of learners, one for each of `seeds`; no device is the CPU."""
+        from dpd.agents.base import CPU
+
+        return self.learners(self, obs_dim, act_dim, seeds, device=device or CPU)
 
     @property
     def samples(self) -> int:

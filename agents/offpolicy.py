@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import (
-    CPU,
     Answer,
     Batch,
     ExtraLoss,
@@ -53,25 +52,16 @@ class PerLearner:
 class OffPolicy(Stacked[Config]):
     """N learners that collect, update and answer as one stack.
 
-    `seeds`: one sequence of integers per learner, from which all its random numbers follow.
     The C critics of learner n are rows nC to nC + C - 1 of one stack.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        obs_dim: int,
-        act_dim: int,
-        seeds: Sequence[Sequence[int]],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device = CPU,
-    ) -> None:
-        super().__init__(config, obs_dim, act_dim, seeds, dtype, device)
+    def _make(self, seeds: Sequence[Sequence[int]]) -> None:
+        config, dtype, device = self.config, self.dtype, self.device
         n, c = self.n_learners, config.n_critics
         init = RowRandom(seeds, Stream.INIT).generators
         self.nets = StackedNets(self._actor_shapes(), n, config.activation, dtype, device)
         self.nets.init_uniform("actor", init)
-        shapes = mlp_shapes("critic", [obs_dim + act_dim, *config.hidden, 1])
+        shapes = mlp_shapes("critic", [self.obs_dim + self.act_dim, *config.hidden, 1])
         self.critics = StackedNets(shapes, n * c, config.activation, dtype, device)
         self.critics.init_uniform("critic", [g for g in init for _ in range(c)])
         self.target_critics = self.critics.twin()
@@ -80,7 +70,7 @@ class OffPolicy(Stacked[Config]):
         self.critic_optimizer = StackedAdam(self.critics.flat, [config.lr] * n * c)
         self.batches = RowRandom(seeds, Stream.BATCH, device)
         sharers = 1 + max(seed[-1] for seed in seeds) if config.share_replay else 1
-        self.replay = Replay(config, n, obs_dim, act_dim, dtype, sharers, device)
+        self.replay = Replay(config, n, self.obs_dim, self.act_dim, dtype, sharers, device)
         self.graphs = Graphs(device)
         self.n_updates = 0
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dpd.agents.learner_config import LearnerConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from dpd.agents.sac import SAC
     from dpd.agents.td3 import TD3
 
@@ -159,18 +156,12 @@ class TD3Config(OffPolicyConfig):
         if self.target_noise == 0 and self.target_noise_clip != type(self).target_noise_clip:
             raise ValueError("target_noise_clip does nothing where target_noise is 0")
 
-    def build(
-        self,
-        obs_dim: int,
-        act_dim: int,
-        seeds: Sequence[Sequence[int]],
-        device: torch.device | None = None,
-    ) -> TD3:
-        """Return a stack of learners, one for each of `seeds`; no device is the CPU."""
-        from dpd.agents.base import CPU
+    @property
+    def learners(self) -> type[TD3]:
+        """The stack of learners that these are the settings of."""
         from dpd.agents.td3 import TD3
 
-        return TD3(self, obs_dim, act_dim, seeds, device=device or CPU)
+        return TD3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,15 +201,9 @@ class SACConfig(OffPolicyConfig):
                 if getattr(self, name) != getattr(type(self), name):
                     raise ValueError(f"{name} is of a learned temperature; leave alpha out")
 
-    def build(
-        self,
-        obs_dim: int,
-        act_dim: int,
-        seeds: Sequence[Sequence[int]],
-        device: torch.device | None = None,
-    ) -> SAC:
-        """Return a stack of learners, one for each of `seeds`; no device is the CPU."""
-        from dpd.agents.base import CPU
+    @property
+    def learners(self) -> type[SAC]:
+        """The stack of learners that these are the settings of."""
         from dpd.agents.sac import SAC
 
-        return SAC(self, obs_dim, act_dim, seeds, device=device or CPU)
+        return SAC

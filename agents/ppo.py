@@ -39,23 +39,12 @@ def normalise_minibatches(adv: Tensor) -> Tensor:
 
 
 class PPO(GaussianLearners[PPOConfig]):
-    """N learners that collect, update and answer as one stack.
+    """N learners that collect, update and answer as one stack (Schulman et al. 2017)."""
 
-    `seeds`: one sequence of integers per learner, from which all its random numbers follow.
-    """
-
-    def __init__(
-        self,
-        config: PPOConfig,
-        obs_dim: int,
-        act_dim: int,
-        seeds: Sequence[Sequence[int]],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device = CPU,
-    ) -> None:
-        super().__init__(config, obs_dim, act_dim, seeds, dtype, device)
-        n, hidden = self.n_learners, config.hidden
-        shapes = self._policy_shapes(hidden) | mlp_shapes("critic", [obs_dim, *hidden, 1])
+    def _make(self, seeds: Sequence[Sequence[int]]) -> None:
+        config, n, dtype, device = self.config, self.n_learners, self.dtype, self.device
+        critic = mlp_shapes("critic", [self.obs_dim, *config.hidden, 1])
+        shapes = self._policy_shapes(config.hidden) | critic
         self.nets = StackedNets(shapes, n, config.activation, dtype, device)
         init = RowRandom(seeds, Stream.INIT)
         self._initialise("actor", 0.01, init)

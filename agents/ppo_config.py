@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dpd.agents.learner_config import LearnerConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from dpd.agents.ppo import PPO
 
 
@@ -69,18 +66,12 @@ class PPOConfig(LearnerConfig):
                 f"{self.n_envs} * {self.n_steps} = {self.samples}; choose a divisor of it"
             )
 
-    def build(
-        self,
-        obs_dim: int,
-        act_dim: int,
-        seeds: Sequence[Sequence[int]],
-        device: torch.device | None = None,
-    ) -> PPO:
-        """Return a stack of learners, one for each of `seeds`; no device is the CPU."""
-        from dpd.agents.base import CPU
+    @property
+    def learners(self) -> type[PPO]:
+        """The stack of learners that these are the settings of."""
         from dpd.agents.ppo import PPO
 
-        return PPO(self, obs_dim, act_dim, seeds, device=device or CPU)
+        return PPO
 
     @property
     def plan(self) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, Metrics, State, Stateful
+from dpd.agents.base import Metrics, State, Stateful
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.explore import uniform
 from dpd.agents.nets import Shapes, Tape, mlp_shapes
@@ -38,22 +38,15 @@ class SAC(OffPolicy[SACConfig]):
     The actor's last layer has 2A outputs: the mean, and the log standard deviation.
     """
 
-    def __init__(
-        self,
-        config: SACConfig,
-        obs_dim: int,
-        act_dim: int,
-        seeds: Sequence[Sequence[int]],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device = CPU,
-    ) -> None:
-        super().__init__(config, obs_dim, act_dim, seeds, dtype, device)
+    def _make(self, seeds: Sequence[Sequence[int]]) -> None:
+        super()._make(seeds)
+        config = self.config
         start = config.alpha_init if config.alpha is None else config.alpha
         log_alpha = math.log(start) if start > 0 else -math.inf
         self.log_alpha = torch.full_like(self.gamma, log_alpha)
         self.alpha_optimizer = StackedAdam(self.log_alpha, self.lr.tolist())
         wanted = config.target_entropy
-        self.target_entropy = -float(act_dim) if wanted is None else wanted
+        self.target_entropy = -float(self.act_dim) if wanted is None else wanted
 
     def _actor_shapes(self) -> Shapes:
         return mlp_shapes("actor", [self.obs_dim, *self.config.hidden, 2 * self.act_dim])

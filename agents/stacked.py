@@ -25,7 +25,7 @@ class Stacked(ABC, Generic[Config]):
     """N learners with a discount, a learning rate, a normaliser and random numbers each.
 
     `seeds`: one sequence of integers per learner, from which all its random numbers follow; the
-    last is which peer of its group it is. A subclass makes `nets` and the `optimizer`.
+    last is which peer of its group it is.
     """
 
     nets: StackedNets
@@ -48,6 +48,11 @@ class Stacked(ABC, Generic[Config]):
         self.gamma = gamma.to(device, dtype).unsqueeze(1)
         self.lr = per_row(config.peer_lr, config.lr, seeds)
         self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs, device)
+        self._make(seeds)
+
+    @abstractmethod
+    def _make(self, seeds: Sequence[Sequence[int]]) -> None:
+        """Make `nets`, the `optimizer` and whatever else the algorithm has."""
 
     @abstractmethod
     def dist(self, obs: Tensor) -> DiagGaussian:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, Answer, Batch, ExtraLoss, Metrics, State
+from dpd.agents.base import Answer, Batch, ExtraLoss, Metrics, State
 from dpd.agents.buffers import Rollout
 from dpd.agents.gaussian import GaussianLearners
 from dpd.agents.nets import StackedNets
@@ -20,25 +20,17 @@ from dpd.agents.student_config import StudentConfig
 class Student(GaussianLearners[StudentConfig]):
     """N learners that collect, remember and answer as one stack, and learn from no reward.
 
-    `seeds`: one sequence of integers per learner, from which all its random numbers follow; the
-    last is which peer of its group it is. Rows may differ in width.
+    Rows may differ in width.
     """
 
-    def __init__(
-        self,
-        config: StudentConfig,
-        obs_dim: int,
-        act_dim: int,
-        seeds: Sequence[Sequence[int]],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device = CPU,
-    ) -> None:
-        super().__init__(config, obs_dim, act_dim, seeds, dtype, device)
+    def _make(self, seeds: Sequence[Sequence[int]]) -> None:
+        config, dtype, device = self.config, self.dtype, self.device
         rows = [self._policy_shapes(config.hidden_of(seed[-1])) for seed in seeds]
         self.nets = StackedNets.padded(rows, config.activation, dtype, device)
         self._initialise("actor", 0.01, RowRandom(seeds, Stream.INIT))
         self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())
-        self.replay = Replay(config, self.n_learners, obs_dim, act_dim, dtype, device=device)
+        sizes = self.n_learners, self.obs_dim, self.act_dim
+        self.replay = Replay(config, *sizes, dtype, device=device)
 
     @property
     def journal(self) -> Replay:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,8 +9,6 @@ from dpd.agents.learner_config import LearnerConfig
 from dpd.agents.offpolicy_config import bytes_held
 
 if TYPE_CHECKING:
-    import torch
-
     from dpd.agents.student import Student
 
 
@@ -57,18 +54,12 @@ class StudentConfig(LearnerConfig):
             if self.capacity < least:
                 raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
 
-    def build(
-        self,
-        obs_dim: int,
-        act_dim: int,
-        seeds: Sequence[Sequence[int]],
-        device: torch.device | None = None,
-    ) -> Student:
-        """Return a stack of students, one for each of `seeds`; no device is the CPU."""
-        from dpd.agents.base import CPU
+    @property
+    def learners(self) -> type[Student]:
+        """The stack of learners that these are the settings of."""
         from dpd.agents.student import Student
 
-        return Student(self, obs_dim, act_dim, seeds, device=device or CPU)
+        return Student
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a group's peer."""

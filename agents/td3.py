@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, Batch, Metrics, Stateful, per_row
+from dpd.agents.base import Batch, Metrics, Stateful, per_row
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.explore import exploration, uniform
@@ -24,21 +24,14 @@ class TD3(OffPolicy[TD3Config]):
     DDPG is the same with one critic, no delay and no target noise.
     """
 
-    def __init__(
-        self,
-        config: TD3Config,
-        obs_dim: int,
-        act_dim: int,
-        seeds: Sequence[Sequence[int]],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device = CPU,
-    ) -> None:
-        super().__init__(config, obs_dim, act_dim, seeds, dtype, device)
+    def _make(self, seeds: Sequence[Sequence[int]]) -> None:
+        super()._make(seeds)
+        config = self.config
         self.target_nets = self.nets.twin()
         self.first_critics = self.critics.every(config.n_critics)
-        std = per_row(config.peer_noise_std, config.noise_std, seeds).to(device, dtype)
-        self.exploration = exploration(std, config, self.nets, act_dim)
-        self.log_std = std.log().view(-1, 1, 1).repeat(1, 1, act_dim)
+        std = per_row(config.peer_noise_std, config.noise_std, seeds).to(self.device, self.dtype)
+        self.exploration = exploration(std, config, self.nets, self.act_dim)
+        self.log_std = std.log().view(-1, 1, 1).repeat(1, 1, self.act_dim)
 
     def _actor_shapes(self) -> Shapes:
         return mlp_shapes("actor", [self.obs_dim, *self.config.hidden, self.act_dim])

@@ -34,13 +34,13 @@ from rich.table import Table
 from sb3_baseline import ENDLESS, TimeBox, make_offpolicy, make_vec
 from timing import Work, load_of_others, machine, rate, require_quiet, run_at_once
 
+from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 
 if TYPE_CHECKING:
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
     from dpd.agents.base import Batch
-    from dpd.agents.offpolicy import OffPolicy
 
 O, A, HELD = 17, 6, 100_000  # noqa: E741
 UPDATES = 50  # per call: an iteration of ours
@@ -88,7 +88,8 @@ SBX = (
 def filled_agent(case: str) -> tuple[OffPolicy[Any], Batch]:
     """Return our stack with a full replay, and an iteration to update on."""
     n, config = CASES[case]
-    agent = config.build(O, A, [(0, peer) for peer in range(n)])  # type: ignore[attr-defined]
+    agent = config.build(O, A, [(0, peer) for peer in range(n)])
+    assert isinstance(agent, OffPolicy)
     rows = torch.randn(n, HELD, 1, agent.replay.rows.shape[-1])
     rows[..., -3:] = torch.tensor([0.0, 0.0, 1.0])  # no ends, all valid
     rows[..., O : O + A].clamp_(-1, 1)

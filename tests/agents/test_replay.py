@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.buffers import Rollout
-from dpd.agents.offpolicy_config import OffPolicyConfig
+from dpd.agents.offpolicy_config import SACConfig
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
 
@@ -16,7 +16,7 @@ GAMMA = torch.full((2, 1), 0.5, dtype=torch.float64)
 
 
 def replay(capacity: int, n_envs: int = 1, n: int = 2, **settings: Any) -> Replay:
-    config = OffPolicyConfig(
+    config = SACConfig(
         capacity=capacity,
         n_envs=n_envs,
         n_steps=1,
@@ -193,7 +193,7 @@ def test_rows_of_another_shape_are_refused() -> None:
 
 
 def test_memory_is_foretold_by_the_settings() -> None:
-    config = OffPolicyConfig(capacity=1001, n_envs=2, n_steps=2, learning_starts=0)
+    config = SACConfig(capacity=1001, n_envs=2, n_steps=2, learning_starts=0)
     memory = Replay(config, 3, obs_dim=5, act_dim=2, dtype=torch.float32)
     held = memory.rows.nbytes + memory._samples.nbytes
     assert config.replay_bytes(obs_dim=5, act_dim=2, n_learners=3) == held
@@ -206,7 +206,7 @@ def test_memory_that_was_never_written_is_not_resident() -> None:
             return int(file.read().split()[1]) * 4096
 
     before = resident()
-    config = OffPolicyConfig(capacity=1_000_000)
+    config = SACConfig(capacity=1_000_000)
     memory = Replay(config, 2, obs_dim=50, act_dim=10, dtype=torch.float32)
     assert memory.rows.nbytes > 900e6
     assert resident() - before < 50e6

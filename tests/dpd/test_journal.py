@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from dpd.agents.buffers import Rollout
-from dpd.agents.offpolicy_config import OffPolicyConfig
+from dpd.agents.offpolicy_config import SACConfig
 from dpd.agents.replay import Replay
 from dpd.checkpoint import Checkpoints, Facts
 from dpd.journal import JournalFiles
 from dpd.tensorfile import BadFile
 
-CONFIG = OffPolicyConfig(capacity=10, n_envs=1, n_steps=2, minibatch_size=1, learning_starts=0)
+CONFIG = SACConfig(capacity=10, n_envs=1, n_steps=2, minibatch_size=1, learning_starts=0)
 
 
 def replay() -> Replay:
