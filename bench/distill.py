@@ -122,7 +122,8 @@ def distil_all(args: argparse.Namespace, console: Console) -> None:
         for row in rows:
             console.print(f"{name} {row['size']}: {np.mean(row['return']):,.0f}")
         data = known(args)  # another process may have added to it meanwhile
-        data |= baselines | {"rows": data["rows"] + rows}
+        made = [row | {"commit": machine()["commit"]} for row in rows]  # some may be added later
+        data |= baselines | {"rows": data["rows"] + made}
         args.json.write_text(json.dumps(data, indent=1) + "\n")
 
 

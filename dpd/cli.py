@@ -24,7 +24,7 @@ from dpd.commands import (
     FidelityConfig,
     SweepConfig,
 )
-from dpd.config import ALGORITHMS, AlgoConfig, TrainConfig, choose, near, sized
+from dpd.config import ALGORITHMS, AlgoConfig, DistillConfig, TrainConfig, choose, near, sized
 from dpd.cooperative.config import CooperateConfig
 from dpd.distill import METHODS
 from dpd.run_config import BadInput, RunConfig, TeacherConfig, flag
@@ -152,12 +152,18 @@ def refuse_other_command(command: str, run_dir: str, method: object) -> None:
 
 
 def learners(selection: Selection) -> list[tuple[str, AlgoConfig]]:
-    """Return the algorithms asked for, with their default settings: one, or each peer's."""
-    own = choose("method", selection.method, METHODS).ALGO
-    names = (selection.algo or own).split(",")
+    """Return the algorithms asked for, with the method's default settings: one, or each peer's."""
+    method = choose("method", selection.method, METHODS)
+    names = (selection.algo or method.ALGO).split(",")
     if names[1:] and sizes_of(selection):
         raise BadInput("--student-sizes are of one algorithm; name one --algo")
-    return [(name, choose("algorithm", name, ALGORITHMS)()) for name in names]
+    kinds = [choose("algorithm", name, ALGORITHMS) for name in names]
+    return [(name, kind(**fitting(kind, method))) for name, kind in zip(names, kinds, strict=True)]
+
+
+def fitting(kind: type[AlgoConfig], method: type[DistillConfig]) -> dict[str, Any]:
+    """Return what of a method's settings of learners an algorithm has."""
+    return {f.name: method.SETTINGS[f.name] for f in fields(kind) if f.name in method.SETTINGS}
 
 
 def sizes_of(selection: Selection) -> list[str]:
@@ -175,15 +181,17 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         raise BadInput(f"method {selection.method} is one of dpd {method.COMMAND}")
     algos = learners(selection)
     kinds = ",".join(name for name, _ in algos)
-    groups = groups_of(algos)
-    words = as_flags(dict.fromkeys(groups, method.SETTINGS) if algos[1:] else method.SETTINGS)
+    words = []
     if selection.preset is not None:
         words += as_flags(preset_settings(selection.preset, selection.method, kinds))
     run = replace(defaults(selection, algos), env=settings.pop("env", RunConfig.env))
     words += as_flags(settings)
     flags, default = run_flags(selection, run, algos, method, command)
     args = parse(flags, [*words, *argv], f"dpd {command}", default)
-    given = [(name, getattr(args, group)) for group, (name, _) in zip(groups, algos, strict=True)]
+    given = [
+        (name, getattr(args, group))
+        for group, (name, _) in zip(groups_of(algos), algos, strict=True)
+    ]
     return TrainConfig(
         run=args.run,
         algos=tuple(sized(*given[0], sizes) if (sizes := sizes_of(selection)) else given),

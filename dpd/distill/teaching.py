@@ -246,6 +246,10 @@ class TrueGradient(InLoss):
         corrected = self._coef(0.0) * next_divergence_reward(ell, rollout.terminated)
         rollout.reward.mul_(self.config.reward_coef).add_(corrected)
 
+    def _weight(self, batch: Minibatch) -> Tensor:
+        """Return the weight of each sample [N, B]: as much as rewards have, once normalised."""
+        return self.agent.reward_scale.reciprocal().expand_as(batch.ratio)
+
     def _coef(self, progress: float) -> float:
         """Return the weight of both parts: rewards are given before the iteration's is known."""
         return self.config.coef_at(self.progress)

@@ -132,9 +132,17 @@ def test_students_that_reinforcement_moves_have_a_stack_for_each_size(teacher: P
     argv = ["--teacher", str(teacher), "--method", "n-distill", "--student-sizes", "4,8x4"]
     config = parse_run([*argv, "--lr", "1e-4"], "distill")
     assert [(s.name, s.algo.hidden) for s in config.stacks] == [("ppo", (4, 4)), ("ppo", (8, 4))]
-    assert not any(s.algo.norm_adv or s.algo.norm_reward for s in config.stacks)  # type: ignore[union-attr]
+    assert not any(s.algo.norm_adv for s in config.stacks)  # type: ignore[union-attr]
     assert [s.algo.lr for s in config.stacks] == [1e-4] * 2  # what is given is for all sizes
     assert (config.run.peers, config.run.total_steps) == (2, 400_000)
+
+
+def test_help_shows_a_methods_own_defaults_of_its_learners(capsys) -> None:
+    with pytest.raises(SystemExit):
+        parse_run(["--method", "n-distill", "--help"], "distill")
+    said = capsys.readouterr().out.replace("│", "").split()
+    gamma = said.index("--gamma")  # n-distill: 0.9; PPO alone: 0.99
+    assert said[gamma : gamma + 5] == ["--gamma", "FLOAT", "Discount.", "(default:", "0.9)"]
 
 
 def test_the_settings_are_read_back_from_the_file(teacher: Path, tmp_path: Path) -> None:

@@ -169,9 +169,13 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--method", "kickstart", "--algo", "td3", "--teacher", "{ppo}"],
         "give --distill.divergence mse",
     ),
+    "learners without what the method sets": (
+        ["--method", "n-distill", "--algo", "sac", "--teacher", "{ppo}"],
+        "this method teaches --algo ppo, not sac",
+    ),
     "normalised advantages": (
         ["--method", "n-distill", "--norm-adv", "--teacher", "{ppo}"],
-        "leave --norm-adv and --norm-reward off",
+        "leave --norm-adv off",
     ),
     "sizes that are no words": (["--student-sizes", "4,8x", "--teacher", "{ppo}"], "not '8x'"),
     "a size of nothing": (["--student-sizes", "4,,8", "--teacher", "{ppo}"], "not ''"),

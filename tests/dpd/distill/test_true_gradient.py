@@ -192,10 +192,37 @@ def test_students_come_nearer_to_their_teacher(config: GradientConfig) -> None:
     assert (last < 0.8 * first).all()
 
 
-def test_rewards_and_advantages_of_another_scale_are_refused() -> None:
-    for spoilt in (replace(RAW, norm_adv=True), replace(RAW, norm_reward=True)):
-        with pytest.raises(ValueError, match="leave --norm-adv and --norm-reward off"):
-            School(GradientConfig(), spoilt, drawn())
+def test_normalised_rewards_scale_both_parts_alike() -> None:
+    # The gradient on one batch, rewards in the unit of their deviation, is the plain one over it.
+    normed = replace(RAW, norm_reward=True, value_coef=0.0)
+    school = School(GradientConfig(coef=2.0), normed, drawn(), groups=2)
+    school.iterate(0.0)  # from here on there are statistics
+    scale = school.agent.reward_scale
+    assert (scale > 1.5).all() and scale[0] != scale[1]
+    with torch.no_grad():
+        school.agent.nets.views["critic.2.weight"].zero_()
+        school.agent.nets.views["critic.2.bias"].zero_()
+    in_unit = gradient(school)
+    school.agent.return_norm.enabled = False  # type: ignore[attr-defined]
+    plain = gradient(school)
+    assert (plain.abs().amax(1) > 0.1).all()
+    torch.testing.assert_close(in_unit * scale, plain, rtol=1e-4, atol=1e-5)
+
+
+def gradient(school: School) -> Tensor:
+    """Return what PPO and the method descend together [N, D], on the latest rollout."""
+    batch = school.agent.prepare(school.rollout)
+    school.method.prepare(batch, 0.0)
+    idx = torch.arange(batch.data.adv.shape[1]).expand_as(batch.data.adv)
+    extra = school.method.loss
+    assert extra is not None
+    grad, *_ = school.agent._joint_gradient(batch.data, idx, extra)  # type: ignore[attr-defined]
+    return grad
+
+
+def test_advantages_of_another_scale_and_other_learners_are_refused() -> None:
+    with pytest.raises(ValueError, match="leave --norm-adv off"):
+        School(GradientConfig(), replace(RAW, norm_adv=True), drawn())
     with pytest.raises(ValueError, match="--algo ppo, not sac"):
         School(GradientConfig(), SAC, drawn(SAC))
     with pytest.raises(ValueError, match=r"reward_coef must not be negative, not -1\.0"):
