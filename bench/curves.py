@@ -2,7 +2,8 @@
 
 python bench/curves.py --seeds 3 --json sb3.json              train SB3's PPO, two runs at once
 python bench/curves.py --algo td3 --total-steps 100000 --json sb3.json
-python bench/curves.py --sb3 sb3.json --ours runs/...         compare with runs of ours
+python bench/curves.py --seeds 8 --seed 3 --json more.json    more of them
+python bench/curves.py --sb3 sb3.json more.json --ours runs/...   compare with runs of ours
 
 All final policies act without noise in the same episodes.
 """
@@ -15,7 +16,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -243,9 +244,25 @@ def curve_table(found: dict[str, dict[int, list[float]]]) -> Table:
     return table
 
 
+def read_sb3(paths: Sequence[Path]) -> Record:
+    """Join the records of files; the first says what else there is to say of them.
+
+    Exits where they are of unlike settings, or of one seed twice.
+    """
+    data, *more = [json.loads(path.read_text()) for path in paths]
+    for path, other in zip(paths[1:], more, strict=True):
+        if any(other[key] != data[key] for key in ("settings", "algo")):
+            sys.exit(f"{path} was made with other settings than {paths[0]}")
+        data["sb3"] += other["sb3"]
+    names = [record["name"] for record in data.get("sb3", ())]
+    if len(set(names)) < len(names):
+        sys.exit(f"a seed stands twice in {', '.join(map(str, paths))}")
+    return data
+
+
 def compare(args: argparse.Namespace, console: Console) -> None:
     """Train or read SB3's runs, evaluate ours, print and write."""
-    data = json.loads(args.sb3.read_text()) if args.sb3 else {}
+    data = read_sb3(args.sb3) if args.sb3 else {}
     for name, value in data.get("settings", {}).items():
         setattr(args, name, value)  # ours play the episodes that SB3's played
     if not args.sb3 and args.seeds:
@@ -276,7 +293,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--native", action="store_true", help="SB3 on dpd's simulation, faster")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--eval-seed", type=int, default=1_000_000)
-    parser.add_argument("--sb3", type=Path, help="read SB3's runs from here, train none")
+    parser.add_argument("--sb3", type=Path, nargs="+", help="read SB3's runs here, train none")
     parser.add_argument("--ours", type=Path, nargs="+", metavar="RUN_DIR", help="runs of dpd")
     parser.add_argument("--json", type=Path, help="write returns, curves and versions here")
     args = parser.parse_args()
