@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from sb3_baseline import ENDLESS, TimeBox, make_offpolicy, make_vec
-from timing import Work, load_of_others, machine, rate, require_quiet, run_at_once
+from timing import Work, load_of_others, machine, parse_timed, rate, require_quiet, run_at_once
 
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
@@ -283,23 +282,14 @@ def parse() -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description="Time updates against Stable-Baselines3.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6.0, help="per set-up and repeat")
-    parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
-    parser.add_argument("--json", type=Path, help="write raw repeats and versions here")
     parser.add_argument("--add", action="store_true", help="to the rounds in the file of --json")
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
     parser.add_argument("--end-to-end", action="store_true", help="whole training")
     parser.add_argument("--cpu", action="store_true", help="per CPU second, one thread each")
     parser.add_argument("--package", default="stable_baselines3", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--ours", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.quick:
-        args.repeats, args.seconds = 1, 1.0
-    if args.repeats < 1 or args.seconds <= 0:
-        parser.error("--repeats and --seconds must be positive")
+    args = parse_timed(parser, repeats=5, seconds=6.0)
     if args.add and args.json is None:
         parser.error("--add needs the file to add to: --json FILE")
     return args

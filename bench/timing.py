@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -43,6 +44,23 @@ def require_quiet(force: bool) -> tuple[float, float]:
             f"(limit {MAX_CPU_PERCENT:.0f} %); try again later, or measure anyway with --force"
         )
     return load, percent
+
+
+def parse_timed(
+    parser: argparse.ArgumentParser, repeats: int, seconds: float
+) -> argparse.Namespace:
+    """Add the flags of a timing of several contenders, with these defaults, and read all flags."""
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--seconds", type=float, default=seconds, help="per set-up and repeat")
+    parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
+    parser.add_argument("--json", type=Path, help="write raw repeats and versions here")
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
+    args = parser.parse_args()
+    if args.quick:
+        args.repeats, args.seconds = 1, 1.0
+    if args.repeats < 1 or args.seconds <= 0:
+        parser.error("--repeats and --seconds must be positive")
+    return args
 
 
 def rate(work: Work, seconds: float, clock: Clock = time.perf_counter) -> float:

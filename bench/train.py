@@ -34,6 +34,7 @@ from timing import (
     load_of_others,
     machine,
     median_ratio,
+    parse_timed,
     require_quiet,
     run_at_once,
 )
@@ -298,18 +299,8 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
 def parse() -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description="Time training against Stable-Baselines3.")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=15.0, help="per set-up and repeat")
     parser.add_argument("--threads", type=int, help="CPU threads of dpd; default: its own")
-    parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
-    parser.add_argument("--json", type=Path, help="write raw repeats, medians and versions here")
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
-    args = parser.parse_args()
-    if args.quick:
-        args.repeats, args.seconds = 1, 1.0
-    if args.repeats < 1 or args.seconds <= 0:
-        parser.error("--repeats and --seconds must be positive")
-    return args
+    return parse_timed(parser, repeats=3, seconds=15.0)
 
 
 def main() -> int:

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -30,7 +29,7 @@ import torch
 from learners import CASES, UPDATES, filled_agent, ours
 from rich.console import Console
 from rich.table import Table
-from timing import Work, interleaved_rates, machine, median_ratio, require_quiet
+from timing import Work, interleaved_rates, machine, median_ratio, parse_timed, require_quiet
 from torch import Tensor
 
 import dpd.agents.nets
@@ -181,19 +180,9 @@ def parse() -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description="Time variants of learners with a replay.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="per variant and repeat")
     parser.add_argument("--cpu", action="store_true", help="per CPU second, on one thread")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
-    parser.add_argument("--json", type=Path, help="write raw repeats and versions here")
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
-    args = parser.parse_args()
-    if args.quick:
-        args.repeats, args.seconds = 1, 1.0
-    if args.repeats < 1 or args.seconds <= 0:
-        parser.error("--repeats and --seconds must be positive")
-    return args
+    return parse_timed(parser, repeats=3, seconds=4.0)
 
 
 def main() -> int:

@@ -9,7 +9,17 @@ from typing import Any
 import probes
 import pytest
 import torch
-from trials import GAMMA, Trial, fit, flee, returns, share_of_return, starts, steer
+from trials import (
+    GAMMA,
+    PAIR,
+    Trial,
+    fit,
+    gain,
+    make_half_experts,
+    returns,
+    share_of_return,
+    starts,
+)
 
 from dpd.agents.base import Batch
 from dpd.agents.ppo import PPO
@@ -150,34 +160,25 @@ RAW = PPOConfig(
 
 @pytest.fixture(scope="module")
 def half_experts() -> PPO:
-    """Row 0 steers where x < 0 and flees elsewhere; row 1 the other way round."""
-    agent = PPO(RAW, 4, 2, [(0, 0), (0, 1)])
-    state = starts(4096, seed=1)
-    left = state[..., :1] < 0
-    knows = torch.stack([left[0], ~left[1]])
-    target = torch.where(knows, steer(state), flee(state))
-    fit(agent.nets.flat, lambda s: agent.dist(s).mean, state, target, 600)
+    """Peers of which each knows one half."""
+    agent = PPO(RAW, 4, 2, PAIR)
+    make_half_experts(agent)
     return agent
 
 
-def gain(half_experts: PPO, config: DPDConfig, rounds: int = 3) -> list[float]:
-    """Let both distil; return what each gains: 0 nothing, 1 an expert everywhere."""
-    agent = PPO(RAW, 4, 2, [(0, 0), (0, 1)])
+def gain_of(half_experts: PPO, config: DPDConfig) -> list[float]:
+    """Let both distil, with exact values; return what each gains."""
+    agent = PPO(RAW, 4, 2, PAIR)
     agent.nets.flat.detach().copy_(half_experts.nets.flat.detach())
-    method = DualDistillation(config, Context(agent, 1, 2, [(0, 0), (0, 1)]))
-    held_out = starts(1000, seed=99)
-    before, best = returns(agent.mode, held_out).mean(1), returns(steer, held_out).mean(1)
-    assert (before < 20 * best).all()
-    for i in range(rounds):
+
+    def batch(i: int) -> Batch:
         state = starts(1024, seed=10 + i)
         got = returns(agent.mode, state, GAMMA)  # exact: the system is deterministic
         fit(agent.nets.flat, agent.value, state, got, 150)
         valid = torch.ones(2, 1024, dtype=torch.bool)
-        samples = agent.prepare(agent.new_rollout()).data
-        method.prepare(Batch(samples, state, got, valid), i / rounds)
-        method.step()
-    after = returns(agent.mode, held_out).mean(1)
-    return ((after - before) / (best - before)).tolist()
+        return Batch(agent.prepare(agent.new_rollout()).data, state, got, valid)
+
+    return gain(agent, config, batch)
 
 
 HALVES = DPDConfig(gate="hard", lr=1e-3, steps=200, batch_size=256)
@@ -187,7 +188,7 @@ HALVES = DPDConfig(gate="hard", lr=1e-3, steps=200, batch_size=256)
 def test_the_hard_gate_makes_both_half_experts_experts_everywhere(
     half_experts: PPO, ruler: str
 ) -> None:
-    assert min(gain(half_experts, replace(HALVES, ruler=ruler))) >= 0.95  # type: ignore[arg-type]
+    assert min(gain_of(half_experts, replace(HALVES, ruler=ruler))) >= 0.95  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -196,5 +197,5 @@ def test_the_hard_gate_makes_both_half_experts_experts_everywhere(
     ids=["uniform", "shuffled", "reversed"],
 )
 def test_without_the_gate_they_do_not(half_experts: PPO, settings: dict[str, Any]) -> None:
-    gains = gain(half_experts, replace(HALVES, **settings))
+    gains = gain_of(half_experts, replace(HALVES, **settings))
     assert sum(gains) / 2 < 0.8

@@ -10,8 +10,20 @@ import probes
 import pytest
 import torch
 from torch import Tensor
-from trials import DT, GAMMA, Trial, fit, flee, returns, share_of_return, starts, steer
+from trials import (
+    DT,
+    GAMMA,
+    PAIR,
+    Trial,
+    fit,
+    gain,
+    make_half_experts,
+    returns,
+    share_of_return,
+    starts,
+)
 
+from dpd.agents.base import Batch
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
 from dpd.agents.td3 import TD3
@@ -178,13 +190,9 @@ RAW = TD3Config(
 
 @pytest.fixture(scope="module")
 def half_experts() -> TD3:
-    """Row 0 steers where x < 0 and flees elsewhere; row 1 the other way round."""
-    agent = TD3(RAW, 4, 2, [(0, 0), (0, 1)])
-    state = starts(4096, seed=1)
-    left = state[..., :1] < 0
-    knows = torch.stack([left[0], ~left[1]])
-    target = torch.where(knows, steer(state), flee(state))
-    fit(agent.nets.flat, lambda s: agent.dist(s).mean, state, target, 600)
+    """Peers of which each knows one half."""
+    agent = TD3(RAW, 4, 2, PAIR)
+    make_half_experts(agent)
     return agent
 
 
@@ -201,23 +209,19 @@ def evaluate_actions(agent: TD3, state: Tensor, seed: int) -> None:
     fit(agent.critics.flat, lambda x: agent.critics(x, "critic")[0], asked, target, 200)
 
 
-def gain(half_experts: TD3, config: DPDConfig, rounds: int = 3) -> list[float]:
-    """Let both distil; return what each gains: 0 nothing, 1 an expert everywhere."""
-    agent = TD3(RAW, 4, 2, [(0, 0), (0, 1)])
+def gain_of(half_experts: TD3, config: DPDConfig) -> list[float]:
+    """Let both distil, with critics of exact values; return what each gains."""
+    agent = TD3(RAW, 4, 2, PAIR)
     agent.nets.flat.detach().copy_(half_experts.nets.flat.detach())
-    method = DualDistillation(config, Context(agent, 1, 2, [(0, 0), (0, 1)]))
-    held_out = starts(1000, seed=99)
-    before, best = returns(agent.mode, held_out).mean(1), returns(steer, held_out).mean(1)
-    assert (before < 20 * best).all()
-    for i in range(rounds):
+
+    def batch(i: int) -> Batch:
         state = starts(HELD, seed=10 + i)
         evaluate_actions(agent, state, seed=i)
         rollout = agent.new_rollout()
         rollout.obs.copy_(state.view_as(rollout.obs))
-        method.prepare(agent.prepare(rollout), i / rounds)
-        method.step()
-    after = returns(agent.mode, held_out).mean(1)
-    return ((after - before) / (best - before)).tolist()
+        return agent.prepare(rollout)
+
+    return gain(agent, config, batch)
 
 
 HALVES = DPDConfig(gate="hard", lr=1e-3, steps=200, batch_size=256, memory=0)
@@ -227,7 +231,7 @@ HALVES = DPDConfig(gate="hard", lr=1e-3, steps=200, batch_size=256, memory=0)
 def test_the_hard_gate_makes_both_half_experts_experts_everywhere(
     half_experts: TD3, ruler: str
 ) -> None:
-    assert min(gain(half_experts, replace(HALVES, ruler=ruler))) >= 0.95  # type: ignore[arg-type]
+    assert min(gain_of(half_experts, replace(HALVES, ruler=ruler))) >= 0.95  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -236,5 +240,5 @@ def test_the_hard_gate_makes_both_half_experts_experts_everywhere(
     ids=str,
 )
 def test_without_the_gate_they_do_not(half_experts: TD3, settings: dict[str, Any]) -> None:
-    gains = gain(half_experts, replace(HALVES, ruler="action", **settings))
+    gains = gain_of(half_experts, replace(HALVES, ruler="action", **settings))
     assert sum(gains) / 2 < 0.5

@@ -13,6 +13,8 @@ from dpd.agents.base import Batch
 from dpd.agents.learners import Learners
 from dpd.collect import collect
 from dpd.distill.base import Context, Method
+from dpd.distill.peers import DualDistillation
+from dpd.distill.peers_config import DPDConfig
 
 HORIZON, DT, GAMMA = 50, 0.1, 0.97  # of the double integrator
 
@@ -108,3 +110,30 @@ def fit(
         optimizer.zero_grad()
         (answer(asked[:, k]) - target[:, k]).square().mean().backward()
         optimizer.step()
+
+
+# --- Two experts, each on its half ---
+
+PAIR = [(0, 0), (0, 1)]
+
+
+def make_half_experts(agent: Learners) -> None:
+    """Let row 0 steer where x < 0 and flee elsewhere; row 1 the other way round."""
+    state = starts(4096, seed=1)
+    left = state[..., :1] < 0
+    knows = torch.stack([left[0], ~left[1]])
+    target = torch.where(knows, steer(state), flee(state))
+    fit(agent.nets.flat, lambda s: agent.dist(s).mean, state, target, 600)
+
+
+def gain(agent: Learners, config: DPDConfig, batch_of: Callable[[int], Batch]) -> list[float]:
+    """Let half experts distil three times; return what each gains: 0 nothing, 1 all there is."""
+    method = DualDistillation(config, Context(agent, 1, 2, PAIR))
+    held_out = starts(1000, seed=99)
+    before, best = returns(agent.mode, held_out).mean(1), returns(steer, held_out).mean(1)
+    assert (before < 20 * best).all()
+    for i in range(3):
+        method.prepare(batch_of(i), i / 3)
+        method.step()
+    after = returns(agent.mode, held_out).mean(1)
+    return ((after - before) / (best - before)).tolist()
