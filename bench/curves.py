@@ -60,7 +60,7 @@ def train_sb3(args: argparse.Namespace, seed: int) -> Record:
         last = [episode["r"] for episode in model.ep_info_buffer or ()][-WINDOW:]
         if last and model.num_timesteps % max(config.samples, CURVE_EVERY) == 0:
             curve.append((model.num_timesteps, float(np.mean(last))))
-        return True
+        return args.until is None or model.num_timesteps < args.until
 
     begin = time.perf_counter()
     # As many whole iterations as fit, like ours: SB3 by itself goes over the budget.
@@ -121,7 +121,8 @@ def train_all(args: argparse.Namespace, console: Console) -> Record:
     Those that are done are written each time another is, so that `--sb3` can do with them.
     """
     seeds = range(args.seed, args.seed + args.seeds)
-    settings = {k: getattr(args, k) for k in ("env", "algo", "native", "episodes", "eval_seed")}
+    names = ("env", "algo", "native", "until", "episodes", "eval_seed")
+    settings = {name: getattr(args, name) for name in names}
     config = asdict(ALGORITHMS[args.algo]())
     data: Record = {"settings": settings, "algo": config, "machine": machine(), "sb3": []}
     # Spawned, since a forked copy of torch's thread pool hangs.
@@ -289,6 +290,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="runs of SB3; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="the first one's")
     parser.add_argument("--total-steps", type=int, default=1_000_000, help="per run of SB3")
+    parser.add_argument("--until", type=int, help="stop SB3's runs there, for the start of a curve")
     parser.add_argument("--at-once", type=int, default=2, help="runs of SB3 side by side")
     parser.add_argument("--native", action="store_true", help="SB3 on dpd's simulation, faster")
     parser.add_argument("--episodes", type=int, default=20)

@@ -41,6 +41,7 @@ class Stack:
         self.episodes = EpisodeStatistics(len(self.who), config.algo.n_envs, device)
         self.rollout = self.agent.new_rollout()
         self.obs = self._shaped(env.reset())
+        self.has_seen = False
 
     @property
     def policy(self) -> Deployed | Learners:
@@ -63,6 +64,8 @@ class Stack:
         with self.clock("collect"):
             self._collect()
         with self.clock("update"):
+            if not self.has_seen:  # else the first iteration, and its critic, are of no use
+                self.agent.observe(self.rollout)
             batch = self.members.batch = self.agent.prepare(self.rollout)
         with self.clock("distill"):
             self.method.prepare(batch, progress)
@@ -73,7 +76,9 @@ class Stack:
         with self.clock("distill"):
             metrics |= self.method.step()
         with self.clock("update"):
-            self.agent.observe(self.rollout)
+            if self.has_seen:
+                self.agent.observe(self.rollout)
+            self.has_seen = True
         self.checks.require("parameters after distillation", self.agent.nets.flat)
         for name, value in metrics.items():
             if name.startswith(("loss/", "distill/loss")):
@@ -105,6 +110,7 @@ class Stack:
     def load_state(self, state: State, iteration: int) -> None:
         """Put a state back; new episodes begin where it holds no simulators."""
         load_parts(self._parts(), state)
+        self.has_seen = iteration > 0
         if simulators := part(state, "env"):
             obs = self.env.restore({k: v.numpy() for k, v in simulators.items()})
         else:

@@ -103,6 +103,26 @@ def test_a_group_learns_the_same_alone_and_beside_another():
     )
 
 
+def test_the_first_rollout_is_normalised_by_itself_and_later_ones_by_those_before():
+    training = Training(parse_train(["Swimmer-v5", *SMALL]))
+    training.begin()
+    (stack,) = training.stacks
+    training.iterate()
+    first = stack.rollout.flat_obs().double()  # 2 envs x 64 steps
+    assert stack.agent.obs_norm.moments.count.flatten().tolist() == [128.0001] * 2  # once
+    assert_normalised(stack.members.batch, first, first)
+    training.iterate()
+    assert stack.agent.obs_norm.moments.count.flatten().tolist() == [256.0001] * 2
+    assert_normalised(stack.members.batch, stack.rollout.flat_obs().double(), first)
+
+
+def assert_normalised(batch, obs, seen):
+    """Hold what was learnt from [N, S, O] against obs normalised by the moments of `seen`."""
+    mean, var = seen.mean(1, keepdim=True), seen.var(1, keepdim=True, correction=0)
+    expected = ((obs - mean) / (var + 1e-8).sqrt()).clamp(-10, 10)
+    torch.testing.assert_close(batch.data.obs.double(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_no_two_learners_share_an_episode():
     seeds = env_seeds([(s, p) for s in range(4) for p in range(4)], 8)
     assert len(set(seeds)) == 4 * 4 * 8
