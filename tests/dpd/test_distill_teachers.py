@@ -90,10 +90,13 @@ def test_several_teachers_teach_students_of_several_sizes(
     widths = (4, 32)
     expected = [8 * n + n + n * n + n + 2 * n + 2 + 2 for n in widths]
     assert [size["parameters"] for size in found["sizes"]] == expected
+    # Teachers of 384 steps may be no better than random actions: then nothing is retained of them.
+    got = np.mean([x for teacher in found["teachers"] for x in teacher["returns"]])
+    is_better = got > found["random"]["return"]
     for each in (student for size in found["sizes"] for student in size["students"]):
         policy = dpd.load(out / f"policies/{each['policy']}.safetensors")
         assert n_parameters(policy) == each["parameters"] and each["latency_us"] > 0
-        assert 0 <= each["agree"] <= 1 and np.isfinite(each["retained"])
+        assert 0 <= each["agree"] <= 1 and (each["retained"] is not None) == is_better
     resumed = read_teacher(parse_run(["--resume", str(out)], "distill"))
     assert resumed is not None and len(resumed.policies) == 2
     run("--resume", str(out), "--total-steps", "1024")
