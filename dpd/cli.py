@@ -24,7 +24,7 @@ from dpd.commands import (
     FidelityConfig,
     SweepConfig,
 )
-from dpd.config import ALGORITHMS, AlgoConfig, DistillConfig, TrainConfig, choose, near, sized
+from dpd.config import ALGORITHMS, AlgoConfig, TrainConfig, choose, near, sized, taught_by
 from dpd.cooperative.config import CooperateConfig
 from dpd.distill import METHODS
 from dpd.run_config import BadInput, RunConfig, TeacherConfig, flag
@@ -158,12 +158,7 @@ def learners(selection: Selection) -> list[tuple[str, AlgoConfig]]:
     if names[1:] and sizes_of(selection):
         raise BadInput("--student-sizes are of one algorithm; name one --algo")
     kinds = [choose("algorithm", name, ALGORITHMS) for name in names]
-    return [(name, kind(**fitting(kind, method))) for name, kind in zip(names, kinds, strict=True)]
-
-
-def fitting(kind: type[AlgoConfig], method: type[DistillConfig]) -> dict[str, Any]:
-    """Return what of a method's settings of learners an algorithm has."""
-    return {f.name: method.SETTINGS[f.name] for f in fields(kind) if f.name in method.SETTINGS}
+    return [(name, taught_by(method, kind)) for name, kind in zip(names, kinds, strict=True)]
 
 
 def sizes_of(selection: Selection) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,6 +30,12 @@ ALGORITHMS: dict[str, type[AlgoConfig]] = {
 }
 DistillConfig = DPDConfig | IndependentConfig | TeachingConfig
 T = TypeVar("T")
+
+
+def taught_by(method: type[DistillConfig], kind: type[AlgoConfig]) -> AlgoConfig:
+    """Return an algorithm's settings with those that the method gives its learners."""
+    names = [f.name for f in fields(kind) if f.name in method.SETTINGS]
+    return kind(**{name: method.SETTINGS[name] for name in names})
 
 
 MAY_CHANGE = {
