@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import io
 import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +26,8 @@ from dpd.config import ALGORITHMS, AlgoConfig, TrainConfig, choose, near, sized,
 from dpd.cooperative.config import CooperateConfig
 from dpd.distill import METHODS
 from dpd.run_config import BadInput, RunConfig, TeacherConfig, flag
-from dpd.settings import as_flags, preset_settings, read_config, saved_settings
+from dpd.settings import as_flags, parse, preset_settings, read_config, saved_settings
+from dpd.study.config import StudyConfig
 
 USAGE = f"""\
 dpd {__version__}: dual policy distillation and its baselines for continuous control
@@ -38,6 +37,7 @@ dpd {__version__}: dual policy distillation and its baselines for continuous con
   dpd cooperate P P ...   saved policies teach each other     (dpd cooperate --help)
   dpd evaluate PATH ...   evaluate saved policies and runs      (dpd evaluate --help)
   dpd compare PATH ...    runs side by side, with intervals     (dpd compare --help)
+  dpd study [ENV] ...     a method and its controls: what helps?  (dpd study --help)
   dpd fidelity T S ...    does a student follow its teacher?    (dpd fidelity --help)
   dpd sweep TEACHER ...   what makes a student follow?          (dpd sweep --help)
   dpd export PATH ...     to SB3, ONNX or TorchScript           (dpd export --help)
@@ -85,35 +85,6 @@ HEADINGS = {
 }
 STUDENT_STEPS = 200_000
 """Environment steps of a student, unless --total-steps says otherwise."""
-
-
-def parse(kind: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any:
-    """Let tyro parse; its error boxes become one line of BadInput."""
-    said = io.StringIO()
-    kwargs = {} if default is None else {"default": default}
-    try:
-        with redirect_stderr(said):
-            return tyro.cli(kind, prog=prog, args=list(argv), **kwargs)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise BadInput(one_line(said.getvalue(), prog)) from None
-
-
-def one_line(box: str, prog: str) -> str:
-    """Return the text of an error box without frame, title and advice."""
-    frame = r"[│╭╮╰╯─]+|^[|+]|[|+]$|-{3,}"  # in ASCII where the terminal has no more
-    lines = [re.sub(frame, " ", x).strip() for x in box.splitlines()[1:]]
-    kept: list[str] = []
-    for line in lines:
-        if line.startswith("For full helptext"):
-            break
-        if line:
-            kept.append(line)
-    text = re.sub(r"\s+", " ", " ".join(kept))
-    # Of settings that do not fit each other; whose they are matters where each peer has its own.
-    text = re.sub(r"^Error parsing (?:(peer\d+: )|\w+: )", r"\1", text)
-    return f"{text}; see {prog} --help"
 
 
 def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]]:
@@ -286,6 +257,15 @@ def compare_command(argv: Sequence[str]) -> int:
     return compare_paths(config)
 
 
+def study_command(argv: Sequence[str]) -> int:
+    """Train a method and its controls, and compare them."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    config = parse(StudyConfig, argv[:end], "dpd study").with_flags(argv[end + 1 :])
+    from dpd.study.command import study
+
+    return study(config, parse_train)
+
+
 def fidelity_command(argv: Sequence[str]) -> int:
     """Measure how closely students follow their teacher."""
     config = parse(FidelityConfig, argv, "dpd fidelity")
@@ -308,6 +288,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "cooperate": cooperate_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
+    "study": study_command,
     "fidelity": fidelity_command,
     "sweep": sweep_command,
     "export": export_command,

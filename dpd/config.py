@@ -220,14 +220,19 @@ class TrainConfig:
         return nested | run | taught | own | {"distill": asdict(self.distill)}
 
 
+def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Return what learns otherwise in a saved run, by name: the settings as they are now."""
+    now = json.loads(json.dumps(config.as_json()))
+    return {k: v for k, v in now.items() if k not in MAY_CHANGE and v != saved.get(k)}
+
+
 def refuse_changes(saved: Mapping[str, Any], config: TrainConfig) -> None:
     """Raise BadInput where a resumed run would learn by other settings than before."""
-    now = json.loads(json.dumps(config.as_json()))
-    changed = [k for k in now if k not in MAY_CHANGE and now[k] != saved.get(k)]
-    if changed:
+    if changed := changed_settings(saved, config):
+        name, value = next(iter(changed.items()))
         raise BadInput(
-            f"--resume goes on with the run's own settings, and {flag(changed[0])} would change "
-            f"from {saved.get(changed[0])} to {now[changed[0]]}; make a new run with --out, "
+            f"--resume goes on with the run's own settings, and {flag(name)} would change "
+            f"from {saved.get(name)} to {value}; make a new run with --out, "
             "which --init-from starts from this one's policies"
         )
 

@@ -199,8 +199,7 @@ def finish(axes: "Axes", end: int, x_label: str) -> None:
     unframe(axes)
     axes.set_xlim(0, end * 1.01 or 1)
     axes.locator_params(axis="x", nbins=6)
-    size, unit = next((size, unit) for size, unit in UNITS if end >= size or size == 1)
-    axes.xaxis.set_major_formatter(lambda step, _: f"{step / size:g} {unit}" if step else "0")
+    write_steps(axes, end)
     if axes.get_ylim()[1] >= 1_000:
         axes.yaxis.set_major_formatter(
             lambda value, _: f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
@@ -209,6 +208,12 @@ def finish(axes: "Axes", end: int, x_label: str) -> None:
         axes.set_xlabel(x_label, color=INK, fontsize=10)
     else:
         axes.tick_params(labelbottom=False)
+
+
+def write_steps(axes: "Axes", end: int) -> None:
+    """Write the ticks of an axis of steps in thousands or millions."""
+    size, unit = next((size, unit) for size, unit in UNITS if end >= size or size == 1)
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step / size:g} {unit}" if step else "0")
 
 
 class Line(NamedTuple):

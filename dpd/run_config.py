@@ -20,6 +20,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def as_name(env: str) -> str:
+    """Return an environment's id as a directory can be called."""
+    return env.replace(":", "-").replace("/", "-")
+
+
 AT_LEAST_1 = (
     "peers",
     "seeds",

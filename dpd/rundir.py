@@ -19,6 +19,7 @@ from dpd.config import BadInput, TrainConfig, refuse_changes
 from dpd.csvlog import metrics_name
 from dpd.files import replacing
 from dpd.policies import PolicySaver
+from dpd.run_config import as_name
 from dpd.settings import saved_settings
 from dpd.teachers import keep_teacher, read_teacher
 from dpd.training import Training
@@ -30,8 +31,8 @@ VERSIONS = {"dpd": __version__, "torch": torch.__version__, "mujoco": mujoco.__v
 def run_path(config: TrainConfig) -> Path:
     """Return the directory of a run, a new one under runs/ where none is given."""
     run, stamp = config.run, datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    env = run.env.replace(":", "-").replace("/", "-")
-    name = f"{env}-{config.method}-{config.algo_name.replace(',', '-')}-seed{run.seed}-{stamp}"
+    algo = config.algo_name.replace(",", "-")
+    name = f"{as_name(run.env)}-{config.method}-{algo}-seed{run.seed}-{stamp}"
     return run.resume or run.out or Path("runs") / name
 
 

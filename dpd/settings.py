@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
+
+import tyro
 
 from dpd.config import BadInput, choose, flag
 from dpd.distill import METHODS
@@ -88,3 +92,32 @@ def _as_flag(name: str, value: object) -> list[str]:
     if isinstance(value, list):
         return [flag(name), *map(str, value)]
     return [flag(name), json.dumps(value) if isinstance(value, dict) else str(value)]
+
+
+def parse(kind: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any:
+    """Let tyro parse; its error boxes become one line of BadInput."""
+    said = io.StringIO()
+    kwargs = {} if default is None else {"default": default}
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(kind, prog=prog, args=list(argv), **kwargs)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise BadInput(one_line(said.getvalue(), prog)) from None
+
+
+def one_line(box: str, prog: str) -> str:
+    """Return the text of an error box without frame, title and advice."""
+    frame = r"[│╭╮╰╯─]+|^[|+]|[|+]$|-{3,}"  # in ASCII where the terminal has no more
+    lines = [re.sub(frame, " ", x).strip() for x in box.splitlines()[1:]]
+    kept: list[str] = []
+    for line in lines:
+        if line.startswith("For full helptext"):
+            break
+        if line:
+            kept.append(line)
+    text = re.sub(r"\s+", " ", " ".join(kept))
+    # Of settings that do not fit each other; whose they are matters where each peer has its own.
+    text = re.sub(r"^Error parsing (?:(peer\d+: )|\w+: )", r"\1", text)
+    return f"{text}; see {prog} --help"

@@ -15,7 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     path
-    for folder in ("dpd", "dpd/cooperative", "dpd/distill", "dpd/fidelity", "agents", "envs")
+    for folder in (
+        *("dpd", "dpd/cooperative", "dpd/distill", "dpd/fidelity", "dpd/study"),
+        *("agents", "envs"),
+    )
     for path in (ROOT / folder).glob("*.py")
 )
 # Lower first: a layer may import itself and the layers below it.
@@ -29,7 +32,7 @@ LAYERS = [
     | {"dpd.settings", "dpd.teachers"},
     {"dpd.stack", "dpd.training", "dpd.policies", "dpd.checkpoint"},
     {"dpd.rundir"},
-    {"dpd.train", "dpd.compare", "dpd.cooperative", "dpd.export", "dpd.fidelity"},
+    {"dpd.train", "dpd.compare", "dpd.cooperative", "dpd.export", "dpd.fidelity", "dpd.study"},
     {"dpd.cli"},
 ]
 NO_TORCH = [
@@ -50,6 +53,8 @@ NO_TORCH = [
     "dpd/distill/teaching_config.py",
     "dpd/run_config.py",
     "dpd/settings.py",
+    "dpd/study/__init__.py",
+    "dpd/study/config.py",
     "agents/__init__.py",
     "agents/learner_config.py",
     "agents/offpolicy_config.py",

@@ -1,0 +1,146 @@
+"""A study as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import shlex
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpd.compare import line_of
+from dpd.fidelity.page import document, notes, table
+from dpd.fidelity.pictures import look, new_figure, plain, svg
+from dpd.fidelity.tables import shown
+from dpd.intervals import Difference
+from dpd.plots import COLOURS, write_steps
+from dpd.study.findings import Findings, Task
+from dpd.study.tables import gaps_sheet, scores_sheet, whole_sheets
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PER_ROW = 3
+GREY = "#8a8a8a"  # readable on both of the page's colours
+MEANINGS = {
+    "score": "of a seed: the mean return of its peers' last policies in fresh deterministic "
+    "episodes, the same for all arms; a seed is one replicate, as its peers are not independent",
+    "steps": "every arm gets as many environment steps per seed, all of its peers together; "
+    "evaluations use none of them",
+    "IQM": "interquartile mean over seeds, with a 95 % bootstrap interval; over all tasks seeds "
+    "are drawn within each task (Agarwal et al. 2021)",
+    "difference": "seed by seed, with a 95 % bootstrap interval of its mean; undecided where that "
+    "holds zero. Each interval holds for itself alone, not for all at once",
+    "worst ¼": "mean of the lowest quarter of the seeds",
+    "best peer": "of each seed the peer of the best last evaluation in training: what a user would "
+    "keep, chosen without the episodes of the table",
+}
+
+
+def page(found: Findings) -> str:
+    """Return the page."""
+    config = found.config
+    meanings = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in MEANINGS.items())
+    parts = [
+        *notes(found.notes),
+        answers(found),
+        *map(table, whole_sheets(found)),
+        *(part for task in found.tasks for part in task_parts(found, task)),
+        f"<h2>What the numbers mean</h2><dl>{''.join(meanings)}</dl>",
+        f"<h2>Where it comes from</h2>{commands(found)}",
+    ]
+    return document(f"Does {config.subject} help, and why? {config.algo.upper()}", parts)
+
+
+def answers(found: Findings) -> str:
+    """Answer every arm's question, over all tasks and in each."""
+    whole, subject = found.whole(), found.config.subject
+    lines = []
+    for arm in found.others:
+        said = [(task.env, task.gap(arm, found.config.seed)) for task in found.tasks]
+        over_all = whole[arm].gap if whole else None
+        said = ([("all tasks", over_all)] if over_all is not None else []) + said
+        asked = found.config.chosen[arm].asks
+        given = "; ".join(f"{where}: {worded(gap)}" for where, gap in said)
+        lines.append(
+            f"<dt>{escape(asked.capitalize())}</dt>"
+            f"<dd>{escape(subject)} − {escape(arm)}: {escape(given)}</dd>"
+        )
+    return f"<dl>{''.join(lines)}</dl>"
+
+
+def worded(gap: Difference) -> str:
+    """Write a difference in words."""
+    within = "" if gap.interval is None else f" ({shown(gap.interval)})"
+    return f"{shown(gap.mean)}{within}, {gap.verdict}"
+
+
+def task_parts(found: Findings, task: Task) -> list[str]:
+    """Lay out one task."""
+    return [
+        f"<h2>{escape(task.env)}</h2>",
+        intervals(found, task),
+        table(scores_sheet(found, task)),
+        table(gaps_sheet(found, task)),
+        curves(found, task),
+    ]
+
+
+def colour(k: int) -> str:
+    """Give an arm its colour; the subject has the first."""
+    return str(look(k)["color"])
+
+
+def intervals(found: Findings, task: Task) -> str:
+    """Draw every arm's seeds, and the interval of their interquartile mean."""
+    n = len(task.results)
+    figure = new_figure(8.4, 0.9 + 0.36 * n)
+    axes = figure.add_subplot()
+    for k, result in enumerate(task.results.values()):
+        scores = list(result.scores.values())
+        axes.plot(scores, np.full(len(scores), k), "o", color=colour(k), alpha=0.35, markersize=4)
+        if (interval := result.interval(found.config.seed)) is not None:
+            axes.plot(interval, [k, k], color=colour(k), linewidth=2.4, solid_capstyle="butt")
+        axes.plot(result.iqm, k, "|", color=colour(k), markersize=14, markeredgewidth=2.4)
+    axes.set_yticks(range(n), list(task.results))
+    axes.set_ylim(n - 0.5, -0.5)
+    plain(axes, "return: seeds, interquartile mean and its 95 % interval")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x", linewidth=0.4)
+    return svg(figure, f"intervals {task.env}")
+
+
+def curves(found: Findings, task: Task) -> str:
+    """Draw the subject's learning curve beside every other arm's."""
+    subject, *others = (line_of(r, found.config.seed) for r in task.results.values())
+    rows = -(-len(others) // PER_ROW)
+    figure = new_figure(8.4, 0.3 + 2.1 * rows)
+    shared: Axes | None = None
+    for k, (arm, line) in enumerate(zip(found.others, others, strict=True)):
+        axes = figure.add_subplot(rows, PER_ROW, k + 1, sharex=shared, sharey=shared)
+        shared = shared or axes
+        for each, shade in ((line, GREY), (subject, COLOURS[0])):
+            if each.band:
+                low, high = zip(*each.band, strict=True)
+                axes.fill_between(each.steps, low, high, color=shade, alpha=0.18, linewidth=0)
+            axes.plot(each.steps, each.middle, color=shade, linewidth=1.8)
+        plain(axes, f"{found.config.subject} and {arm} (grey)")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.locator_params(axis="x", nbins=4)
+        write_steps(axes, subject.steps[-1])
+    return svg(figure, f"curves {task.env}")
+
+
+def commands(found: Findings) -> str:
+    """Write the command of every run, and what it is."""
+    config = found.config
+    made = {arm: shlex.join(config.words(config.envs[0], arm)) for arm in config.chosen}
+    lines = (
+        f"<dt>{escape(arm)}</dt><dd><code>dpd train {escape(words)}</code></dd>"
+        for arm, words in made.items()
+    )
+    others = f", and so in {', '.join(config.envs[1:])}" if config.envs[1:] else ""
+    return (
+        f"<p>Evaluations of training draw the curves{escape(others)}.</p><dl>{''.join(lines)}</dl>"
+    )
