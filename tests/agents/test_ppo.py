@@ -140,13 +140,13 @@ class Nothing(gymnasium.Env[np.ndarray, np.ndarray]):
     action_space = spaces.Box(-1, 1, (A,), np.float32)
 
 
-def sb3_ppo(samples: int, epochs: int, dtype: torch.dtype) -> SB3PPO:
-    """Return Stable-Baselines3's PPO that takes all samples as one minibatch."""
+def sb3_ppo(samples: int, minibatch: int, epochs: int, dtype: torch.dtype) -> SB3PPO:
+    """Return Stable-Baselines3's PPO."""
     model = SB3PPO(
         "MlpPolicy",
         Nothing(),
         n_steps=samples,
-        batch_size=samples,
+        batch_size=minibatch,
         n_epochs=epochs,
         learning_rate=3e-3,
         ent_coef=0.01,
@@ -172,22 +172,26 @@ def sb3_parameters(policy: ActorCriticPolicy) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.parametrize("minibatch", [64, 16], ids=["whole", "parts"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["f32", "f64"]
 )
 def test_an_update_moves_every_parameter_as_stable_baselines3_does(
-    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tolerance: float, minibatch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples, epochs = 64, 3
+    orders = [torch.randperm(samples, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    given = iter(orders)
+    monkeypatch.setattr(np.random, "permutation", lambda n: next(given).numpy())
     if dtype == torch.float64:  # SB3 casts observations to float32 whatever its policy is
         monkeypatch.setattr(
             "stable_baselines3.common.policies.preprocess_obs", lambda obs, *_, **__: obs
         )
-    theirs = sb3_ppo(samples, epochs, dtype)
+    theirs = sb3_ppo(samples, minibatch, epochs, dtype)
     config = PPOConfig(
         n_envs=1,
         n_steps=samples,
-        minibatch_size=samples,
+        minibatch_size=minibatch,
         epochs=epochs,
         lr=3e-3,
         entropy_coef=0.01,
@@ -216,7 +220,9 @@ def test_an_update_moves_every_parameter_as_stable_baselines3_does(
         setattr(buffer, name, x[0].unsqueeze(1).numpy())
     buffer.full = True
     theirs.train()
-    valid = torch.ones(1, samples, dtype=torch.bool)
+    assert next(given, None) is None  # they were asked for as often as there are epochs
+    valid, again = torch.ones(1, samples, dtype=torch.bool), iter(orders)
+    monkeypatch.setattr(ours.batches, "permutation", lambda n: next(again).unsqueeze(0))
     metrics = ours.update(Batch(Samples(obs, act, logp, adv, ret), obs, ret, valid), 0.0)
 
     assert float(metrics["train/grad_norm"]) > config.max_grad_norm  # so does the gradient's bound
