@@ -43,6 +43,8 @@ def study(config: StudyConfig, parse: Parse) -> int:
     found = examine(config)
     report = Report("study", as_json(found), page(found), sheets(found), found.notes)
     deliver(report, config.out, config.json)
+    if not config.json:
+        say(f"TensorBoard  tensorboard --logdir {config.out}")
     return 0
 
 
@@ -80,18 +82,22 @@ def refuse_other(path: Path, plan: TrainConfig) -> None:
 
 def train_all(config: StudyConfig, plans: Plans, parse: Parse) -> int:
     """Train what is not done; return the status of the first run that ended early, or 0."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     for k, ((env, arm), plan) in enumerate(plans.items(), 1):
         path = config.path(env, arm)
         if is_done(path, plan):
             continue
-        console.print(f"\n{k}/{len(plans)}  {arm}: dpd train {shlex.join(config.words(env, arm))}")
+        say(f"\n{k}/{len(plans)}  {arm}: dpd train {shlex.join(config.words(env, arm))}")
         begun = (path / "config.json").is_file()
         status = train(parse(["--resume", str(path)]) if begun else plan)
         if status:
-            console.print("the study goes on with this run when it is started again")
+            say("the study goes on with this run when it is started again")
             return status
     return 0
+
+
+def say(line: str) -> None:
+    """Print a line as it is."""
+    Console(highlight=False, markup=False).print(line, soft_wrap=True)
 
 
 def is_done(path: Path, plan: TrainConfig) -> bool:

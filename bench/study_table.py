@@ -1,0 +1,76 @@
+"""Write the tables of studies into a page, one per task, and the table over all of them.
+
+dpd study HalfCheetah-v5 Hopper-v5 --out study
+python bench/study_table.py study/study.json docs/results.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from distill import put_between
+
+COLUMNS = ("arm", "mean", "IQM", "worst ¼", "best peer", "{} minus it", "verdict")
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return the lines between which a file's tables stand."""
+    return (
+        f"<!-- bench/study_table.py {name}: begin -->",
+        f"<!-- bench/study_table.py {name}: end -->",
+    )
+
+
+def figure(value: float | None, interval: list[float] | None = None) -> str:
+    """Write a figure, with its interval."""
+    if value is None:
+        return "-"
+    low_high = "" if interval is None else " ({} to {})".format(*map(figure, interval))
+    text = f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2f}"
+    return text.replace("-", "−") + low_high
+
+
+def rows(arms: dict[str, Any]) -> list[str]:
+    """Lay out a row per arm."""
+    found = []
+    for arm, of_arm in arms.items():
+        gap = of_arm.get("gap")
+        cells = [figure(of_arm.get("mean")), figure(of_arm["iqm"], of_arm["interval"])]
+        cells += [figure(of_arm.get(k)) for k in ("worst_quarter", "best_peer")]
+        cells += [figure(gap["mean"], gap["interval"]), gap["verdict"]] if gap else ["", ""]
+        found.append(f"| {arm} | {' | '.join(cells)} |")
+    return found
+
+
+def lines(data: dict[str, Any]) -> list[str]:
+    """Lay out all tables."""
+    head = f"| {' | '.join(COLUMNS).format(data['subject'])} |"
+    parts: list[tuple[str, dict[str, Any]]] = [
+        (
+            f"{task['env']}, {data['algo'].upper()}, {data['total_steps']:,} steps per seed, "
+            f"{data['seeds']} seeds; uniform actions get {figure(task['random'])}:",
+            {k: v | {"interval": v["iqm_interval"]} for k, v in task["arms"].items()},
+        )
+        for task in data["tasks"]
+    ]
+    if data["whole"]:
+        title = f"Over {len(parts)} tasks; 0 is uniform actions, 1 the best arm's mean in each:"
+        parts.append((title, data["whole"]))
+    found: list[str] = []
+    for title, arms in parts:
+        found += [title, "", head, "|---|" + "---:|" * (len(COLUMNS) - 2) + "---|", *rows(arms), ""]
+    return found[:-1]
+
+
+def main() -> int:
+    """Read the JSON, write the tables."""
+    source, page = map(Path, sys.argv[1:])
+    put_between(marks(source.stem), lines(json.loads(source.read_text())), page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
