@@ -11,7 +11,6 @@ All final policies act without noise in the same episodes.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import sys
@@ -36,6 +35,7 @@ from dpd import policyfile
 from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.ppo_config import PPOConfig
 from dpd.config import ALGORITHMS
+from dpd.csvlog import read_rows
 from dpd.envs.make import make
 from dpd.evaluate import episode_seeds, evaluate_policy, run_episodes
 
@@ -168,13 +168,12 @@ def our_records(run_dir: Path, env_id: str, episodes: int, eval_seed: int) -> li
 def our_curves(path: Path, peers: int) -> dict[str, list[tuple[int, float]]]:
     """Read training returns by learner, as often as SB3's; steps are the learner's own."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["metric"] == "train/return":
-                curve = curves.setdefault(f"seed{row['seed']}-peer{row['peer']}", [])
-                step = int(row["step"]) // peers
-                if not curve or step >= curve[-1][0] + CURVE_EVERY:
-                    curve.append((step, float(row["value"])))
+    for row in read_rows(path):
+        if row["metric"] == "train/return":
+            curve = curves.setdefault(f"seed{row['seed']}-peer{row['peer']}", [])
+            step = int(row["step"]) // peers
+            if not curve or step >= curve[-1][0] + CURVE_EVERY:
+                curve.append((step, float(row["value"])))
     return curves
 
 

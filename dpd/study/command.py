@@ -55,7 +55,7 @@ def planned(config: StudyConfig, parse: Parse) -> Plans:
         for arm in config.chosen:
             try:
                 plan = parse(config.words(env, arm))
-            except BadInput as error:
+            except ValueError as error:
                 raise BadInput(f"arm {arm}: {error}") from error
             plans[env, arm] = plan
             refuse_other(config.path(env, arm), plan)

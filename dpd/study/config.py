@@ -79,7 +79,7 @@ class StudyConfig:
     episodes: int = 20
     """Fresh deterministic episodes per last policy."""
     threads: int | None = None
-    """CPU threads; None: all cores."""
+    """CPU threads of these episodes; None: all cores. Those of training go behind the --."""
     flags: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Flags of `dpd train` for every run."""
     out: Path = Path("study")

@@ -228,6 +228,7 @@ def test_the_worst_quarter_worked_by_hand() -> None:
         (["--own", "sharp"], "--own takes NAME=FLAGS"),
         (["--own", "one=--distill.alpha 3"], "--own takes NAME=FLAGS of a new name"),
         (["--own", "odd=--distill.alpa 3"], "arm odd: "),
+        (["--own", "odd=--distill.ruler lcb"], "arm odd: distill.ruler lcb needs critics"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--total-steps", "9"], "arm dpd: --total-steps 9 is less than one iteration"),
         (["Hopper-v5"], "an ENV or several, each once"),
