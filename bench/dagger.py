@@ -10,7 +10,6 @@ evaluating take in short runs of all methods at equal steps.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from distill import METHODS, ROLLOUT
 from rich.console import Console
 from timing import machine, require_quiet
 
+from dpd.csvlog import read_rows
 from dpd.report import time_shares
 
 ENOUGH = 0.9  # of the teacher's return
@@ -43,8 +43,7 @@ def default_run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     found = json.loads((out / "fidelity.json").read_text())
     (size,), returns = found["sizes"], found["teachers"][0]["returns"]
     goal = ENOUGH * sum(returns) / len(returns)
-    with (out / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["metric"] == "eval/return"]
+    rows = [row for row in read_rows(out / "metrics.csv") if row["metric"] == "eval/return"]
     return {
         "seconds": seconds,
         "teacher": sum(returns) / len(returns),

@@ -12,7 +12,6 @@ without its times are compared with the undisturbed run's byte for byte.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from rich.progress import track
 from timing import machine
 
 from dpd.checkpoint import Checkpoints, read
+from dpd.csvlog import read_rows
 from dpd.tensorfile import digest
 
 FLAGS = ["--n-envs", "4", "--n-steps", "64", "--evals", "4", "--eval-episodes", "1"]
@@ -60,8 +60,8 @@ def run(argv: list[str], kill_after: float | None = None) -> tuple[int, float]:
 def fingerprint(run_dir: Path) -> dict[str, str]:
     """Return digests of all that a run ended with, times left out."""
     state, facts = read(Checkpoints(run_dir, keep=1).files()[0])
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.reader(file) if not row[3].startswith("time/")]
+    logged = read_rows(run_dir / "metrics.csv")
+    rows = [row for row in logged if not row["metric"].startswith("time/")]
     found = {"step": str(facts.step), "state": digest(state), "log": sha(json.dumps(rows).encode())}
     for policy in sorted((run_dir / "policies").iterdir()):
         found[policy.name] = sha(policy.read_bytes())

@@ -13,7 +13,6 @@ fresh episodes; the seed is the unit, and differences are seed by seed.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 from marked import fill
 from timing import machine
 
+from dpd.csvlog import read_rows
 from dpd.intervals import bootstrap_interval, difference, trimmed
 
 ROLLOUT = ("--n-envs", "8", "--n-steps", "256", "--minibatch-size", "256")
@@ -65,10 +65,9 @@ def rows_of(name: str, args: argparse.Namespace, out: Path) -> tuple[list[Row], 
 def last(out: Path, peer: int) -> Row:
     """Return the means over seeds of what the guide last did to students of one size."""
     found: dict[str, dict[str, float]] = {}
-    with (out / "metrics.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["metric"].startswith("distill/") and row["peer"] == str(peer):
-                found.setdefault(row["metric"], {})[row["seed"]] = float(row["value"])
+    for row in read_rows(out / "metrics.csv"):
+        if row["metric"].startswith("distill/") and row["peer"] == str(peer):
+            found.setdefault(row["metric"], {})[row["seed"]] = float(row["value"])
     return {k: float(np.mean(list(found[f"distill/{k}"].values()))) for k in GUIDES}
 
 
