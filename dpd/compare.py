@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from dpd.config import BadInput
 from dpd.evaluate import evaluate_policy
@@ -28,6 +26,7 @@ from dpd.intervals import (
 )
 from dpd.plots import Line, compared_curves, iqm
 from dpd.runs import Member, Run, read_run, short_names
+from dpd.sheets import Sheet, print_sheets, shown
 
 if TYPE_CHECKING:
     from dpd.commands import CompareConfig
@@ -115,7 +114,11 @@ def compare_paths(config: CompareConfig) -> int:
     if config.json:
         sys.stdout.write(json.dumps(as_json(config, results, differences, notes), indent=2) + "\n")
     else:
-        print_tables(config, results, differences, notes)
+        console = Console(highlight=False)
+        tables = [returns_sheet(config, results), differences_sheet(results, differences)]
+        print_sheets(tables, notes, console)
+        if any(run.curve for run in runs):
+            console.print(f"curves  {config.out}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -270,68 +273,27 @@ def replicate_json(replicate: Replicate) -> dict[str, Any]:
     }
 
 
-def print_tables(
-    config: CompareConfig,
-    results: Sequence[Result],
-    differences: Sequence[Difference],
-    notes: Sequence[str],
-) -> None:
-    """Print each run's returns over seeds, the differences from the first, and the notes."""
-    console = Console(highlight=False)
-    console.print(returns_table(config, results))
-    console.print(differences_table(results, differences))
-    for note in notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
-    if any(r.run.curve for r in results):
-        console.print(f"curves  {config.out}", markup=False, soft_wrap=True)
-
-
-def returns_table(config: CompareConfig, results: Sequence[Result]) -> Table:
+def returns_sheet(config: CompareConfig, results: Sequence[Result]) -> Sheet:
     """Lay out each run's returns over seeds."""
     runs = [r.run for r in results]
     steps = f", {steps_text(runs[0])} steps per seed" if uses_equal_steps(runs) else ""
     title = f"{runs[0].env[0]}{steps}\n{config.episodes} fresh episodes for each last policy, "
-    names = ("seeds", "mean", "IQM", "95 % interval", "worst", "best", "best peer")
-    table = narrow_table(title + "mean of a seed's peers", names)
+    columns = ["run", "seeds", "mean", "IQM", "95 % interval", "worst", "best", "best peer"]
+    rows = []
     for r in results:
         scores = list(r.scores.values())
         figures = [float(np.mean(scores)), r.iqm, r.interval(config.seed), min(scores), max(scores)]
-        cells = map(shown, [*figures, r.best_peers])
-        table.add_row(r.run.name, str(len(scores)), *cells)
-    return table
+        rows.append([r.run.name, str(len(scores)), *map(shown, [*figures, r.best_peers])])
+    return Sheet(title + "mean of a seed's peers", columns, rows)
 
 
-def differences_table(results: Sequence[Result], differences: Sequence[Difference]) -> Table:
+def differences_sheet(results: Sequence[Result], differences: Sequence[Difference]) -> Sheet:
     """Lay out how each run differs from the first."""
     first, *others = results
-    names = ("difference", "95 % interval", "over", "verdict")
-    table = narrow_table(f"Mean return minus that of {first.run.name}", names)
+    rows = []
     for r, d in zip(others, differences, strict=True):
         n, m = len(r.scores), len(first.scores)
         over = f"{n} pairs of seeds" if d.paired else f"{n} and {m} unpaired seeds"
-        table.add_row(r.run.name, shown(d.mean), shown(d.interval), over, d.verdict)
-    return table
-
-
-def narrow_table(title: str, names: Sequence[str]) -> Table:
-    """Return a table of runs that keeps its figures whole on 80 columns."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("run", overflow="fold", min_width=8)
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def shown(value: float | Interval | None) -> str:
-    """Write a figure, an interval, or a dash."""
-    if value is None:
-        return "-"
-    if isinstance(value, Interval):
-        return f"{shown(value.low)}…{shown(value.high)}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        rows.append([r.run.name, shown(d.mean), shown(d.interval), over, d.verdict])
+    columns = ["run", "difference", "95 % interval", "over", "verdict"]
+    return Sheet(f"Mean return minus that of {first.run.name}", columns, rows)

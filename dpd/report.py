@@ -17,7 +17,7 @@ from dpd.evaluate import Outcome, evaluate_together, print_table, summary
 from dpd.fidelity.sizes import by_size, notes, sizes_sheet, write_json
 from dpd.fidelity.sizes_plot import draw_sizes
 from dpd.fidelity.subjects import one_thread
-from dpd.fidelity.tables import print_sheets
+from dpd.sheets import print_sheets
 from dpd.sources import find_policies
 from dpd.teachers import LAST_EPISODES, keep_returns, kept_teacher
 

@@ -19,7 +19,7 @@ from dpd.cooperative.simulator import Simulator
 from dpd.cooperative.subjects import read_subjects
 from dpd.cooperative.tables import round_line, sheets
 from dpd.cooperative.world import Budget
-from dpd.fidelity.tables import print_sheet, require_writable
+from dpd.sheets import print_sheet, require_writable
 
 if TYPE_CHECKING:
     from dpd.cooperative.config import CooperateConfig

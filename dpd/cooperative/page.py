@@ -10,9 +10,8 @@ import numpy as np
 
 from dpd.cooperative.outcome import Outcome, interval
 from dpd.cooperative.tables import sheets
-from dpd.fidelity.page import document, table
-from dpd.fidelity.pictures import INK, legend, look, new_figure, plain, svg
-from dpd.fidelity.tables import Sheet
+from dpd.sheets import Sheet
+from dpd.webpage import INK, document, legend, look, new_figure, plain, svg, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dpd.cooperative.outcome import Outcome, policy_json
-from dpd.fidelity.tables import Sheet, shown
+from dpd.sheets import Sheet, shown
 
 
 def round_line(outcome: Outcome) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,72 +10,15 @@ import torch
 
 from dpd.fidelity.audit import Audit, Finding
 from dpd.fidelity.measures import CLOSE, NEAR
-from dpd.fidelity.tables import label, shown
-from dpd.plots import COLOURS, DASHES
+from dpd.fidelity.tables import label
+from dpd.sheets import shown
+from dpd.webpage import INK, legend, look, new_figure, plain, svg
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    pass
 
-INK, GRID = "#123456", "#654321"  # replaced by the page's own colours
 MAX_DIMS = 8
 LEAST, MOST = 1e-4, 2.0  # |difference| of actions
-
-
-def svg(figure: Figure, name: str) -> str:
-    """Return a figure as an SVG element with the page's colours."""
-    from matplotlib import rc_context
-
-    file = io.StringIO()
-    # the salt keeps the ids of the pictures on one page apart, and makes them the same each time
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    return text.replace(INK, "currentColor").replace(GRID, "var(--grid)")
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09))
-
-
-def plain(axes: Axes, title: str) -> None:
-    """Take away the frame, and write the title."""
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(INK)
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.tick_params(colors=INK, labelcolor=INK, labelsize=9, length=0)
-    axes.set_title(title, loc="left", color=INK, fontsize=10, parse_math=False)
-
-
-def legend(figure: Figure, names: str = "{}", columns: int = 4) -> None:
-    """Name what the first panel shows above all panels, in the page's ink, unless it is one."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if len(handles) < 2:
-        return
-    found = figure.legend(
-        handles,
-        [names.format(label) for label in labels],
-        loc="outside upper left",
-        ncols=columns,
-        frameon=False,
-        fontsize=9,
-        labelcolor=INK,
-    )
-    for text in found.get_texts():
-        text.set_parse_math(False)  # a file may have dollars in its name
-
-
-def look(k: int) -> dict[str, Any]:
-    """Give a student its colour; past the palette's end, its dashes differ."""
-    turn, colour = divmod(k, len(COLOURS) - 1)  # without black, which no dark page shows
-    return {"color": COLOURS[colour], "linestyle": DASHES[turn % len(DASHES)]}
 
 
 def bars(found: Audit) -> str:

@@ -16,8 +16,9 @@ from dpd.fidelity.measures import MEASURES
 from dpd.fidelity.page import page
 from dpd.fidelity.states import setting_of
 from dpd.fidelity.subjects import read_subjects
-from dpd.fidelity.tables import Report, deliver, mean_and_each, require_writable, sheets
+from dpd.fidelity.tables import sheets
 from dpd.intervals import CONFIDENCE
+from dpd.sheets import Report, deliver, mean_and_each, require_writable
 
 if TYPE_CHECKING:
     from dpd.commands import FidelityConfig

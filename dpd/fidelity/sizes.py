@@ -19,9 +19,9 @@ from dpd.fidelity.audit import measured
 from dpd.fidelity.measures import NEAR
 from dpd.fidelity.states import HELD_OUT, Setting, visit, visit_together
 from dpd.fidelity.subjects import Cost, Subject, cost
-from dpd.fidelity.tables import Sheet, shown
 from dpd.files import replacing
 from dpd.intervals import CONFIDENCE, FEW_SEEDS, Interval, bootstrap_interval
+from dpd.sheets import Sheet, shown
 
 EPISODES, STATES_EACH = 4, 500  # at most, so that a student costs a second
 FIGURES = {

@@ -25,10 +25,10 @@ from dpd.fidelity.states import (
     visit_together,
 )
 from dpd.fidelity.subjects import Subject, n_parameters, one_thread
-from dpd.fidelity.tables import Report, deliver, require_writable
 from dpd.fidelity.variants import Factor, distinct, factors, why_no_weights
 from dpd.policyfile import Policy
 from dpd.runs import short_names
+from dpd.sheets import Report, deliver, require_writable
 from dpd.sources import load_any, one_policy
 
 if TYPE_CHECKING:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from dpd.fidelity.page import document, notes, origin, table
-from dpd.fidelity.pictures import GRID, INK, legend, look, new_figure, plain, svg
+from dpd.fidelity.page import origin
 from dpd.fidelity.sweep import Sweep
 from dpd.fidelity.sweep_tables import (
     FIGURES,
@@ -16,6 +15,7 @@ from dpd.fidelity.sweep_tables import (
     sweep_sheet,
 )
 from dpd.fidelity.variants import FACTORS, Variant
+from dpd.webpage import GRID, INK, document, legend, look, new_figure, notes, plain, svg, table
 
 LINES = {
     "train_error": "states it learned from",

@@ -10,8 +10,8 @@ import numpy as np
 
 from dpd.fidelity.measures import MEASURES, NEAR
 from dpd.fidelity.sweep import Result, Sweep
-from dpd.fidelity.tables import Sheet, mean_and_each, shown
 from dpd.fidelity.variants import FACTORS, Variant
+from dpd.sheets import Sheet, mean_and_each, shown
 
 Figure = Callable[[Result], float | None]
 

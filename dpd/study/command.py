@@ -12,9 +12,9 @@ from rich.console import Console
 
 from dpd.config import BadInput, TrainConfig, changed_settings
 from dpd.envs.make import check
-from dpd.fidelity.tables import Report, deliver, require_writable
 from dpd.policyfile import load
 from dpd.settings import saved_settings
+from dpd.sheets import Report, deliver, require_writable
 from dpd.sources import find_policies
 from dpd.study.config import StudyConfig
 from dpd.study.findings import examine

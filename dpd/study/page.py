@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpd.compare import line_of
-from dpd.fidelity.page import document, notes, table
-from dpd.fidelity.pictures import look, new_figure, plain, svg
-from dpd.fidelity.tables import shown
 from dpd.intervals import Difference
 from dpd.plots import COLOURS, write_steps
+from dpd.sheets import shown
 from dpd.study.findings import Findings, Task
 from dpd.study.tables import gaps_sheet, scores_sheet, whole_sheets
+from dpd.webpage import document, look, new_figure, notes, plain, svg, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

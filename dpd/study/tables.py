@@ -9,8 +9,8 @@ import numpy as np
 
 from dpd import __version__
 from dpd.compare import Result, result_json
-from dpd.fidelity.tables import Sheet, shown
 from dpd.intervals import CONFIDENCE, Difference
+from dpd.sheets import Sheet, shown
 from dpd.study.findings import Findings, Task, Whole, worst_quarter
 
 GAPS = ["95 % interval", "verdict"]

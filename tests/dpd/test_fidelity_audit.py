@@ -15,8 +15,6 @@ from dpd.fidelity.measures import Scores
 from dpd.fidelity.page import page
 from dpd.fidelity.states import Setting, visit
 from dpd.fidelity.subjects import Subject, n_parameters
-from dpd.fidelity.tables import shown
-from dpd.intervals import Interval
 from dpd.policyfile import Policy
 
 
@@ -99,27 +97,6 @@ def test_without_hidden_layers_the_features_are_the_normalised_observations(tmp_
     policy, obs = Policy(drawn, meta), torch.rand(7, 11)
     t = policy.tensors
     assert torch.allclose(policy.features(obs), (obs - t["obs_mean"]) * t["obs_scale"])
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "-"),
-        (0.0, "0"),
-        (1.0, "1"),
-        (0.99996, "<1"),
-        (1 - 2e-16, "1"),
-        (0.9876, "0.988"),
-        (0.01234, "0.012"),
-        (-0.0000234, "-2e-05"),
-        (1234.5, "1,234"),
-        (Interval(0.5, 1.25), "0.5…1.25"),
-    ],
-)
-def test_figures_are_short_and_nearly_all_is_not_all(
-    value: float | Interval | None, text: str
-) -> None:
-    assert shown(value) == text
 
 
 def distilled(teacher: Policy, obs: torch.Tensor, steps: int) -> Policy:
