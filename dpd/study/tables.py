@@ -100,7 +100,11 @@ def task_json(found: Findings, task: Task) -> dict[str, Any]:
     arms = {}
     for arm, result in task.results.items():
         scores = list(result.scores.values())
-        arms[arm] = result_json(result, seed) | {"worst_quarter": worst_quarter(scores)}
+        known = {member.policy.meta.provenance.get("git") for member in result.run.members}
+        arms[arm] = result_json(result, seed) | {
+            "worst_quarter": worst_quarter(scores),
+            "git": sorted(commit for commit in known if commit is not None),
+        }
         if arm in found.others:
             gap, best = task.gap(arm, seed), task.best_gap(arm, seed)
             arms[arm] |= {"gap": gap._asdict(), "best_gap": best and best._asdict()}
