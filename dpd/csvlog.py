@@ -56,9 +56,12 @@ def metrics_name(part: int | None = None) -> str:
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
     """Read metrics.csv, and those beside it of a run's other processes, row by row.
 
-    Without a last line that a run is still writing.
+    Without a last line that a run is still writing. A process that was stopped before its first
+    record has no file.
     """
     for each in (path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))):
+        if not each.exists():
+            continue
         with each.open(newline="", encoding="utf-8") as file:
             yield from csv.DictReader(line for line in file if line.endswith("\n"))
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from dpd.cli import parse_run
-from dpd.report import peer_names, time_shares
+from dpd.report import peer_names, say_where, time_shares
 
 
 def test_shares_of_the_time_are_those_of_all_records_and_processes(tmp_path: Path) -> None:
@@ -23,6 +24,14 @@ def test_shares_of_the_time_are_those_of_all_records_and_processes(tmp_path: Pat
 def test_without_a_record_nothing_is_said_of_the_time(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,seed,peer,metric,value\n")
     assert time_shares(tmp_path) == {}
+
+
+def test_a_run_whose_processes_were_stopped_before_their_first_record_says_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse_run(["--seeds", "2", "--workers", "2"], "train")
+    say_where(config, tmp_path, Console())
+    assert capsys.readouterr().out == f"TensorBoard  tensorboard --logdir {tmp_path / 'tb'}\n"
 
 
 @pytest.mark.parametrize(
