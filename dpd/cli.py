@@ -37,7 +37,7 @@ dpd {__version__}: dual policy distillation and its baselines for continuous con
   dpd cooperate P P ...   saved policies teach each other     (dpd cooperate --help)
   dpd evaluate PATH ...   evaluate saved policies and runs      (dpd evaluate --help)
   dpd compare PATH ...    runs side by side, with intervals     (dpd compare --help)
-  dpd study [ENV] ...     a method and its controls: what helps?  (dpd study --help)
+  dpd study [ENV] ...     a method against its controls         (dpd study --help)
   dpd fidelity T S ...    does a student follow its teacher?    (dpd fidelity --help)
   dpd sweep TEACHER ...   what makes a student follow?          (dpd sweep --help)
   dpd export PATH ...     to SB3, ONNX or TorchScript           (dpd export --help)
