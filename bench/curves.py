@@ -38,6 +38,7 @@ from dpd.config import ALGORITHMS
 from dpd.csvlog import read_rows
 from dpd.envs.make import make
 from dpd.evaluate import episode_seeds, evaluate_policy, run_episodes
+from dpd.sources import is_best
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -148,7 +149,7 @@ def our_records(run_dir: Path, env_id: str, episodes: int, eval_seed: int) -> li
     curves = our_curves(run_dir / "metrics.csv", peers)
     records = []
     for file in files:
-        if file.stem.endswith("-best"):
+        if is_best(file):
             continue
         policy = policyfile.load(file)
         outcome = evaluate_policy(policy, env_id, episodes, eval_seed)

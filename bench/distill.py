@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from marked import fill
 from rich.console import Console
 from timing import machine
 
@@ -54,7 +55,6 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 """What the table says -> method and its own flags."""
 FIGURES = ("return", "retained", "agree", "own_error")
-MARKS = ("<!-- bench/distill.py: begin -->", "<!-- bench/distill.py: end -->")
 
 Row = dict[str, Any]
 
@@ -171,16 +171,7 @@ def write_table(data: dict[str, Any], page: Path) -> None:
         f"{said['episodes']} episodes per policy. The teacher gets {data['teacher']:,.0f}, uniform "
         f"actions {data['random']:,.0f}."
     )
-    put_between(MARKS, [lead, "", *table(data)], page)
-
-
-def put_between(marks: tuple[str, str], lines: Sequence[str], page: Path) -> None:
-    """Put lines between two marks in a page. Exits where they are missing."""
-    before, begin, rest = page.read_text().partition(marks[0])
-    _, end, after = rest.partition(marks[1])
-    if not begin or not end:
-        sys.exit(f"{page} has no {marks[0]} and {marks[1]}")
-    page.write_text("\n".join([before + begin, "", *lines, "", end + after]))
+    fill(page, "bench/distill.py", [lead, "", *table(data)])
 
 
 def parse() -> argparse.Namespace:

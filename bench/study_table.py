@@ -1,7 +1,6 @@
-"""Write the tables of studies into a page, one per task, and the table over all of them.
+"""Write a study's tables into a page, between marks of the file's name.
 
-dpd study HalfCheetah-v5 Hopper-v5 --out study
-python bench/study_table.py study/study.json docs/results.md
+python bench/study_table.py bench/results/study-ppo-500k.json docs/results.md
 """
 
 from __future__ import annotations
@@ -11,17 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill import put_between
+from marked import fill
 
 COLUMNS = ("arm", "mean", "IQM", "worst ¼", "best peer", "{} minus it", "verdict")
-
-
-def marks(name: str) -> tuple[str, str]:
-    """Return the lines between which a file's tables stand."""
-    return (
-        f"<!-- bench/study_table.py {name}: begin -->",
-        f"<!-- bench/study_table.py {name}: end -->",
-    )
 
 
 def figure(value: float | None, interval: list[float] | None = None) -> str:
@@ -68,7 +59,7 @@ def lines(data: dict[str, Any]) -> list[str]:
 def main() -> int:
     """Read the JSON, write the tables."""
     source, page = map(Path, sys.argv[1:])
-    put_between(marks(source.stem), lines(json.loads(source.read_text())), page)
+    fill(page, f"bench/study_table.py {source.stem}", lines(json.loads(source.read_text())))
     return 0
 
 

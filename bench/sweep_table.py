@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distill import put_between
+from marked import fill
 
 from dpd.fidelity.variants import FACTORS, LABELS
 
-MARKS = ("<!-- bench/sweep_table.py: begin -->", "<!-- bench/sweep_table.py: end -->")
 COLUMNS = {
     "train_kl": "KL, seen",
     "heldout_kl": "KL, held-out",
@@ -46,7 +45,7 @@ def lines(data: dict[str, Any]) -> list[str]:
 def main() -> int:
     """Read the JSON, write the table."""
     source, page = map(Path, sys.argv[1:])
-    put_between(MARKS, lines(json.loads(source.read_text())), page)
+    fill(page, "bench/sweep_table.py", lines(json.loads(source.read_text())))
     return 0
 
 

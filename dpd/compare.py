@@ -90,10 +90,17 @@ class Result:
         return bootstrap_interval(trimmed, [list(self.scores.values())], seed)
 
     @property
+    def best_scores(self) -> dict[int, float] | None:
+        """By seed the score of the peer that training's last evaluation chose, if it always did."""
+        best = {r.seed: r.best for r in self.replicates}
+        found = {seed: played.mean for seed, played in best.items() if played is not None}
+        return found if len(found) == len(best) else None
+
+    @property
     def best_peers(self) -> float | None:
-        """Mean over seeds of the peer that training's last evaluation chose."""
-        best = [r.best.mean for r in self.replicates if r.best is not None]
-        return float(np.mean(best)) if len(best) == len(self.replicates) else None
+        """Mean over seeds of these."""
+        best = self.best_scores
+        return None if best is None else float(np.mean(list(best.values())))
 
 
 def compare_paths(config: CompareConfig) -> int:

@@ -18,7 +18,7 @@ from dpd.fidelity.sizes import by_size, notes, sizes_sheet, write_json
 from dpd.fidelity.sizes_plot import draw_sizes
 from dpd.fidelity.subjects import one_thread
 from dpd.sheets import print_sheets
-from dpd.sources import find_policies
+from dpd.sources import find_policies, is_best
 from dpd.teachers import LAST_EPISODES, keep_returns, kept_teacher
 
 STUDENTS, FIDELITY = "students.png", "fidelity.json"
@@ -116,11 +116,6 @@ def report(config: TrainConfig, run_dir: Path, console: Console) -> None:
     if config.teachers is not None:
         last = {f: o for f, o in zip(files, outcomes, strict=True) if not is_best(f)}
         report_sizes(config, run_dir, last, console)
-
-
-def is_best(file: Path) -> bool:
-    """Say whether a policy file is not a learner's last, but that of its best evaluation."""
-    return file.stem.endswith("-best")
 
 
 def report_sizes(

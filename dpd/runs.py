@@ -13,7 +13,7 @@ from dpd.config import BadInput
 from dpd.csvlog import read_rows
 from dpd.policyfile import Policy, load
 from dpd.settings import read_config
-from dpd.sources import find_policies, is_zip
+from dpd.sources import find_policies, is_best, is_zip
 
 Curve = dict[int, list[float]]
 """The values of all seeds at each step."""
@@ -101,7 +101,7 @@ def read_run(path: Path, name: str) -> Run:
         raise BadInput(
             f"{path} is no policy file of dpd; make one of it: dpd export {path} --format dpd"
         )
-    files = [f for f in find_policies(path) if f == path or not f.stem.endswith("-best")]
+    files = [f for f in find_policies(path) if f == path or not is_best(f)]
     if not files:
         raise BadInput(f"{path} holds the best policies alone, and not the last; give one by name")
     metrics, config = path / "metrics.csv", path / "config.json"

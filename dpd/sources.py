@@ -74,6 +74,11 @@ def _policies_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"), key=order)
 
 
+def is_best(file: Path) -> bool:
+    """Say whether a policy file is not a learner's last, but that of its best evaluation."""
+    return file.stem.endswith("-best")
+
+
 def history_of(file: Path) -> list[Path]:
     """Return the checkpoints of a run's policy, oldest first. Raises BadInput without any."""
     learner = file.stem.removesuffix("-best")

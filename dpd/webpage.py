@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,12 @@ def document(title: str, parts: Sequence[str]) -> str:
 def notes(said: Sequence[str]) -> list[str]:
     """Lay out what weakens or explains the numbers."""
     return [f'<p class="note">Note: {escape(note)}.</p>' for note in said]
+
+
+def definitions(lines: Mapping[str, str]) -> str:
+    """Lay out words and what is to be said of them."""
+    found = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in lines.items())
+    return f"<dl>{''.join(found)}</dl>"
 
 
 def table(sheet: Sheet) -> str:
@@ -115,6 +121,6 @@ def legend(figure: Figure, names: str = "{}", columns: int = 4) -> None:
 
 
 def look(k: int) -> dict[str, Any]:
-    """Give a student its colour; past the palette's end, its dashes differ."""
+    """Give a line its colour; past the palette's end, its dashes differ."""
     turn, colour = divmod(k, len(COLOURS) - 1)  # without black, which no dark page shows
     return {"color": COLOURS[colour], "linestyle": DASHES[turn % len(DASHES)]}

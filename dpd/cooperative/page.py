@@ -11,7 +11,7 @@ import numpy as np
 from dpd.cooperative.outcome import Outcome, interval
 from dpd.cooperative.tables import sheets
 from dpd.sheets import Sheet
-from dpd.webpage import INK, document, legend, look, new_figure, plain, svg, table
+from dpd.webpage import INK, definitions, document, legend, look, new_figure, plain, svg, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,6 @@ PURPOSES = {
 def page(outcome: Outcome) -> str:
     """Return the page."""
     first, *others = sheets(outcome)
-    meanings = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in MEANINGS.items())
     parts = [
         f"<p>{escape(verdict(outcome))}</p>",
         *(f"<p>{escape(line)}.</p>" for line in outcome.remarks()),
@@ -53,7 +52,7 @@ def page(outcome: Outcome) -> str:
         f"<h2>What was taught</h2>{gaps(outcome)}",
         *map(table, others),
         f"<h2>What it cost</h2>{table(costs_sheet(outcome))}",
-        f"<h2>What the numbers mean</h2><dl>{''.join(meanings)}</dl>",
+        f"<h2>What the numbers mean</h2>{definitions(MEANINGS)}",
         f"<h2>Where it comes from</h2>{provenance(outcome)}",
     ]
     return document(f"Cooperation in {outcome.env_id}", parts)

@@ -11,7 +11,7 @@ from dpd.fidelity.pictures import MAX_DIMS, bars, histogram, scatter
 from dpd.fidelity.states import SETS
 from dpd.fidelity.subjects import Subject
 from dpd.fidelity.tables import costs_sheet, fidelity_sheet, label, r2_sheet, returns_sheet
-from dpd.webpage import document, notes, table
+from dpd.webpage import definitions, document, notes, table
 
 MORE = {
     "retained": "return above random actions, as a share of the teacher's; 95 % bootstrap interval "
@@ -55,8 +55,7 @@ def meanings() -> str:
     """Say in a line each what the numbers and the sets of states are."""
     lines = {m.title: m.meaning for m in MEASURES.values()} | MORE
     lines |= {f"states: {name}": meaning for name, meaning in SETS.items()}
-    found = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in lines.items())
-    return f"<dl>{''.join(found)}</dl>"
+    return definitions(lines)
 
 
 def provenance(found: Audit) -> str:

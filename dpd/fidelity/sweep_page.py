@@ -15,7 +15,19 @@ from dpd.fidelity.sweep_tables import (
     sweep_sheet,
 )
 from dpd.fidelity.variants import FACTORS, Variant
-from dpd.webpage import GRID, INK, document, legend, look, new_figure, notes, plain, svg, table
+from dpd.webpage import (
+    GRID,
+    INK,
+    definitions,
+    document,
+    legend,
+    look,
+    new_figure,
+    notes,
+    plain,
+    svg,
+    table,
+)
 
 LINES = {
     "train_error": "states it learned from",
@@ -41,7 +53,6 @@ def page(found: Sweep) -> str:
         f"seed {config.seed}; Adam from {config.lr:g} and SGD from {config.sgd_lr:g}, to 0 as a "
         "cosine"
     )
-    meanings = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in MEANINGS.items())
     parts = [
         *notes(found.notes),
         by_factor(found),
@@ -49,7 +60,7 @@ def page(found: Sweep) -> str:
         f"<h2>Does fidelity bring return?</h2>{scatter(found)}",
         table(correlation_sheet(found)),
         table(baselines_sheet(found)),
-        f"<h2>What the numbers mean</h2><dl>{''.join(meanings)}</dl>",
+        f"<h2>What the numbers mean</h2>{definitions(MEANINGS)}",
         f"<h2>Where it comes from</h2><p>{escape(said)}.</p><dl>{origin(found.teacher)}</dl>",
     ]
     return document(

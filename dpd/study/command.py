@@ -15,7 +15,7 @@ from dpd.envs.make import check
 from dpd.policyfile import load
 from dpd.settings import saved_settings
 from dpd.sheets import Report, deliver, require_writable
-from dpd.sources import find_policies
+from dpd.sources import find_policies, is_best
 from dpd.study.config import StudyConfig
 from dpd.study.findings import examine
 from dpd.train import train
@@ -104,7 +104,7 @@ def is_done(path: Path, plan: TrainConfig) -> bool:
     """Say whether all learners of a run have taken all their steps."""
     if not (path / "policies").is_dir():
         return False
-    last = [file for file in find_policies(path) if not file.stem.endswith("-best")]
+    last = [file for file in find_policies(path) if not is_best(file)]
     whole = plan.iterations * plan.steps_per_iteration
     done = [file for file in last if load(file).meta.provenance.get("steps") == whole]
     return len(done) == plan.run.seeds * plan.run.peers

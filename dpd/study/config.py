@@ -96,7 +96,8 @@ class StudyConfig:
             raise BadInput(f"--seed must not be negative, not {self.seed}")
         if not self.envs or len(set(self.envs)) < len(self.envs):
             raise BadInput("dpd study needs an ENV or several, each once")
-        given = [word.partition("=")[0].removeprefix("--") for word in self.flags]
+        words = [word.partition("=")[0] for word in self.flags if word.startswith("--")]
+        given = [word.removeprefix("--").replace("_", "-") for word in words]  # either is read
         if taken := [name for name in given if name in ITS_OWN]:
             raise BadInput(
                 f"--{taken[0]} behind -- is the study's own, or an arm's; give it before the --, "

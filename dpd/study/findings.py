@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,8 @@ class Task:
     """By arm, the subject first."""
     random: float
     """Mean return of uniform actions."""
+    seed: int = 0
+    """Of the bootstrap."""
 
     @property
     def unit(self) -> float:
@@ -49,14 +52,24 @@ class Task:
         """How the arm did that all others are compared with."""
         return next(iter(self.results.values()))
 
-    def gap(self, arm: str, seed: int) -> Difference:
-        """Return how far the subject's scores lie above an arm's, seed by seed."""
-        return difference(self.results[arm].scores, self.subject.scores, seed)
+    @property
+    def _others(self) -> dict[str, Result]:
+        return dict(list(self.results.items())[1:])
 
-    def best_gap(self, arm: str, seed: int) -> Difference | None:
-        """Return the same for the peers that training chose, if it chose."""
-        own, chosen = best_scores(self.results[arm]), best_scores(self.subject)
-        return None if own is None or chosen is None else difference(own, chosen, seed)
+    @cached_property
+    def gaps(self) -> dict[str, Difference]:
+        """How far the subject's scores lie above every arm's, seed by seed."""
+        subject = self.subject.scores
+        return {k: difference(own.scores, subject, self.seed) for k, own in self._others.items()}
+
+    @cached_property
+    def best_gaps(self) -> dict[str, Difference | None]:
+        """The same for the peers that training chose, where it chose."""
+        return {arm: self._best_gap(own) for arm, own in self._others.items()}
+
+    def _best_gap(self, other: Result) -> Difference | None:
+        own, chosen = other.best_scores, self.subject.best_scores
+        return None if own is None or chosen is None else difference(own, chosen, self.seed)
 
 
 class Whole(NamedTuple):
@@ -81,8 +94,9 @@ class Findings:
         """The arms that the subject is compared with."""
         return [arm for arm in self.config.chosen if arm != self.config.subject]
 
+    @cached_property
     def whole(self) -> dict[str, Whole]:
-        """Return every arm over all tasks; nothing for one task, or where one taught nothing."""
+        """Every arm over all tasks; nothing for one task, or where one taught nothing."""
         if len(self.tasks) < 2 or min(task.unit for task in self.tasks) <= 0:
             return {}
         return {arm: self._whole(arm) for arm in self.config.chosen}
@@ -140,13 +154,6 @@ def examine(config: StudyConfig) -> Findings:
             threads=config.threads,
         )
         random = visit(setting, uniform(setting, meta.act_dim), 0, HELD_OUT).returns
-        tasks.append(Task(env=env, results=results, random=float(random.mean())))
+        tasks.append(Task(env=env, results=results, random=float(random.mean()), seed=config.seed))
         notes += [note for note in remarks(runs) if note not in notes]
     return Findings(config=config, tasks=tasks, notes=notes)
-
-
-def best_scores(result: Result) -> dict[int, float] | None:
-    """Return the score of each seed's peer of the best last evaluation in training, if known."""
-    best = {r.seed: r.best for r in result.replicates}
-    found = {seed: played.mean for seed, played in best.items() if played is not None}
-    return found if len(found) == len(best) else None

@@ -14,7 +14,7 @@ from dpd.plots import COLOURS, write_steps
 from dpd.sheets import shown
 from dpd.study.findings import Findings, Task
 from dpd.study.tables import gaps_sheet, scores_sheet, whole_sheets
-from dpd.webpage import document, look, new_figure, notes, plain, svg, table
+from dpd.webpage import definitions, document, look, new_figure, notes, plain, svg, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,13 +39,12 @@ MEANINGS = {
 def page(found: Findings) -> str:
     """Return the page."""
     config = found.config
-    meanings = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in MEANINGS.items())
     parts = [
         *notes(found.notes),
         answers(found),
         *map(table, whole_sheets(found)),
         *(part for task in found.tasks for part in task_parts(found, task)),
-        f"<h2>What the numbers mean</h2><dl>{''.join(meanings)}</dl>",
+        f"<h2>What the numbers mean</h2>{definitions(MEANINGS)}",
         f"<h2>Where it comes from</h2>{commands(found)}",
     ]
     return document(f"Does {config.subject} help, and why? {config.algo.upper()}", parts)
@@ -53,19 +52,16 @@ def page(found: Findings) -> str:
 
 def answers(found: Findings) -> str:
     """Answer every arm's question, over all tasks and in each."""
-    whole, subject = found.whole(), found.config.subject
-    lines = []
+    whole, subject = found.whole, found.config.subject
+    lines = {}
     for arm in found.others:
-        said = [(task.env, task.gap(arm, found.config.seed)) for task in found.tasks]
+        said = [(task.env, task.gaps[arm]) for task in found.tasks]
         over_all = whole[arm].gap if whole else None
         said = ([("all tasks", over_all)] if over_all is not None else []) + said
         asked = found.config.chosen[arm].asks
         given = "; ".join(f"{where}: {worded(gap)}" for where, gap in said)
-        lines.append(
-            f"<dt>{escape(asked.capitalize())}</dt>"
-            f"<dd>{escape(subject)} − {escape(arm)}: {escape(given)}</dd>"
-        )
-    return f"<dl>{''.join(lines)}</dl>"
+        lines[asked.capitalize()] = f"{subject} − {arm}: {given}"
+    return definitions(lines)
 
 
 def worded(gap: Difference) -> str:
@@ -85,22 +81,17 @@ def task_parts(found: Findings, task: Task) -> list[str]:
     ]
 
 
-def colour(k: int) -> str:
-    """Give an arm its colour; the subject has the first."""
-    return str(look(k)["color"])
-
-
 def intervals(found: Findings, task: Task) -> str:
     """Draw every arm's seeds, and the interval of their interquartile mean."""
     n = len(task.results)
     figure = new_figure(8.4, 0.9 + 0.36 * n)
     axes = figure.add_subplot()
     for k, result in enumerate(task.results.values()):
-        scores = list(result.scores.values())
-        axes.plot(scores, np.full(len(scores), k), "o", color=colour(k), alpha=0.35, markersize=4)
+        scores, colour = list(result.scores.values()), look(k)["color"]
+        axes.plot(scores, np.full(len(scores), k), "o", color=colour, alpha=0.35, markersize=4)
         if (interval := result.interval(found.config.seed)) is not None:
-            axes.plot(interval, [k, k], color=colour(k), linewidth=2.4, solid_capstyle="butt")
-        axes.plot(result.iqm, k, "|", color=colour(k), markersize=14, markeredgewidth=2.4)
+            axes.plot(interval, [k, k], color=colour, linewidth=2.4, solid_capstyle="butt")
+        axes.plot(result.iqm, k, "|", color=colour, markersize=14, markeredgewidth=2.4)
     axes.set_yticks(range(n), list(task.results))
     axes.set_ylim(n - 0.5, -0.5)
     plain(axes, "return: seeds, interquartile mean and its 95 % interval")

@@ -47,7 +47,7 @@ def gaps_sheet(found: Findings, task: Task) -> Sheet:
     """Lay out how far the subject lies above every other arm."""
     rows = []
     for arm in found.others:
-        gap, best = (task.gap(arm, found.config.seed), task.best_gap(arm, found.config.seed))
+        gap, best = task.gaps[arm], task.best_gaps[arm]
         rows.append([arm, *gap_cells(gap), shown(None if best is None else best.mean)])
     title = f"{task.env}: mean return of {found.config.subject} minus that of"
     return Sheet(title, ["arm", "difference", *GAPS, "best peers"], rows)
@@ -60,7 +60,7 @@ def gap_cells(gap: Difference) -> list[str]:
 
 def whole_sheets(found: Findings) -> Iterator[Sheet]:
     """Lay out scores and differences over all tasks, if there are several."""
-    whole = found.whole()
+    whole = found.whole
     if not whole:
         return
     n = len(found.tasks)
@@ -89,7 +89,7 @@ def as_json(found: Findings) -> dict[str, Any]:
         "episodes": config.episodes,
         "confidence": CONFIDENCE,
         "tasks": [task_json(found, task) for task in found.tasks],
-        "whole": {arm: whole_json(w) for arm, w in found.whole().items()},
+        "whole": {arm: whole_json(w) for arm, w in found.whole.items()},
         "notes": found.notes,
     }
 
@@ -106,7 +106,7 @@ def task_json(found: Findings, task: Task) -> dict[str, Any]:
             "git": sorted(commit for commit in known if commit is not None),
         }
         if arm in found.others:
-            gap, best = task.gap(arm, seed), task.best_gap(arm, seed)
+            gap, best = task.gaps[arm], task.best_gaps[arm]
             arms[arm] |= {"gap": gap._asdict(), "best_gap": best and best._asdict()}
     return {"env": task.env, "random": task.random, "arms": arms}
 

@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("", "/cooperative", "/distill", "/fidelity", "/study")
 SOURCES = sorted(
     path
-    for folder in (
-        *("dpd", "dpd/cooperative", "dpd/distill", "dpd/fidelity", "dpd/study"),
-        *("agents", "envs"),
-    )
+    for folder in (*(f"dpd{name}" for name in PACKAGES), "agents", "envs")
     for path in (ROOT / folder).glob("*.py")
 )
 # Lower first: a layer may import itself and the layers below it.

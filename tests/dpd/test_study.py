@@ -174,7 +174,7 @@ def test_tasks_are_joined_in_their_own_units() -> None:
         results={r: made(r, s) for r, s in {"dpd": [20.0, 20.0], "one": [25.0, 35.0]}.items()},
     )
     assert (a.unit, b.unit) == (100, 20)
-    whole = findings(a, b).whole()
+    whole = findings(a, b).whole
     assert whole["dpd"].iqm == pytest.approx(0.65) and whole["dpd"].gap is None
     assert whole["one"].iqm == pytest.approx(0.725)
     gap = whole["one"].gap
@@ -196,20 +196,20 @@ def test_a_difference_of_many_seeds_in_all_tasks_is_decided() -> None:
         for env in "AB"
     ]
     found = findings(*tasks)
-    gap = found.whole()["one"].gap
+    gap = found.whole["one"].gap
     assert gap is not None and gap.verdict == "higher"
-    assert tasks[0].gap("one", 0).mean == pytest.approx(6.6)  # 12 - 5.4
-    best = tasks[0].best_gap("one", 0)
+    assert tasks[0].gaps["one"].mean == pytest.approx(6.6)  # 12 - 5.4
+    best = tasks[0].best_gaps["one"]
     assert best is not None and best.mean == pytest.approx(6.6)  # of one peer it is the best
     titles = [sheet.title for sheet in sheets(found)]
     assert titles[-1] == "Over 2 tasks: mean of dpd minus that of"
-    assert whole_json(found.whole()["one"])["gap"]["verdict"] == "higher"
+    assert whole_json(found.whole["one"])["gap"]["verdict"] == "higher"
 
 
 def test_where_nothing_was_learned_tasks_are_not_joined() -> None:
     good = Task(env="A", random=0, results={r: made(r, [1.0, 2.0]) for r in ("dpd", "one")})
     bad = Task(env="B", random=5, results={r: made(r, [1.0, 2.0]) for r in ("dpd", "one")})
-    assert findings(good, bad).whole() == {} and findings(good).whole() == {}
+    assert findings(good, bad).whole == {} and findings(good).whole == {}
 
 
 def test_the_worst_quarter_worked_by_hand() -> None:
@@ -233,6 +233,7 @@ def test_the_worst_quarter_worked_by_hand() -> None:
         (["--total-steps", "9"], "arm dpd: --total-steps 9 is less than one iteration"),
         (["Hopper-v5"], "an ENV or several, each once"),
         (["--", "--seeds", "3"], "--seeds behind -- is the study's own"),
+        (["--", "--total_steps", "3"], "--total-steps behind -- is the study's own"),
         (["--", "--peers=3"], "--peers behind -- is the study's own"),
         (["--", "--backend", "warp", "--env-kwargs", "{"], "--env-kwargs is not JSON"),
     ],
