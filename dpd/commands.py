@@ -153,7 +153,7 @@ class SweepConfig:
     seeds: int = 3
     """Students of each kind."""
     seed: int = 0
-    """Seed of the first student; also of episodes, states and the bootstrap."""
+    """Seed of the first student; also of episodes and states."""
     episodes: int = 10
     """Deterministic episodes per student, the same for all."""
     states: int = 5_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,12 +16,15 @@ from rich.progress import Progress
 from dpd.config import BadInput
 from dpd.evaluate import evaluate_policy
 from dpd.intervals import (
+    BOOTSTRAP_SEEDS,
     CONFIDENCE,
-    FEW_SEEDS,
+    NARROW,
     Difference,
     Interval,
     bootstrap_interval,
     difference,
+    family,
+    least_seeds,
     trimmed,
 )
 from dpd.plots import Line, compared_curves, iqm
@@ -31,7 +34,9 @@ from dpd.sheets import Sheet, print_sheets, shown
 if TYPE_CHECKING:
     from dpd.commands import CompareConfig
 
+FEW_SEEDS = 6  # the range says as much of fewer
 FEW = f"range, for fewer than {FEW_SEEDS} seeds"
+JUDGED = ["95 % interval", "p", "p adj.", "verdict"]
 PURPOSE = 2_000_003  # keeps the episodes apart from those of training and of `dpd evaluate`
 
 
@@ -112,7 +117,7 @@ def compare_paths(config: CompareConfig) -> int:
     require_one_env(runs)
     results = play(runs, config)
     first, *others = results
-    differences = [difference(first.scores, r.scores, config.seed) for r in others]
+    differences = family({r.run.name: difference(first.scores, r.scores) for r in others})
     notes = remarks(runs)
     if any(run.curve for run in runs):
         compared_curves([line_of(r, config.seed) for r in results], config.out, runs[0].env[0])
@@ -171,9 +176,14 @@ def episodes_seed(seed: int, training_seed: int) -> int:
 def remarks(runs: Sequence[Run]) -> list[str]:
     """Say what makes a comparison weak or unfair."""
     notes = []
-    few = [f"{run.name} has {len(run.seeds)}" for run in runs if len(run.seeds) < FEW_SEEDS]
+    compared = len(runs) - 1
+    least = least_seeds(compared)
+    few = [f"{run.name} has {len(run.seeds)}" for run in runs if len(run.seeds) < least]
     if few:
-        notes.append(f"intervals over fewer than {FEW_SEEDS} seeds mean little: {', '.join(few)}")
+        of = "a difference" if compared == 1 else f"{compared} differences"
+        notes.append(f"fewer than {least} seeds cannot decide {of}: {', '.join(few)}")
+    if any(1 < len(run.seeds) < BOOTSTRAP_SEEDS for run in runs):
+        notes.append(NARROW)
     if not uses_equal_steps(runs):
         used = ", ".join(f"{run.name} {steps_text(run)}" for run in runs)
         notes.append(f"unfair: environment steps per seed differ: {used}")
@@ -182,9 +192,10 @@ def remarks(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if run.is_unfinished
     ]
-    if len(runs) > 2:
+    if compared > 1:
         notes.append(
-            f"each of the {len(runs) - 1} intervals of a difference holds for itself alone"
+            f"p adj.: adjusted by Holm for {compared} differences, and followed by the verdicts; "
+            "the interval of a difference is not adjusted"
         )
     return notes
 
@@ -222,13 +233,12 @@ def line_of(result: Result, seed: int) -> Line:
 def as_json(
     config: CompareConfig,
     results: Sequence[Result],
-    differences: Sequence[Difference],
+    differences: Mapping[str, Difference],
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Return everything measured, raw returns included."""
     env, env_kwargs = results[0].run.env
-    first, *others = (r.run.name for r in results)
-    pairs = zip(others, differences, strict=True)
+    first = results[0].run.name
     return {
         "env": env,
         "env_kwargs": env_kwargs,
@@ -236,7 +246,9 @@ def as_json(
         "seed": config.seed,
         "confidence": CONFIDENCE,
         "runs": [result_json(r, config.seed) for r in results],
-        "differences": [{"run": run, "minus": first, **d._asdict()} for run, d in pairs],
+        "differences": [
+            {"run": run, "minus": first, **d._asdict()} for run, d in differences.items()
+        ],
         "notes": list(notes),
     }
 
@@ -294,13 +306,18 @@ def returns_sheet(config: CompareConfig, results: Sequence[Result]) -> Sheet:
     return Sheet(title + "mean of a seed's peers", columns, rows)
 
 
-def differences_sheet(results: Sequence[Result], differences: Sequence[Difference]) -> Sheet:
+def differences_sheet(results: Sequence[Result], differences: Mapping[str, Difference]) -> Sheet:
     """Lay out how each run differs from the first."""
     first, *others = results
     rows = []
-    for r, d in zip(others, differences, strict=True):
-        n, m = len(r.scores), len(first.scores)
-        over = f"{n} pairs of seeds" if d.paired else f"{n} and {m} unpaired seeds"
-        rows.append([r.run.name, shown(d.mean), shown(d.interval), over, d.verdict])
-    columns = ["run", "difference", "95 % interval", "over", "verdict"]
+    for r in others:
+        d, n, m = differences[r.run.name], len(r.scores), len(first.scores)
+        seeds = f"{n} pairs" if d.paired else f"{n} and {m}"
+        rows.append([r.run.name, seeds, *difference_cells(d)])
+    columns = ["run", "seeds", "difference", *JUDGED]
     return Sheet(f"Mean return minus that of {first.run.name}", columns, rows)
+
+
+def difference_cells(d: Difference) -> list[str]:
+    """Lay out a difference, under a heading and those of JUDGED."""
+    return [*map(shown, (d.mean, d.interval, d.p, d.p_adjusted)), d.verdict]

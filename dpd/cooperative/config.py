@@ -101,7 +101,7 @@ class CooperateConfig:
     episodes: int = 20
     """Deterministic episodes per policy, before and after; the same ones."""
     seed: int = 0
-    """Seed of episodes, networks, minibatches and the bootstrap."""
+    """Seed of episodes, networks and minibatches."""
     threads: int | None = None
     """CPU threads of the simulation; None: all cores."""
     foreign: Annotated[ForeignConfig, tyro.conf.OmitArgPrefixes] = NOT_FOREIGN

@@ -14,7 +14,14 @@ import numpy as np
 from dpd.cooperative.rounds import Round
 from dpd.cooperative.subjects import Subject
 from dpd.cooperative.world import Budget, Spent
-from dpd.intervals import CONFIDENCE, FEW_SEEDS, Interval, bootstrap_interval
+from dpd.intervals import (
+    CONFIDENCE,
+    Difference,
+    family,
+    least_seeds,
+    mean_interval,
+    paired_difference,
+)
 from dpd.policyfile import Policy
 
 if TYPE_CHECKING:
@@ -59,6 +66,14 @@ class Outcome:
         return self.subjects[k].name
 
     @property
+    def gains(self) -> list[Difference]:
+        """Every policy's gain over the same episodes, as one family; none before the end."""
+        if self.before is None or self.after is None:
+            return []
+        gaps = (self.after - self.before).tolist()
+        return list(family({str(k): paired_difference([g]) for k, g in enumerate(gaps)}).values())
+
+    @property
     def settings(self) -> dict[str, Any]:
         """All settings that a file can say."""
         said = {k: v for k, v in asdict(self.config).items() if k not in NOT_SAVED}
@@ -76,8 +91,12 @@ class Outcome:
             yield f"the budget ended in round {len(self.rounds) + 1}: {self.spent}; {done}"
         used = " · ".join(f"{what} {n:,}" for what, n in self.budget.used.items())
         yield f"simulator steps  {self.budget.spent:,} of {self.budget.total:,}: {used}"
-        if self.config.episodes < FEW_SEEDS:
-            yield f"note: intervals over fewer than {FEW_SEEDS} episodes mean little"
+        least = least_seeds(len(self.subjects))
+        if self.config.episodes < least:
+            yield (
+                f"note: fewer than {least} episodes cannot decide the gains of "
+                f"{len(self.subjects)} policies"
+            )
 
 
 def as_text(outcome: Outcome) -> str:
@@ -94,7 +113,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "settings": outcome.settings,
         "steps": {"total": outcome.budget.spent, **outcome.budget.used},
         "ended_early": None if outcome.spent is None else str(outcome.spent),
-        "policies": [policy_json(outcome, k) for k in range(len(outcome.subjects))],
+        "policies": policies_json(outcome),
         "rounds": [
             {
                 "round": r.number,
@@ -108,21 +127,32 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def policy_json(outcome: Outcome, k: int) -> dict[str, Any]:
-    """Return a policy's figures and the returns behind them."""
-    subject, seed = outcome.subjects[k], outcome.config.seed
-    found: dict[str, Any] = {**subject.origin, "file": str(subject.file)}
-    for name, returns in (("before", outcome.before), ("after", outcome.after)):
-        if returns is not None:
-            found[f"return_{name}"] = float(returns[k].mean())
-            found[f"interval_{name}"] = interval(returns[k], seed)
-            found[f"returns_{name}"] = returns[k].tolist()
-    if outcome.before is not None and outcome.after is not None:
-        gain = outcome.after[k] - outcome.before[k]
-        found |= {"gain": float(gain.mean()), "interval_gain": interval(gain, seed)}
+def policies_json(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return every policy's figures and the returns behind them."""
+    found: list[dict[str, Any]] = []
+    for k, subject in enumerate(outcome.subjects):
+        found.append({**subject.origin, "file": str(subject.file)})
+        for name, returns in (("before", outcome.before), ("after", outcome.after)):
+            if returns is not None:
+                found[k][f"return_{name}"] = float(returns[k].mean())
+                found[k][f"interval_{name}"] = mean_interval(returns[k])
+                found[k][f"returns_{name}"] = returns[k].tolist()
+    for policy, gain in zip(found, outcome.gains, strict=False):
+        policy |= gain_json(gain)
     return found
 
 
-def interval(returns: np.ndarray, seed: int) -> Interval | None:
-    """Return the bootstrap interval of a mean over episodes [K]."""
-    return bootstrap_interval(np.mean, [returns.tolist()], seed)
+def gain_json(gain: Difference) -> dict[str, Any]:
+    """Return a policy's gain."""
+    return {
+        "gain": gain.mean,
+        "interval_gain": gain.interval,
+        "p": gain.p,
+        "p_adjusted": gain.p_adjusted,
+        "verdict": worded(gain),
+    }
+
+
+def worded(gain: Difference) -> str:
+    """Return the verdict on a gain, whose replicates are episodes."""
+    return gain.verdict.replace("seeds", "episodes")

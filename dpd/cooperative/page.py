@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dpd.cooperative.outcome import Outcome, interval
+from dpd.cooperative.outcome import Outcome, worded
 from dpd.cooperative.tables import sheets
+from dpd.intervals import mean_interval
 from dpd.sheets import Sheet
 from dpd.webpage import INK, definitions, document, legend, look, new_figure, plain, svg, table
 
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MEANINGS = {
-    "before, after, gain": "mean return of whole deterministic episodes, the same ones; 95 % "
-    "bootstrap interval over episodes, of the gain paired by episode",
+    "before, after, gain": "mean return of whole deterministic episodes, the same ones; 95 % t "
+    "interval over episodes, of the gain paired by episode: of these very policies, whatever "
+    "another seed would have made of them",
+    "p": "how often a mean gain at least as far from 0 comes up when the sign of every episode's "
+    "gain is drawn by a coin (an exact test for up to 13 episodes)",
+    "p adj.": "p adjusted by Holm for all policies; the verdict follows it, not the interval: "
+    "higher or lower at 0.05 or less",
     "states": "where the student is deficient: the teacher gets more from there, over the horizon, "
     "by more than the margin, and of several the most",
     "new": "counterfactuals: states found near those where the played gap is above the threshold",
@@ -43,14 +49,15 @@ PURPOSES = {
 
 def page(outcome: Outcome) -> str:
     """Return the page."""
-    first, *others = sheets(outcome)
+    tables = [table(sheet) for sheet in sheets(outcome)]
+    n = 1 + bool(outcome.gains)  # the tables of returns
     parts = [
         f"<p>{escape(verdict(outcome))}</p>",
         *(f"<p>{escape(line)}.</p>" for line in outcome.remarks()),
-        table(first),
+        *tables[:n],
         returns(outcome),
         f"<h2>What was taught</h2>{gaps(outcome)}",
-        *map(table, others),
+        *tables[n:],
         f"<h2>What it cost</h2>{table(costs_sheet(outcome))}",
         f"<h2>What the numbers mean</h2>{definitions(MEANINGS)}",
         f"<h2>Where it comes from</h2>{provenance(outcome)}",
@@ -60,14 +67,13 @@ def page(outcome: Outcome) -> str:
 
 def verdict(outcome: Outcome) -> str:
     """Say in a sentence who got better, as far as the episodes tell."""
-    if outcome.before is None or outcome.after is None:
+    if not outcome.gains:
         return "The policies were not evaluated after the last round."
-    words: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
-    for k, gains in enumerate(outcome.after - outcome.before):
-        low, high = interval(gains, outcome.config.seed) or (0.0, 0.0)
-        words["better" if low > 0 else "worse" if high < 0 else "undecided"].append(outcome.name(k))
+    words: dict[str, list[str]] = {"higher": [], "lower": []}
+    for k, gain in enumerate(outcome.gains):
+        words.setdefault(worded(gain), []).append(outcome.name(k))
     said = (f"{what}: {', '.join(names)}" for what, names in words.items() if names)
-    return f"By the interval of the gain {'; '.join(said)}."
+    return f"By the adjusted p of the gain {'; '.join(said)}."
 
 
 def returns(outcome: Outcome) -> str:
@@ -75,11 +81,10 @@ def returns(outcome: Outcome) -> str:
     k = len(outcome.subjects)
     figure = new_figure(8.4, 1.1 + 0.5 * k)
     axes = figure.add_subplot()
-    seed = outcome.config.seed
     for turn, (name, found) in enumerate((("before", outcome.before), ("after", outcome.after))):
         if found is not None:
             marks = {"color": look(turn)["color"], "label": name}
-            draw_returns(axes, found, seed, (0.12, -0.12)[turn], marks)
+            draw_returns(axes, found, (0.12, -0.12)[turn], marks)
     axes.set_yticks(range(k), [f"{j} {outcome.name(j)}" for j in range(k)])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a file may have dollars in its name
@@ -92,12 +97,10 @@ def returns(outcome: Outcome) -> str:
     return svg(figure, "returns")
 
 
-def draw_returns(
-    axes: Axes, found: np.ndarray, seed: int, shift: float, marks: dict[str, str]
-) -> None:
+def draw_returns(axes: Axes, found: np.ndarray, shift: float, marks: dict[str, str]) -> None:
     """Draw a dot and an interval for the returns of every policy [k, K]."""
     means = found.mean(1)
-    ends = np.array([interval(row, seed) or (m, m) for row, m in zip(found, means, strict=True)])
+    ends = np.array([mean_interval(row) or (m, m) for row, m in zip(found, means, strict=True)])
     spread = np.abs(ends.T - means)
     at = np.arange(len(found)) - shift
     axes.errorbar(means, at, xerr=spread, fmt="o", markersize=5, linewidth=1.6, **marks)  # type: ignore[arg-type]

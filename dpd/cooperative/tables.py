@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dpd.cooperative.outcome import Outcome, policy_json
+from dpd.cooperative.outcome import Outcome, worded
+from dpd.intervals import mean_interval
 from dpd.sheets import Sheet, shown
 
 
@@ -24,6 +25,8 @@ def round_line(outcome: Outcome) -> str:
 def sheets(outcome: Outcome) -> Iterator[Sheet]:
     """Return the tables, the most important one first."""
     yield returns_sheet(outcome)
+    if outcome.gains:
+        yield gains_sheet(outcome)
     yield pairs_sheet(outcome)
     if any(found.trials for found in outcome.rounds):
         yield trials_sheet(outcome)
@@ -37,13 +40,26 @@ def returns_sheet(outcome: Outcome) -> Sheet:
     )
     rows = []
     for k in range(len(outcome.subjects)):
-        known = policy_json(outcome, k)
         row = [f"{k} {outcome.name(k)}"]
-        for figure in ("return_before", "return_after", "gain"):
-            row.append(shown(known.get(figure)))
-            row.append(shown(known.get(f"interval_{figure.removeprefix('return_')}")))
+        for found in (outcome.before, outcome.after):
+            row.append(shown(None if found is None else float(found[k].mean())))
+            row.append(shown(None if found is None else mean_interval(found[k])))
         rows.append(row)
-    return Sheet(title, ["policy", "before", "95 %", "after", "95 %", "gain", "95 %"], rows)
+    return Sheet(title, ["policy", "before", "95 %", "after", "95 %"], rows)
+
+
+def gains_sheet(outcome: Outcome) -> Sheet:
+    """Lay out every policy's gain and what it decides."""
+    rows = [
+        [
+            f"{k} {outcome.name(k)}",
+            *map(shown, (gain.mean, gain.interval, gain.p, gain.p_adjusted)),
+            worded(gain),
+        ]
+        for k, gain in enumerate(outcome.gains)
+    ]
+    columns = ["policy", "gain", "95 %", "p", "p adj.", "verdict"]
+    return Sheet("After minus before, episode by episode", columns, rows)
 
 
 def pairs_sheet(outcome: Outcome) -> Sheet:

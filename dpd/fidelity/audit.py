@@ -20,7 +20,13 @@ from dpd.fidelity.states import (
     visit,
 )
 from dpd.fidelity.subjects import Cost, Subject, cost
-from dpd.intervals import FEW_SEEDS, Interval, bootstrap_interval, difference_of_means
+from dpd.intervals import (
+    ALPHA,
+    BOOTSTRAP_SEEDS,
+    Interval,
+    bootstrap_interval,
+    unpaired_difference,
+)
 
 SHOWN = 1_000  # states whose actions are kept for the pictures
 
@@ -202,14 +208,17 @@ def remarks(
         if f.subject.policy.meta.env_id != setting.env_id:
             was = f.subject.policy.meta.env_id
             notes.append(f"{f.subject.name} was trained in {was}, and acts in {setting.env_id}")
-    apart = bootstrap_interval(difference_of_means, [list(returns), list(random)], setting.seed)
-    if returns.mean() <= random.mean() or apart is None or apart.low <= 0:
+    apart = unpaired_difference(returns.tolist(), random.tolist())
+    if apart.mean <= 0 or apart.p is None or apart.p > ALPHA:
         notes.append(
             f"{teacher.name} is not clearly better than random actions in {setting.episodes} "
             "episodes: what is retained of its return means little"
         )
-    if setting.episodes < FEW_SEEDS:
-        notes.append(f"intervals over fewer than {FEW_SEEDS} episodes mean little")
+    if 1 < setting.episodes < BOOTSTRAP_SEEDS:
+        notes.append(
+            "the bootstrap intervals of the return retained are too narrow for fewer than "
+            f"{BOOTSTRAP_SEEDS} episodes"
+        )
     return notes
 
 

@@ -11,11 +11,12 @@ from dpd.fidelity.pictures import MAX_DIMS, bars, histogram, scatter
 from dpd.fidelity.states import SETS
 from dpd.fidelity.subjects import Subject
 from dpd.fidelity.tables import costs_sheet, fidelity_sheet, label, r2_sheet, returns_sheet
+from dpd.intervals import BOOTSTRAP_SEEDS
 from dpd.webpage import definitions, document, notes, table
 
 MORE = {
     "retained": "return above random actions, as a share of the teacher's; 95 % bootstrap interval "
-    "over episodes, paired by their seed",
+    f"over episodes, paired by their seed; too narrow for fewer than {BOOTSTRAP_SEEDS} episodes",
     "ratio": "mean return over the teacher's; it misleads where returns are negative",
     "gap": "how much worse or better held-out states are than those seen in training; where these "
     "are known, it separates too little data from poor optimisation",

@@ -20,7 +20,7 @@ from dpd.fidelity.measures import NEAR
 from dpd.fidelity.states import HELD_OUT, Setting, visit, visit_together
 from dpd.fidelity.subjects import Cost, Subject, cost
 from dpd.files import replacing
-from dpd.intervals import CONFIDENCE, FEW_SEEDS, Interval, bootstrap_interval
+from dpd.intervals import CONFIDENCE, Interval, mean_interval
 from dpd.sheets import Sheet, shown
 
 EPISODES, STATES_EACH = 4, 500  # at most, so that a student costs a second
@@ -71,10 +71,9 @@ class Size:
         found = self.of(figure)
         return float(np.mean(found)) if found else None
 
-    def interval(self, figure: str, seed: int) -> Interval | None:
-        """Return the interval of a figure's mean over seeds; none for less than two."""
-        found = self.of(figure)
-        return bootstrap_interval(np.mean, [found], seed) if len(found) > 1 else None
+    def interval(self, figure: str) -> Interval | None:
+        """Return the t interval of a figure's mean over seeds; None for less than two."""
+        return mean_interval(self.of(figure))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,6 @@ class Sizes:
     """Everything found, the smallest students first."""
 
     env_id: str
-    seed: int
     n_states: int
     """In each set that students are compared on."""
     returns: Returns
@@ -123,7 +121,6 @@ def by_size(
     found.sort(key=lambda size: size.parameters)
     return Sizes(
         env_id=run.env,
-        seed=run.seed,
         n_states=setting.n_states,
         returns=returns,
         costs=costs,
@@ -177,11 +174,11 @@ def sizes_sheet(found: Sizes) -> Sheet:
     for size in found.sizes:
         head = [size.name, f"{size.parameters:,}", *map(shown, [size.compression])]
         figures = [size.mean(name) for name in ("latency_us", "return", "retained")]
-        interval = [shown(size.interval("retained", found.seed))] * several
+        interval = [shown(size.interval("retained"))] * several
         fidelity = [shown(size.mean(name)) for name in ("agree", "own_error")]
         rows.append([*head, *map(shown, figures), *interval, *fidelity])
     n_seeds = max(len(size.of("return")) for size in found.sizes)
-    seeds = f", means of {n_seeds} seeds" if n_seeds > 1 else ""
+    seeds = f", means and t intervals of {n_seeds} seeds" if n_seeds > 1 else ""
     title = (
         f"{found.env_id}: students by size{seeds}; ≤{NEAR}: agreement on held-out states of the "
         "teacher; own error: of actions on the student's states"
@@ -191,10 +188,7 @@ def sizes_sheet(found: Sizes) -> Sheet:
 
 def notes(found: Sizes) -> list[str]:
     """Say what weakens the numbers."""
-    n_seeds = min(len(size.of("return")) for size in found.sizes)
     said = []
-    if 1 < n_seeds < FEW_SEEDS:
-        said.append(f"intervals over fewer than {FEW_SEEDS} seeds mean little")
     if found.returns.teacher <= found.returns.floor:
         said.append("the teacher is no better than random actions: nothing of it is to be retained")
     students = [student for size in found.sizes for student in size.students]
@@ -219,20 +213,20 @@ def as_json(found: Sizes) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "teachers": teachers,
         "random": {"return": returns.floor, "returns": returns.random},
-        "sizes": [size_json(size, found.seed) for size in found.sizes],
+        "sizes": [size_json(size) for size in found.sizes],
         "measures": FIGURES,
         "notes": notes(found),
     }
 
 
-def size_json(size: Size, seed: int) -> dict[str, Any]:
-    """Return a size's figures, their intervals over seeds, and those of every student."""
+def size_json(size: Size) -> dict[str, Any]:
+    """Return a size's figures, their t intervals over seeds, and those of every student."""
     return {
         "name": size.name,
         "parameters": size.parameters,
         "compression": size.compression,
         **{name: size.mean(name) for name in FIGURES},
-        "intervals": {name: size.interval(name, seed) for name in FIGURES},
+        "intervals": {name: size.interval(name) for name in FIGURES},
         "students": [
             {
                 "policy": s.name,

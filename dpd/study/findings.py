@@ -18,8 +18,9 @@ from dpd.intervals import (
     Interval,
     bootstrap_interval,
     difference,
+    family,
+    paired_difference,
     trimmed,
-    verdict,
 )
 from dpd.runs import read_run
 from dpd.study.config import StudyConfig
@@ -34,8 +35,6 @@ class Task:
     """By arm, the subject first."""
     random: float
     """Mean return of uniform actions."""
-    seed: int = 0
-    """Of the bootstrap."""
 
     @property
     def unit(self) -> float:
@@ -58,18 +57,18 @@ class Task:
 
     @cached_property
     def gaps(self) -> dict[str, Difference]:
-        """How far the subject's scores lie above every arm's, seed by seed."""
+        """How far the subject's scores lie above every arm's, seed by seed; one family."""
         subject = self.subject.scores
-        return {k: difference(own.scores, subject, self.seed) for k, own in self._others.items()}
+        return family({arm: difference(r.scores, subject) for arm, r in self._others.items()})
 
     @cached_property
-    def best_gaps(self) -> dict[str, Difference | None]:
-        """The same for the peers that training chose, where it chose."""
-        return {arm: self._best_gap(own) for arm, own in self._others.items()}
-
-    def _best_gap(self, other: Result) -> Difference | None:
-        own, chosen = other.best_scores, self.subject.best_scores
-        return None if own is None or chosen is None else difference(own, chosen, self.seed)
+    def best_gaps(self) -> dict[str, Difference]:
+        """The same for the peers that training chose, where it chose; a family of their own."""
+        best = {arm: r.best_scores for arm, r in self._others.items()}
+        subject = self.subject.best_scores
+        if subject is None:
+            return {}
+        return family({arm: difference(s, subject) for arm, s in best.items() if s is not None})
 
 
 class Whole(NamedTuple):
@@ -99,33 +98,24 @@ class Findings:
         """Every arm over all tasks; nothing for one task, or where one taught nothing."""
         if len(self.tasks) < 2 or min(task.unit for task in self.tasks) <= 0:
             return {}
-        return {arm: self._whole(arm) for arm in self.config.chosen}
+        gaps = family({arm: self._whole_gap(arm) for arm in self.others})
+        return {arm: self._whole(arm, gaps.get(arm)) for arm in self.config.chosen}
 
-    def _whole(self, arm: str) -> Whole:
-        seed, subject = self.config.seed, self.config.subject
+    def _whole(self, arm: str, gap: Difference | None) -> Whole:
         scores = [task.scaled(arm) for task in self.tasks]
         iqm = float(joint_iqm(*map(np.array, scores), axis=-1))
-        interval = bootstrap_interval(joint_iqm, scores, seed)
-        if arm == subject:
-            return Whole(iqm, interval, None)
-        gaps = [
-            np.subtract(task.scaled(subject), own).tolist()
-            for task, own in zip(self.tasks, scores, strict=True)
-        ]
-        within = bootstrap_interval(joint_mean, gaps, seed)
-        mean = float(joint_mean(*map(np.array, gaps), axis=-1))
-        gap = Difference(mean, within, True, verdict(within, self.config.seeds))
-        return Whole(iqm, interval, gap)
+        return Whole(iqm, bootstrap_interval(joint_iqm, scores, self.config.seed), gap)
+
+    def _whole_gap(self, arm: str) -> Difference:
+        """Return how far the subject lies above an arm, with the tasks as strata."""
+        subject = self.config.subject
+        gaps = [np.subtract(task.scaled(subject), task.scaled(arm)) for task in self.tasks]
+        return paired_difference([gap.tolist() for gap in gaps])
 
 
 def joint_iqm(*tasks: np.ndarray, axis: int) -> Any:
     """Take the interquartile mean over the seeds of all tasks (Agarwal et al. 2021)."""
     return trimmed(np.concatenate(tasks, axis=axis), axis)
-
-
-def joint_mean(*tasks: np.ndarray, axis: int) -> Any:
-    """Take the mean over the seeds of all tasks."""
-    return np.concatenate(tasks, axis=axis).mean(axis=axis)
 
 
 def worst_quarter(scores: Sequence[float]) -> float:
@@ -154,6 +144,6 @@ def examine(config: StudyConfig) -> Findings:
             threads=config.threads,
         )
         random = visit(setting, uniform(setting, meta.act_dim), 0, HELD_OUT).returns
-        tasks.append(Task(env=env, results=results, random=float(random.mean()), seed=config.seed))
+        tasks.append(Task(env=env, results=results, random=float(random.mean())))
         notes += [note for note in remarks(runs) if note not in notes]
     return Findings(config=config, tasks=tasks, notes=notes)

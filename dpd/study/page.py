@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpd.compare import line_of
-from dpd.intervals import Difference
+from dpd.intervals import BOOTSTRAP_SEEDS, Difference, least_seeds
 from dpd.plots import COLOURS, write_steps
 from dpd.sheets import shown
 from dpd.study.findings import Findings, Task
-from dpd.study.tables import gaps_sheet, scores_sheet, whole_sheets
+from dpd.study.tables import task_sheets, whole_sheets
 from dpd.webpage import definitions, document, look, new_figure, notes, plain, svg, table
 
 if TYPE_CHECKING:
@@ -26,10 +26,17 @@ MEANINGS = {
     "episodes, the same for all arms; a seed is one replicate, as its peers are not independent",
     "steps": "every arm gets as many environment steps per seed, all of its peers together; "
     "evaluations use none of them",
-    "IQM": "interquartile mean over seeds, with a 95 % bootstrap interval; over all tasks seeds "
-    "are drawn within each task (Agarwal et al. 2021)",
-    "difference": "seed by seed, with a 95 % bootstrap interval of its mean; undecided where that "
-    "holds zero. Each interval holds for itself alone, not for all at once",
+    "IQM": "interquartile mean over seeds, with a 95 % bootstrap interval, which is too narrow for "
+    f"fewer than {BOOTSTRAP_SEEDS} seeds; over all tasks seeds are drawn within each task (Agarwal "
+    "et al. 2021)",
+    "difference": "mean of the differences seed by seed, with the 95 % t interval of this "
+    "difference alone; over all tasks the mean of the tasks' means, with the variance within each",
+    "p": "how often a mean at least as far from 0 comes up when the sign of every seed's "
+    "difference is drawn by a coin (an exact test for up to 13 seeds)",
+    "p adj.": "p adjusted by Holm for all arms of its table, which is one family",
+    "verdict": "follows p adj., not the interval: higher or lower at 0.05 or less, otherwise "
+    "undecided; too few seeds where no result could decide: one difference needs "
+    f"{least_seeds(1)} seeds, seven need {least_seeds(7)}",
     "worst ¼": "mean of the lowest quarter of the seeds",
     "best peer": "of each seed the peer of the best last evaluation in training: what a user would "
     "keep, chosen without the episodes of the table",
@@ -67,7 +74,8 @@ def answers(found: Findings) -> str:
 def worded(gap: Difference) -> str:
     """Write a difference in words."""
     within = "" if gap.interval is None else f" ({shown(gap.interval)})"
-    return f"{shown(gap.mean)}{within}, {gap.verdict}"
+    p = f", p {shown(gap.p)}, adjusted {shown(gap.p_adjusted)}" if gap.p is not None else ""
+    return f"{shown(gap.mean)}{within}{p}: {gap.verdict}"
 
 
 def task_parts(found: Findings, task: Task) -> list[str]:
@@ -75,8 +83,7 @@ def task_parts(found: Findings, task: Task) -> list[str]:
     return [
         f"<h2>{escape(task.env)}</h2>",
         intervals(found, task),
-        table(scores_sheet(found, task)),
-        table(gaps_sheet(found, task)),
+        *map(table, task_sheets(found, task)),
         curves(found, task),
     ]
 

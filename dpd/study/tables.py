@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 
 from dpd import __version__
-from dpd.compare import Result, result_json
-from dpd.intervals import CONFIDENCE, Difference
+from dpd.compare import JUDGED, Result, difference_cells, result_json
+from dpd.intervals import CONFIDENCE
 from dpd.sheets import Sheet, shown
 from dpd.study.findings import Findings, Task, Whole, worst_quarter
-
-GAPS = ["95 % interval", "verdict"]
 
 
 def sheets(found: Findings) -> list[Sheet]:
     """Return the terminal's tables: those over all tasks last, where one looks."""
-    by_task = [
-        s for task in found.tasks for s in (scores_sheet(found, task), gaps_sheet(found, task))
-    ]
+    by_task = [s for task in found.tasks for s in task_sheets(found, task)]
     return [*by_task, *whole_sheets(found)]
+
+
+def task_sheets(found: Findings, task: Task) -> list[Sheet]:
+    """Return the tables of one task."""
+    best = [best_sheet(found, task)] if task.best_gaps else []
+    return [scores_sheet(found, task), gaps_sheet(found, task), *best]
 
 
 def scores_sheet(found: Findings, task: Task) -> Sheet:
@@ -47,15 +49,16 @@ def gaps_sheet(found: Findings, task: Task) -> Sheet:
     """Lay out how far the subject lies above every other arm."""
     rows = []
     for arm in found.others:
-        gap, best = task.gaps[arm], task.best_gaps[arm]
-        rows.append([arm, *gap_cells(gap), shown(None if best is None else best.mean)])
+        rows.append([arm, *difference_cells(task.gaps[arm])])
     title = f"{task.env}: mean return of {found.config.subject} minus that of"
-    return Sheet(title, ["arm", "difference", *GAPS, "best peers"], rows)
+    return Sheet(title, ["arm", "difference", *JUDGED], rows)
 
 
-def gap_cells(gap: Difference) -> list[str]:
-    """Lay out a difference."""
-    return [shown(gap.mean), shown(gap.interval), gap.verdict]
+def best_sheet(found: Findings, task: Task) -> Sheet:
+    """Lay out the same for the peers that a user would keep."""
+    rows = [[arm, *difference_cells(gap)] for arm, gap in task.best_gaps.items()]
+    title = f"{task.env}: mean return of {found.config.subject}'s best peers minus that of"
+    return Sheet(title, ["arm", "difference", *JUDGED], rows)
 
 
 def whole_sheets(found: Findings) -> Iterator[Sheet]:
@@ -68,8 +71,8 @@ def whole_sheets(found: Findings) -> Iterator[Sheet]:
     rows = [[arm, shown(w.iqm), shown(w.interval)] for arm, w in whole.items()]
     yield Sheet(title, ["arm", "IQM", "95 % interval"], rows)
     title = f"Over {n} tasks: mean of {found.config.subject} minus that of"
-    gaps = [[arm, *gap_cells(w.gap)] for arm, w in whole.items() if w.gap is not None]
-    yield Sheet(title, ["arm", "difference", *GAPS], gaps)
+    gaps = [[arm, *difference_cells(w.gap)] for arm, w in whole.items() if w.gap is not None]
+    yield Sheet(title, ["arm", "difference", *JUDGED], gaps)
 
 
 def as_json(found: Findings) -> dict[str, Any]:
@@ -106,7 +109,7 @@ def task_json(found: Findings, task: Task) -> dict[str, Any]:
             "git": sorted(commit for commit in known if commit is not None),
         }
         if arm in found.others:
-            gap, best = task.gaps[arm], task.best_gaps[arm]
+            gap, best = task.gaps[arm], task.best_gaps.get(arm)
             arms[arm] |= {"gap": gap._asdict(), "best_gap": best and best._asdict()}
     return {"env": task.env, "random": task.random, "arms": arms}
 
