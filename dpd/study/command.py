@@ -26,14 +26,18 @@ Plans = Mapping[tuple[str, str], TrainConfig]
 
 
 def study(config: StudyConfig, parse: Parse) -> int:
-    """Train, compare, write a page and JSON; return the exit status.
+    """Train, compare, write a page and JSON, or only plan; return the exit status.
 
     `parse` makes a run's settings of the arguments of `dpd train`. A run that ends early ends the
     study; the same command goes on with it.
     """
     from dpd.study.page import page
+    from dpd.study.plan import plan_study
     from dpd.study.tables import as_json, sheets
 
+    if config.plan is not None:
+        plan_study(config.out, config.plan, config.json)
+        return 0
     plans = planned(config, parse)
     require_writable(config.out)
     with redirect_stdout(sys.stderr) if config.json else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -85,6 +86,9 @@ class StudyConfig:
     out: Path = Path("study")
     """Directory for study.html, study.json and the runs, ENV/ARM; what is there is not trained
     again, and a run that was stopped goes on."""
+    plan: float | None = None
+    """Train nothing: say how many seeds would show a difference of this much return, given the
+    spread of the differences in the finished study in --out, whose settings count."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -92,6 +96,8 @@ class StudyConfig:
         for name in ("seeds", "total_steps", "episodes"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
+        if self.plan is not None and not 0 < self.plan < math.inf:
+            raise BadInput(f"--plan must be a difference of returns above 0, not {self.plan}")
         if self.seed < 0:
             raise BadInput(f"--seed must not be negative, not {self.seed}")
         if not self.envs or len(set(self.envs)) < len(self.envs):

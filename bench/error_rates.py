@@ -1,0 +1,139 @@
+"""Count how often equal methods are called higher or lower, and how wide the intervals really are.
+
+python bench/error_rates.py --json bench/results/error-rates.json        two minutes
+python bench/error_rates.py --json bench/results/error-rates.json --docs docs/results.md
+
+The verdicts are those of `dpd compare`, `study` and `cooperate`: p values, Holm's adjustment and
+the rule are taken from dpd/intervals.py, for thousands of null experiments at once. (A file called
+statistics.py here would hide Python's module of that name from every benchmark.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from marked import fill
+from timing import machine
+
+from dpd.intervals import (
+    bootstrap_interval,
+    holm,
+    mean_interval,
+    sign_flip_p,
+    trimmed,
+    verdict,
+    welch,
+)
+
+Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+SCORES: dict[str, Draw] = {
+    "Gaussian": lambda rng, shape: rng.normal(size=shape),
+    "skewed": lambda rng, shape: rng.gamma(2, size=shape),  # skewness 1.4
+    "very skewed": lambda rng, shape: rng.lognormal(size=shape),  # skewness 6.2
+}
+SEEDS = (6, 10, 20)
+NULLS = {6: 40_000, 10: 10_000, 20: 2_000}
+FAMILIES = 2_000
+ARMS = 7
+COVERED = (6, 10, 20)
+
+
+def verdicts(first: np.ndarray, others: np.ndarray, is_paired: bool) -> np.ndarray:
+    """Return the verdicts on others [E, m, n] against first [E, n] of E experiments, [E, m]."""
+    first, n = first[:, None], first.shape[-1]
+    p = sign_flip_p(others - first) if is_paired else welch(others, first).pvalue
+    apart = (others - first).mean(-1)
+    m = others.shape[1]
+    said = [
+        [verdict(mean, q, n, m) for mean, q in zip(*each, strict=True)]
+        for each in zip(apart.tolist(), holm(p).tolist(), strict=True)
+    ]
+    return np.array(said)
+
+
+def error_rate(scores: str, n: int, is_paired: bool, nulls: int, arms: int = 1) -> float:
+    """Return the share of null experiments in which any arm is called higher or lower."""
+    rng, draw = np.random.default_rng(n), SCORES[scores]
+    first, others = draw(rng, (nulls, n)), draw(rng, (nulls, arms, n))
+    said = verdicts(first, others, is_paired)
+    return float(np.isin(said, ("higher", "lower")).any(1).mean())
+
+
+def coverage(scores: str, n: int, nulls: int) -> dict[str, float]:
+    """Return how often 95 % intervals hold what they are of: t of a mean, bootstrap of an IQM."""
+    rng, draw = np.random.default_rng(n), SCORES[scores]
+    many = draw(rng, (1_000_000,))
+    mean, iqm = float(many.mean()), float(trimmed(many, 0))
+    held = {"t interval of the mean": 0, "bootstrap interval of the IQM": 0}
+    for values in draw(rng, (nulls, n)).tolist():
+        found = (mean_interval(values), bootstrap_interval(trimmed, [values], 0))
+        for name, interval, truth in zip(held, found, (mean, iqm), strict=True):
+            held[name] += interval is not None and interval.low <= truth <= interval.high
+    return {name: count / nulls for name, count in held.items()}
+
+
+def measure(nulls: int) -> dict[str, Any]:
+    """Return all rates."""
+    kinds = {"paired": True, "unpaired": False}
+    return {
+        "one": [
+            {"scores": s, "seeds": kind, **{str(n): error_rate(s, n, p, NULLS[n]) for n in SEEDS}}
+            for s in SCORES
+            for kind, p in kinds.items()
+        ],
+        "family": [
+            {"scores": s, "seeds": kind, "10": error_rate(s, 10, p, FAMILIES, ARMS)}
+            for s in SCORES
+            for kind, p in kinds.items()
+        ],
+        "coverage": [
+            {"scores": s, "n": n, **coverage(s, n, nulls)}
+            for s in ("Gaussian", "skewed")
+            for n in COVERED
+        ],
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Lay out the tables."""
+    head = " | ".join(f"{n} seeds" for n in SEEDS)
+    table = [f"| scores | seeds | {head} | {ARMS} arms, 10 seeds: any |", "|---|---|" + "---:|" * 4]
+    for one, of_family in zip(found["one"], found["family"], strict=True):
+        cells = [f"{one[str(n)]:.1%}" for n in SEEDS] + [f"{of_family['10']:.1%}"]
+        table.append(f"| {one['scores']} | {one['seeds']} | {' | '.join(cells)} |")
+    head = " | ".join(f"{n} seeds" for n in COVERED)
+    table += ["", f"| scores | interval | {head} |", "|---|---|" + "---:|" * len(COVERED)]
+    for scores in dict.fromkeys(row["scores"] for row in found["coverage"]):
+        rows = [row for row in found["coverage"] if row["scores"] == scores]
+        for name in list(rows[0])[2:]:
+            cells = [f"{row[name]:.0%}" for row in rows]
+            table.append(f"| {scores} | {name} | {' | '.join(cells)} |")
+    return table
+
+
+def main() -> int:
+    """Measure unless the tables are only to be written; print them."""
+    parser = argparse.ArgumentParser(description="Error rates of verdicts between equal methods.")
+    parser.add_argument("--nulls", type=int, default=1_000, help="samples for the coverage")
+    parser.add_argument("--json", type=Path, help="write the rates here, or read them for --docs")
+    parser.add_argument("--docs", type=Path, help="write the tables of --json into this page")
+    args = parser.parse_args()
+    if args.docs is not None:
+        data = json.loads(args.json.read_text())
+        fill(args.docs, "bench/error_rates.py", lines(data))
+    else:
+        data = {"machine": machine(), **measure(args.nulls)}
+        if args.json is not None:
+            args.json.write_text(json.dumps(data, indent=1) + "\n")
+    sys.stdout.write("\n".join(lines(data)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
