@@ -24,7 +24,8 @@ import numpy as np
 from marked import fill
 from timing import machine
 
-from dpd.intervals import bootstrap_interval
+from dpd.cooperative.outcome import worded
+from dpd.intervals import family, paired_difference
 
 ALL = ("--trial-episodes", "0")  # every lesson is kept
 VARIANTS = {
@@ -52,7 +53,10 @@ def cooperate(name: str, seed: int, args: argparse.Namespace, out: Path) -> Foun
 
 
 def summary(runs: Sequence[Found], name: str, k: int) -> Found:
-    """Return a policy's returns over the seeds of a variant, and the interval of its gain."""
+    """Return a policy's returns over the seeds of a variant, and its gain over their episodes.
+
+    Seeds are strata: the gain is that of these very policies in any episodes.
+    """
     mine = [run["policies"][k] for run in runs if run["variant"] == name]
     episodes = [
         [a - b for a, b in zip(p["returns_after"], p["returns_before"], strict=True)] for p in mine
@@ -65,17 +69,20 @@ def summary(runs: Sequence[Found], name: str, k: int) -> Found:
         "algo": mine[0]["algo"],
         "before": float(np.mean([p["return_before"] for p in mine])),
         "after": float(np.mean([p["return_after"] for p in mine])),
-        "gain": float(np.mean(gains)),
-        "interval_episodes": bootstrap_interval(np.mean, [np.concatenate(episodes).tolist()], 0),
         "gains": gains,
+        "gain": paired_difference(episodes),
     }
 
 
 def summaries(runs: Sequence[Found]) -> Iterator[Found]:
-    """Return a row per variant and policy."""
-    for name in dict.fromkeys(run["variant"] for run in runs):
-        for k in range(len(runs[0]["policies"])):
-            yield summary(runs, name, k)
+    """Return a row per variant and policy, all of which are one family."""
+    names = dict.fromkeys(run["variant"] for run in runs)
+    rows = [summary(runs, name, k) for name in names for k in range(len(runs[0]["policies"]))]
+    judged = family({str(n): row["gain"] for n, row in enumerate(rows)})
+    for row, gain in zip(rows, judged.values(), strict=True):
+        said = {"verdict": worded(gain), "episodes": gain.seeds}
+        names_of = ("interval", "p", "p_adjusted")
+        yield row | {"gain": gain.mean} | {k: getattr(gain, k) for k in names_of} | said
 
 
 def lines_of(data: Found) -> list[str]:
@@ -86,15 +93,17 @@ def lines_of(data: Found) -> list[str]:
         f"policy, {said['rounds']} rounds, horizon {said['horizon']}; about {steps(runs):,} "
         "simulator steps a run.",
         "",
-        "| variant | policy | before | after | gain (95 % over episodes) | gain of each seed |",
-        "|---|---|---:|---:|---:|---:|",
+        "| variant | policy | before | after | gain (95 % over episodes) | p | p adj. | verdict "
+        "| gain of each seed |",
+        "|---|---|---:|---:|---:|---:|---:|---|---:|",
     ]
     for row in summaries(runs):
-        low, high = row["interval_episodes"]
+        low, high = row["interval"]
         each = ", ".join(f"{gain:+,.0f}" for gain in row["gains"])
         cells = [row["variant"], f"{row['policy']}: {row['name']}"]
         cells += [f"{row['before']:,.0f}", f"{row['after']:,.0f}"]
-        cells += [f"{row['gain']:+,.0f} ({low:+,.0f} to {high:+,.0f})", each]
+        cells.append(f"{row['gain']:+,.0f} ({low:+,.0f} to {high:+,.0f})")
+        cells += [*(f"{row[k]:.2g}" for k in ("p", "p_adjusted")), row["verdict"], each]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", *gap_lines(runs)]
 

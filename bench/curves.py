@@ -38,6 +38,7 @@ from dpd.config import ALGORITHMS
 from dpd.csvlog import read_rows
 from dpd.envs.make import make
 from dpd.evaluate import episode_seeds, evaluate_policy, run_episodes
+from dpd.intervals import Difference, family, unpaired_difference
 from dpd.sources import is_best
 
 if TYPE_CHECKING:
@@ -194,12 +195,15 @@ def summarise(records: list[Record]) -> dict[str, Any]:
     }
 
 
-def verdict(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Say how far two means are apart, in SB3's own spread over its seeds."""
-    apart, spread = ours["mean"] - theirs["mean"], theirs["std"]
-    is_worse = apart < -spread
-    says = "worse by more than" if is_worse else "no worse by more than"
-    return f"{name}: {apart:+,.0f} from SB3's mean, {says} SB3's own spread of {spread:,.0f}"
+def verdict(name: str, apart: Difference) -> str:
+    """Say how far our mean is from SB3's, and what that decides."""
+    if apart.interval is None:
+        return f"{name}: {apart.mean:+,.0f} from SB3's mean, {apart.verdict}"
+    low, high = apart.interval
+    return (
+        f"{name}: {apart.mean:+,.0f} ({low:+,.0f} to {high:+,.0f}) from SB3's mean, "
+        f"p {apart.p:.2g}, adjusted {apart.p_adjusted:.2g}: {apart.verdict}"
+    )
 
 
 def result_table(groups: dict[str, list[Record]], title: str) -> Table:
@@ -276,8 +280,12 @@ def compare(args: argparse.Namespace, console: Console) -> None:
     title = f"{args.env}: final policies, {args.episodes} deterministic episodes each"
     console.print(result_table(groups, title), curve_table(curves := along(groups)))
     summary = {name: summarise(records) for name, records in groups.items()}
-    for name in ours if "sb3" in data else ():
-        console.print(verdict(name, summary[name], summary[sb3]), soft_wrap=True)
+    apart = {
+        name: unpaired_difference(summary[name]["each"], summary[sb3]["each"])
+        for name in (ours if "sb3" in data else ())
+    }
+    for name, difference in family(apart).items():
+        console.print(verdict(name, difference), soft_wrap=True)
     write(args.json, data | {"ours": ours, "summary": summary, "training": curves})
 
 

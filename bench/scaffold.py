@@ -7,7 +7,8 @@ The first adds the task to the file, the second writes the file's tables into th
 
 Without a guide it is the same method with g = 0: plain Gaussian likelihood on the same number of
 states, with as many gradient steps of the students. Final policies act without noise in the same
-fresh episodes; the seed is the unit, and differences are seed by seed.
+fresh episodes; the seed is the unit, differences are seed by seed, and the sizes of a task are one
+family.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from marked import fill
 from timing import machine
 
 from dpd.csvlog import read_rows
-from dpd.intervals import bootstrap_interval, difference, trimmed
+from dpd.intervals import Difference, bootstrap_interval, difference, family, trimmed
 
 ROLLOUT = ("--n-envs", "8", "--n-steps", "256", "--minibatch-size", "256")
 VARIANTS = {"without": ("--distill.warm-up", "1"), "with": ()}
@@ -93,12 +94,17 @@ def centre(values: Sequence[float]) -> str:
     return f"{middle:,.0f}" + ("" if found is None else f" ({found.low:,.0f} to {found.high:,.0f})")
 
 
-def gain(without: Row, with_it: Row) -> str:
-    """Word what the guide brings, seed by seed."""
+def gain(without: Row, with_it: Row) -> Difference:
+    """Return what the guide brings, seed by seed."""
     first, other = (dict(enumerate(row["return"])) for row in (without, with_it))
-    mean, found, _, verdict = difference(first, other, 0)
-    ends = "" if found is None else f" ({found.low:+,.0f} to {found.high:+,.0f})"
-    return f"{mean:+,.0f}{ends}, {verdict}"
+    return difference(first, other)
+
+
+def judged(d: Difference) -> list[str]:
+    """Word a difference, its p values and its verdict."""
+    ends = "" if d.interval is None else " ({:+,.0f} to {:+,.0f})".format(*d.interval)
+    p = ["-" if p is None else f"{p:.2g}" for p in (d.p, d.p_adjusted)]
+    return [f"{d.mean:+,.0f}{ends}", *p, d.verdict]
 
 
 def table(env: str, task: Row) -> list[str]:
@@ -109,12 +115,14 @@ def table(env: str, task: Row) -> list[str]:
         f"{said['episodes']} episodes per policy. The teacher gets {task['teacher']:,.0f}, uniform "
         f"actions {task['random']:,.0f}.",
         "",
-        "| units | without a guide | with | difference | within 0.1, without | with | coverage |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| units | without a guide | with | difference | p | p adj. | verdict "
+        "| within 0.1, without | with | coverage |",
+        "|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
+    gains = family({s: gain(rows["without", s], rows["with", s]) for s in said["sizes"]})
     for size in said["sizes"]:
         pair = rows["without", size], rows["with", size]
-        cells = [size, *(centre(row["return"]) for row in pair), gain(*pair)]
+        cells = [size, *(centre(row["return"]) for row in pair), *judged(gains[size])]
         cells += [f"{np.mean(row['agree']):.0%}" for row in pair]
         cells.append(f"{pair[1]['coverage']:.0%}")
         lines.append(f"| {' | '.join(cells)} |")

@@ -12,7 +12,7 @@ from typing import Any
 
 from marked import fill
 
-COLUMNS = ("arm", "mean", "IQM", "worst ¼", "best peer", "{} minus it", "verdict")
+COLUMNS = ("arm", "mean", "IQM", "worst ¼", "best peer", "{} minus it", "p", "p adj.", "verdict")
 
 
 def figure(value: float | None, interval: list[float] | None = None) -> str:
@@ -31,9 +31,15 @@ def rows(arms: dict[str, Any]) -> list[str]:
         gap = of_arm.get("gap")
         cells = [figure(of_arm.get("mean")), figure(of_arm["iqm"], of_arm["interval"])]
         cells += [figure(of_arm.get(k)) for k in ("worst_quarter", "best_peer")]
-        cells += [figure(gap["mean"], gap["interval"]), gap["verdict"]] if gap else ["", ""]
+        cells += judged(gap) if gap else [""] * 4
         found.append(f"| {arm} | {' | '.join(cells)} |")
     return found
+
+
+def judged(gap: dict[str, Any]) -> list[str]:
+    """Lay out a difference, its p values and its verdict."""
+    p = [f"{gap[k]:.2g}" for k in ("p", "p_adjusted")]
+    return [figure(gap["mean"], gap["interval"]), *p, gap["verdict"]]
 
 
 def lines(data: dict[str, Any]) -> list[str]:

@@ -18,8 +18,8 @@ FLIPS = 2**13
 BOOTSTRAP_SEEDS = 20
 """Percentile bootstrap intervals cover less than 95 % for fewer; bench/error_rates.py counts."""
 NARROW = (
-    f"bootstrap intervals of the IQM are too narrow for fewer than {BOOTSTRAP_SEEDS} seeds: they "
-    "cover about 93 % for 10, and 90 % for 6"
+    f"bootstrap intervals of the IQM are too narrow for fewer than {BOOTSTRAP_SEEDS} seeds; for 6 "
+    "they cover about 90 %"
 )
 
 

@@ -18,9 +18,9 @@ POWER = 0.8
 MOST = 100_000
 """Seeds that a plan goes up to."""
 NOTES = [
-    f"a difference is shown with probability {POWER:.0%} at {ALPHA:.0%} after Holm, whatever the "
-    "other arms do: each is tested at 5 % divided by their number (noncentral t)",
-    "the spread is estimated itself; the range of seeds is that of its 95 % interval (chi-squared)",
+    "seeds: those that show the difference with a probability of 80 % at 5 % after Holm, whatever "
+    "the other arms do: each is tested at 5 % divided by their number (noncentral t)",
+    "range: the same at the ends of the spread's own 95 % interval (chi-squared)",
 ]
 
 
@@ -43,16 +43,16 @@ def plan_study(out: Path, effect: float, as_json: bool) -> None:
     stored = f"{data['seeds']} seeds in {out / 'study.json'}"
     if as_json:
         made = {"effect": effect, "alpha": ALPHA, "power": POWER, "stored_seeds": data["seeds"]}
-        rows = [plan._asdict() for plan in plans]
-        sys.stdout.write(json.dumps(made | {"plans": rows, "notes": NOTES}, indent=2) + "\n")
+        made |= {"plans": [plan._asdict() for plan in plans], "notes": NOTES}
+        sys.stdout.write(json.dumps(made, indent=2) + "\n")
         return
-    title = f"Seeds that show a return of {data['subject']} {effect:,g} above or below an arm's"
+    title = f"Seeds that would show {data['subject']} {effect:,g} above or below an arm"
     rows = [
         [f"{p.env} {p.arm}", shown(p.spread), worded(p.seeds), " to ".join(map(worded, p.range))]
         for p in plans
     ]
     columns = ["task, arm", "spread", "seeds", "range"]
-    sheet = Sheet(f"{title}; the spread of differences is that of {stored}", columns, rows)
+    sheet = Sheet(f"{title}\nspread: of the differences over {stored}", columns, rows)
     print_sheets([sheet], NOTES, Console(highlight=False))
 
 

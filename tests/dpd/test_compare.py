@@ -13,6 +13,7 @@ from dpd import policyfile
 from dpd.cli import main
 from dpd.compare import FEW, Played, Replicate, Result, episodes_seed, line_of
 from dpd.evaluate import episode_seeds
+from dpd.intervals import NARROW
 from dpd.policyfile import Policy, load
 from dpd.runs import Curve, Member, Run
 
@@ -65,7 +66,12 @@ def test_the_figures_follow_from_the_returns(
     gaps = np.subtract(scores[1], scores[0])
     assert (gap["run"], gap["minus"], gap["paired"]) == ("alone", "taught", True)
     assert gap["mean"] == pytest.approx(gaps.mean())
-    assert gap["interval"] == pytest.approx([gaps.min(), gaps.max()])
+    # of two seeds: half of their distance is the standard error, and t(1, 97.5 %) = 12.706
+    half = 12.7062 * abs(gaps[0] - gaps[1]) / 2
+    assert gap["interval"] == pytest.approx([gaps.mean() - half, gaps.mean() + half])
+    # two signs: 2 / 4 where both gaps have one sign, otherwise all draws are as far from 0
+    assert gap["p"] == gap["p_adjusted"] == (0.5 if gaps[0] * gaps[1] > 0 else 1.0)
+    assert (gap["seeds"], gap["verdict"]) == (2, "too few seeds")
     assert imread(out).shape == (900, 1480, 4)
     assert [f.name for f in tmp_path.iterdir()] == ["c.png"]
 
@@ -85,12 +91,14 @@ def test_a_weak_or_unfair_comparison_is_called_so(
     paths = (runs / "taught", runs / "other", runs / "alone")
     found = compare(capsys, *paths, "--out", tmp_path / "c.png")
     assert found["notes"] == [
-        "intervals over fewer than 5 seeds mean little: taught has 2, other has 1, alone has 2",
+        "fewer than 7 seeds cannot decide 2 differences: taught has 2, other has 1, alone has 2",
+        NARROW,
         "unfair: environment steps per seed differ: taught 1,024, other 512, alone 1,024",
-        "each of the 2 intervals of a difference holds for itself alone",
+        "p adj.: adjusted by Holm for 2 differences, and followed by the verdicts; the interval of "
+        "a difference is not adjusted",
     ]
     unpaired = found["differences"][0]
-    assert not unpaired["paired"] and unpaired["interval"] is None
+    assert not unpaired["paired"] and unpaired["interval"] is unpaired["p"] is None
     assert unpaired["verdict"] == "too few seeds"
 
 
@@ -127,12 +135,15 @@ def test_the_table_keeps_its_figures_whole_on_80_columns(
     argv = ["compare", runs / "taught", runs / "alone", "--episodes", "1"]
     assert main([*map(str, argv), "--out", str(tmp_path / "c.png")]) == 0
     said = capsys.readouterr().out
-    assert "Hopper-v5, 1,024 steps per seed" in said and "2 pairs of seeds" in said
-    assert max(map(len, said.splitlines()[:-1])) <= 80  # the last is the picture's path
+    assert "Hopper-v5, 1,024 steps per seed" in said and "2 pairs" in said
+    lines = said.splitlines()[:-1]  # the last is the picture's path
+    assert max(len(line) for line in lines if not line.startswith("note: ")) <= 80
     of_alone = [line.split() for line in said.splitlines() if line.strip().startswith("alone ")]
     # run, seeds, mean, IQM, interval, worst, best, best peer
     assert [len(row) for row in of_alone][:1] == [8]
-    assert of_alone[1][3:7] == ["2", "pairs", "of", "seeds"]
+    # run, seeds, difference, interval, p, p adj., verdict
+    assert of_alone[1][1:3] == ["2", "pairs"] and of_alone[1][7:] == ["too", "few", "seeds"]
+    assert all(0 < float(p) <= 1 for p in of_alone[1][5:7])
     figures = of_alone[0][1:4] + of_alone[0][5:]
     assert all(float(figure.replace(",", "")) > 0 for figure in figures)
 
@@ -175,8 +186,8 @@ def result(curve: Curve, n_seeds: int) -> Result:
 def test_a_band_is_an_interval_over_many_seeds_and_the_range_over_few() -> None:
     few = line_of(result({10: [1.0, 2.0, 6.0]}, 3), 0)
     assert few == ("run (3 seeds)", [10], [3.0], [(1.0, 6.0)], FEW)
-    many = line_of(result({10: [2.0] * 5}, 5), 0)
-    assert many == ("run (5 seeds)", [10], [2.0], [(2.0, 2.0)], "95 % bootstrap interval")
+    many = line_of(result({10: [2.0] * 6}, 6), 0)
+    assert many == ("run (6 seeds)", [10], [2.0], [(2.0, 2.0)], "95 % bootstrap interval")
     assert line_of(result({10: [7.0]}, 1), 0) == ("run (1 seed)", [10], [7.0], [], "")
     assert line_of(result({}, 1), 0) == ("run (1 seed)", [], [15.0], [], "")
 

@@ -51,7 +51,7 @@ def test_a_run_evaluates_what_it_saves(teacher: Path, tmp_path: Path) -> None:
     size = sized("6", [student, plain], 400)
     assert size.parameters == round((student.cost.parameters + 100) / 2)
     returns, costs = Returns([[1.0]], [0.0]), [student.cost]
-    found = Sizes(env_id="", seed=0, n_states=1, returns=returns, costs=costs, sizes=[size])
+    found = Sizes(env_id="", n_states=1, returns=returns, costs=costs, sizes=[size])
     assert notes(found) == [
         "1 of 2 students ask a memory of their teacher, which is in their params and µs"
     ]

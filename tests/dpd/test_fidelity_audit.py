@@ -54,7 +54,7 @@ def test_a_teacher_near_random_is_called_so(policy: Policy) -> None:
     teacher = Subject(name="teacher", policy=policy)
     setting = Setting(env_id="Hopper-v5", episodes=10)
     near = remarks(teacher, [], setting, np.array([-8.0, 10] * 5), np.zeros(10))  # 1 on average
-    assert "not clearly better than random" in near[-1]
+    assert any("not clearly better than random" in note for note in near)
     assert not any(
         "random" in n for n in remarks(teacher, [], setting, np.full(10, 9), np.zeros(10))
     )

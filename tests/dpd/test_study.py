@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from pages import Reader
+from scipy import stats
 
 from dpd.cli import main, parse_train
 from dpd.compare import Played, Replicate, Result
@@ -54,7 +55,10 @@ def test_the_figures_follow_from_the_returns(done: Path) -> None:
         gaps = np.subtract(scores["dpd"], scores[arm])
         gap = task["arms"][arm]["gap"]
         assert gap["paired"] and gap["mean"] == pytest.approx(gaps.mean())
-        assert gap["interval"] == pytest.approx([gaps.min(), gaps.max()])  # of two seeds
+        half = 12.7062 * abs(gaps[0] - gaps[1]) / 2  # t(1, 97.5 %) standard errors of two seeds
+        assert gap["interval"] == pytest.approx([gaps.mean() - half, gaps.mean() + half])
+        assert gap["p"] == (0.5 if gaps[0] * gaps[1] > 0 else 1.0)  # of 2^2 signs
+        assert gap["p_adjusted"] == 1 and gap["verdict"] == "too few seeds"  # 3 * 0.5
     assert "gap" not in task["arms"]["dpd"]
 
 
@@ -81,7 +85,11 @@ def test_the_page_loads_nothing_and_answers_every_question(done: Path) -> None:
         assert ARMS[arm].asks.capitalize() in seen.text and f"dpd − {arm}: " in seen.text
     assert "Is it better than --distill.alpha 10?" in seen.text
     assert "dpd train Hopper-v5 --algo ppo --seeds 2 --seed 3 --total-steps 1024" in seen.text
-    assert "note" in seen.text.lower() and "fewer than 5 seeds" in seen.text
+    assert "fewer than 7 seeds cannot decide 3 differences: dpd has 2" in seen.text
+    assert "p adj." in seen.text and ", adjusted 1: too few seeds" in seen.text
+    assert (
+        "best peers minus that of" in seen.text and "is too narrow for fewer than 20" in seen.text
+    )
 
 
 def test_a_directory_with_runs_of_other_settings_is_refused(
@@ -178,9 +186,13 @@ def test_tasks_are_joined_in_their_own_units() -> None:
     assert whole["dpd"].iqm == pytest.approx(0.65) and whole["dpd"].gap is None
     assert whole["one"].iqm == pytest.approx(0.725)
     gap = whole["one"].gap
-    assert gap is not None and gap.mean == pytest.approx(-0.05) and gap.verdict == "undecided"
-    # seeds are drawn within a task: A's mean lies in [0.1, 0.7], B's in [-0.75, -0.25]
-    assert gap.interval == pytest.approx(((0.1 - 0.75) / 2, (0.7 - 0.25) / 2))
+    assert gap is not None and gap.mean == pytest.approx(-0.05) and gap.verdict == "too few seeds"
+    # tasks are strata: squared standard errors 0.3^2 and 0.25^2, a quarter of whose sum is that of
+    # -0.05, with 0.1525^2 / (0.09^2 + 0.0625^2) = 1.937 degrees of freedom
+    half = stats.t.ppf(0.975, 0.1525**2 / (0.09**2 + 0.0625**2)) * (0.1525 / 4) ** 0.5
+    assert gap.interval == pytest.approx((-0.05 - half, -0.05 + half))
+    # with all signs the gaps sum to +-1.8 1.6 1.3 1.1 0.4 0.3 0.2 0.1: as far as -0.2 are 14 of 16
+    assert gap.p == pytest.approx(14 / 16) and gap.seeds == 2
 
 
 def test_a_difference_of_many_seeds_in_all_tasks_is_decided() -> None:
@@ -189,15 +201,15 @@ def test_a_difference_of_many_seeds_in_all_tasks_is_decided() -> None:
             env=env,
             random=0,
             results={
-                "dpd": made("dpd", [10.0, 11.0, 12.0, 13.0, 14.0]),
-                "one": made("one", [5.0, 6.0, 5.0, 6.0, 5.0]),
+                "dpd": made("dpd", [10.0, 11.0, 12.0, 13.0, 14.0, 12.0]),
+                "one": made("one", [5.0, 6.0, 5.0, 6.0, 5.0, 5.4]),
             },
         )
         for env in "AB"
     ]
     found = findings(*tasks)
     gap = found.whole["one"].gap
-    assert gap is not None and gap.verdict == "higher"
+    assert gap is not None and gap.verdict == "higher" and gap.p == 2 / 2**12  # 6 in both tasks
     assert tasks[0].gaps["one"].mean == pytest.approx(6.6)  # 12 - 5.4
     best = tasks[0].best_gaps["one"]
     assert best is not None and best.mean == pytest.approx(6.6)  # of one peer it is the best

@@ -1,0 +1,120 @@
+"""Judge results anew: derive every interval, p value and verdict from the raw returns in a file.
+
+python bench/rejudge.py bench/results/study-*.json bench/results/cooperate-*.json
+
+Files of `dpd study` and of bench/cooperate.py are read, judged by today's code and written again.
+What was measured stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import cycle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cooperate
+import numpy as np
+
+from dpd.compare import Played, Replicate, Result, remarks
+from dpd.cooperative.outcome import Outcome, policies_json
+from dpd.runs import Member, Run
+from dpd.study.config import ARMS, StudyConfig
+from dpd.study.findings import Findings, Task
+from dpd.study.tables import task_json, whole_json
+
+Data = dict[str, Any]
+
+
+def rejudged(data: Data) -> Data:
+    """Return what a file of today's code would say of the same returns."""
+    new = study(data) if "subject" in data else cooperation(data)
+    again: Data = json.loads(json.dumps(new, allow_nan=False))
+    return again
+
+
+def study(data: Data) -> Data:
+    """Judge a study."""
+    own = tuple(f"{name}={arm['flags']}" for name, arm in data["arms"].items() if name not in ARMS)
+    config = StudyConfig(
+        envs=tuple(task["env"] for task in data["tasks"]),
+        arms=tuple(name for name in data["arms"] if name in ARMS),
+        own=own,
+        **{name: data[name] for name in ("algo", "subject", "seeds", "seed", "total_steps")},
+        episodes=data["episodes"],
+    )
+    tasks = [
+        Task(
+            env=task["env"],
+            random=task["random"],
+            results={arm: result(found) for arm, found in task["arms"].items()},
+        )
+        for task in data["tasks"]
+    ]
+    runs = [[r.run for r in task.results.values()] for task in tasks]
+    notes = list(dict.fromkeys(note for of_task in runs for note in remarks(of_task)))
+    found = Findings(config=config, tasks=tasks, notes=notes)
+    return data | {
+        "tasks": [task_json(found, task) for task in tasks],
+        "whole": {arm: whole_json(w) for arm, w in found.whole.items()},
+        "notes": notes,
+    }
+
+
+def result(arm: Data) -> Result:
+    """Return an arm as it was when its policies had just been played."""
+    steps, commits = cycle(arm["steps"] or [None]), cycle(arm["git"] or [None])
+    replicates = []
+    for seed in arm["seeds"]:
+        peers = []
+        for peer in seed["peers"]:
+            meta = SimpleNamespace(provenance={"steps": next(steps), "git": next(commits)})
+            policy: Any = SimpleNamespace(meta=meta)
+            file, evaluation = Path(peer["policy"]), peer["last_evaluation"]
+            member = Member(seed["seed"], peer["peer"], file, policy, evaluation)
+            peers.append(Played(member, np.array(peer["returns"])))
+        replicates.append(Replicate(seed["seed"], peers))
+    members = tuple(played.member for r in replicates for played in r.peers)
+    name, path, budget = arm["run"], Path(arm["path"]), arm["budget"]
+    run = Run(path=path, name=name, members=members, budget=budget, records=None)
+    return Result(run, replicates)
+
+
+def cooperation(data: Data) -> Data:
+    """Judge the runs of bench/cooperate.py."""
+    runs = [run | {"policies": policies(run["policies"])} for run in data["runs"]]
+    return data | {"runs": runs, "summary": list(cooperate.summaries(runs))}
+
+
+def policies(found: list[Data]) -> list[Data]:
+    """Judge the policies of a run of `dpd cooperate`."""
+    nothing: Any = None
+    outcome = Outcome(
+        subjects=[SimpleNamespace(origin=policy, file="") for policy in found],  # type: ignore[misc]
+        env_id="",
+        config=nothing,
+        budget=nothing,
+        before=np.array([policy["returns_before"] for policy in found]),
+        after=np.array([policy["returns_after"] for policy in found]),
+    )
+    new = policies_json(outcome)
+    return [
+        {k: v for k, v in policy.items() if k != "file" or k in old}
+        for policy, old in zip(new, found, strict=True)
+    ]
+
+
+def main() -> int:
+    """Judge every file that is named."""
+    for path in map(Path, sys.argv[1:]):
+        text = path.read_text()
+        indent = len(text.splitlines()[1]) - len(text.splitlines()[1].lstrip())
+        path.write_text(json.dumps(rejudged(json.loads(text)), indent=indent) + "\n")
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
