@@ -5,9 +5,63 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu_tables.py"
+RESULTS = ROOT / "bench" / "results"
+JUDGED = sorted([*RESULTS.glob("study-*.json"), *RESULTS.glob("cooperate-*.json")])
+
+
+def bench(name: str, patch: pytest.MonkeyPatch) -> ModuleType:
+    """Import a script of the benchmarks as it is when it runs."""
+    patch.syspath_prepend(ROOT / "bench")
+    for other in (name, "cooperate", "marked", "timing"):
+        patch.delitem(sys.modules, other, raising=False)
+    return importlib.import_module(name)
+
+
+def judged(data: Any) -> list[dict[str, Any]]:
+    """Return everything in a file that has a verdict, floats to six digits."""
+    if isinstance(data, list):
+        return [found for each in data for found in judged(each)]
+    if not isinstance(data, dict):
+        return []
+    own = [rounded(data)] if "verdict" in data else []
+    return own + [found for each in data.values() for found in judged(each)]
+
+
+def rounded(data: Any) -> Any:
+    """Round floats to six digits, as another processor may sum in another order."""
+    if isinstance(data, dict):
+        return {k: rounded(v) for k, v in data.items()}
+    if isinstance(data, list):
+        return [rounded(each) for each in data]
+    return float(f"{data:.6g}") if isinstance(data, float) else data
+
+
+@pytest.mark.parametrize("path", JUDGED, ids=lambda path: path.stem)
+def test_committed_verdicts_are_those_of_todays_code(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = json.loads(path.read_text())
+    again = bench("rejudge", monkeypatch).rejudged(data)
+    assert judged(again) == judged(data) and len(judged(data)) >= 8
+
+
+@pytest.mark.parametrize("path", JUDGED, ids=lambda path: path.stem)
+def test_the_tables_of_results_are_those_of_the_files(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, page = json.loads(path.read_text()), (ROOT / "docs" / "results.md").read_text()
+    if "subject" in data:
+        lines = bench("study_table", monkeypatch).lines(data)
+    else:
+        lines = bench("cooperate", monkeypatch).lines_of(data)
+    assert "\n".join(lines) in page
 
 
 def test_the_section_on_gpus_is_what_its_script_makes() -> None:
