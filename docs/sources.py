@@ -83,9 +83,17 @@ def source_page(path: Path) -> str:
 
 
 def line_of(path: Path, name: str) -> int:
-    """Return the line that defines a name. Raises ValueError for one that the file lacks."""
-    defined = re.compile(rf"\s*(?:def|class)\s+{re.escape(name)}\b|{re.escape(name)}\b.*=")
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if defined.match(line):
-            return number
-    raise ValueError(f"{path.relative_to(ROOT)} defines no {name}")
+    """Return the line that defines a function, class or constant, or a method as in `Class.name`.
+
+    Raises ValueError if the file does not define it.
+    """
+    lines = path.read_text().splitlines()
+    start = 0
+    for part in name.split("."):
+        word = re.escape(part)
+        defined = re.compile(rf"\s*(?:def|class)\s+{word}\b|{word}\b.*=")
+        found = [k for k, line in enumerate(lines) if k >= start and defined.match(line)]
+        if not found:
+            raise ValueError(f"{path.relative_to(ROOT)} does not define {name}")
+        start = found[0]
+    return start + 1
