@@ -11,17 +11,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:)([^)\s#]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:)([^)\s#]+)(#[^)\s]*)?\)")
 HIDDEN = "---\nsearch:\n  exclude: true\n---\n\n"
 LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml"}
 
 
 def on_files(files: Any, *, config: Any) -> Any:
     """Add a page for every file outside docs/ that a page links to, and for those it links to."""
+    from mkdocs.structure.files import File  # here, because tests use this module without MkDocs
+
     texts = [(page.content_string, DOCS / page.src_uri) for page in files.documentation_pages()]
     added: set[Path] = set()
     while texts:
@@ -35,28 +35,30 @@ def on_files(files: Any, *, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+def on_page_markdown(markdown: str, *, page: Any, files: Any, **_: Any) -> str:
     """Point links that leave docs/ at the pages made for their targets."""
+    from mkdocs.utils import get_relative_url
+
     uri = page.file.src_uri
     is_source = uri.startswith("source/")
     origin = ROOT / uri.removeprefix("source/") if is_source else DOCS / uri
-    return LINK.sub(lambda link: on_site(link, origin, uri), markdown)
 
-
-def on_site(link: re.Match[str], origin: Path, uri: str) -> str:
-    """Return a link as the page `uri`, whose text is in `origin`, must write it."""
-    text, path, anchor = link[1], (origin.parent / link[2]).resolve(), link[3] or ""
-    if not path.is_relative_to(ROOT) or not path.exists():
-        return link[0]  # for MkDocs to report
-    if path.is_relative_to(DOCS):
-        target = path.relative_to(DOCS).as_posix()
-    elif path.is_file():
-        target = source_uri(path)
+    def rewritten(link: re.Match[str]) -> str:
+        path, anchor = (origin.parent / link[2]).resolve(), link[3] or ""
+        if not path.is_relative_to(ROOT) or not path.exists():
+            return link[0]  # for MkDocs to report
+        if path.is_dir():
+            return link[1]  # a folder has no page
+        inside = path.is_relative_to(DOCS)
+        target = path.relative_to(DOCS).as_posix() if inside else source_uri(path)
         if path.suffix == ".py" and anchor:
-            anchor = f"#__codelineno-0-{line_of(path, anchor.removeprefix('#'))}"
-    else:
-        return text  # a folder has no page
-    return f"[{text}]({os.path.relpath(target, Path(uri).parent)}{anchor})"
+            line = line_of(path, anchor.removeprefix("#"))
+            url = get_relative_url(files.get_file_from_path(target).url, page.file.url)
+            # as HTML, since MkDocs does not know the anchors of lines
+            return f'<a href="{url}#__codelineno-0-{line}">{link[1]}</a>'
+        return f"[{link[1]}]({os.path.relpath(target, Path(uri).parent)}{anchor})"
+
+    return LINK.sub(rewritten, markdown)
 
 
 def linked_files(text: str, origin: Path) -> set[Path]:
