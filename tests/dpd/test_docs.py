@@ -203,7 +203,9 @@ def test_the_reference_of_flags_is_what_help_prints() -> None:
     assert "| <code>--total-steps INT</code> | <code>1000000</code> | Environment steps" in text
     assert "### --method dagger" in text and "--distill.beta-start FLOAT" in text
     for command in cli.COMMANDS:
-        printed = re.findall(r"^\W+(--[a-z][\w.-]*)[ ,]", FLAGS.help_text(command), re.MULTILINE)
+        printed = re.findall(
+            r"^\W{1,3}(--[a-z][\w.-]*)[ ,]", FLAGS.help_text(command), re.MULTILINE
+        )
         listed = [row[0] for group in FLAGS.groups_of(command) for row in group.rows]
         assert printed == [re.split("[ ,]", flag)[0] for flag in listed if flag.startswith("--")]
 
