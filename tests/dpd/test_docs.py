@@ -1,6 +1,7 @@
 """The documentation is true: links resolve, commands parse, tables match the measurements."""
 
 import ast
+import functools
 import importlib
 import importlib.util
 import itertools
@@ -45,6 +46,7 @@ def prose(page: Path) -> str:
     return FLAGS.on_page_markdown(FENCE.sub("", page.read_text()))
 
 
+@functools.cache
 def anchors(page: Path) -> set[str]:
     """Return a page's anchors, which are its headings as GitHub and MkDocs write them."""
     found = set()
