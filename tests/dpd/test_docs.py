@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 
 from dpd import cli
+from dpd.study.config import ARMS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu_tables.py"
@@ -189,6 +190,20 @@ def test_every_python_example_compiles_and_imports_what_exists(page: Path) -> No
             elif isinstance(node, ast.ImportFrom) and node.module:
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_every_command_method_and_arm_has_its_place() -> None:
+    docs = ROOT / "docs"
+    assert {f"{command}.md" for command in cli.COMMANDS} <= {
+        guide.name for guide in (docs / "guides").iterdir()
+    }
+    for page, names in (
+        ("concepts.md", cli.METHODS),
+        ("guides/distill.md", [n for n, kind in cli.METHODS.items() if kind.COMMAND == "distill"]),
+        ("guides/study.md", [name for name in ARMS if name != "dpd"]),
+    ):
+        text = (docs / page).read_text()
+        assert [name for name in names if f"`{name}`" not in text] == [], page
 
 
 def test_every_name_of_the_api_reference_exists() -> None:
