@@ -1,11 +1,12 @@
-# make train: set up, then two peers learn HalfCheetah. make test: everything CI checks.
+# make train: set up, then two peers learn HalfCheetah. make test: lint, types and tests.
+# make docs: the site of the documentation, in site/.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ENV ?= HalfCheetah-v5
 ARGS ?=
 
-.PHONY: install train test lint format clean
+.PHONY: install train test lint format docs clean
 
 install: $(VENV)/.installed
 
@@ -29,5 +30,12 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
