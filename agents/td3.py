@@ -80,13 +80,11 @@ class TD3(OffPolicy[TD3Config]):
         """Whether the update under way is one of the policy too (paper: every second one)."""
         return self.n_updates % self.config.policy_delay == 0
 
-    def _step(
-        self, sample: Transitions, noise: Tensor, imitation: Imitation, idx: Tensor
-    ) -> Metrics:
+    def _step(self, sample: Transitions, noise: Tensor, imitation: Imitation) -> Metrics:
         metrics = self._update_critics(sample, self._next_value(sample.next_obs, noise), coef=1.0)
         if self._moves_policy:
             improved = self._improve(sample.obs_act, noise)
-            metrics |= self._update_policy(*improved, imitation, idx)
+            metrics |= self._update_policy(*improved, imitation)
             self._follow(self.target_critics, self.critics)
             self._follow(self.target_nets, self.nets)
         return metrics

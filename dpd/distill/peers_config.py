@@ -94,10 +94,12 @@ class DPDConfig:
     """Share of the peer's states in `mixed`."""
     memory: int | None = None
     """States come from each learner's most recent this many; 0: from PPO's current iteration, or
-    from the whole replay. None: from the current iteration, or the most recent 1,000 (paper)."""
+    from the whole replay. None: from the current iteration, or the most recent 1,000 (paper). With
+    a replay and the dose `loss`, own states are those of the learner's minibatch instead."""
     dose: Literal["step", "shared", "loss"] = "step"
     """Own gradient steps with an Adam of their own (the paper), the same through the learner's
-    Adam (2020 code), or a term inside the learner's loss."""
+    Adam (2020 code), or a term inside the learner's loss. With a replay, the term has new states,
+    targets and weights in every update: as many states as the learner's minibatch."""
     lr: float | None = None
     """Learning rate of the own Adam. None: 1e-5 for PPO, else 1e-4 (paper)."""
     steps: int | None = None
@@ -200,6 +202,12 @@ class DPDConfig:
                 ),
                 "memory is more than the replay's --capacity; 0 is all of it": (
                     (self.memory or 0) > min(capacities, default=inf)
+                ),
+                "memory does nothing here: with a replay, own states in the loss are those of the "
+                "learner's minibatch; leave it out, or give --distill.states mixed": (
+                    all(replayed)
+                    and self.memory is not None
+                    and (self.states, self.dose) == ("own", "loss")
                 ),
             }
         )

@@ -61,6 +61,11 @@ def spy(seen: list[Minibatch]) -> Callable[[Minibatch], tuple[Tensor, Metrics]]:
     return extra
 
 
+def positions(seen: list[Minibatch]) -> Tensor:
+    """Return where in the rollout minibatches are from [N, K]."""
+    return torch.cat([m.idx for m in seen if m.idx is not None], 1)
+
+
 def test_loss_of_three_samples_worked_by_hand() -> None:
     # Clipped to [0.8, 1.2]: min(1.5, 1.2) = 1.2; min(-0.5, -0.8) = -0.8; min(2, 2) = 2.
     # Policy: -(1.2 - 0.8 + 2) / 3 = -0.8. Value: (1 + 0 + 4) / 3 = 5/3.
@@ -296,7 +301,7 @@ def test_invalid_samples_enter_no_minibatch_and_valid_ones_all_do() -> None:
     agent.update(batch, 0.0, spy(seen))
     assert len(seen) == SMALL.epochs * 4
     for epoch in range(SMALL.epochs):
-        idx = torch.cat([m.idx for m in seen[4 * epoch : 4 * epoch + 4]], 1)
+        idx = positions(seen[4 * epoch : 4 * epoch + 4])
         for row, valid in zip(idx, batch.valid, strict=True):
             assert set(row.tolist()) == set(valid.nonzero().flatten().tolist())
 
@@ -322,7 +327,7 @@ def test_an_epoch_is_a_permutation_of_its_own_for_every_learner() -> None:
     agent = PPO(SMALL, O, A, SEEDS)
     seen: list[Minibatch] = []
     agent.update(agent.prepare(filled(agent, [1, 2, 3])), 0.0, spy(seen))
-    idx = torch.cat([m.idx for m in seen[:4]], 1)
+    idx = positions(seen[:4])
     assert torch.equal(idx.sort(1).values, torch.arange(64).expand(3, 64))
     assert not torch.equal(idx[0], idx[1])
 
