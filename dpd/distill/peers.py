@@ -21,6 +21,7 @@ from dpd.agents.dist import DiagGaussian
 from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.optim import StackedAdam
 from dpd.distill.base import Actor, Context, Deployed
+from dpd.distill.divergence import as_target
 from dpd.distill.dose import dose_of
 from dpd.distill.exchange import PeerExchange, States, action_distance, pick
 from dpd.distill.gate import effective_sample_size, gate_weight
@@ -217,11 +218,8 @@ class DualDistillation:
         if c.dose == "loss":
             weight = weight * self.is_student.unsqueeze(1)
         metrics = self._describe(answers, xi, weight, own, who)
-        mean = pick(answers.mean, who)
-        target = DiagGaussian(
-            mean if answers.squashed else mean.clamp(-1, 1),
-            pick(answers.log_std, who),
-            answers.squashed,
+        target = as_target(
+            answers._replace(mean=pick(answers.mean, who), log_std=pick(answers.log_std, who))
         )
         obs = self.agent.obs_norm(states.obs)
         sample = self._sample(target)
@@ -275,6 +273,7 @@ class DualDistillation:
             "distill/weight_q10": low,
             "distill/weight_q50": mid,
             "distill/weight_q90": high,
+            "distill/weight_max": weight.amax(1),
             "distill/ess": effective_sample_size(weight),
             "distill/action_distance": action_distance(answers, own, who),
         }

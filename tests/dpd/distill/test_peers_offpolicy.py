@@ -1,5 +1,6 @@
 """Dual policy distillation of learners with a replay; their rulers are in test_rulers."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dpd.agents.base import Minibatch, State
 from dpd.agents.offpolicy import OffPolicy
+from dpd.distill.divergence import STD_FLOOR
 from dpd.distill.peers import Independent
 from dpd.distill.peers_config import DPDConfig
 
@@ -82,6 +84,27 @@ def test_two_groups_in_one_stack_equal_two_groups_alone(
     for group in range(2):
         alone = train(Setup(config, first_group=group, algo=algo))
         assert (together[2 * group : 2 * group + 2] - alone).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("config", [STEP, LOSS], ids=["step", "loss"])
+@pytest.mark.parametrize("divergence", ["kl_forward", "kl_reverse", "nll"])
+def test_a_nearly_deterministic_peer_teaches_a_deviation_of_the_floor_at_least(
+    divergence: str, config: DPDConfig
+) -> None:
+    # Row 1 answers with deviation exp(-9); a student of deviation 1 whose mean is off by 0.1 would
+    # be at KL(student || target) = (1 + 0.01) / (2 exp(-18)) > 1e7; with 0.05 it is
+    # log 0.05 + 1.01 / (2 * 0.0025) - 1/2 = 198.5 in each of the two dimensions, times coef 0.5
+    setup = Setup(vary(config, divergence=divergence, gate="uniform"), algo="sac")
+    last = {k: setup.agent.nets.views[f"actor.2.{k}"] for k in ("weight", "bias")}
+    last["weight"].zero_()
+    last["bias"][:] = torch.tensor([[[0.1, 0.1, 0.0, 0.0]], [[0.0, 0.0, -9.0, -9.0]]])
+    targets = setup.choose()
+    assert targets.log_std[0].exp().unique().tolist() == pytest.approx([STD_FLOOR])
+    assert targets.log_std[1].eq(0).all()
+    loss = setup.loss(targets)[0].item()
+    assert loss < 1000
+    if divergence == "kl_reverse":
+        assert loss == pytest.approx(2 * (math.log(0.05) + 1.01 / 0.005 - 0.5))
 
 
 @pytest.mark.parametrize("gate", ["soft", "hard", "uniform"])
