@@ -58,14 +58,14 @@ class TD3(OffPolicy[TD3Config]):
         """
         if self.warming_up:
             return uniform(noise)
-        (u,), _ = self.exploration.nets().run(self.obs_norm(obs), "actor")
+        u = self.exploration.output(self.obs_norm(obs))
         return u.tanh_().add_(noise).clamp_(-1, 1)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
         """Remember a rollout, and adapt the exploration; return its states for whoever distils."""
         batch = super().prepare(rollout)
-        self.exploration.adapt(self.obs_norm(batch.raw_obs))
+        self.exploration.adapt(self.obs_norm(batch.raw_obs), rollout.done.any(1))
         return batch
 
     def _draw(self, updates: int) -> Tensor:
