@@ -38,9 +38,9 @@ class PPOConfig(LearnerConfig):
     value_coef: float = 0.5
     """Weight of the squared value error (Stable-Baselines3)."""
     value_clip: float | None = None
-    """Bound on how far a value may gain by moving from the old one, in normalised reward units: the
-    larger of its squared error and that of the value within the bound counts (OpenAI baselines:
-    0.2); None: no bound (the paper, Stable-Baselines3)."""
+    """Value clipping (OpenAI Baselines' ppo2: 0.2): the loss is the larger of a value's squared
+    error and that of the value held within this distance of the old one, in normalised reward
+    units. None: no clipping (the paper, Stable-Baselines3)."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     max_grad_norm: float = 0.5
