@@ -39,11 +39,15 @@ class Batch(NamedTuple):
 
 
 class Minibatch(NamedTuple):
-    """What a loss added to the learner's own may look at."""
+    """The samples of one gradient step, as a loss added to the learner's own may use them.
 
-    dist: DiagGaussian
-    ratio: Tensor  # [N, B] new over old probability of the action taken
-    idx: Tensor  # [N, B] positions in the flattened rollout [N, S]
+    They are known by `idx` on-policy, and by `raw_obs` where they come from a replay.
+    """
+
+    dist: DiagGaussian  # differentiable
+    ratio: Tensor  # [N, B] new over old probability of the action taken; 1 with a replay
+    idx: Tensor | None = None  # [N, B] positions in the flattened rollout [N, S]
+    raw_obs: Tensor | None = None  # [N, B, O]
 
 
 ExtraLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]

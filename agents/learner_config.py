@@ -31,6 +31,10 @@ class LearnerConfig(ABC):
     """Environments per learner."""
     n_steps: int
     """Steps per environment and iteration."""
+    stagger: bool = False
+    """Begin each environment's first episode at a random age, so that it is cut early: else all of
+    a learner's environments go through their episodes in step, where only a time limit ends them
+    (rsl_rl's init_at_random_ep_len). First episodes are then left out of train/return."""
     minibatch_size: int
     """Samples per learner and gradient step."""
     gamma: float = 0.99

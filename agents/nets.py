@@ -285,11 +285,18 @@ class StackedNets:
 
     def twin(self) -> StackedNets:
         """Return a copy with parameters of its own, equal to these."""
-        n, dtype, device = self.flat.shape[0], self.flat.dtype, self.flat.device
-        twin = StackedNets(self.shapes, n, self.activation, dtype, device)
-        twin.rows, twin.padding = self.rows, self.padding
-        twin.load_state(self.state())
-        return twin
+        return self.repeated(1)
+
+    def repeated(self, times: int) -> StackedNets:
+        """Return copies with parameters of their own: row n as rows n * times and on."""
+        rows = [row for row in self.rows for _ in range(times)]
+        dtype, device = self.flat.dtype, self.flat.device
+        copies = StackedNets(self.shapes, len(rows), self.activation, dtype, device)
+        copies.rows = rows
+        if self.padding is not None:
+            copies.padding = self.padding.repeat_interleave(times, 0)
+        copies.flat.detach().copy_(self.flat.detach().repeat_interleave(times, 0))
+        return copies
 
     def init_uniform(self, prefix: str, generators: Sequence[torch.Generator]) -> None:
         """Fill an MLP as torch.nn.Linear does, U(+-1 / sqrt(in)); row n from generators[n].

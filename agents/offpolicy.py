@@ -18,14 +18,14 @@ from dpd.agents.base import (
     Stateful,
     per_row,
 )
-from dpd.agents.buffers import Rollout, valid_positions
+from dpd.agents.buffers import Rollout
 from dpd.agents.graphs import Graphs
 from dpd.agents.imitation import Imitation
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay, Transitions
-from dpd.agents.rng import WIDE, RowRandom, Stream
+from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.stacked import Stacked
 from dpd.agents.td_loss import critic_loss
 
@@ -90,10 +90,8 @@ class OffPolicy(Stacked[Config]):
         """Draw the noise of so many updates [N, updates, ...]."""
 
     @abstractmethod
-    def _step(
-        self, sample: Transitions, noise: Tensor, imitation: Imitation, idx: Tensor
-    ) -> Metrics:
-        """Take one update; `idx` [N, B] is where in the chunk to imitate."""
+    def _step(self, sample: Transitions, noise: Tensor, imitation: Imitation) -> Metrics:
+        """Take one update on a sample with normalised observations."""
 
     @property
     def warming_up(self) -> bool:
@@ -136,33 +134,30 @@ class OffPolicy(Stacked[Config]):
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
         """Take an iteration's updates on minibatches of the replay; return metrics [N].
 
-        `extra` adds a loss to every update of the policy. Learning rates are constant, whatever
-        the `progress`. Nothing happens, and no metrics come back, in the first `learning_starts`
-        steps.
+        `extra` adds a loss to every update of the policy, on the same minibatch. Learning rates
+        are constant, whatever the `progress`. Nothing happens, and no metrics come back, in the
+        first `learning_starts` steps.
         """
         if self.warming_up or not self.replay.ready:
             return {}
         self._set_rates()
-        imitation = Imitation(self, batch, extra)
         found: dict[str, list[Tensor]] = {}
         for begin in range(0, self.config.updates, BLOCK):
-            for metrics in self._block(min(BLOCK, self.config.updates - begin), imitation):
+            for metrics in self._block(min(BLOCK, self.config.updates - begin), extra):
                 for name, value in metrics.items():
                     found.setdefault(name, []).append(value)
         return {name: torch.stack(values).mean(0) for name, values in found.items()}
 
-    def _block(self, updates: int, imitation: Imitation) -> list[Metrics]:
+    def _block(self, updates: int, extra: ExtraLoss | None) -> list[Metrics]:
         """Take some updates, with random numbers drawn at once."""
-        b = self.config.minibatch_size
-        samples = self.replay.draw(self.batches, updates, b)
+        samples = self.replay.draw(self.batches, updates, self.config.minibatch_size)
         noise = self._draw(updates)
-        idx = valid_positions(imitation.batch.valid, self.batches.integers(WIDE, updates, b))
         history = []
         for i in range(updates):
             self.n_updates += 1
-            history.append(self._take_one(samples[:, i], noise[:, i], imitation, idx[:, i]))
+            history.append(self._take_one(samples[:, i], noise[:, i], extra))
             if self._moves_policy:
-                self._train_policy_alone(imitation)
+                self._train_policy_alone(extra)
         return history
 
     @property
@@ -170,28 +165,30 @@ class OffPolicy(Stacked[Config]):
         """Whether the update under way is one of the policy too."""
         return True
 
-    def _take_one(
-        self, samples: Tensor, noise: Tensor, imitation: Imitation, idx: Tensor
-    ) -> Metrics:
+    def _take_one(self, samples: Tensor, noise: Tensor, extra: ExtraLoss | None) -> Metrics:
         """Take one update on samples [N, B] of the replay, recorded if no method adds to it."""
 
         def work(samples: Tensor, noise: Tensor) -> Metrics:
-            sample = self._normalised(self.replay.take(samples, self.gamma))
-            return self._step(sample, noise, imitation, idx)
+            sample, imitation = self._read(samples, extra)
+            return self._step(sample, noise, imitation)
 
-        if imitation.extra is not None:
+        if extra is not None:
             return work(samples, noise)
         return self.graphs.run(self._moves_policy, work, samples, noise)
 
-    def _train_policy_alone(self, imitation: Imitation) -> None:
+    def _read(self, samples: Tensor, extra: ExtraLoss | None) -> tuple[Transitions, Imitation]:
+        """Return the transitions at samples [N, B], normalised, and a method's loss on them."""
+        raw = self.replay.take(samples, self.gamma)
+        imitation = Imitation(self, raw.obs_act[..., : self.obs_dim], extra)
+        return self._normalised(raw), imitation
+
+    def _train_policy_alone(self, extra: ExtraLoss | None) -> None:
         """Take the further updates of the policy that follow one of its own."""
-        b = self.config.minibatch_size
         for _ in range(self.config.extra_policy_updates):
-            samples = self.replay.draw(self.batches, b)
-            pick = self.batches.integers(WIDE, 1, b)
-            idx = valid_positions(imitation.batch.valid, pick).squeeze(1)
-            sample = self._normalised(self.replay.take(samples, self.gamma))
-            self._update_policy(*self._improve(sample.obs_act, self._draw(1)[:, 0]), imitation, idx)
+            samples = self.replay.draw(self.batches, self.config.minibatch_size)
+            sample, imitation = self._read(samples, extra)
+            improved = self._improve(sample.obs_act, self._draw(1)[:, 0])
+            self._update_policy(*improved, imitation)
 
     @abstractmethod
     def _improve(self, obs_act: Tensor, noise: Tensor) -> tuple[Tape, Tensor, Metrics]:
@@ -219,11 +216,11 @@ class OffPolicy(Stacked[Config]):
         return metrics
 
     def _update_policy(
-        self, tape: Tape, of_output: Tensor, metrics: Metrics, imitation: Imitation, idx: Tensor
+        self, tape: Tape, of_output: Tensor, metrics: Metrics, imitation: Imitation
     ) -> Metrics:
         """Move the policy along the gradient of its output, and a method's."""
         grad, _ = self.nets.gradient(tape, [of_output])
-        added, found = imitation.gradient(idx)
+        added, found = imitation.gradient()
         self.optimizer.step(grad if added is None else grad + added)
         return metrics | found
 

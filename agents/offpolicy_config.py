@@ -129,7 +129,7 @@ class TD3Config(OffPolicyConfig):
     exploration: Literal["gaussian", "ou", "param"] = "gaussian"
     """Noise that explores: independent (paper); an Ornstein-Uhlenbeck process (Lillicrap et al.
     2016), which runs on through the ends of episodes; or adaptive noise on the policy's
-    parameters, drawn anew every iteration (Plappert et al. 2018)."""
+    parameters, drawn anew for every episode of every environment (Plappert et al. 2018)."""
     noise_std: float = 0.1
     """Deviation of the action noise (paper); of the `ou` process's increments (Lillicrap et al.
     2016: 0.2); of the actions that `param` aims at (Plappert et al. 2018: 0.2)."""

@@ -92,7 +92,7 @@ class PPO(GaussianLearners[PPOConfig]):
         act = rollout.act.flatten(1, 2)
         logp = self.dist(obs).logp(act)
         ret = (adv + value).flatten(1)
-        data = Samples(obs, act, logp, adv.flatten(1), ret)
+        data = Samples(obs, act, logp, adv.flatten(1), ret, value.flatten(1))
         raw_returns = ret * self.return_norm.scale.to(self.dtype)
         return Batch(data, rollout.flat_obs(), raw_returns, rollout.valid.flatten(1))
 
@@ -124,13 +124,14 @@ class PPO(GaussianLearners[PPOConfig]):
         """Pass once over the samples; return each step's metrics and all ratios [N, M, B]."""
         idx = self._shuffle(batch.valid)
         parts = (idx.shape[0], -1, self.config.minibatch_size)
-        obs, act, logp, adv, ret = (take(x, idx) for x in batch.data)
+        obs, act, logp, adv, ret, value = (take(x, idx) for x in batch.data)
         obs, act = obs.unflatten(1, parts[1:]), act.unflatten(1, parts[1:])
-        idx, logp, adv, ret = (x.view(parts) for x in (idx, logp, adv, ret))
+        idx, logp, adv, ret, value = (x.view(parts) for x in (idx, logp, adv, ret, value))
         adv = normalise_minibatches(adv) if self.config.norm_adv else adv
+        whole = Samples(obs, act, logp, adv, ret, value)
         history, ratios = [], []
         for i in range(idx.shape[1]):
-            part = Samples(obs[:, i], act[:, i], logp[:, i], adv[:, i], ret[:, i])
+            part = Samples(*(x[:, i] for x in whole))
             metrics, ratio = self._step(part, idx[:, i], active, extra)
             history.append(metrics)
             ratios.append(ratio)

@@ -37,6 +37,10 @@ class PPOConfig(LearnerConfig):
     """Bound on the probability ratio."""
     value_coef: float = 0.5
     """Weight of the squared value error (Stable-Baselines3)."""
+    value_clip: float | None = None
+    """Value clipping (OpenAI Baselines' ppo2: 0.2): the loss is the larger of a value's squared
+    error and that of the value held within this distance of the old one, in normalised reward
+    units. None: no clipping (the paper, Stable-Baselines3)."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     max_grad_norm: float = 0.5
@@ -58,6 +62,8 @@ class PPOConfig(LearnerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("epochs", "max_grad_norm")
+        if self.value_clip is not None and self.value_clip <= 0:
+            raise ValueError(f"value_clip must be positive, not {self.value_clip}")
         if not 0 <= self.lam <= 1:
             raise ValueError(f"lam must lie in [0, 1], not {self.lam}")
         if self.samples % self.minibatch_size:

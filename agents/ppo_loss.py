@@ -21,6 +21,7 @@ class Samples(NamedTuple):
     logp: Tensor
     adv: Tensor
     ret: Tensor
+    value: Tensor  # before the update
 
 
 class Clipped(NamedTuple):
@@ -34,7 +35,7 @@ class Clipped(NamedTuple):
     z: Tensor  # [N, B, A] (act - mean) / std
     gain: Tensor  # [N, B] ratio times advantage
     bounded: Tensor  # [N, B] the same with the ratio clipped
-    error: Tensor  # [N, B]
+    error: Tensor  # [N, B] that the value is moved by: 0 where its bound is flat
 
     @property
     def metrics(self) -> Metrics:
@@ -46,7 +47,9 @@ def clipped_loss(dist: DiagGaussian, value: Tensor, data: Samples, config: PPOCo
     """Return the clipped loss per learner (Schulman et al. 2017, eq. 7 and 9).
 
     value [N, B]; data [N, B, ...] with advantages already normalised. The value error is a plain
-    mean square, without one half. With an entropy bonus, the mean entropy is taken off.
+    mean square, without one half; with `value_clip` c it is the mean of the larger of (R - V)^2 and
+    (R - V_old - clip(V - V_old, -c, c))^2 (OpenAI baselines' ppo2). With an entropy bonus, the mean
+    entropy is taken off.
     """
     inv_std = torch.exp(-dist.log_std)
     z = (data.act - dist.mean) * inv_std
@@ -55,12 +58,25 @@ def clipped_loss(dist: DiagGaussian, value: Tensor, data: Samples, config: PPOCo
     gain = ratio * data.adv
     bounded = ratio.clamp(1 - config.clip, 1 + config.clip) * data.adv
     policy = torch.min(gain, bounded).mean(1).neg_()
-    error = data.ret - value
-    value_error = (error * error).mean(1)
+    error, square = value_errors(value, data, config.value_clip)
+    value_error = square.mean(1)
     loss = torch.add(policy, value_error, alpha=config.value_coef)
     if config.entropy_coef:
         loss = loss - config.entropy_coef * dist.entropy().mean(1)
     return Clipped(loss, ratio, policy, value_error, inv_std, z, gain, bounded, error)
+
+
+def value_errors(value: Tensor, data: Samples, clip: float | None) -> tuple[Tensor, Tensor]:
+    """Return the error that the value is moved by, and the squared error, both [N, B]."""
+    error = data.ret - value
+    square = error * error
+    if clip is None:
+        return error, square
+    moved = value - data.value
+    held = (data.ret - data.value - moved.clamp(-clip, clip)).square()
+    # Within the bound both are the same but for rounding, which must not decide.
+    counts = (moved.abs() <= clip) | (square >= held)
+    return torch.where(counts, error, 0.0), torch.where(counts, square, held)
 
 
 def clipped_gradient(

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     BATCH = 2
     DISTILL = 3
     TEACHER = 4
+    STAGGER = 5
 
 
 def _word(seed: Sequence[int], stream: Stream, *attempt: int) -> int:

@@ -70,9 +70,7 @@ class SAC(OffPolicy[SACConfig]):
         size = (updates, 2, self.config.minibatch_size, self.act_dim)
         return self.batches.normal(*size, dtype=self.dtype)
 
-    def _step(
-        self, sample: Transitions, noise: Tensor, imitation: Imitation, idx: Tensor
-    ) -> Metrics:
+    def _step(self, sample: Transitions, noise: Tensor, imitation: Imitation) -> Metrics:
         # As Stable-Baselines3: one sample of pi(s) and the temperature before its update serve all
         alpha = self.log_alpha.exp()
         drawn = self._sample(sample.obs_act, noise[:, 0])
@@ -80,7 +78,7 @@ class SAC(OffPolicy[SACConfig]):
         next_value = self._next_value(sample.next_obs, noise[:, 1], alpha)
         metrics |= self._update_critics(sample, next_value, coef=0.5)
         improved = self._climb(drawn, sample.obs_act, noise[:, 0], alpha)
-        metrics |= self._update_policy(*improved, imitation, idx)
+        metrics |= self._update_policy(*improved, imitation)
         self._follow(self.target_critics, self.critics)
         return metrics
 

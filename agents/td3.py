@@ -58,14 +58,14 @@ class TD3(OffPolicy[TD3Config]):
         """
         if self.warming_up:
             return uniform(noise)
-        (u,), _ = self.exploration.nets().run(self.obs_norm(obs), "actor")
+        u = self.exploration.output(self.obs_norm(obs))
         return u.tanh_().add_(noise).clamp_(-1, 1)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
         """Remember a rollout, and adapt the exploration; return its states for whoever distils."""
         batch = super().prepare(rollout)
-        self.exploration.adapt(self.obs_norm(batch.raw_obs))
+        self.exploration.adapt(self.obs_norm(batch.raw_obs), rollout.done.any(1))
         return batch
 
     def _draw(self, updates: int) -> Tensor:
@@ -80,13 +80,11 @@ class TD3(OffPolicy[TD3Config]):
         """Whether the update under way is one of the policy too (paper: every second one)."""
         return self.n_updates % self.config.policy_delay == 0
 
-    def _step(
-        self, sample: Transitions, noise: Tensor, imitation: Imitation, idx: Tensor
-    ) -> Metrics:
+    def _step(self, sample: Transitions, noise: Tensor, imitation: Imitation) -> Metrics:
         metrics = self._update_critics(sample, self._next_value(sample.next_obs, noise), coef=1.0)
         if self._moves_policy:
             improved = self._improve(sample.obs_act, noise)
-            metrics |= self._update_policy(*improved, imitation, idx)
+            metrics |= self._update_policy(*improved, imitation)
             self._follow(self.target_critics, self.critics)
             self._follow(self.target_nets, self.nets)
         return metrics

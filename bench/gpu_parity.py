@@ -114,7 +114,7 @@ def one_update(agent: Any, noise: Tensor) -> None:
     if isinstance(agent.config, PPOConfig):
         from dpd.agents.ppo_loss import Samples
 
-        batch = Samples(obs, act, rest[..., 0] - 8, rest[..., 1], rest[..., 2])
+        batch = Samples(obs, act, rest[..., 0] - 8, rest[..., 1], rest[..., 2], rest[..., 2])
         agent._own_step([True] * 2, *batch)
         return
     from dpd.agents.imitation import Imitation
@@ -127,7 +127,7 @@ def one_update(agent: Any, noise: Tensor) -> None:
     drawn = torch.stack([first, second], 1) if agent.config.squashed else first * 0.1
     agent._set_rates()
     with torch.no_grad():
-        agent._step(sample, drawn, Imitation(agent, None, None), None)  # type: ignore[arg-type]
+        agent._step(sample, drawn, Imitation(agent, obs, None))
 
 
 def nothing_waits(device: torch.device, quick: bool) -> Record:

@@ -35,7 +35,7 @@ class EpisodeStatistics:
     """Returns and lengths of the episodes that ended, per learner; means over the last few.
 
     Few are at least 20, and as many as the learner has environments: these end at once where only
-    a time limit ends them.
+    a time limit ends them. Episodes that were running when `skip_running` was called do not count.
     """
 
     def __init__(self, n: int, n_envs: int, device: torch.device = CPU, window: int = 20) -> None:
@@ -45,6 +45,7 @@ class EpisodeStatistics:
         self.returns = self.ret.new_full((n, window), torch.nan)  # of ended ones
         self.lengths = torch.full_like(self.returns, torch.nan)
         self.ended = torch.zeros(n, dtype=torch.int64, device=device)
+        self.skipped = torch.zeros_like(self.ret, dtype=torch.bool)  # whether the running one is
 
     def add(self, rollout: Rollout) -> None:
         """Take in a rollout; waits for no device."""
@@ -52,8 +53,11 @@ class EpisodeStatistics:
         reward = rollout.reward.double().masked_fill(~rollout.valid, 0.0)
         ret, self.ret = _until_now(reward, self.ret, done)
         length, self.length = _until_now(rollout.valid.long(), self.length, done)
+        first = done & (done.cumsum(1) == 1)
+        counted = done & ~(first & self.skipped.unsqueeze(1))
+        self.skipped &= ~done.any(1)
         # In the order in which they ended; only the last of them that fit count.
-        done = done.flatten(1)
+        done = counted.flatten(1)
         place = self.ended.unsqueeze(1) + done.cumsum(1) - 1
         self.ended += done.sum(1)
         window = self.returns.shape[1]
@@ -66,6 +70,11 @@ class EpisodeStatistics:
         """Forget the running episodes: new ones begin."""
         self.ret.zero_()
         self.length.zero_()
+        self.skipped.fill_(False)
+
+    def skip_running(self) -> None:
+        """Leave the running episodes out, because they are shortened."""
+        self.skipped.fill_(True)
 
     def metrics(self) -> dict[str, Tensor]:
         """Return mean return and length [N]; NaN where no episode ended yet."""
@@ -82,6 +91,7 @@ class EpisodeStatistics:
             "returns": self.returns,
             "lengths": self.lengths,
             "ended": self.ended,
+            "skipped": self.skipped,
         }
 
     def load_state(self, state: State) -> None:

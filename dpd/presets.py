@@ -10,6 +10,7 @@ MANY_OFFPOLICY: dict[str, Any] = {
     # are not here, so the targets move at a tenth of their pace.
     "n_envs": 128,
     "n_steps": 8,
+    "stagger": True,
     "minibatch_size": 32_768,
     "updates_per_step": 2 / 128,
     "learning_starts": 2_048,
@@ -25,6 +26,7 @@ LEARNERS: dict[str, dict[str, dict[str, Any]]] = {
         "ppo": {
             "n_envs": 2048,
             "n_steps": 32,
+            "stagger": True,
             "minibatch_size": 4096,
             "epochs": 5,
             "lr": 3e-4,

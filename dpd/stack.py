@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dpd.agents.base import CPU, Metrics, State, Stateful, load_parts, nest, part, state_of
 from dpd.agents.learners import Learners
+from dpd.agents.rng import Stream
 from dpd.clock import Clock
 from dpd.collect import EpisodeStatistics, collect
 from dpd.config import StackConfig
@@ -40,7 +41,7 @@ class Stack:
         self.members = Members(self.agent, config.peers)
         self.episodes = EpisodeStatistics(len(self.who), config.algo.n_envs, device)
         self.rollout = self.agent.new_rollout()
-        self.obs = self._shaped(env.reset())
+        self.obs = self._begin()
         self.has_seen = False
 
     @property
@@ -50,6 +51,15 @@ class Stack:
 
     def _shaped(self, obs: Tensor) -> Tensor:
         return obs.view(len(self.who), self.config.algo.n_envs, -1)
+
+    def _begin(self, *since: int) -> Tensor:
+        """Begin new episodes in all environments -> obs [N, E, O]; `since` as in `env_seeds`."""
+        obs = self._shaped(self.env.reset())
+        self.episodes.restart()
+        if self.config.algo.stagger:
+            self.env.stagger(first_ages(self.who, self.config.algo.n_envs, *since))
+            self.episodes.skip_running()
+        return obs
 
     def iterate(self, progress: float) -> Metrics:
         """Collect, learn and distil for an iteration of the run; return metrics [N]."""
@@ -113,17 +123,28 @@ class Stack:
         self.has_seen = iteration > 0
         if simulators := part(state, "env"):
             obs = self.env.restore({k: v.numpy() for k, v in simulators.items()})
+            self.obs = self._shaped(obs)
         else:
             self.env.close()
             self.env = self.make_env(env_seeds(self.who, self.config.algo.n_envs, iteration))
-            obs = self.env.reset()
-            self.episodes.restart()
-        self.obs = self._shaped(obs)
+            self.obs = self._begin(iteration)
 
     def retry(self, seed: int, attempt: int) -> None:
         """Give a seed's learners another chance, after one of them diverged."""
         rows = [row for row, who in enumerate(self.who) if who[0] == seed]
         self.agent.retry(rows, attempt)
+
+
+def first_ages(rows: Sequence[Who], n_envs: int, *since: int) -> np.ndarray:
+    """Draw how old each environment's first episode is, as a share of its time limit.
+
+    Learner-major [M], in [0, 1); a learner draws the same whoever stands beside it.
+    """
+    drawn = [
+        np.random.default_rng([seed, peer, int(Stream.STAGGER), *since]).random(n_envs)
+        for seed, peer in rows
+    ]
+    return np.concatenate(drawn)
 
 
 def env_seeds(rows: Sequence[Who], n_envs: int, *since: int) -> list[int]:

@@ -67,6 +67,14 @@ class Env(Protocol):
         """Start M fresh episodes -> obs [M, O]. The first call uses the seeds given at creation."""
         ...
 
+    def stagger(self, share: np.ndarray) -> None:
+        """Let the running episodes count as share [M] in [0, 1) of the time limit old.
+
+        Each is truncated that much earlier, once; its state stays as it is. Raises UnsupportedEnv
+        where the environment has no time limit.
+        """
+        ...
+
     def start(self, act: Tensor) -> None:
         """Begin a step with act [M, A] in [-1, 1]; values beyond are clipped."""
         ...

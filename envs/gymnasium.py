@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from dpd.envs.base import ActionScale, EnvKwargs, EnvSpec, Step, UnsupportedEnv
@@ -59,6 +60,16 @@ class GymnasiumEnv:
         obs, _ = self._envs.reset(seed=seed)
         self._over = np.zeros(self.n_envs, dtype=bool)
         return torch.from_numpy(self._flat(obs))
+
+    def stagger(self, share: np.ndarray) -> None:
+        limits = [_time_limit(env) for env in getattr(self._envs, "envs", [None])]
+        for limit, age in zip(limits, share, strict=False):
+            if limit is None:
+                raise UnsupportedEnv(
+                    f"{self.spec.env_id} has no time limit of Gymnasium's to stagger its first "
+                    "episodes by; give --no-stagger"
+                )
+            limit._elapsed_steps = int(age * limit._max_episode_steps)  # type: ignore[assignment]
 
     def start(self, act: Tensor) -> None:
         """Keep act for `wait`, which does the work: Gymnasium's step holds the GIL throughout."""
@@ -148,6 +159,15 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         near = difflib.get_close_matches(name, list(gymnasium.registry), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "see gymnasium.pprint_registry()"
         raise UnsupportedEnv(f"no environment is called {env_id}; {hint}") from error
+
+
+def _time_limit(env: gymnasium.Env[Any, Any] | None) -> TimeLimit | None:
+    """Return the wrapper that cuts an environment's episodes, if it has one."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, TimeLimit):
+            return env
+        env = env.env
+    return None
 
 
 def _autoreset_mode(env_id: str, envs: VectorEnv) -> AutoresetMode:

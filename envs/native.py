@@ -95,6 +95,10 @@ class Simulation:
         self._marker[ids] = tasks.marker(self.task, fresh, self.model.body_mass)
         return obs
 
+    def stagger(self, share: np.ndarray) -> None:
+        """Let the running episodes count as share [M] in [0, 1) of the time limit old."""
+        self._elapsed[:] = np.floor(share * self.task.max_steps)
+
     def advance(self, act: np.ndarray) -> None:
         """Run the physics of one step under act [M, A], in the task's own bounds."""
         if not self._started:
@@ -216,6 +220,10 @@ class NativeEnv:
     def reset(self) -> Tensor:
         self._refuse_midstep()
         return _tensor(self._sim.reset())
+
+    def stagger(self, share: np.ndarray) -> None:
+        self._refuse_midstep()
+        self._sim.stagger(share)
 
     def start(self, act: Tensor) -> None:
         """Begin a step on a background thread, so that the caller may learn meanwhile.

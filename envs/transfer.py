@@ -21,6 +21,9 @@ class OnDevice:
     def reset(self) -> Tensor:
         return self._env.reset().to(self._device)
 
+    def stagger(self, share: np.ndarray) -> None:
+        self._env.stagger(share)
+
     def start(self, act: Tensor) -> None:
         """Begin a step; waits until the actions are there."""
         self._env.start(act)

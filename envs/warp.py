@@ -78,6 +78,10 @@ class WarpEnv:
         self._started = True
         return self._obs
 
+    def stagger(self, share: np.ndarray) -> None:
+        self._refuse_midstep()
+        self._elapsed.copy_(torch.from_numpy(np.floor(share * self._task.max_steps)))
+
     def start(self, act: Tensor) -> None:
         """Begin a step; on a GPU this returns before the physics has run."""
         self._refuse_midstep()

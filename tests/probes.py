@@ -51,6 +51,9 @@ class Probe:
         self.t, self.obs = 0, self.first()
         return self.obs
 
+    def stagger(self, share: np.ndarray) -> None:
+        raise NotImplementedError("all environments of a probe are at one step")
+
     def start(self, act: Tensor) -> None:
         assert act.shape == (self.n_envs, self.act_dim)
         self.act = act.to(torch.float32).clamp(-1, 1)

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian
+
+STD_FLOOR = 0.05
+"""Least deviation of a target, or the divergence from a nearly deterministic one explodes."""
+
+
+def as_target(dist: DiagGaussian) -> DiagGaussian:
+    """Return what to imitate of a policy: teachers and peers alike.
+
+    The deviation is at least STD_FLOOR. Where the sample is the action, the mean is clipped to the
+    action box: beyond it a policy acts as on its edge, and a student need not go there.
+    """
+    mean = dist.mean if dist.squashed else dist.mean.clamp(-1, 1)
+    log_std = dist.log_std.expand_as(mean).clamp(min=math.log(STD_FLOOR))
+    return DiagGaussian(mean, log_std, dist.squashed)
 
 
 def kl(p: DiagGaussian, q: DiagGaussian) -> Tensor:

@@ -9,8 +9,6 @@ from dpd.agents.learners import Learners
 from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.distill.peers_config import DPDConfig
 
-LOSS_MINIBATCHES = 16  # that off-policy learners go round in, if the dose is in their loss
-
 
 class Dose(NamedTuple):
     """Gradient steps of an iteration."""
@@ -37,14 +35,3 @@ def dose_of(config: DPDConfig, agent: Learners) -> Dose:
     """Return the dose that the settings name, the paper's where they leave it open."""
     named = {name: getattr(config, name) for name in Dose._fields}
     return paper_dose(agent)._replace(**{k: v for k, v in named.items() if v is not None})
-
-
-def states_in_loss(agent: Learners) -> int:
-    """Return how many states a term inside the learners' loss goes round in.
-
-    On-policy as many as an iteration has samples; off-policy a few minibatches' worth.
-    """
-    c = agent.config
-    if isinstance(c, OffPolicyConfig):
-        return min(c.updates, LOSS_MINIBATCHES) * c.minibatch_size
-    return int(c.samples)

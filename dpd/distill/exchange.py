@@ -80,6 +80,17 @@ class PeerExchange:
             names = [name for name in ("memory", "returns") if f"{name}{k or ''}" in state]
             memory.load_state({name: state[f"{name}{k or ''}"] for name in names})
 
+    def draw_beside(self, raw_obs: Tensor) -> States:
+        """Draw as many states as a minibatch raw_obs [N, B, O] of the students' replay has.
+
+        At places that are the student's own, they are those of the minibatch itself.
+        """
+        if self.peer_share == 0:
+            return States(raw_obs, self.own.expand(-1, raw_obs.shape[1]), None)
+        states = self.draw(raw_obs.shape[1])
+        is_own = (states.source == self.own).unsqueeze(-1)
+        return states._replace(obs=torch.where(is_own, raw_obs, states.obs))
+
     def draw(self, k: int) -> States:
         """Draw k states per student, from a uniformly drawn other peer or itself."""
         source = self._sources(k)

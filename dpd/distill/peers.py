@@ -18,9 +18,11 @@ from dpd.agents.base import (
 )
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.optim import StackedAdam
 from dpd.distill.base import Actor, Context, Deployed
-from dpd.distill.dose import dose_of, states_in_loss
+from dpd.distill.divergence import as_target
+from dpd.distill.dose import dose_of
 from dpd.distill.exchange import PeerExchange, States, action_distance, pick
 from dpd.distill.gate import effective_sample_size, gate_weight
 from dpd.distill.peers_config import DPDConfig
@@ -82,7 +84,11 @@ class Independent:
 
 
 class DualDistillation:
-    """Each peer imitates the other, weighted by how far the other is ahead."""
+    """Each peer imitates the other, weighted by how far the other is ahead.
+
+    Targets and weights are chosen once per iteration; for the dose `loss` of learners with a
+    replay they are chosen anew for the minibatch of every policy update.
+    """
 
     def __init__(self, config: DPDConfig, context: Context) -> None:
         if context.peers < 2:
@@ -90,6 +96,7 @@ class DualDistillation:
         config.refuse_unfit(*(each.agent.config for each in context.members))
         self.config, self.agent = config, context.agent
         self.actor: Actor = context.agent
+        self.has_replay = isinstance(self.agent.config, OffPolicyConfig)
         self.dose = dose_of(config, context.agent)
         self.exchange = PeerExchange(context, config.states, config.peer_share, config.memory)
         n = context.agent.n_learners
@@ -127,29 +134,42 @@ class DualDistillation:
         falling = (1 - progress) / (1 - c.warmup) if c.warmup < 1 else 0.0
         self.strength = (falling if c.schedule == "linear" else 1.0) if due else 0.0
         self.iteration += 1
-        if self.strength and c.dose == "loss":
-            self.targets = self._choose()
+        if self._is_in_loss and not self.has_replay:
+            self.targets, self.metrics = self._choose(self.exchange.draw(self.agent.config.samples))
+
+    @property
+    def _is_in_loss(self) -> bool:
+        """Whether this iteration's dose is a term in the learners' loss."""
+        return self.strength > 0 and self.config.dose == "loss"
 
     @property
     def loss(self) -> ExtraLoss | None:
-        """The weighted divergence, on the next of the chosen states at every call."""
-        return None if self.targets is None else self._minibatch_loss
+        """The weighted divergence, on other states at every call; None where there is no term."""
+        return self._minibatch_loss if self._is_in_loss else None
 
     def _minibatch_loss(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        targets, metrics = self._next_targets(batch)
+        loss = imitation_loss(self.agent, self.config.divergence, targets)
+        metrics = metrics | {"distill/loss": loss.detach()}
+        return self.config.coef * self.strength * loss, metrics
+
+    def _next_targets(self, batch: Minibatch) -> tuple[Targets, Metrics]:
+        """Return the targets for a minibatch of the learners, and metrics of a new choice."""
+        if batch.raw_obs is not None:
+            return self._choose(self.exchange.draw_beside(batch.raw_obs))
         if self.targets is None:
             raise RuntimeError("prepare() chose no targets")
         size = self.agent.config.minibatch_size
         parts = self.targets.weight.shape[1] // size
         part = self.targets.batch(self.cursor % parts, size)
-        loss = imitation_loss(self.agent, self.config.divergence, part)
         self.cursor += 1
-        return self.config.coef * self.strength * loss, {"distill/loss": loss.detach()}
+        return part, {}
 
     def step(self) -> Metrics:
         """Take the distillation steps of this iteration, if they are the method's own."""
         c = self.config
         if self.strength and c.dose != "loss":
-            targets = self._choose()
+            targets, self.metrics = self._choose_for_steps()
             before = self.agent.nets.flat.detach().clone()
             self.metrics["distill/loss"] = self._descend(targets)
             moved = torch.linalg.vector_norm(self.agent.nets.flat.detach() - before, dim=1)
@@ -179,12 +199,16 @@ class DualDistillation:
             self.is_student,
         )
 
+    def _choose_for_steps(self) -> tuple[Targets, Metrics]:
+        """Choose the targets of an iteration's own gradient steps."""
+        k = min(self.dose.steps * self.dose.batch_size, self.exchange.held)
+        return self._choose(self.exchange.draw(k))
+
     @torch.no_grad()
-    def _choose(self) -> Targets:
-        """Draw states, ask all peers, and fix whom to follow how closely at each."""
+    def _choose(self, states: States) -> tuple[Targets, Metrics]:
+        """Ask all peers about states, and fix whom to follow how closely at each."""
         c, x = self.config, self.exchange
-        k = self._wanted()
-        states = x.draw(k)
+        k = states.source.shape[1]
         answers, value = x.ask_all(states.obs)
         own = x.own.expand_as(states.source)
         xi, who = self._rule(states, answers, value, own)
@@ -193,21 +217,13 @@ class DualDistillation:
         weight = gate_weight(xi, scale, c, shuffle)
         if c.dose == "loss":
             weight = weight * self.is_student.unsqueeze(1)
-        self.metrics |= self._describe(answers, xi, weight, own, who)
-        mean = pick(answers.mean, who)
-        target = DiagGaussian(
-            mean if answers.squashed else mean.clamp(-1, 1),
-            pick(answers.log_std, who),
-            answers.squashed,
+        metrics = self._describe(answers, xi, weight, own, who)
+        target = as_target(
+            answers._replace(mean=pick(answers.mean, who), log_std=pick(answers.log_std, who))
         )
         obs = self.agent.obs_norm(states.obs)
-        return Targets(obs, target.mean, target.log_std, self._sample(target), weight)
-
-    def _wanted(self) -> int:
-        """Return how many states to draw for each student."""
-        if self.config.dose == "loss":
-            return states_in_loss(self.agent)
-        return min(self.dose.steps * self.dose.batch_size, self.exchange.held)
+        sample = self._sample(target)
+        return Targets(obs, target.mean, target.log_std, sample, weight), metrics
 
     def _rule(
         self, states: States, answers: DiagGaussian, value: Tensor, own: Tensor
@@ -230,7 +246,7 @@ class DualDistillation:
                 return best_other(critic_gaps(judged[0], own), own)
 
     def _scale(self, xi: Tensor) -> Tensor:
-        """Return the unit of the gap in the soft gate [N, 1]."""
+        """Return the unit of the gap in the soft gate [N, 1]; `rms` is over about ten choices."""
         if self.config.scale == "reward":
             return self.agent.reward_scale
         now = xi.square().mean(1, keepdim=True)
@@ -257,6 +273,7 @@ class DualDistillation:
             "distill/weight_q10": low,
             "distill/weight_q50": mid,
             "distill/weight_q90": high,
+            "distill/weight_max": weight.amax(1),
             "distill/ess": effective_sample_size(weight),
             "distill/action_distance": action_distance(answers, own, who),
         }

@@ -23,6 +23,7 @@ WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lcb_k": ("ruler", ("lcb",)),
     "alpha": ("gate", ("soft",)),
     "scale": ("gate", ("soft",)),
+    "max_weight": ("gate", ("soft",)),
     "peer_share": ("states", ("mixed",)),
 }
 """Setting -> the other setting, and the values of it, without which it would do nothing."""
@@ -72,12 +73,18 @@ class DPDConfig:
     """Weight of a state: softmax of the gap (the paper's exponential, mean 1), 1 where the peer is
     ahead, or 1 everywhere."""
     alpha: float = 1.0
-    """Sharpness of the soft gate, per unit of `scale`. The paper tunes it in [0.1, 10]."""
+    """Sharpness of the soft gate, per unit of `scale` (the paper: in [0.1, 10], on raw gaps). A
+    sharp gate imitates few states: without `max_weight`, of 2,048 about 1,250 count at 1, 50 at 3
+    and 2 at 10. TensorBoard's distill/ess shows the share that counts."""
     scale: Literal["rms", "reward"] = "rms"
     """Unit of the gap in the soft gate: its running root mean square, or the learner's running
     deviation of returns (what the 2020 code's value functions are scaled by)."""
     weight_clip: tuple[float, float] | None = None
-    """Bounds on the soft gate's exponential before it is normalised (2020 code: 0.01 100)."""
+    """Bounds on the soft gate's exponential before it is normalised, in place of `max_weight`
+    (2020 code: 0.01 100)."""
+    max_weight: float | None = 100.0
+    """Largest weight that the soft gate gives a state, where the mean is 1: at least one in so many
+    states counts. What is beyond goes to the next states; None: no bound (the paper)."""
     match_dose: bool = False
     """Give the uniform gate the mean weight that the hard gate would have."""
     control: Literal["none", "shuffled", "reversed", "cancelled"] = "none"
@@ -94,10 +101,12 @@ class DPDConfig:
     """Share of the peer's states in `mixed`."""
     memory: int | None = None
     """States come from each learner's most recent this many; 0: from PPO's current iteration, or
-    from the whole replay. None: from the current iteration, or the most recent 1,000 (paper)."""
+    from the whole replay. None: from the current iteration, or the most recent 1,000 (paper). With
+    a replay and the dose `loss`, own states are those of the learner's minibatch instead."""
     dose: Literal["step", "shared", "loss"] = "step"
     """Own gradient steps with an Adam of their own (the paper), the same through the learner's
-    Adam (2020 code), or a term inside the learner's loss."""
+    Adam (2020 code), or a term inside the learner's loss. With a replay, the term has new states,
+    targets and weights in every update: as many states as the learner's minibatch."""
     lr: float | None = None
     """Learning rate of the own Adam. None: 1e-5 for PPO, else 1e-4 (paper)."""
     steps: int | None = None
@@ -165,6 +174,13 @@ class DPDConfig:
             ),
             "weight_clip is for the soft gate, lower bound first": self.weight_clip is not None
             and (self.gate != "soft" or not 0 < self.weight_clip[0] < self.weight_clip[1]),
+            "max_weight must be more than 1, the mean of all weights": (
+                self.max_weight is not None and self.max_weight <= 1
+            ),
+            "max_weight does nothing beside weight_clip, which takes its place": (
+                self.weight_clip is not None
+                and self.max_weight not in (None, type(self).max_weight)
+            ),
         }
 
     def refuse_unlike_discounts(self, gammas: Sequence[float]) -> None:
@@ -200,6 +216,12 @@ class DPDConfig:
                 ),
                 "memory is more than the replay's --capacity; 0 is all of it": (
                     (self.memory or 0) > min(capacities, default=inf)
+                ),
+                "memory does nothing here: with a replay, own states in the loss are those of the "
+                "learner's minibatch; leave it out, or give --distill.states mixed": (
+                    all(replayed)
+                    and self.memory is not None
+                    and (self.states, self.dose) == ("own", "loss")
                 ),
             }
         )

@@ -48,11 +48,15 @@ DPD_PRESETS: Presets = {
     },
     # What the 2020 code does. It has no TD3 and SAC: for these, its distillation alone.
     "released": {
-        # Sign turned (D3), next to no dose (D4), learners' settings of its own.
+        # Sign turned (D3), next to no dose (D4), learners' settings of its own. From OpenAI
+        # Baselines' ppo2: clipped values, a quarter of their squared error, deviation 1 at first.
         "ppo": {
             "lr": 5e-5,
             "lr_schedule": "constant",
             "minibatch_size": 32,
+            "value_clip": 0.2,
+            "value_coef": 0.25,
+            "log_std_init": 0.0,
             "distill": {
                 "control": "reversed",
                 "alpha": 0.5,

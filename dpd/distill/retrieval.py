@@ -107,7 +107,7 @@ class Retrieval(Supervised):
         if int((self._replay.live - latest).min()) < 1:
             return {}
         obs = self.batch.raw_obs
-        obs = obs[:, spread(obs, min(CHECKED, obs.shape[1]))]
+        obs = obs[:, spread(obs, CHECKED)]
         kept, truth = self._remember(latest), self._said(obs)
         own, query = self.agent.mode(obs), self._query(obs)
         found = kept.answer(query)

@@ -15,6 +15,7 @@ from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.optim import StackedAdam
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.base import Context
+from dpd.distill.divergence import STD_FLOOR
 from dpd.distill.scaffold_config import ScaffoldConfig
 from dpd.distill.scaffold_loss import (
     capped,
@@ -25,7 +26,6 @@ from dpd.distill.scaffold_loss import (
     student_loss,
 )
 from dpd.distill.targets import order, take_steps
-from dpd.distill.teacher import STD_FLOOR
 from dpd.distill.teaching import Supervised
 
 MOST_MULTIPLIER = 50.0

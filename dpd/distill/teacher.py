@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
@@ -10,10 +9,8 @@ import torch
 from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian
+from dpd.distill.divergence import as_target
 from dpd.policyfile import Policy
-
-STD_FLOOR = 0.05
-"""Least deviation of a teacher, or the divergence from a nearly deterministic one explodes."""
 
 
 def number_of(policy: Policy, name: str) -> float | None:
@@ -87,14 +84,9 @@ class Teacher:
         return policy.features(obs.flatten(0, 1).float()).unflatten(0, obs.shape[:2]).to(obs.dtype)
 
     def _answer(self, policy: Policy, obs: Tensor) -> DiagGaussian:
-        """Return a teacher's answer, its mean inside the action box where the sample is the action.
-
-        Beyond the box a policy acts as on its edge; a student need not go there.
-        """
-        dist = policy.dist(obs.flatten(0, 1).float())
-        mean = dist.mean if dist.squashed else dist.mean.clamp(-1, 1)
-        log_std = dist.log_std.expand_as(mean).clamp(min=math.log(STD_FLOOR))
+        """Return a teacher's answer at raw obs [N, B, O], as a target."""
+        mean, log_std, squashed = as_target(policy.dist(obs.flatten(0, 1).float()))
         shape = (*obs.shape[:2], mean.shape[-1])
         return DiagGaussian(
-            mean.view(shape).to(obs.dtype), log_std.reshape(shape).to(obs.dtype), dist.squashed
+            mean.view(shape).to(obs.dtype), log_std.reshape(shape).to(obs.dtype), squashed
         )

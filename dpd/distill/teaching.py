@@ -10,6 +10,7 @@ from torch import Tensor
 from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch, State, take
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.acting import Mixture
 from dpd.distill.base import Actor, Context, Deployed
@@ -25,7 +26,7 @@ from dpd.distill.teaching_config import (
     TeachingConfig,
 )
 
-MEASURED = 256  # of an iteration's states, on which agreement is measured
+MEASURED = 256  # of an iteration's states at most, on which agreement is measured
 
 
 class Answers(NamedTuple):
@@ -186,20 +187,26 @@ class Supervised(Taught):
 
 
 class InLoss(Taught):
-    """The divergence from the teacher as a term in the loss of reinforcement learning."""
+    """The divergence from the teacher as a term in the loss of reinforcement learning.
+
+    On-policy the teacher labels an iteration's states once, for all epochs. With a replay it labels
+    the minibatch of every policy update: the states that the learner's own step uses, each once.
+    """
 
     def __init__(self, config: KickstartConfig, context: Context) -> None:
         super().__init__(config, context)
         self.config = config
+        self.has_replay = isinstance(self.agent.config, OffPolicyConfig)
         self.answers: Answers | None = None
         self.coef = 0.0
+        self.asks = False
 
     def prepare(self, batch: Batch, progress: float) -> None:
         """Label the iteration's states, while the teacher still counts and students learn."""
         self.coef = self._coef(progress)
         super().prepare(batch, progress)
-        asks = self.coef > 0 and not self.agent.warming_up
-        self.answers = self.ask(batch.raw_obs) if asks else None
+        self.asks = self.coef > 0 and not self.agent.warming_up
+        self.answers = self.ask(batch.raw_obs) if self.asks and not self.has_replay else None
 
     def _coef(self, progress: float) -> float:
         """Return the iteration's weight, before its progress is noted."""
@@ -208,15 +215,22 @@ class InLoss(Taught):
     @property
     def loss(self) -> ExtraLoss | None:
         """The weighted divergence at the learner's own samples."""
-        return None if self.answers is None else self._minibatch_loss
+        return self._minibatch_loss if self.asks else None
 
     def _minibatch_loss(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        assert self.answers is not None
-        here = self.answers.at(batch.idx)
+        here = self._answers_at(batch)
         target = DiagGaussian(here.mean, here.log_std, batch.dist.squashed)
         distance = divergence(self.divergence, batch.dist, target, here.sample)
         loss = (self._weight(batch) * distance).mean(1)
         return self.coef * loss, {"distill/loss": distance.detach().mean(1)}
+
+    @torch.no_grad()
+    def _answers_at(self, batch: Minibatch) -> Answers:
+        """Return the teacher's answers at a minibatch's states [N, B, ...]."""
+        if batch.raw_obs is not None:
+            return self.ask(batch.raw_obs)
+        assert self.answers is not None and batch.idx is not None
+        return self.answers.at(batch.idx)
 
     def _weight(self, batch: Minibatch) -> Tensor:
         """Return the weight of each sample [N, B]."""
@@ -256,8 +270,12 @@ class TrueGradient(InLoss):
 
 
 def spread(obs: Tensor, n: int) -> Tensor:
-    """Return n positions spread evenly over the samples of obs [N, S, O], on their device."""
-    return torch.linspace(0, obs.shape[1] - 1, n, device=obs.device).long()
+    """Return n positions spread evenly over the samples of obs [N, S, O], on their device.
+
+    Fewer where there are fewer samples: none comes twice.
+    """
+    size = obs.shape[1]
+    return torch.linspace(0, size - 1, min(n, size), device=obs.device).round().long()
 
 
 def proximal_weight(ratio: Tensor, clip: float) -> Tensor:

@@ -68,7 +68,7 @@ class StudyConfig:
     """Which of dpd, independent, one, uniform, shuffled, reversed, hard, one-way; with a replay
     shared-replay and extra-updates; and modern and released. None: all but the last two."""
     own: tuple[str, ...] = ()
-    """Arms of your own, as in 'sharp=--distill.alpha 10'."""
+    """Arms of your own, as in 'sharp=--distill.alpha 3'."""
     subject: str = "dpd"
     """The arm that all others are compared with."""
     seeds: int = 10
@@ -132,7 +132,7 @@ class StudyConfig:
             name, equals, flags = given.partition("=")
             if not equals or not name.replace("-", "").isalnum() or name in (*ARMS, *arms):
                 raise BadInput(
-                    f"--own takes NAME=FLAGS of a new name, as in 'sharp=--distill.alpha 10', not "
+                    f"--own takes NAME=FLAGS of a new name, as in 'sharp=--distill.alpha 3', not "
                     f"'{given}'"
                 )
             arms[name] = Arm(flags, f"is it better than {flags}?")

@@ -12,6 +12,7 @@ from torch import Tensor
 from dpd.agents.base import Metrics, Minibatch
 from dpd.agents.buffers import valid_positions
 from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
+from dpd.agents.replay import Transitions
 from dpd.agents.sac import SAC
 from dpd.agents.td3 import TD3
 
@@ -158,16 +159,57 @@ def test_an_extra_loss_moves_the_policy_its_way(config: OffPolicyConfig) -> None
     assert (agent.mode(batch.raw_obs) - 0.5).abs().mean() < 0.1
 
 
-def test_imitation_sees_valid_samples_of_the_chunk_only() -> None:
-    agent = build(TD3Config(**SIZES))
-    iterate(agent, ROW_SEEDS, range(1))
-    rollout = filled(agent, ROW_SEEDS)
+@pytest.mark.parametrize("extra_policy_updates", [0, 2])
+def test_an_extra_loss_is_taken_at_the_very_minibatch_of_each_policy_update(
+    config: OffPolicyConfig, extra_policy_updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = build(replace(config, extra_policy_updates=extra_policy_updates))
+    iterate(agent, ROW_SEEDS, range(2))
+    rollout = filled(agent, [s + 2 for s in ROW_SEEDS])
     rollout.valid[0, 2:5] = False
+    batch = agent.prepare(rollout)
+    taken: list[Tensor] = []
+    take = agent.replay.take
+
+    def noted(samples: Tensor, gamma: Tensor) -> Transitions:
+        found = take(samples, gamma)
+        taken.append(found.obs_act[..., :O])
+        return found
+
+    monkeypatch.setattr(agent.replay, "take", noted)
     seen: list[Minibatch] = []
-    agent.update(agent.prepare(rollout), 0.0, spy(seen, lambda b: b.dist.mean.sum((1, 2))))
-    idx = torch.cat([m.idx for m in seen], 1)
-    assert set(idx[0].tolist()) == {0, 1, 2, 3, 10, 11}
-    assert set(idx[1].tolist()) == set(range(12))
+    agent.update(batch, 0.0, spy(seen, lambda b: b.dist.mean.sum((1, 2))))
+    # 12 minibatches; TD3's policy moves with every second one, and each time `extra` times more
+    delay = config.policy_delay if isinstance(config, TD3Config) else 1
+    cycle = delay + extra_policy_updates
+    expected = [x for i, x in enumerate(taken) if i % cycle >= delay - 1]
+    assert len(seen) == len(expected) == 12 // delay * (1 + extra_policy_updates)
+    for minibatch, raw_obs in zip(seen, expected, strict=True):
+        assert minibatch.idx is None and minibatch.raw_obs is not None
+        assert torch.equal(minibatch.raw_obs, raw_obs)  # every state once, in its place
+        mean = agent.dist(agent.obs_norm(raw_obs)).mean
+        assert minibatch.dist.mean.shape == mean.shape
+    # they are of the whole replay: 36 steps of each learner, of which row 0 lost 6, not the last 12
+    states = torch.cat([x for m in seen if (x := m.raw_obs) is not None], 1)
+    for n, valid in enumerate((30, 36, 36)):
+        assert 12 < len(states[n].unique(dim=0)) <= valid
+    lost = rollout.obs[0, 2:5].flatten(0, 1)
+    assert torch.cdist(states[0], lost).min() > 1e-6
+
+
+def test_rows_with_an_extra_loss_equal_learners_alone(config: OffPolicyConfig) -> None:
+    def train(agent: TD3 | SAC, row_seeds: list[int]) -> Tensor:
+        pull = spy([], lambda b: (b.dist.mean - 0.5).square().mean((1, 2)))
+        for i in range(3):
+            rollout = filled(agent, [s + i for s in row_seeds])
+            agent.update(agent.prepare(rollout), 0.0, pull)
+            agent.observe(rollout)
+        return agent.nets.flat.detach()
+
+    together = train(build(config), ROW_SEEDS)
+    for n, seed in enumerate(SEEDS):
+        alone = train(build(config, [seed]), ROW_SEEDS[n : n + 1])
+        assert (alone[0] - together[n]).abs().max() <= 1e-10
 
 
 def test_numbers_turn_into_valid_positions() -> None:

@@ -48,6 +48,26 @@ def test_the_last_episodes_count_and_at_least_one_of_every_environment() -> None
     assert many.metrics()["train/return"].item() == 14.5  # (0 + 29) / 2
 
 
+def test_episodes_that_were_shortened_do_not_count() -> None:
+    # the first environment's first episode ends at step 2 and its second at 3; the second's first
+    # goes on into the next rollout
+    stats = EpisodeStatistics(1, 2)
+    stats.skip_running()
+    stats.add(rollout([[1, 10], [2, 20], [4, 40]], [[0, 0], [1, 0], [1, 0]]))
+    assert stats.metrics()["train/return"].item() == 4
+    assert stats.skipped.tolist() == [[False, True]]
+    resumed = EpisodeStatistics(1, 2)
+    resumed.load_state(stats.state())
+    for each in (stats, resumed):
+        each.add(rollout([[8, 80], [16, 160]], [[0, 1], [1, 1]]))
+        # 8 + 16 and 160; not 10 + 20 + 40 + 80
+        assert each.metrics()["train/return"].item() == pytest.approx((4 + 24 + 160) / 3)
+        assert each.metrics()["train/length"].item() == pytest.approx((1 + 2 + 1) / 3)
+    stats.skip_running()
+    stats.restart()  # all new episodes are whole
+    assert not stats.skipped.any()
+
+
 def test_nothing_waits_for_a_device() -> None:
     with Elsewhere():
         stats = EpisodeStatistics(2, 3, META)

@@ -19,6 +19,8 @@ def test_a_preset_of_learners_goes_with_every_one_of_the_method(name, method, al
         config = parse_train([*argv, "--algo", algo, "--total-steps", "10000000"])
         (_, learners) = config.algos[0]
         assert learners.n_envs == LEARNERS[name][algo]["n_envs"]
+        assert learners.stagger
+        assert not parse_train(["--algo", algo, "--total-steps", "10000000"]).algos[0][1].stagger
 
 
 def test_the_larger_dose_is_for_steps_alone_and_yields_to_the_methods_own() -> None:

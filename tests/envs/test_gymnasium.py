@@ -252,3 +252,12 @@ def test_a_snapshot_is_refused_with_a_way_out(counter: str) -> None:
         env.snapshot()
     with pytest.raises(UnsupportedEnv, match="native backend"):
         env.restore({})
+
+
+def test_without_a_time_limit_of_gymnasiums_nothing_can_be_staggered(counter: str) -> None:
+    late = register_once("DpdTest/Late-v0", vector_entry_point=LateCounter)
+    for name in (counter, late):
+        env = GymnasiumEnv(name, 2, [0, 1])
+        env.reset()
+        with pytest.raises(UnsupportedEnv, match=f"{name} has no time limit .* give --no-stagger"):
+            env.stagger(np.zeros(2))

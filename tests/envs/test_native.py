@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from dpd.envs.base import UnsupportedEnv
+from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.native import NativeEnv, Simulation, Snapshot
 from dpd.envs.physics import BatchPhysics, ThreadPhysics
 from dpd.envs.tasks import TASKS, load_model
@@ -275,3 +276,37 @@ def test_episodes_after_the_first_differ_and_repeat_with_the_seed() -> None:
     starts = [[env.reset() for _ in range(3)] for env in (first, second)]
     assert all(torch.equal(a, b) for a, b in zip(*starts, strict=True))
     assert not torch.equal(starts[0][0], starts[0][1])
+
+
+def test_a_staggered_episode_is_cut_early_once_and_is_otherwise_gymnasiums() -> None:
+    # shares of 1,000 steps: after 1000 - 998 = 2 steps, after 1000 - 997 = 3, and not before 1,000
+    share, seeds = np.array([0.998, 0.9975, 0.0]), [3, 1, 2]
+    theirs, ours = GymnasiumEnv("HalfCheetah-v5", 3, seeds), NativeEnv("HalfCheetah-v5", 3, seeds)
+    plain = NativeEnv("HalfCheetah-v5", 3, seeds)
+    first = [env.reset() for env in (theirs, ours, plain)]
+    assert torch.equal(first[0], first[1]) and torch.equal(first[1], first[2])
+    for env in (theirs, ours):
+        env.stagger(share)
+    ends: list[list[int]] = [[], [], []]
+    for k, act in enumerate(unit_actions(ours, 1010), start=1):
+        wanted, step = theirs.step(act), ours.step(act)
+        for name, x, y in zip(step._fields, step, wanted, strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=0, msg=name)
+        if k == 2:
+            whole = [plain.step(a) for a in unit_actions(ours, 1010)[:2]][-1]
+            # the last step leads where it would have led; time ran out, and nothing terminated
+            assert torch.equal(step.next_obs, whole.next_obs)
+            assert not step.terminated.any() and step.valid.all()
+            assert not torch.equal(step.obs[0], step.next_obs[0])
+        for i in range(3):
+            ends[i] += [k] if step.truncated[i] else []
+    assert ends == [[2, 1002], [3, 1003], [1000]]
+
+
+def test_ages_outlive_a_snapshot() -> None:
+    env, other = (NativeEnv("HalfCheetah-v5", 2, [1, 2]) for _ in range(2))
+    env.reset()
+    env.stagger(np.array([0.999, 0.998]))
+    other.restore(env.snapshot())
+    act = torch.zeros(2, 6)
+    assert [e.step(act).truncated.tolist() for e in (env, other)] == [[True, False]] * 2

@@ -340,3 +340,15 @@ def test_seeds_and_ids_that_do_not_fit_are_refused() -> None:
         WarpEnv(PLANAR, 3, [0, 1], "cpu")
     with pytest.raises(UnsupportedEnv, match="there is one of HalfCheetah-v5"):
         WarpEnv("Pendulum-v1", 1, [0], "cpu")
+
+
+def test_a_staggered_episode_is_cut_early_once() -> None:
+    env = made()
+    env.stagger(np.array([0.999, 0.998, 0.0]))
+    steps = rollout(env, unit_actions(env, 2))
+    assert [step.truncated.tolist() for step in steps] == [
+        [True, False, False],
+        [False, True, False],
+    ]
+    assert not any(step.terminated.any() for step in steps)
+    assert not torch.equal(steps[0].obs[0], steps[0].next_obs[0])

@@ -105,8 +105,23 @@ class Setup:
 
     def choose(self) -> Targets:
         """Return the targets and weights of this iteration."""
-        self.method.prepare(self.batch, 0.0)
-        return self.method.targets or self.method._choose()
+        method = self.method
+        method.prepare(self.batch, 0.0)
+        if method.config.dose != "loss":
+            targets, method.metrics = method._choose_for_steps()
+            return targets
+        if method.targets is None:
+            targets, method.metrics = method._next_targets(self.minibatch())
+            return targets
+        return method.targets
+
+    def minibatch(self) -> Minibatch:
+        """Return all of the iteration's samples, as a learner gives them to a method's loss."""
+        dist = self.agent.dist(self.agent.obs_norm(self.batch.raw_obs))
+        ratio = torch.ones(len(self.rows), S, dtype=F64)
+        if self.method.has_replay:
+            return Minibatch(dist, ratio, raw_obs=self.batch.raw_obs)
+        return Minibatch(dist, ratio, torch.arange(S).expand(len(self.rows), S))
 
     def loss(self, targets: Targets) -> Tensor:
         """Return the weighted divergence [N] over all states."""
@@ -124,9 +139,8 @@ class Setup:
         """Return the gradient that the method adds to the learners' own [N, D]."""
         self.method.prepare(self.batch, progress)
         assert self.method.loss is not None
-        idx = torch.arange(S).expand(len(self.rows), S)
-        dist = self.agent.dist(self.agent.obs_norm(self.batch.raw_obs))
-        loss, _ = self.method.loss(Minibatch(dist, torch.ones(len(self.rows), S), idx))
+        loss, metrics = self.method.loss(self.minibatch())
+        self.method.metrics |= metrics
         (grad,) = torch.autograd.grad(loss.sum(), self.agent.nets.flat)
         return grad
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from dpd.agents.dist import DiagGaussian
-from dpd.distill.divergence import divergence, kl
+from dpd.distill.divergence import STD_FLOOR, as_target, divergence, kl
 
 SHAPE = (2, 5, 3)  # [N, B, A]
 NO_SAMPLE = torch.empty(0)
@@ -36,6 +36,16 @@ def test_kl_is_that_of_torch_distributions_in_both_directions() -> None:
     assert not torch.allclose(forward, backward)
     torch.testing.assert_close(kl(P, Q), forward, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(kl(Q, P), backward, rtol=1e-10, atol=1e-12)
+
+
+def test_a_target_is_no_surer_than_the_floor_and_inside_the_box_unless_a_tanh_follows() -> None:
+    mean = torch.tensor([[2.5, -0.5]])
+    plain = as_target(DiagGaussian(mean, torch.tensor([[-9.0, -1.0]])))
+    assert plain.mean.tolist() == [[1.0, -0.5]]
+    assert plain.log_std.tolist()[0] == pytest.approx([math.log(STD_FLOOR), -1.0])
+    squashed = as_target(DiagGaussian(mean, torch.tensor([[-9.0, -1.0]]), True))
+    assert squashed.mean.tolist() == [[2.5, -0.5]] and squashed.squashed
+    assert torch.equal(squashed.log_std, plain.log_std)
 
 
 def test_forward_kl_asks_the_target_and_reverse_kl_the_student() -> None:

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,70 @@ def test_soft_weights_have_mean_one_and_do_not_overflow(dtype: torch.dtype) -> N
     clipped = gate_weight(xi, ONE, DPDConfig(weight_clip=(0.01, 100.0)))
     # 100, 1, 0.01 over their mean 33.67
     assert clipped[0].tolist() == pytest.approx([100 / 33.67, 1 / 33.67, 0.01 / 33.67])
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        # K softmax of log 8, log 4, log 2, log 1, log 1 is 5 * (8, 4, 2, 1, 1) / 16
+        (None, (2.5, 1.25, 0.625, 0.3125, 0.3125)),
+        (2.5, (2.5, 1.25, 0.625, 0.3125, 0.3125)),
+        # the first at 2; the others share 3: 3 * (4, 2, 1, 1) / 8
+        (2.0, (2.0, 1.5, 0.75, 0.375, 0.375)),
+        # the first at 1.4 would leave 3.6 * 4 / 8 = 1.8 to the second: it is at 1.4 too, and the
+        # others share 2.2: 2.2 * (2, 1, 1) / 4
+        (1.4, (1.4, 1.4, 1.1, 0.55, 0.55)),
+    ],
+)
+def test_bounded_weights_worked_by_hand(most: float | None, expected: tuple[float, ...]) -> None:
+    xi = f64(*(math.log(x) for x in (8, 4, 2, 1, 1)))
+    order = torch.tensor([[3, 0, 4, 2, 1]])  # in whatever order they come
+    weight = gate_weight(xi.gather(1, order), ONE, DPDConfig(max_weight=most))
+    assert weight[0].tolist() == pytest.approx([expected[i] for i in order[0].tolist()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 3.0, 10.0, 1000.0])
+def test_however_sharp_the_gate_a_hundredth_of_the_states_counts(
+    alpha: float, dtype: torch.dtype
+) -> None:
+    xi = torch.randn(3, 2048, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    xi[1] = xi[1] ** 3  # far more in its tails
+    weight = gate_weight(xi, ONE, DPDConfig(alpha=alpha))
+    assert weight.max() <= 100 * (1 + 1e-6)
+    torch.testing.assert_close(weight.mean(1), torch.ones(3, dtype=dtype), rtol=1e-4, atol=0)
+    # mean w^2 <= 100 mean w = 100
+    assert effective_sample_size(weight).min() >= 0.01 * (1 - 1e-4)
+    ranked = weight.gather(1, xi.argsort(1))
+    assert (ranked.diff(dim=1) >= -1e-6).all()  # a larger gap never weighs less
+    free = gate_weight(xi, ONE, DPDConfig(alpha=alpha, max_weight=None))
+    if free.max() <= 100:
+        assert torch.equal(weight, free)  # where nothing is beyond it, the bound changes nothing
+    for n in range(3):
+        alone = gate_weight(xi[n : n + 1], ONE, DPDConfig(alpha=alpha))
+        assert torch.equal(alone[0], weight[n])
+
+
+def test_at_the_limit_of_a_sharp_gate_the_states_of_the_largest_gaps_count_alike() -> None:
+    # 8 states, at most 4 each: the two largest gaps get all of the mean
+    weight = gate_weight(f64(5, 1, 9, 2, 3, 4, 6, 7), ONE, DPDConfig(alpha=1e4, max_weight=4.0))
+    assert weight[0].tolist() == pytest.approx([0, 0, 4, 0, 0, 0, 0, 4])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"max_weight": 1.0}, "max_weight must be more than 1"),
+        ({"max_weight": 5.0, "gate": "hard"}, "max_weight does nothing with gate hard"),
+        (
+            {"max_weight": 5.0, "weight_clip": (0.01, 100.0)},
+            "max_weight does nothing beside weight_clip",
+        ),
+    ],
+)
+def test_a_bound_that_would_do_nothing_is_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        DPDConfig(**settings)
 
 
 def test_the_soft_gate_tends_to_the_uniform_one_as_alpha_vanishes() -> None:

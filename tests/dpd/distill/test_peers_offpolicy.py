@@ -1,18 +1,19 @@
 """Dual policy distillation of learners with a replay; their rulers are in test_rulers."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from setups import DIVERGENCES, LOSS, REPLAYED, SHARED, STEP, O, S, Setup, vary
+from setups import DIVERGENCES, F64, LOSS, REPLAYED, SHARED, STEP, A, O, S, Setup, vary
 from torch import Tensor
 
 from dpd.agents.base import Minibatch, State
 from dpd.agents.offpolicy import OffPolicy
+from dpd.distill.divergence import STD_FLOOR
 from dpd.distill.peers import Independent
 from dpd.distill.peers_config import DPDConfig
-from dpd.distill.targets import imitation_loss
 
 RULERS = ("value", "action", "lcb", "critics")
 ALL_KINDS = [("td3", "mse"), ("ddpg", "mse"), *(("sac", d) for d in DIVERGENCES)]
@@ -85,6 +86,27 @@ def test_two_groups_in_one_stack_equal_two_groups_alone(
         assert (together[2 * group : 2 * group + 2] - alone).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("config", [STEP, LOSS], ids=["step", "loss"])
+@pytest.mark.parametrize("divergence", ["kl_forward", "kl_reverse", "nll"])
+def test_a_nearly_deterministic_peer_teaches_a_deviation_of_the_floor_at_least(
+    divergence: str, config: DPDConfig
+) -> None:
+    # Row 1 answers with deviation exp(-9); a student of deviation 1 whose mean is off by 0.1 would
+    # be at KL(student || target) = (1 + 0.01) / (2 exp(-18)) > 1e7; with 0.05 it is
+    # log 0.05 + 1.01 / (2 * 0.0025) - 1/2 = 198.5 in each of the two dimensions, times coef 0.5
+    setup = Setup(vary(config, divergence=divergence, gate="uniform"), algo="sac")
+    last = {k: setup.agent.nets.views[f"actor.2.{k}"] for k in ("weight", "bias")}
+    last["weight"].zero_()
+    last["bias"][:] = torch.tensor([[[0.1, 0.1, 0.0, 0.0]], [[0.0, 0.0, -9.0, -9.0]]])
+    targets = setup.choose()
+    assert targets.log_std[0].exp().unique().tolist() == pytest.approx([STD_FLOOR])
+    assert targets.log_std[1].eq(0).all()
+    loss = setup.loss(targets)[0].item()
+    assert loss < 1000
+    if divergence == "kl_reverse":
+        assert loss == pytest.approx(2 * (math.log(0.05) + 1.01 / 0.005 - 0.5))
+
+
 @pytest.mark.parametrize("gate", ["soft", "hard", "uniform"])
 @pytest.mark.parametrize(("algo", "divergence"), [x for x in ALL_KINDS if x[1] != "nll"])
 def test_identical_learners_have_nothing_to_teach_each_other(
@@ -137,27 +159,70 @@ def test_by_default_one_step_follows_each_update() -> None:
     assert setup.choose().weight.shape == (2, 64)
 
 
-def test_the_term_in_the_loss_goes_round_in_its_states() -> None:
-    # 8 updates of 16: 128 states, in eight parts; the ninth is the first again
+def with_known_actions(setup: Setup, *act: float) -> None:
+    """Let row n of a TD3 stack answer act[n] everywhere, and both critics the same value."""
+    nets, critics = setup.agent.nets, setup.agent.critics
+    nets.views["actor.2.weight"].zero_()
+    nets.views["actor.2.bias"][:] = torch.tensor(act, dtype=F64).atanh().view(-1, 1, 1)
+    critics.flat.detach().zero_()
+
+
+@pytest.mark.parametrize("states", ["peer", "own", "mixed"])
+def test_the_term_of_every_update_is_on_states_of_its_own(states: str) -> None:
+    # 64 states are held of each learner, and 5 minibatches of 16 are asked for
+    setup = Setup(vary(LOSS, states=states, memory=None), groups=2, algo="ddpg")
+    setup.method.prepare(setup.batch, 0.0)
+    seen = []
+    for i in range(5):
+        raw_obs = setup.batch.raw_obs[:, 12 * i : 12 * i + 16]
+        targets, metrics = setup.method._next_targets(
+            Minibatch(setup.agent.dist(raw_obs), torch.ones(4, 16), raw_obs=raw_obs)
+        )
+        assert targets.weight.shape == (4, 16)
+        assert metrics["distill/ess"].shape == (4,)
+        shown = targets.obs / setup.agent.obs_norm.scale + setup.agent.obs_norm.mean
+        is_own = (shown - raw_obs).abs().amax(-1) < 1e-9
+        share = is_own.double().mean().item()
+        # an own state is that of the learner's minibatch at its place
+        assert {"peer": share == 0, "own": share == 1, "mixed": 0.2 < share < 0.8}[states]
+        for n, peer in ((0, 1), (1, 0), (2, 3), (3, 2)):
+            other = shown[n][~is_own[n]]
+            if len(other):
+                assert torch.cdist(other, setup.batch.raw_obs[peer]).amin(1).max() < 1e-6
+        seen.append(shown[0])
+    assert len(torch.cat(seen).unique(dim=0)) > 32  # not one minibatch again and again
+
+
+def test_the_term_of_an_update_worked_by_hand() -> None:
+    # Actions 0.5 and -0.1 in both dimensions everywhere, and no critic prefers any: weights are 1.
+    # mse = 0.6^2 = 0.36; times coef 0.5. The gradient of row 0's bias by tanh: per dimension
+    # 0.5 * 2 * (0.5 + 0.1) / 2 * (1 - 0.5^2) = 0.225.
     setup = Setup(LOSS, algo="ddpg")
-    targets = setup.choose()
-    assert targets.weight.shape == (2, 128)
-    unused = Minibatch(setup.agent.dist(targets.obs), torch.ones(0), torch.ones(0))
+    with_known_actions(setup, 0.5, -0.1)
+    setup.method.prepare(setup.batch, 0.0)
     assert setup.method.loss is not None
-    losses = [setup.method.loss(unused)[0].detach() for _ in range(9)]
-    expected = [
-        0.5 * imitation_loss(setup.agent, "mse", targets.batch(i, 16)).detach() for i in range(8)
-    ]
-    assert torch.equal(torch.stack(losses), torch.stack([*expected, expected[0]]))
-    setup.method.prepare(setup.batch, 0.0)  # begins anew
-    targets = setup.method.targets or targets
-    loss = setup.method.loss(unused)[0]
-    assert torch.equal(loss, 0.5 * imitation_loss(setup.agent, "mse", targets.batch(0, 16)))
+    loss, metrics = setup.method.loss(setup.minibatch())
+    assert loss.tolist() == pytest.approx([0.18, 0.18])
+    assert metrics["distill/loss"].tolist() == pytest.approx([0.36, 0.36])
+    (grad,) = torch.autograd.grad(loss.sum(), setup.agent.nets.flat)
+    assert grad[0, -A:].tolist() == pytest.approx([0.225, 0.225])
 
 
-def test_many_updates_go_round_in_sixteen_minibatches() -> None:
-    algo = replace(REPLAYED["sac"], updates_per_step=1.0)
-    assert Setup(LOSS, algo=algo).choose().weight.shape == (2, 256)  # 16 x 16, of 64 updates
+def test_targets_of_an_update_are_the_peers_as_they_are_at_it() -> None:
+    setup = Setup(LOSS, algo="ddpg")
+    with_known_actions(setup, 0.5, -0.1)
+    setup.method.prepare(setup.batch, 0.0)
+    for act in (-0.1, 0.3):
+        with_known_actions(setup, 0.5, act)
+        targets, _ = setup.method._next_targets(setup.minibatch())
+        torch.testing.assert_close(targets.mean[0], torch.full_like(targets.mean[0], act))
+
+
+def test_a_memory_of_own_states_in_the_loss_is_refused_for_it_would_do_nothing() -> None:
+    with pytest.raises(ValueError, match=r"distill\.memory does nothing here"):
+        Setup(vary(LOSS, states="own", memory=50), algo="sac")
+    Setup(vary(LOSS, states="mixed", memory=50), algo="sac")
+    Setup(vary(LOSS, states="own", memory=50), algo="ppo")
 
 
 def test_scale_reward_is_one_raw_unit_where_rewards_are_not_scaled() -> None:

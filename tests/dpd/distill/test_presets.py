@@ -66,6 +66,14 @@ def test_ddpg_of_the_paper_follows_the_old_baselines() -> None:
     assert (released.samples, released.updates) == (100, 50)
 
 
+def test_released_ppo_has_the_value_loss_of_the_baselines_it_was_built_on() -> None:
+    # ppo2: vf_coef 0.5 times half of the mean of the larger squared error, clip 0.2; log std 0
+    found = learners("released", "ppo")
+    assert (found.value_clip, found.value_coef, found.log_std_init) == (0.2, 0.25, 0.0)
+    paper = learners("paper", "ppo")
+    assert (paper.value_clip, paper.value_coef, paper.log_std_init) == (None, 0.5, -0.5)
+
+
 # --- The 2020 code's defects ---
 
 

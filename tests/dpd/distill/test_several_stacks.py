@@ -38,7 +38,7 @@ def apart(config: DPDConfig, *algos: Any) -> tuple[list[DualDistillation], list[
 def chosen(method: DualDistillation, members: Members) -> Targets:
     assert members.batch is not None
     method.prepare(members.batch, 0.0)
-    return method._choose()
+    return method._choose_for_steps()[0]
 
 
 @pytest.mark.parametrize(

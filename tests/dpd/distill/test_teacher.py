@@ -10,7 +10,8 @@ import torch
 from taught import PLAIN, SAC, STUDENT, A, O, School, constant, drawn, linear
 
 from dpd.config import AlgoConfig
-from dpd.distill.teacher import STD_FLOOR, Teacher
+from dpd.distill.divergence import STD_FLOOR
+from dpd.distill.teacher import Teacher
 from dpd.distill.teaching_config import (
     DAggerConfig,
     GradientConfig,

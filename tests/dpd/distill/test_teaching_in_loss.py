@@ -12,12 +12,16 @@ from torch import Tensor
 
 from dpd.agents.base import Minibatch
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.learners import Learners
 from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.replay import Transitions
 from dpd.config import AlgoConfig
-from dpd.distill.base import Method
+from dpd.distill.base import Context, Method
 from dpd.distill.peers import Independent
+from dpd.distill.teacher import Teacher
 from dpd.distill.teaching import InLoss, proximal_weight
 from dpd.distill.teaching_config import KickstartConfig, ProximalConfig, TeachingConfig
+from dpd.policyfile import Policy
 
 LEARNERS: dict[str, tuple[KickstartConfig, AlgoConfig, AlgoConfig]] = {
     "ppo": (KickstartConfig(), PLAIN, PLAIN),
@@ -77,10 +81,98 @@ def test_a_teacher_that_no_longer_counts_is_not_asked() -> None:
 
 
 def test_nobody_is_asked_while_learners_only_collect() -> None:
-    # 4 environments x 16 steps in an iteration: the first hundred steps end in the second
+    # 4 environments x 16 steps in an iteration: the first hundred steps end in the second, which
+    # has 16 updates of 16 states
     school = School(KickstartConfig(), replace(SAC, learning_starts=100), drawn(SAC))
     queries = [metrics["distill/queries"].item() for metrics in school.run(4)]
-    assert queries == [0, 64, 64, 64]  # at half of the run it is over
+    assert queries == [0, 256, 256, 256]  # at half of the run it is over
+
+
+class Noted(Policy):
+    """A teacher that remembers the states it was asked about."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy.tensors, policy.meta)
+        self.asked: list[Tensor] = []
+
+    def dist(self, obs: Tensor) -> DiagGaussian:
+        self.asked.append(obs)
+        return super().dist(obs)
+
+
+@pytest.mark.parametrize("algo", [TD3, SAC], ids=["td3", "sac"])
+def test_with_a_replay_every_state_of_every_policy_minibatch_is_taught_once(
+    algo: AlgoConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = Noted(drawn(algo))
+    school = School(KickstartConfig(divergence="mse", until=1.0), algo, teacher)
+    taken: list[Tensor] = []
+    take = school.agent.replay.take  # type: ignore[attr-defined]
+
+    def noted(samples: Tensor, gamma: Tensor) -> Transitions:
+        found: Transitions = take(samples, gamma)
+        taken.append(found.obs_act[..., :O].flatten(0, 1))
+        return found
+
+    monkeypatch.setattr(school.agent.replay, "take", noted)  # type: ignore[attr-defined]
+    for k in range(3):
+        taken.clear()
+        teacher.asked.clear()
+        school.iterate(k / 10)
+        asked = teacher.asked[1:]  # first it is asked how closely it is followed
+        used = taken[1::2] if algo is TD3 else taken  # TD3's policy moves with every second one
+        assert len(asked) == len(used) == (8 if algo is TD3 else 16)
+        for states, minibatch in zip(asked, used, strict=True):
+            assert torch.equal(states, minibatch)
+    # of all 192 states that were seen, not the latest 64
+    assert len(torch.cat(taken).unique(dim=0)) > 64
+
+
+def test_the_loss_with_a_replay_worked_by_hand() -> None:
+    # The teacher answers (0.6, 0), the student (0, 0): mse = 0.36 / 2 = 0.18, times coef 2.
+    school = School(KickstartConfig(divergence="mse", coef=2.0), TD3, constant(0.6, 0.0))
+    school.iterate(0.0)
+    with torch.no_grad():
+        school.agent.nets.views["actor.2.weight"].zero_()
+        school.agent.nets.views["actor.2.bias"].zero_()
+    method, raw_obs = school.method, torch.randn(1, 8, O)
+    assert isinstance(method, InLoss) and method.loss is not None
+    dist = school.agent.dist(school.agent.obs_norm(raw_obs))
+    loss, metrics = method.loss(Minibatch(dist, torch.ones(1, 8), raw_obs=raw_obs))
+    assert loss.item() == pytest.approx(2 * 0.18)
+    assert metrics["distill/loss"].item() == pytest.approx(0.18)
+    # by the bias of the first action: 2 * (2 / 2) * (0 - 0.6) = -1.2, where tanh has slope 1
+    (grad,) = torch.autograd.grad(loss.sum(), school.agent.nets.flat)
+    assert grad[0, -A:].tolist() == pytest.approx([-1.2, 0.0])
+
+
+@pytest.mark.parametrize("name", ["td3, mse", "sac", "sac of ppo, nll"])
+def test_kickstarted_rows_equal_kickstarted_learners_alone(name: str) -> None:
+    config, algo, kind = LEARNERS[name]
+    rollouts = [School(config, algo, drawn(kind)).rollout for _ in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    for rollout in rollouts:
+        for x in (rollout.obs, rollout.next_obs, rollout.act, rollout.reward):
+            x.normal_(generator=generator)
+
+    def end(rows: list[tuple[int, int]], picked: list[int]) -> Tensor:
+        agent: Learners = algo.build(O, A, rows)
+        context = Context(agent, len(rows), 1, rows, Teacher([drawn(kind), drawn(kind, 8)]))
+        method, rollout = config.build(context), agent.new_rollout()
+        for name in ("obs", "next_obs", "act", "reward"):
+            x = torch.cat([getattr(rollouts[k], name) for k in picked])
+            getattr(rollout, name).copy_(x)
+        for i in range(2):
+            batch = agent.prepare(rollout)
+            method.prepare(batch, i / 10)
+            agent.update(batch, i / 10, method.loss)
+            method.step()
+            agent.observe(rollout)
+        return agent.nets.flat.detach()
+
+    together = end([(0, 0), (5, 0)], [0, 1])
+    for n, row in enumerate([(0, 0), (5, 0)]):
+        torch.testing.assert_close(end([row], [n])[0], together[n], rtol=0, atol=2e-5)
 
 
 def method_of(config: TeachingConfig, *teachers: Any) -> InLoss:

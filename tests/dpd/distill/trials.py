@@ -42,8 +42,8 @@ class Trial:
         for i in range(iterations):
             batch = self.collect()
             method.prepare(batch, i / iterations)
-            self.agent.update(batch, i / iterations, method.loss)
-            metrics = method.step()
+            metrics = self.agent.update(batch, i / iterations, method.loss)
+            metrics |= method.step()
             if "distill/action_distance" in metrics:  # there is none while learners only collect
                 distances.append(metrics["distill/action_distance"])
             self.agent.observe(self.rollout)
