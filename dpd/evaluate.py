@@ -95,7 +95,7 @@ def evaluate_together(
     env = make(env_id, n * episodes, n * episode_seeds(seed, episodes), "auto", kwargs, threads)
 
     def act(obs: Tensor) -> Tensor:
-        return torch.stack([p.mode(o) for p, o in zip(policies, obs, strict=True)])
+        return torch.stack([p.repeatable_mode(o) for p, o in zip(policies, obs, strict=True)])
 
     try:
         for policy in policies:

@@ -130,7 +130,7 @@ def measure(teacher: Teacher, config: TrainConfig) -> Returns:
 
     def act(obs: Tensor) -> Tensor:  # [K + 1, E, O]
         uniform = torch.rand(obs.shape[1], act_dim, generator=generator) * 2 - 1
-        said = [policy.mode(own) for policy, own in zip(policies, obs[:-1], strict=True)]
+        said = [p.repeatable_mode(own) for p, own in zip(policies, obs[:-1], strict=True)]
         return torch.stack([*said, uniform])
 
     try:
