@@ -25,6 +25,17 @@ def as_name(env: str) -> str:
     return env.replace(":", "-").replace("/", "-")
 
 
+def parse_env_kwargs(text: str) -> dict[str, Any]:
+    """Read an environment's keyword arguments from JSON. Raises BadInput for anything else."""
+    try:
+        kwargs = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"--env-kwargs is not JSON ({error}): '{text}'") from error
+    if not isinstance(kwargs, dict):
+        raise BadInput(f"--env-kwargs must be a JSON object, not '{text}'")
+    return kwargs
+
+
 AT_LEAST_1 = (
     "peers",
     "seeds",
@@ -112,13 +123,7 @@ class RunConfig:
 
     def parsed_env_kwargs(self) -> dict[str, Any]:
         """Return the environment's keyword arguments."""
-        try:
-            kwargs = json.loads(self.env_kwargs)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"--env-kwargs is not JSON ({error}): '{self.env_kwargs}'") from error
-        if not isinstance(kwargs, dict):
-            raise BadInput(f"--env-kwargs must be a JSON object, not '{self.env_kwargs}'")
-        return kwargs
+        return parse_env_kwargs(self.env_kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +134,8 @@ class TeacherConfig:
     """Policy files, Stable-Baselines3 zips, or run directories for the best policy in them. Of
     several, each state gets the answer of one, uniformly drawn."""
     teacher_vecnormalize: tuple[Path, ...] = ()
-    """VecNormalize statistics of the teachers that are .zip, as .npz: one for all, or for each."""
+    """VecNormalize statistics of the teachers that are .zip, as --vecnormalize of dpd evaluate: one
+    for all, or for each."""
     teacher_activation: Literal["tanh", "relu", "elu"] | None = None
     """Activation of a .zip that does not say it readably."""
 

@@ -29,7 +29,7 @@ from dpd.fidelity.variants import Factor, distinct, factors, why_no_weights
 from dpd.policyfile import Policy
 from dpd.runs import short_names
 from dpd.sheets import Report, deliver, require_writable
-from dpd.sources import load_any, one_policy
+from dpd.sources import load_any, one_policy, place_of
 
 if TYPE_CHECKING:
     from dpd.commands import SweepConfig
@@ -94,7 +94,7 @@ def read_teacher(config: SweepConfig) -> tuple[Subject, Setting]:
     meta = policy.meta
     if not meta.hidden:
         raise BadInput(f"{file} has no hidden layers whose width could be changed")
-    setting = setting_of(config, policy, config.foreign.env or meta.env_id)
+    setting = setting_of(config, policy, place_of(file, policy, config.foreign))
     (name,) = short_names([config.teacher])
     return Subject(name=name, policy=policy, file=file), setting
 

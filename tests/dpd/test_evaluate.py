@@ -16,6 +16,7 @@ from dpd.envs.base import Env, EnvSpec, Step
 from dpd.envs.make import make
 from dpd.evaluate import episode_seeds, evaluate_policy, record_video, run_episodes
 from dpd.policies import PolicySaver
+from dpd.sources import Place
 
 
 class Countdown:
@@ -94,10 +95,11 @@ def test_a_video_is_an_mp4(tmp_path):
     saver = PolicySaver(tmp_path, config, spec, lambda n: (config.stacks[0], agent.export(n)))
     saver.save_last(0)
     policy = policyfile.load(saver.path(0))
+    place = Place("Swimmer-v5", policy.meta.env_kwargs)
     with pytest.raises(BadInput, match=r"writes \.mp4"):
-        record_video(policy, "Swimmer-v5", tmp_path / "x.gif", 0)
+        record_video(policy, place, tmp_path / "x.gif", 0)
     try:
-        record_video(policy, "Swimmer-v5", video, 0)
+        record_video(policy, place, video, 0)
     except BadInput as error:
         pytest.skip(str(error))  # a machine without a renderer
     assert video.stat().st_size > 1_000

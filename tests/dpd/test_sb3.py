@@ -11,7 +11,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from foreign import convert
 from made import IN_SB3, saved
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.noise import NormalActionNoise
@@ -140,10 +139,10 @@ def test_a_written_zoo_folder_acts_as_the_policy(
 def test_a_written_zoo_folder_is_read_back_as_the_same_policy(tmp_path: Path, algo: str) -> None:
     policy = saved(tmp_path, algo, "Pendulum-v1")
     folder = export_zoo(policy, tmp_path / "zoo") / algo / "Pendulum-v1_1"
-    with pytest.raises(BadInput, match=r"vecnormalize\.npz"):  # the statistics are asked for
+    with pytest.raises(BadInput, match=r"vecnormalize\.pkl"):  # the statistics are asked for
         load_any(folder / "Pendulum-v1.zip", ForeignConfig(env="Pendulum-v1"))
-    npz = convert(folder / "Pendulum-v1" / "vecnormalize.pkl")
-    foreign = ForeignConfig(env="Pendulum-v1", vecnormalize=npz)
+    statistics = folder / "Pendulum-v1" / "vecnormalize.pkl"
+    foreign = ForeignConfig(env="Pendulum-v1", vecnormalize=statistics)
     again = load_any(folder / "Pendulum-v1.zip", foreign)
     assert again.meta.provenance["steps"] == 1000
     names = ("algo", "squashed", "tanh_mean", "state_std", "hidden", "activation", "norm_obs")

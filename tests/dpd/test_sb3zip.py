@@ -29,6 +29,7 @@ from torch import nn
 
 from dpd import policyfile
 from dpd.archive import NAMES
+from dpd.commands import NO_STATISTICS
 from dpd.config import BadInput
 from dpd.policymeta import NotAPolicy
 from dpd.sb3zip import load_zip
@@ -192,8 +193,11 @@ def test_a_model_of_normalised_observations_asks_for_their_statistics(tmp_path):
     beside = tmp_path / "model" / "vecnormalize.pkl"  # as rl-baselines3-zoo lays it out
     beside.parent.mkdir()
     norm.save(str(beside))
-    said = refused(path, BadInput, limit=1000)  # with a whole command
-    assert "python -c" in said and str(beside.with_suffix(".npz")) in said
+    assert f"give --vecnormalize {beside}, or --vecnormalize none" in refused(
+        path, BadInput, limit=1000
+    )
+    assert load_zip(path, foreign(vecnormalize=beside)).meta.norm_obs
+    assert not load_zip(path, foreign(vecnormalize=NO_STATISTICS)).meta.norm_obs
 
 
 @pytest.mark.parametrize(
