@@ -126,7 +126,7 @@ def _as_array(name: str, value: Any) -> np.ndarray:
     if not isinstance(array, np.ndarray | bool | int | float):
         raise ValueError(f"{name} is no array of numbers")
     try:
-        return np.asarray(array, np.float64)
+        return np.array(array, np.float64)  # a copy, which may be written to
     except OverflowError as error:  # an integer beyond float64
         raise ValueError(f"{name} is too large") from error
 

@@ -32,5 +32,5 @@ class Payload(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.full((32, 32, 3), int(50 * self.payload), np.uint8)
 
 
-for _id in ("Payload-v0", "Payload-v1"):
-    register(_id, entry_point=Payload, max_episode_steps=20)
+for _id in ("Payload-v0", "Unladen-v0"):
+    register(_id, entry_point=f"{__name__}:Payload", max_episode_steps=20)
