@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from dpd.config import BadInput
-from dpd.run_config import flag, parse_env_kwargs
+from dpd.run_config import absolute_paths, flag, parse_env_kwargs
 
 Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")]
 
@@ -44,7 +44,10 @@ class ForeignConfig:
 
     def parsed_env_kwargs(self) -> dict[str, Any] | None:
         """Return the environment's keyword arguments; None where they are not given."""
-        return None if self.env_kwargs is None else parse_env_kwargs(self.env_kwargs)
+        if self.env_kwargs is None:
+            return None
+        found: dict[str, Any] = absolute_paths(parse_env_kwargs(self.env_kwargs))
+        return found
 
     @property
     def without_zip(self) -> ForeignConfig:

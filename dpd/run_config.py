@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,20 @@ def parse_env_kwargs(text: str) -> dict[str, Any]:
     return kwargs
 
 
+def absolute_paths(value: Any) -> Any:
+    """Return JSON values with relative paths made absolute, so that they hold in any directory.
+
+    A path is a string with a slash that names something there is. A bare name stays: Gymnasium
+    looks `ant.xml` up in its own assets.
+    """
+    if isinstance(value, dict):
+        return {name: absolute_paths(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [absolute_paths(inner) for inner in value]
+    is_path = isinstance(value, str) and os.sep in value and os.path.exists(value)
+    return os.path.abspath(value) if is_path else value
+
+
 AT_LEAST_1 = (
     "peers",
     "seeds",
@@ -56,7 +71,8 @@ class RunConfig:
     env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = "HalfCheetah-v5"
     """Gymnasium environment id; `module:Id` imports a module that registers it."""
     env_kwargs: str = "{}"
-    """Keyword arguments of the environment, as JSON."""
+    """Keyword arguments of the environment, as JSON. A relative path with a slash in it, as in
+    "./robot.xml", is kept as an absolute one."""
     backend: Literal["auto", "native", "gymnasium", "warp"] = "auto"
     """Simulation: `auto` is native where it can be, and warp for many environments on a GPU."""
     device: str = "cpu"

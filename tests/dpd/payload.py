@@ -1,6 +1,6 @@
 """Environments whose keyword arguments change what a step is worth and what is seen."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -11,7 +11,7 @@ from gymnasium.envs.registration import register
 class Payload(gymnasium.Env[np.ndarray, np.ndarray]):
     """Every one of 20 steps is worth `payload`; `dims` numbers are seen."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012, Gymnasium's way
 
     def __init__(self, payload: float = 1.0, dims: int = 3, render_mode: str | None = None) -> None:
         self.payload, self.render_mode = payload, render_mode
