@@ -130,7 +130,7 @@ def test_a_written_zoo_folder_acts_as_the_policy(
     obs = np.random.default_rng(1).normal(1, 3, (200, policy.meta.obs_dim)).astype(np.float32)
     half = (policy.tensors["act_high"] - policy.tensors["act_low"]).numpy() / 2
     assert (policy.act(obs) / half).std() > 0.1
-    # 376 observations are longer sums, which float32 rounds more coarsely
+    # 348 observations are longer sums, which float32 rounds more coarsely
     assert (np.abs(act(obs) - policy.act(obs)) / half).max() < (1e-6 if len(obs.T) < 20 else 5e-6)
     assert [p.name for p in out.parent.iterdir()] == ["zoo"]  # no draft is left
 
