@@ -4,7 +4,8 @@ A zip holds no VecNormalize statistics and no arguments of its environment. Thos
 leave them in these places, where E is the environment's id with a dash for each slash:
 
 * Stable-Baselines3's CheckpointCallback: PREFIX_vecnormalize_STEPS_steps.pkl beside
-  PREFIX_STEPS_steps.zip; its examples: vec_normalize.pkl beside the zip or best_model.zip.
+  PREFIX_STEPS_steps.zip; its examples: vec_normalize.pkl beside the zip or best_model.zip, or
+  beside the folder in best_model/best_model.zip.
 * The model hub: vec_normalize.pkl, config.yml and args.yml beside the zip.
 * rl-baselines3-zoo: ALGO/E_1/E.zip and ALGO/E_1/best_model.zip, with ALGO/E_1/E/vecnormalize.pkl,
   config.yml and args.yml; without a number of the run, ALGO/E.zip with ALGO/E/vecnormalize.pkl.
@@ -37,7 +38,8 @@ def folders(path: Path, env_id: str) -> list[Path]:
     run = re.sub(r"_\d+$", "", parent.name)  # the zoo's E_1
     names = {_base(name) for name in (path.stem, env_id, run)}
     inner = (f for f in path.parent.iterdir() if f.is_dir() and _base(f.name) in names)
-    return [*sorted(inner), path.parent]
+    outer = [parent.parent] if parent.name == path.stem else []
+    return [*sorted(inner), path.parent, *outer]
 
 
 def _base(name: str) -> str:

@@ -17,7 +17,7 @@ from dpd.config import BadInput
 from dpd.envs.base import Env, EnvKwargs, EnvSpec
 from dpd.envs.make import make
 from dpd.policyfile import Policy
-from dpd.sources import Place, find_policies, load_any, place_of
+from dpd.sources import Place, find_policies, load_any, place_of, refuse_shared_statistics
 
 if TYPE_CHECKING:
     from dpd.commands import EvaluateConfig
@@ -125,6 +125,7 @@ def require_fit(policy: Policy, spec: EnvSpec) -> None:
 def evaluate_paths(config: EvaluateConfig) -> int:
     """Evaluate every policy and print a table or JSON."""
     files = [f for path in config.paths for f in find_policies(path)]
+    refuse_shared_statistics(files, config.foreign)
     policies = {f: load_any(f, config.foreign) for f in files}
     places = {f: place_of(f, policy, config.foreign) for f, policy in policies.items()}
     alike: dict[str, list[Path]] = {}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpd.commands import ForeignConfig
+from dpd.commands import NO_STATISTICS, ForeignConfig
 from dpd.config import BadInput
 from dpd.policyfile import Policy, load
 from dpd.sb3zip import load_zip
@@ -31,6 +32,17 @@ def load_any(path: Path, foreign: ForeignConfig) -> Policy:
                 f"{foreign.PREFIX}{name} is for Stable-Baselines3 zips; {path} says it itself"
             )
     return policy
+
+
+def refuse_shared_statistics(files: Sequence[Path], foreign: ForeignConfig) -> None:
+    """Raise BadInput where one file of statistics would count for several zips."""
+    zips = list(filter(is_zip, files))
+    if foreign.vecnormalize not in (None, NO_STATISTICS) and len(zips) > 1:
+        raise BadInput(
+            f"--vecnormalize {foreign.vecnormalize} is of one zip, and {len(zips)} are given; make "
+            f"policy files of them first: dpd export {zips[0]} --env ENV --vecnormalize FILE "
+            "--format dpd"
+        )
 
 
 class Place(NamedTuple):

@@ -14,7 +14,7 @@ from dpd.envs.base import EnvSpec, UnsupportedEnv
 from dpd.envs.make import check, choose
 from dpd.policyfile import Policy
 from dpd.runs import short_names
-from dpd.sources import Place, is_zip, load_any, moved, one_policy
+from dpd.sources import Place, is_zip, load_any, moved, one_policy, refuse_shared_statistics
 
 if TYPE_CHECKING:
     from dpd.commands import ForeignConfig
@@ -42,6 +42,7 @@ def read_subjects(config: CooperateConfig) -> tuple[list[Subject], str]:
     names = short_names(config.paths)
     if len({file.resolve() for file in files}) < len(files):
         raise BadInput("a policy is given twice; give each once")
+    refuse_shared_statistics(files, config.foreign)
     subjects: list[Subject] = []
     foreign, zips = config.foreign, any(map(is_zip, files))
     for name, file in zip(names, files, strict=True):

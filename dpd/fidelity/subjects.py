@@ -22,7 +22,15 @@ from dpd.fidelity.measures import Answers
 from dpd.fidelity.states import drawn
 from dpd.policyfile import Policy
 from dpd.runs import short_names
-from dpd.sources import Place, is_zip, load_any, one_policy, place_of, require_place
+from dpd.sources import (
+    Place,
+    is_zip,
+    load_any,
+    one_policy,
+    place_of,
+    refuse_shared_statistics,
+    require_place,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +137,7 @@ def read_subjects(
     floor = () if config.floor is None else (config.floor,)
     paths = (config.teacher, *config.students, *floor)
     files = [one_policy(path) for path in paths]
+    refuse_shared_statistics(files, config.foreign)
     names = named(paths, len(config.students))
     foreign, foreigners = config.foreign, any(map(is_zip, files))
     subjects: list[Subject] = []

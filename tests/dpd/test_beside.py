@@ -74,6 +74,7 @@ LAYOUTS: dict[str, tuple[str, str]] = {
     ),
     "without a run's number": ("sac/best_model.zip", "sac/Payload-v9/vecnormalize.pkl"),
     "the hub's": ("sac-Payload-v0.zip", "vec_normalize.pkl"),
+    "the best in a folder of its own": ("best_model/best_model.zip", "vec_normalize.pkl"),
     "EvalCallback's": ("best_model.zip", "vecnormalize.pkl"),
     "a name of its own": ("model.zip", "statistics.pkl"),
     "no ending": ("model.zip", "vec_normalize"),
@@ -86,7 +87,8 @@ LAYOUTS: dict[str, tuple[str, str]] = {
 def test_statistics_are_found_in_every_layout(checkpoints, layout, tmp_path, monkeypatch):
     zip_name, file_name = LAYOUTS[layout]
     path, file = tmp_path / zip_name, tmp_path / file_name
-    file.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (path.parent, file.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(checkpoints / "rl_model_20_steps.zip", path)
     if file.suffix == ".npz":
         norm = VecNormalize(make_vec_env(ENV))
@@ -196,6 +198,23 @@ def test_every_command_that_reads_a_zip_refuses_one_whose_normaliser_is_not_name
     said = capsys.readouterr().err
     assert f"--vecnormalize {cheetah[0].parent / 'vec_normalize.pkl'}" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["fidelity", "cooperate", "evaluate both"])
+def test_one_file_of_statistics_does_not_count_for_several_zips(
+    command, cheetah, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    a, b = map(str, cheetah)
+    argv = ["evaluate", a, b] if command == "evaluate both" else COMMANDS[command](a, b)
+    words = [
+        "--env",
+        "HalfCheetah-v5",
+        "--vecnormalize",
+        str(cheetah[0].parent / "vec_normalize.pkl"),
+    ]
+    assert main([*argv, *words]) == 2
+    assert "is of one zip, and 2 are given; make policy files" in capsys.readouterr().err
 
 
 def test_distill_names_its_own_flag(cheetah, capsys, tmp_path, monkeypatch):

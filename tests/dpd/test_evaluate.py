@@ -14,7 +14,13 @@ from dpd.cli import parse_train
 from dpd.config import BadInput
 from dpd.envs.base import Env, EnvSpec, Step
 from dpd.envs.make import make
-from dpd.evaluate import episode_seeds, evaluate_policy, record_video, run_episodes
+from dpd.evaluate import (
+    episode_seeds,
+    evaluate_policy,
+    evaluate_together,
+    record_video,
+    run_episodes,
+)
 from dpd.policies import PolicySaver
 from dpd.sources import Place
 
@@ -66,6 +72,7 @@ def test_an_episode_is_the_same_whatever_the_threads_and_the_episodes_beside_it(
             found += [evaluate_policy(policy, "Humanoid-v5", episodes, 0).returns[0, :5]]
     finally:
         torch.set_num_threads(n_threads)
+    found += [other.returns[0] for other in evaluate_together([policy] * 3, "Humanoid-v5", 5, 0)]
     for returns in found[1:]:
         np.testing.assert_array_equal(returns, found[0])
 
