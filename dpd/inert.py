@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAX_OPS = 200_000  # a VecNormalize of Stable-Baselines3 has about 700
-MAX_DIMS = 8
+MAX_DIMS, MAX_LENGTH = 8, 2**40  # of arrays; products of longer lengths would take time
 NUMBERS = re.compile(r"[biuf]\d{1,2}")  # dtypes of booleans, integers and floats
 
 
@@ -291,7 +291,11 @@ def array_of(state: Any) -> np.ndarray | None:
 def filled(raw: Any, dtype: np.dtype[Any] | None, shape: Any, order: Any) -> np.ndarray | None:
     """Return bytes as an array of a shape; None where they are not numbers, and just as many."""
     is_shape = isinstance(shape, tuple) and len(shape) <= MAX_DIMS
-    if dtype is None or not is_shape or not all(type(n) is int and n >= 0 for n in shape):
+    if (
+        dtype is None
+        or not is_shape
+        or not all(type(n) is int and 0 <= n < MAX_LENGTH for n in shape)
+    ):
         return None
     if type(raw) is not bytes or math.prod(shape) * dtype.itemsize != len(raw):
         return None

@@ -207,6 +207,8 @@ def test_deep_nesting_and_hostile_keys_take_no_long_time():
     step = 2**61 - 1  # integers whose hashes are all 0
     keys = [b"\x8a\x0c" + (k * step).to_bytes(12, "little") + b"N" for k in range(60_000)]
     read_pickle(b"\x80\x04}(" + b"".join(keys) + b"u.")
+    long = b"\x8b" + (2**20).to_bytes(4, "little") + b"\x7f" * 2**20  # a length of a million bytes
+    assert read_pickle(array_pickle(b"(" + 8 * long + b"t")).value is None
     assert time.process_time() - start < 5
 
 
