@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import sys
@@ -25,7 +26,7 @@ from dpd.commands import (
 from dpd.config import ALGORITHMS, AlgoConfig, TrainConfig, choose, near, sized, taught_by
 from dpd.cooperative.config import CooperateConfig
 from dpd.distill import METHODS
-from dpd.run_config import BadInput, RunConfig, TeacherConfig, flag
+from dpd.run_config import BadInput, RunConfig, TeacherConfig, absolute_paths, flag
 from dpd.settings import as_flags, parse, preset_settings, read_config, saved_settings
 from dpd.study.config import StudyConfig
 
@@ -159,12 +160,24 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         for group, (name, _) in zip(groups_of(algos), algos, strict=True)
     ]
     return TrainConfig(
-        run=args.run,
+        run=travelling(args.run),
         algos=tuple(sized(*given[0], sizes) if (sizes := sizes_of(selection)) else given),
         method=selection.method,
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
     )
+
+
+def travelling(run: RunConfig) -> RunConfig:
+    """Return a new run's settings with the paths in its environment's arguments made absolute.
+
+    A run that goes on keeps them as they are.
+    """
+    kwargs = run.parsed_env_kwargs()
+    absolute = absolute_paths(kwargs)
+    if run.resume is not None or absolute == kwargs:
+        return run
+    return replace(run, env_kwargs=json.dumps(absolute))
 
 
 def groups_of(algos: Sequence[tuple[str, AlgoConfig]]) -> list[str]:

@@ -4,31 +4,62 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from dpd.config import BadInput
-from dpd.run_config import flag
+from dpd.run_config import absolute_paths, flag, parse_env_kwargs
 
 Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")]
+
+
+NO_STATISTICS = Path("none")
+"""What --vecnormalize is given for a zip whose observations are not normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignConfig:
     """What a Stable-Baselines3 zip does not say of itself."""
 
+    PREFIX: ClassVar[str] = "--"
+    """What the flags that describe a zip begin with."""
+    FOR_NONE: ClassVar[str] = ", or '{}' for none"
+    """How to say that its environment takes no arguments."""
+
     env: str | None = None
     """Environment; None: the one the policy was trained in. A .zip needs it."""
+    env_kwargs: str | None = None
+    """Keyword arguments of the environment, as JSON; None: those the policy was trained with, which
+    a .zip does not say."""
     vecnormalize: Path | None = None
-    """VecNormalize statistics of a .zip, as .npz (a .pkl is refused, with how to convert it)."""
+    """VecNormalize statistics of a .zip: the .pkl that Stable-Baselines3 saves, which is read
+    without being run, or an .npz of mean, var and count; none: its observations are not
+    normalised."""
     activation: Literal["tanh", "relu", "elu"] | None = None
     """Activation of a .zip that does not say it readably."""
+
+    def __post_init__(self) -> None:
+        self.parsed_env_kwargs()
+
+    def parsed_env_kwargs(self) -> dict[str, Any] | None:
+        """Return the environment's keyword arguments; None where they are not given."""
+        if self.env_kwargs is None:
+            return None
+        found: dict[str, Any] = absolute_paths(parse_env_kwargs(self.env_kwargs))
+        return found
 
     @property
     def without_zip(self) -> ForeignConfig:
         """What is left of it for a policy that says the rest itself."""
-        return ForeignConfig(env=self.env)
+        return ForeignConfig(env=self.env, env_kwargs=self.env_kwargs)
+
+
+class ForeignTeacher(ForeignConfig):
+    """The same of a teacher, in `dpd distill`."""
+
+    PREFIX: ClassVar[str] = "--teacher-"
+    FOR_NONE: ClassVar[str] = ""
 
 
 @dataclass(frozen=True, kw_only=True)

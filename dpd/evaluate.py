@@ -7,17 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dpd.config import BadInput
-from dpd.envs.base import Env, EnvSpec
+from dpd.envs.base import Env, EnvKwargs, EnvSpec
 from dpd.envs.make import make
 from dpd.policyfile import Policy
-from dpd.sources import find_policies, load_any
+from dpd.sources import Place, find_policies, load_any, place_of, refuse_shared_statistics
 
 if TYPE_CHECKING:
     from dpd.commands import EvaluateConfig
@@ -84,18 +84,24 @@ def evaluate_policy(
 
 
 def evaluate_together(
-    policies: Sequence[Policy], env_id: str, episodes: int, seed: int, threads: int | None = None
+    policies: Sequence[Policy],
+    env_id: str,
+    episodes: int,
+    seed: int,
+    threads: int | None = None,
+    env_kwargs: EnvKwargs | None = None,
 ) -> list[Outcome]:
     """Play the same episodes of saved policies side by side, of one environment's settings.
 
-    Raises BadInput where one does not fit the environment.
+    `env_kwargs` are the environment's; None: those that the first policy was trained with. Raises
+    BadInput where a policy does not fit the environment.
     """
-    n, meta = len(policies), policies[0].meta
-    kwargs = meta.env_kwargs if env_id == meta.env_id else {}
+    n = len(policies)
+    kwargs = policies[0].meta.env_kwargs if env_kwargs is None else env_kwargs
     env = make(env_id, n * episodes, n * episode_seeds(seed, episodes), "auto", kwargs, threads)
 
     def act(obs: Tensor) -> Tensor:
-        return torch.stack([p.mode(o) for p, o in zip(policies, obs, strict=True)])
+        return torch.stack([p.repeatable_mode(o) for p, o in zip(policies, obs, strict=True)])
 
     try:
         for policy in policies:
@@ -119,21 +125,24 @@ def require_fit(policy: Policy, spec: EnvSpec) -> None:
 def evaluate_paths(config: EvaluateConfig) -> int:
     """Evaluate every policy and print a table or JSON."""
     files = [f for path in config.paths for f in find_policies(path)]
+    refuse_shared_statistics(files, config.foreign)
     policies = {f: load_any(f, config.foreign) for f in files}
-    alike: dict[tuple[str, str], list[Path]] = {}
-    for file, policy in policies.items():
-        kwargs = json.dumps(policy.meta.env_kwargs, sort_keys=True)
-        alike.setdefault((config.foreign.env or policy.meta.env_id, kwargs), []).append(file)
+    places = {f: place_of(f, policy, config.foreign) for f, policy in policies.items()}
+    alike: dict[str, list[Path]] = {}
+    for file, place in places.items():
+        alike.setdefault(json.dumps(place, sort_keys=True), []).append(file)
     found: dict[Path, dict[str, object]] = {}
-    for (env_id, _), group in alike.items():
-        played = [policies[f] for f in group]
-        outcomes = evaluate_together(played, env_id, config.episodes, config.seed)
+    for group in alike.values():
+        played, place = [policies[f] for f in group], places[group[0]]
+        outcomes = evaluate_together(
+            played, place.env_id, config.episodes, config.seed, env_kwargs=place.env_kwargs
+        )
         for file, policy, outcome in zip(group, played, outcomes, strict=True):
-            found[file] = summary(str(file), env_id, policy, outcome)
+            found[file] = summary(str(file), place, policy, outcome)
     rows = [found[file] for file in policies]
     if config.video is not None:
-        first = next(iter(policies.values()))
-        record_video(first, config.foreign.env or first.meta.env_id, config.video, config.seed)
+        file, first = next(iter(policies.items()))
+        record_video(first, places[file], config.video, config.seed)
     if config.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     else:
@@ -141,12 +150,13 @@ def evaluate_paths(config: EvaluateConfig) -> int:
     return 0
 
 
-def summary(name: str, env_id: str, policy: Policy, outcome: Outcome) -> dict[str, object]:
+def summary(name: str, place: Place, policy: Policy, outcome: Outcome) -> dict[str, object]:
     """Return a policy's row: returns over episodes, and where it comes from."""
     r = outcome.returns[0]
     return {
         "policy": name,
-        "env": env_id,
+        "env": place.env_id,
+        "env_kwargs": place.env_kwargs,
         "steps": policy.meta.provenance.get("steps"),
         "episodes": len(r),
         "mean": float(r.mean()),
@@ -163,7 +173,8 @@ def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic e
     from rich.console import Console
     from rich.table import Table
 
-    envs = sorted({str(row["env"]) for row in rows})
+    places = [str(Place(str(row["env"]), cast(EnvKwargs, row["env_kwargs"]))) for row in rows]
+    envs = sorted(set(places))
     episodes = sorted({str(row["episodes"]) for row in rows})
     table = Table(
         title=f"{title}: {', '.join(envs)}, {'/'.join(episodes)} episodes each",
@@ -172,21 +183,21 @@ def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic e
     table.add_column("policy", overflow="fold")
     for name in ("return", "± std", "min", "max", "length"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    for row, place in zip(rows, places, strict=True):
         numbers = [f"{row[k]:,.0f}" for k in ("mean", "std", "min", "max", "length")]
-        name = str(row["policy"]) + (f"  {row['env']}" if len(envs) > 1 else "")
+        name = str(row["policy"]) + (f"  {place}" if len(envs) > 1 else "")
         table.add_row(name, *numbers)
     Console().print(table)
 
 
-def record_video(policy: Policy, env_id: str, path: Path, seed: int) -> None:
+def record_video(policy: Policy, place: Place, path: Path, seed: int) -> None:
     """Record one episode as .mp4. Raises BadInput where nothing can render."""
     if path.suffix != ".mp4":
         raise BadInput(f"--video writes .mp4 files, not '{path.name}'")
     if not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
     try:
-        frames, fps = render_episode(policy, env_id, seed)
+        frames, fps = render_episode(policy, place, seed)
         import imageio
 
         imageio.mimwrite(path, frames, fps=fps)  # type: ignore[arg-type]
@@ -197,11 +208,11 @@ def record_video(policy: Policy, env_id: str, path: Path, seed: int) -> None:
         ) from error
 
 
-def render_episode(policy: Policy, env_id: str, seed: int) -> tuple[list[np.ndarray], int]:
+def render_episode(policy: Policy, place: Place, seed: int) -> tuple[list[np.ndarray], int]:
     """Play one episode on Gymnasium's environment; return its frames and their rate."""
     import gymnasium
 
-    env = gymnasium.make(env_id, render_mode="rgb_array", **policy.meta.env_kwargs)
+    env = gymnasium.make(place.env_id, render_mode="rgb_array", **place.env_kwargs)
     obs, _ = env.reset(seed=seed)
     frames, done = [np.asarray(env.render())], False
     while not done:

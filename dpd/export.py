@@ -21,7 +21,10 @@ from torch import Tensor, nn
 
 from dpd import policyfile
 from dpd.config import BadInput
+from dpd.envs.make import check
+from dpd.evaluate import require_fit
 from dpd.policyfile import Policy, refuse_memory
+from dpd.sources import Place, load_any, moved, place_of
 
 if TYPE_CHECKING:
     from dpd.commands import ExportConfig
@@ -192,8 +195,6 @@ FORMATS = {  # beside sb3, which is a folder, and which dpd.sb3 writes and check
 
 def export_policy(config: ExportConfig) -> int:
     """Write a policy in another format, and say how near it comes to the source."""
-    from dpd.sources import load_any
-
     kind = FORMATS.get(config.format)
     if kind is not None:
         require_packages(config.format, kind.needs)
@@ -204,10 +205,19 @@ def export_policy(config: ExportConfig) -> int:
         )
     out = target(config, "-sb3" if kind is None else kind.ending)
     policy = load_any(config.path, config.foreign)
+    policy = put_into(policy, place_of(config.path, policy, config.foreign))
     checked = write_zoo(policy, out) if kind is None else write_checked(policy, kind, out)
     line = f"{out}  {size(out):,} bytes; {checked}"
     Console(markup=False, highlight=False).print(line, soft_wrap=True)
     return 0
+
+
+def put_into(policy: Policy, place: Place) -> Policy:
+    """Return a policy described as one of a place. Raises BadInput where it does not fit there."""
+    if place == (policy.meta.env_id, policy.meta.env_kwargs):
+        return policy  # its environment need not be installed here
+    require_fit(policy, check(place.env_id, env_kwargs=place.env_kwargs))
+    return moved(policy, place)
 
 
 def require_packages(name: str, packages: tuple[str, ...]) -> None:

@@ -34,6 +34,7 @@ class Policy:
         self._params = {k: v.unsqueeze(0) for k, v in tensors.items()}  # a stack of one
         self._actor = layers(self._params, "actor")
         self._log_std_head = layers(self._params, "log_std_head")
+        self._wide: Policy | None = None  # a copy in float64, made when it is asked for
         self._memory: Neighbours | None = None
         if meta.memory is not None and meta.memory.student_weight < 1:
             keys, actions = self._params["memory.keys"], self._params["memory.actions"]
@@ -42,6 +43,17 @@ class Policy:
     def on(self, device: torch.device) -> Policy:
         """Return the same policy on a device."""
         return Policy({k: v.to(device) for k, v in self.tensors.items()}, self.meta)
+
+    def repeatable_mode(self, obs: Tensor) -> Tensor:
+        """Act as `mode`, in float64: raw obs [B, O] -> [B, A] float32, whatever B and the threads.
+
+        In float32, MKL rounds some rows of a product otherwise with another number of rows or
+        threads, and a chaotic task such as Humanoid makes another episode of the last bit. In
+        float64 such differences vanish when the action is rounded to float32.
+        """
+        if self._wide is None:
+            self._wide = Policy({k: v.double() for k, v in self.tensors.items()}, self.meta)
+        return self._wide.mode(obs.double()).float()
 
     def dist(self, obs: Tensor) -> DiagGaussian:
         """Return the policy at raw obs [B, O]: mean [B, A], log_std [B, A] or [1, A].

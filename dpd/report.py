@@ -18,7 +18,7 @@ from dpd.fidelity.sizes import by_size, notes, sizes_sheet, write_json
 from dpd.fidelity.sizes_plot import draw_sizes
 from dpd.fidelity.subjects import one_thread
 from dpd.sheets import print_sheets
-from dpd.sources import find_policies, is_best
+from dpd.sources import Place, find_policies, is_best
 from dpd.teachers import LAST_EPISODES, keep_returns, kept_teacher
 
 STUDENTS, FIDELITY = "students.png", "fidelity.json"
@@ -103,13 +103,14 @@ def report(config: TrainConfig, run_dir: Path, console: Console) -> None:
     """Evaluate the saved policies on episodes no evaluation in training used; print a table."""
     run, files = config.run, find_policies(run_dir)
     policies = [policyfile.load(file) for file in files]
+    place = Place(run.env, run.parsed_env_kwargs())
     with console.status("evaluating the saved policies"):
         outcomes = evaluate_together(
             policies, run.env, run.final_episodes, run.seed + LAST_EPISODES, run.threads
         )
     print_table(
         [
-            summary(file.stem, run.env, policy, outcome)
+            summary(file.stem, place, policy, outcome)
             for file, policy, outcome in zip(files, policies, outcomes, strict=True)
         ]
     )

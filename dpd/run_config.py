@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,31 @@ def as_name(env: str) -> str:
     return env.replace(":", "-").replace("/", "-")
 
 
+def parse_env_kwargs(text: str) -> dict[str, Any]:
+    """Read an environment's keyword arguments from JSON. Raises BadInput for anything else."""
+    try:
+        kwargs = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"--env-kwargs is not JSON ({error}): '{text}'") from error
+    if not isinstance(kwargs, dict):
+        raise BadInput(f"--env-kwargs must be a JSON object, not '{text}'")
+    return kwargs
+
+
+def absolute_paths(value: Any) -> Any:
+    """Return JSON values with relative paths made absolute, so that they hold in any directory.
+
+    A path is a string with a slash that names something there is. A bare name stays: Gymnasium
+    looks `ant.xml` up in its own assets.
+    """
+    if isinstance(value, dict):
+        return {name: absolute_paths(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [absolute_paths(inner) for inner in value]
+    is_path = isinstance(value, str) and os.sep in value and os.path.exists(value)
+    return os.path.abspath(value) if is_path else value
+
+
 AT_LEAST_1 = (
     "peers",
     "seeds",
@@ -45,7 +71,8 @@ class RunConfig:
     env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = "HalfCheetah-v5"
     """Gymnasium environment id; `module:Id` imports a module that registers it."""
     env_kwargs: str = "{}"
-    """Keyword arguments of the environment, as JSON."""
+    """Keyword arguments of the environment, as JSON. A relative path with a slash in it, as in
+    "./robot.xml", is kept as an absolute one."""
     backend: Literal["auto", "native", "gymnasium", "warp"] = "auto"
     """Simulation: `auto` is native where it can be, and warp for many environments on a GPU."""
     device: str = "cpu"
@@ -112,13 +139,7 @@ class RunConfig:
 
     def parsed_env_kwargs(self) -> dict[str, Any]:
         """Return the environment's keyword arguments."""
-        try:
-            kwargs = json.loads(self.env_kwargs)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"--env-kwargs is not JSON ({error}): '{self.env_kwargs}'") from error
-        if not isinstance(kwargs, dict):
-            raise BadInput(f"--env-kwargs must be a JSON object, not '{self.env_kwargs}'")
-        return kwargs
+        return parse_env_kwargs(self.env_kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +150,8 @@ class TeacherConfig:
     """Policy files, Stable-Baselines3 zips, or run directories for the best policy in them. Of
     several, each state gets the answer of one, uniformly drawn."""
     teacher_vecnormalize: tuple[Path, ...] = ()
-    """VecNormalize statistics of the teachers that are .zip, as .npz: one for all, or for each."""
+    """VecNormalize statistics of the teachers that are .zip, as --vecnormalize of dpd evaluate: one
+    for all, or for each."""
     teacher_activation: Literal["tanh", "relu", "elu"] | None = None
     """Activation of a .zip that does not say it readably."""
 

@@ -280,13 +280,25 @@ def _normaliser(policy: Policy, envs: VecEnv) -> VecNormalize:
 
 
 def _yaml(settings: dict[str, Any]) -> str:
-    """Return YAML for JSON's values: all of it is YAML but 1e-05, which must be 1.0e-05."""
+    """Return YAML of settings; all JSON is YAML but for some numbers, which would be strings."""
     lines = ""
     for name, value in settings.items():
         text = json.dumps(value, ensure_ascii=False)
-        pattern = r'("(?:[^"\\]|\\.)*")|(?<![\d.])(\d+)(e[+-]\d+)'
-        lines += f"{name}: {re.sub(pattern, lambda m: m[1] or f'{m[2]}.0{m[3]}', text)}\n"
+        lines += f"{name}: {re.sub(JSON_ONLY, _in_yaml, text)}\n"
     return lines
+
+
+JSON_ONLY = r"""("(?:[^"\\]|\\.)*")|(?<![\d.])(\d+)(e[+-]\d+)|(-?)Infinity|NaN"""
+"""Strings, which stay as they are, and the numbers that YAML 1.1 writes otherwise."""
+
+
+def _in_yaml(match: re.Match[str]) -> str:
+    string, digits, exponent, sign = match.groups()
+    if string is not None:
+        return string
+    if digits is not None:
+        return f"{digits}.0{exponent}"
+    return ".nan" if match[0] == "NaN" else f"{sign}.inf"
 
 
 def _check_acts(policy: Policy, act: Act) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from dpd import policyfile
 from dpd.agents.norm import CLIP
 from dpd.agents.offpolicy_config import TD3Config
 from dpd.archive import BAD_ZIP, MAX_FILE, open_zip, read_bytes, read_member, read_weights
-from dpd.commands import ForeignConfig
+from dpd.beside import said_beside, statistics_beside
+from dpd.commands import NO_STATISTICS, ForeignConfig
 from dpd.config import BadInput
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
 from dpd.policyfile import Policy
 from dpd.policymeta import MAX_LAYERS, NotAPolicy, PolicyMeta
 from dpd.sb3kinds import KINDS, Kind
-from dpd.vecnormalize import Statistics, conversion, read_statistics
+from dpd.vecnormalize import Statistics, read_statistics
 
 MAX_DATA = 2**24  # bytes, of a zip's JSON
 ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu", "ELU": "elu"}
@@ -54,7 +56,8 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
     except ValueError as error:
         raise NotAPolicy(f"{path} is not read: its policy.pth: {error}") from error
     stack, std = _actor(path, weights, kind)
-    spec = check(foreign.env)
+    kwargs = _env_kwargs(path, foreign.env, foreign)
+    spec = check(foreign.env, env_kwargs=kwargs)
     _check_spec(path, data, stack, spec)
     stats = _statistics(path, data, kind, foreign, spec)
     tensors = _layers(kind, stack, std, spec) | _norm(stats, spec) | policyfile.bounds(spec)
@@ -69,7 +72,7 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
         obs_dim=spec.obs_dim,
         act_dim=spec.act_dim,
         hidden=tuple(len(bias) for _, bias in stack[:-1]),
-        env_kwargs={},
+        env_kwargs=kwargs,
         provenance=origin,
         norm_obs=stats is not None,
         clip_obs=CLIP if stats is None else stats.clip_obs,
@@ -155,7 +158,9 @@ def _activation(path: Path, data: dict[str, Any], kind: Kind, foreign: ForeignCo
     said = kwargs.get("activation_fn")
     if is_hidden or (said is not None and not isinstance(said, str)):
         if foreign.activation is None:
-            raise BadInput(f"{path} does not say its activation readably; give --activation")
+            raise BadInput(
+                f"{path} does not say its activation readably; give {foreign.PREFIX}activation"
+            )
         return foreign.activation
     found = re.fullmatch(r"<class 'torch\.nn\.modules\.activation\.(\w+)'>", said or "")
     name = ACTIVATIONS.get(found.group(1) if found else "") if said else kind.activation
@@ -164,7 +169,7 @@ def _activation(path: Path, data: dict[str, Any], kind: Kind, foreign: ForeignCo
             f"{path} uses the activation {said:.80}; supported are {', '.join(ACTIVATIONS)}"
         )
     if foreign.activation not in (None, name):
-        raise BadInput(f"{path} says its activation, {name}; leave --activation out")
+        raise BadInput(f"{path} says its activation, {name}; leave {foreign.PREFIX}activation out")
     return name
 
 
@@ -219,23 +224,49 @@ def _check_spec(path: Path, data: dict[str, Any], stack: Layers, spec: EnvSpec) 
             )
 
 
+def _env_kwargs(path: Path, env_id: str, foreign: ForeignConfig) -> dict[str, Any]:
+    """Return the environment's arguments. Raises BadInput where others are said and none given."""
+    if (given := foreign.parsed_env_kwargs()) is not None:
+        return given
+    file, said = said_beside(path, env_id, ("args.yml",), "env_kwargs")
+    if said:
+        raise BadInput(
+            f"{path} was trained with arguments of its environment: {file} says {said:.80}; give "
+            f"them as JSON: --env-kwargs '{{\"NAME\": VALUE}}'{foreign.FOR_NONE}"
+        )
+    return {}
+
+
 def _statistics(
     path: Path, data: dict[str, Any], kind: Kind, foreign: ForeignConfig, spec: EnvSpec
 ) -> Statistics | None:
     """Return the statistics observations are normalised with, if they are.
 
-    A zip of SAC, TD3 or DDPG does not say it, so one without its VecNormalize goes unnoticed.
+    A zip of SAC, TD3 or DDPG does not say whether they are, and one of PPO does not say which of
+    several files is its own. So wherever there is a sign of any, the user must say.
     """
+    if foreign.vecnormalize == NO_STATISTICS:
+        return None
     if foreign.vecnormalize is not None:
         return read_statistics(foreign.vecnormalize, spec.obs_dim)
-    beside = path.with_suffix("") / "vecnormalize.pkl"  # where rl-baselines3-zoo puts it
-    if beside.is_file():
+    flag = f"{foreign.PREFIX}vecnormalize"
+    otherwise = f"or {flag} none if its observations are not normalised"
+    if found := statistics_beside(path, spec.env_id):
+        more = f" (and {len(found) - 1} more)" if found[1:] else ""
         raise BadInput(
-            f"{path} was trained with {beside}; if you trust that pickle, run "
-            f"{conversion(beside)} and give --vecnormalize {beside.with_suffix('.npz')}"
+            f"{path}: {found[0]}{more} lies with it and holds VecNormalize statistics; give "
+            f"{flag} {shlex.quote(str(found[0]))}, {otherwise}"
+        )
+    file, said = said_beside(path, spec.env_id, ("config.yml",), "normalize")
+    if said:
+        raise BadInput(
+            f"{path} was trained with VecNormalize: {file} says normalize {said:.60}; give its "
+            f"statistics: {flag} FILE, {otherwise}"
         )
     if kind.trace and data.get(kind.trace) is not None:
-        raise BadInput(f"{path} was trained with VecNormalize; give its file: --vecnormalize FILE")
+        raise BadInput(
+            f"{path} was trained with VecNormalize; give its file: {flag} FILE, {otherwise}"
+        )
     return None
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from dpd.commands import ForeignConfig
+from dpd.commands import NO_STATISTICS, ForeignConfig
 from dpd.config import BadInput
 from dpd.policyfile import Policy, load
 from dpd.sb3zip import load_zip
@@ -23,8 +28,74 @@ def load_any(path: Path, foreign: ForeignConfig) -> Policy:
     policy = load(path)
     for name in ("vecnormalize", "activation"):
         if getattr(foreign, name) is not None:
-            raise BadInput(f"--{name} is for Stable-Baselines3 zips; {path} says it itself")
+            raise BadInput(
+                f"{foreign.PREFIX}{name} is for Stable-Baselines3 zips; {path} says it itself"
+            )
     return policy
+
+
+def refuse_shared_statistics(files: Sequence[Path], foreign: ForeignConfig) -> None:
+    """Raise BadInput where one file of statistics would count for several zips."""
+    zips = list(filter(is_zip, files))
+    if foreign.vecnormalize not in (None, NO_STATISTICS) and len(zips) > 1:
+        raise BadInput(
+            f"--vecnormalize {foreign.vecnormalize} is of one zip, and {len(zips)} are given; make "
+            f"policy files of them first: dpd export {zips[0]} --env ENV --vecnormalize FILE "
+            "--format dpd"
+        )
+
+
+class Place(NamedTuple):
+    """An environment and its keyword arguments."""
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.env_id} {json.dumps(self.env_kwargs)}" if self.env_kwargs else self.env_id
+
+
+def place_of(name: str | Path, policy: Policy, foreign: ForeignConfig) -> Place:
+    """Return where a policy is to act: as `foreign` says, else where it was trained.
+
+    Raises BadInput where another environment would drop the policy's own keyword arguments.
+    """
+    own, given = Place(policy.meta.env_id, policy.meta.env_kwargs), foreign.parsed_env_kwargs()
+    if given is not None:
+        return Place(foreign.env or own.env_id, given)
+    if foreign.env in (None, own.env_id):
+        return own
+    if own.env_kwargs:
+        raise BadInput(
+            f"{name} was trained in {own}; --env {foreign.env} would drop these arguments: give "
+            f"{as_flag(own)} to keep them, or --env-kwargs '{{}}' for none"
+        )
+    return Place(str(foreign.env), {})
+
+
+def as_flag(place: Place) -> str:
+    """Return the flag that gives a place's arguments, as a shell takes it."""
+    return f"--env-kwargs {shlex.quote(json.dumps(place.env_kwargs))}"
+
+
+def require_place(name: str | Path, policy: Policy, place: Place, whose: str) -> None:
+    """Raise BadInput where a policy's own arguments are not those that it would be played with.
+
+    `whose` says where the latter come from. Another environment without arguments is no conflict.
+    """
+    own = Place(policy.meta.env_id, policy.meta.env_kwargs)
+    is_same = own.env_kwargs == place.env_kwargs
+    if not is_same and (own.env_kwargs or own.env_id == place.env_id):
+        raise BadInput(
+            f"{name} was trained in {own}, and {whose} {place}; say which arguments count: "
+            f"{as_flag(own)} or {as_flag(place)}"
+        )
+
+
+def moved(policy: Policy, place: Place) -> Policy:
+    """Return the same policy, described as one of a place."""
+    meta = replace(policy.meta, env_id=place.env_id, env_kwargs=place.env_kwargs)
+    return Policy(policy.tensors, meta)
 
 
 def is_zip(path: Path) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpd import policyfile
-from dpd.commands import ForeignConfig
+from dpd.commands import ForeignConfig, ForeignTeacher
 from dpd.config import BadInput, TrainConfig
 from dpd.distill.teacher import Returns, Teacher, number_of
 from dpd.distill.teaching_config import ProgressiveConfig
@@ -20,8 +20,8 @@ from dpd.envs.make import make
 from dpd.evaluate import episode_seeds, require_fit, run_episodes
 from dpd.files import replacing
 from dpd.policyfile import Policy
-from dpd.run_config import TeacherConfig
-from dpd.sources import history_of, is_zip, load_any, one_policy
+from dpd.run_config import RunConfig, TeacherConfig
+from dpd.sources import Place, as_flag, history_of, is_zip, load_any, one_policy
 
 FOLDER, RETURNS = "teachers", "returns.json"
 LAST_EPISODES = 1_000_000  # above a run's seed: of the episodes that no evaluation in training uses
@@ -34,7 +34,7 @@ def read_teacher(config: TrainConfig) -> Teacher | None:
     if config.run.resume is not None:
         return kept_teacher(config.run.resume)
     files = [one_policy(path) for path in config.teachers.teacher]
-    said = foreign_of(files, config.teachers, config.run.env)
+    said = foreign_of(files, config.teachers, config.run)
     policies = [load_any(file, foreign) for file, foreign in zip(files, said, strict=True)]
     if not isinstance(config.distill, ProgressiveConfig):
         return Teacher(policies)
@@ -43,7 +43,9 @@ def read_teacher(config: TrainConfig) -> Teacher | None:
     return Teacher(policies, _up_to(policies[0], map(policyfile.load, history_of(files[0]))))
 
 
-def foreign_of(files: Sequence[Path], given: TeacherConfig, env: str) -> list[ForeignConfig]:
+def foreign_of(
+    files: Sequence[Path], given: TeacherConfig, run: RunConfig
+) -> Sequence[ForeignConfig]:
     """Return what is said of each file: settings of zips go to zips alone, where there are any."""
     stats = given.teacher_vecnormalize
     n_zips = sum(map(is_zip, files))
@@ -53,12 +55,17 @@ def foreign_of(files: Sequence[Path], given: TeacherConfig, env: str) -> list[Fo
             "or one for each, in the order of --teacher"
         )
     each = iter(stats * (n_zips if len(stats) == 1 and n_zips else 1))
+    kwargs = run.env_kwargs if run.parsed_env_kwargs() else None
     said = []
     for file in files:
         own = is_zip(file) or n_zips == 0
         found = next(each, None) if own else None
         activation = given.teacher_activation if own else None
-        said.append(ForeignConfig(env=env, vecnormalize=found, activation=activation))
+        said.append(
+            ForeignTeacher(
+                env=run.env, env_kwargs=kwargs, vecnormalize=found, activation=activation
+            )
+        )
     return said
 
 
@@ -98,6 +105,12 @@ def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
                 f"the teacher was trained in {meta.env_id}, and this run is in {config.run.env}; "
                 f"give dpd distill {meta.env_id}, or another --teacher"
             )
+        if config.run.resume is None and not config.run.parsed_env_kwargs() and meta.env_kwargs:
+            own = Place(meta.env_id, meta.env_kwargs)
+            raise BadInput(
+                f"the teacher was trained in {own}, and this run gives no arguments: give "
+                f"{as_flag(own)}, or all arguments that it is to have instead"
+            )
         require_fit(policy, spec)
         for name, bound in (("act_low", spec.act_low), ("act_high", spec.act_high)):
             if not np.allclose(policy.tensors[name].numpy(), bound, rtol=1e-6):
@@ -130,7 +143,7 @@ def measure(teacher: Teacher, config: TrainConfig) -> Returns:
 
     def act(obs: Tensor) -> Tensor:  # [K + 1, E, O]
         uniform = torch.rand(obs.shape[1], act_dim, generator=generator) * 2 - 1
-        said = [policy.mode(own) for policy, own in zip(policies, obs[:-1], strict=True)]
+        said = [p.repeatable_mode(own) for p, own in zip(policies, obs[:-1], strict=True)]
         return torch.stack([*said, uniform])
 
     try:

@@ -1,25 +1,25 @@
-"""Statistics of Stable-Baselines3's VecNormalize, from an .npz and never from a pickle."""
+"""Statistics of Stable-Baselines3's VecNormalize: its own file, read as data, or an .npz."""
 
 from __future__ import annotations
 
 import io
-import json
 import math
-import shlex
 import tokenize
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpd.agents.norm import CLIP, EPSILON
 from dpd.archive import BAD_ZIP, open_zip, read_bytes, read_member
 from dpd.config import BadInput
+from dpd.inert import Array, Record, read_pickle
 from dpd.policymeta import MAX_CLIP
 
 MAX_FILE = 2**24  # bytes; statistics of a million observations
 PICKLE = b"\x80"  # the first byte of every pickle since protocol 2
-NAMES = {"norm_obs", "mean", "var", "count", "epsilon", "clip_obs"}
+MOMENTS, SETTINGS = ("mean", "var", "count"), ("norm_obs", "epsilon", "clip_obs")
+NAMES = {*MOMENTS, *SETTINGS}
 READ_HEADER = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -46,29 +46,16 @@ class Statistics(NamedTuple):
         return 1 / np.sqrt(self.var + self.epsilon)
 
 
-def conversion(path: Path) -> str:
-    """Return the command by which a user who trusts a pickle turns it into an .npz."""
-    source, target = (
-        json.dumps(str(p), ensure_ascii=False) for p in (path, path.with_suffix(".npz"))
-    )
-    program = (
-        f'import pickle, numpy; v = pickle.load(open({source}, "rb")); '
-        "r = v.obs_rms if v.norm_obs else None; "
-        "s = dict(mean=r.mean, var=r.var, count=r.count) if r else {}; "
-        f"numpy.savez({target}, norm_obs=v.norm_obs, epsilon=v.epsilon, clip_obs=v.clip_obs, **s)"
-    )
-    return f"python -c {shlex.quote(program)}"
-
-
 def read_statistics(path: Path, obs_dim: int) -> Statistics | None:
-    """Read an .npz that `conversion` wrote; None where observations were not normalised.
+    """Read VecNormalize's own file, or an .npz of its numbers; None for observations as they are.
 
-    Raises BadInput for anything else: a pickle, arrays that don't fit, numbers that can't be.
+    An .npz holds mean, var and count, and may hold norm_obs, epsilon and clip_obs. Raises BadInput
+    for anything else: another object, arrays that don't fit, numbers that can't be.
     """
-    arrays = _read_npz(path)
+    arrays = _read_arrays(path)
     if not _number(path, arrays, "norm_obs", 1.0):
         return None
-    for name in ("mean", "var", "count"):
+    for name in MOMENTS:
         if name not in arrays:
             raise BadInput(f"{path} holds no VecNormalize statistics: {name} is missing")
     for name in ("mean", "var"):
@@ -105,22 +92,51 @@ def _number(path: Path, arrays: dict[str, np.ndarray], name: str, default: float
     return float(value.reshape(()))
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays we know the names of, as float64."""
-    arrays: dict[str, np.ndarray] = {}
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the numbers we know the names of, as float64."""
     try:
         raw = read_bytes(path, MAX_FILE)
-        if not raw.startswith(PICKLE):
-            with open_zip(raw) as archive:
-                for name in NAMES & {n.removesuffix(".npy") for n in archive.namelist()}:
-                    arrays[name] = _read_npy(read_member(archive, f"{name}.npy", MAX_FILE))
-            return arrays
+        return _of_pickle(read_pickle(raw)) if raw.startswith(PICKLE) else _of_npz(raw)
     except (*BAD_ZIP, ValueError) as error:
         raise BadInput(f"{path} holds no VecNormalize statistics: {error}") from error
-    raise BadInput(
-        f"{path} is a pickle, which can run any program, and is not read; if you trust it, run "
-        f"{conversion(path)} and give --vecnormalize {path.with_suffix('.npz')}"
-    )
+
+
+def _of_pickle(found: Any) -> dict[str, np.ndarray]:
+    """Return the numbers of a VecNormalize. Raises ValueError for anything else."""
+    said = _state_of(found, "VecNormalize")
+    arrays = {name: _as_array(name, said[name]) for name in SETTINGS if name in said}
+    if arrays.get("norm_obs", np.ones(())).any():
+        moments = _state_of(said.get("obs_rms"), "RunningMeanStd")
+        arrays |= {name: _as_array(name, moments[name]) for name in MOMENTS if name in moments}
+    return arrays
+
+
+def _state_of(found: Any, kind: str) -> dict[str, Any]:
+    """Return the attributes of an object of Stable-Baselines3's, or of its predecessor's."""
+    if not isinstance(found, Record) or found.of is None:
+        raise ValueError(f"the pickle holds no {kind}")
+    module, name = found.of
+    if name != kind or not module.startswith("stable_baselines") or type(found.state) is not dict:
+        raise ValueError(f"the pickle holds a {module:.60}.{name:.60}, and no {kind}")
+    return found.state
+
+
+def _as_array(name: str, value: Any) -> np.ndarray:
+    array = value.value if isinstance(value, Array) else value
+    if not isinstance(array, np.ndarray | bool | int | float):
+        raise ValueError(f"{name} is no array of numbers")
+    try:
+        return np.array(array, np.float64)  # a copy, which may be written to
+    except OverflowError as error:  # an integer beyond float64
+        raise ValueError(f"{name} is too large") from error
+
+
+def _of_npz(raw: bytes) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    with open_zip(raw) as archive:
+        for name in NAMES & {n.removesuffix(".npy") for n in archive.namelist()}:
+            arrays[name] = _read_npy(read_member(archive, f"{name}.npy", MAX_FILE))
+    return arrays
 
 
 def _read_npy(raw: bytes) -> np.ndarray:

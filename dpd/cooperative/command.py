@@ -86,11 +86,11 @@ def run(world: Simulator, outcome: Outcome, console: Console) -> int:
     try:
         budget.reserved = len(policies) * world.most_steps("evaluation")
         if outcome.before is None:
-            outcome.before = world.evaluate([p.mode for p in policies])
+            outcome.before = world.evaluate([p.repeatable_mode for p in policies])
         first = len(outcome.rounds) + 1
         outcome.spent = cooperate(world, policies, config, done, first)
         if outcome.rounds:
-            outcome.after = world.evaluate([p.mode for p in outcome.policies])
+            outcome.after = world.evaluate([p.repeatable_mode for p in outcome.policies])
             write(outcome)
     except KeyboardInterrupt:
         outcome.stopped = True

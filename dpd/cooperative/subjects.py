@@ -14,7 +14,7 @@ from dpd.envs.base import EnvSpec, UnsupportedEnv
 from dpd.envs.make import check, choose
 from dpd.policyfile import Policy
 from dpd.runs import short_names
-from dpd.sources import is_zip, load_any, one_policy
+from dpd.sources import Place, is_zip, load_any, moved, one_policy, refuse_shared_statistics
 
 if TYPE_CHECKING:
     from dpd.commands import ForeignConfig
@@ -42,11 +42,14 @@ def read_subjects(config: CooperateConfig) -> tuple[list[Subject], str]:
     names = short_names(config.paths)
     if len({file.resolve() for file in files}) < len(files):
         raise BadInput("a policy is given twice; give each once")
+    refuse_shared_statistics(files, config.foreign)
     subjects: list[Subject] = []
     foreign, zips = config.foreign, any(map(is_zip, files))
     for name, file in zip(names, files, strict=True):
         own = foreign if is_zip(file) or not zips else only_env(foreign)
         policy = load_any(file, own)
+        if (kwargs := foreign.parsed_env_kwargs()) is not None:
+            policy = moved(policy, Place(policy.meta.env_id, kwargs))
         # a zip does not say its environment; it is the others'
         foreign = replace(foreign, env=foreign.env or policy.meta.env_id)
         said = origin(name, file, policy)
@@ -77,9 +80,9 @@ def only_env(foreign: ForeignConfig) -> ForeignConfig:
 
 def restorable(env_id: str, subjects: list[Subject]) -> EnvSpec:
     """Return a task's description. Raises BadInput where its states can't be restored."""
-    kwargs = subjects[0].policy.meta.env_kwargs
     try:
-        choose(env_id, "native", kwargs if env_id == subjects[0].policy.meta.env_id else {})
+        for subject in subjects:  # whose own arguments count in any task, or they would be dropped
+            choose(env_id, "native", subject.policy.meta.env_kwargs)
         return check(env_id, "native")
     except UnsupportedEnv as error:
         raise BadInput(f"policies are judged from restored states of the task: {error}") from error

@@ -86,7 +86,7 @@ def audit(
 ) -> Audit:
     """Play, collect states, and compare; `tell` hears what is being done."""
     tell(teacher.name)
-    mode, n = teacher.policy.mode, setting.n_states
+    mode, n = teacher.policy.repeatable_mode, setting.n_states
     returns, obs = visit(setting, mode, n)
     random = visit(setting, uniform(setting, teacher.policy.meta.act_dim)).returns
     states = {"teacher": obs, "heldout": visit(setting, mode, n, HELD_OUT).obs}
@@ -119,9 +119,9 @@ def examine(
 
     `common`: states that all students share; `baselines`: returns of the teacher, and random ones.
     """
-    mode = student.policy.mode
+    mode = student.policy.repeatable_mode
     returns, obs = visit(setting, mode, setting.n_states)
-    coin = either(setting, teacher.policy.mode, mode)
+    coin = either(setting, teacher.policy.repeatable_mode, mode)
     states = {**common, "student": obs, "mixed": visit(setting, coin, setting.n_states).obs}
     if student.train is not None:
         states["train"] = student.train

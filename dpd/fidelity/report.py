@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
     """Audit all students; print tables or JSON, and write what is kept."""
     require_writable(config.out)
-    teacher, students, env_id = read_subjects(config, read_run)
-    setting = setting_of(config, teacher.policy, env_id)
+    teacher, students, place = read_subjects(config, read_run)
+    setting = setting_of(config, teacher.policy, place)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=1 + len(students))
 

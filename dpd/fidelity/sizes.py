@@ -106,9 +106,13 @@ def by_size(
         threads=run.threads,
     )
     teachers = [Subject(name="teacher", policy=policy) for policy in teacher.policies]
-    lessons = [(t, visit(setting, t.policy.mode, setting.n_states, HELD_OUT).obs) for t in teachers]
+    lessons = [
+        (t, visit(setting, t.policy.repeatable_mode, setting.n_states, HELD_OUT).obs)
+        for t in teachers
+    ]
     subjects = [Subject(name=f.stem, policy=policyfile.load(f), file=f) for f in files]
-    visited = visit_together(setting, [s.policy.mode for s in subjects], setting.n_states)
+    modes = [s.policy.repeatable_mode for s in subjects]
+    visited = visit_together(setting, modes, setting.n_states)
     sizes: dict[str, list[Student]] = {}
     for subject, own, outcome in zip(subjects, visited, outcomes, strict=True):
         got = float(outcome.returns.mean())

@@ -13,6 +13,7 @@ from torch import Tensor
 from dpd.envs.make import check, make
 from dpd.evaluate import episode_seeds, require_fit, run_episodes
 from dpd.policyfile import Policy
+from dpd.sources import Place
 
 PURPOSE = 3_000_017  # keeps the episodes apart from those of training and the other commands
 TEST, HELD_OUT, DRAW, COIN, PERTURB, TRAIN = range(6)
@@ -78,13 +79,12 @@ class Asked(Protocol):
         ...
 
 
-def setting_of(asked: Asked, policy: Policy, env_id: str) -> Setting:
+def setting_of(asked: Asked, policy: Policy, place: Place) -> Setting:
     """Return the setting of a command. Raises BadInput where the policy does not fit in there."""
-    kwargs = policy.meta.env_kwargs if env_id == policy.meta.env_id else {}
-    require_fit(policy, check(env_id, env_kwargs=kwargs))
+    require_fit(policy, check(place.env_id, env_kwargs=place.env_kwargs))
     return Setting(
-        env_id=env_id,
-        env_kwargs=kwargs,
+        env_id=place.env_id,
+        env_kwargs=place.env_kwargs,
         episodes=asked.episodes,
         n_states=asked.states,
         seed=asked.seed,

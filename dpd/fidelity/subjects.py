@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,15 @@ from dpd.fidelity.measures import Answers
 from dpd.fidelity.states import drawn
 from dpd.policyfile import Policy
 from dpd.runs import short_names
-from dpd.sources import is_zip, load_any, one_policy
+from dpd.sources import (
+    Place,
+    is_zip,
+    load_any,
+    one_policy,
+    place_of,
+    refuse_shared_statistics,
+    require_place,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,21 +127,29 @@ def median_seconds(policy: Policy, obs: np.ndarray, calls: int) -> float:
     return statistics.median(times[WARM_UP:])
 
 
-def read_subjects(config: FidelityConfig, read_run: ReadRun) -> tuple[Subject, list[Subject], str]:
-    """Read teacher and students, the floor last, and name the environment.
+def read_subjects(
+    config: FidelityConfig, read_run: ReadRun
+) -> tuple[Subject, list[Subject], Place]:
+    """Read teacher and students, the floor last, and say where they act: where the teacher does.
 
     Raises BadInput or NotAPolicy where one can't be read, or does not act as the teacher does.
     """
     floor = () if config.floor is None else (config.floor,)
     paths = (config.teacher, *config.students, *floor)
     files = [one_policy(path) for path in paths]
+    refuse_shared_statistics(files, config.foreign)
     names = named(paths, len(config.students))
     foreign, foreigners = config.foreign, any(map(is_zip, files))
     subjects: list[Subject] = []
     for k, (name, file) in enumerate(zip(names, files, strict=True)):
         policy = load_any(file, foreign if is_zip(file) or not foreigners else foreign.without_zip)
-        # a zip does not say its environment; it is the teacher's
-        foreign = replace(foreign, env=foreign.env or policy.meta.env_id)
+        if k == 0:
+            place = place_of(name, policy, foreign)
+            # a zip does not say its environment; it is the teacher's
+            kwargs = json.dumps(place.env_kwargs)
+            foreign = replace(foreign, env=place.env_id, env_kwargs=kwargs)
+        elif config.foreign.env_kwargs is None:
+            require_place(name, policy, place, f"{subjects[0].name}, its teacher, acts in")
         is_floor = k > len(config.students)
         value, seen = known_of(file, policy, read_run)
         if seen is not None:
@@ -147,7 +164,7 @@ def read_subjects(config: FidelityConfig, read_run: ReadRun) -> tuple[Subject, l
         students = [s if s.is_floor else replace(s, train=train) for s in students]
     for student in students:
         require_alike(subjects[0], student)
-    return subjects[0], students, foreign.env or subjects[0].policy.meta.env_id
+    return subjects[0], students, place
 
 
 def named(paths: Sequence[Path], n_students: int) -> list[str]:

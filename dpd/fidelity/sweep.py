@@ -29,7 +29,7 @@ from dpd.fidelity.variants import Factor, distinct, factors, why_no_weights
 from dpd.policyfile import Policy
 from dpd.runs import short_names
 from dpd.sheets import Report, deliver, require_writable
-from dpd.sources import load_any, one_policy
+from dpd.sources import load_any, one_policy, place_of
 
 if TYPE_CHECKING:
     from dpd.commands import SweepConfig
@@ -94,7 +94,7 @@ def read_teacher(config: SweepConfig) -> tuple[Subject, Setting]:
     meta = policy.meta
     if not meta.hidden:
         raise BadInput(f"{file} has no hidden layers whose width could be changed")
-    setting = setting_of(config, policy, config.foreign.env or meta.env_id)
+    setting = setting_of(config, policy, place_of(file, policy, config.foreign))
     (name,) = short_names([config.teacher])
     return Subject(name=name, policy=policy, file=file), setting
 
@@ -113,7 +113,7 @@ def progress_bar() -> Progress:
 
 def sweep(config: SweepConfig, teacher: Subject, setting: Setting, progress: Progress) -> Sweep:
     """Collect states, train all students, and compare them with their teacher."""
-    mode, meta = teacher.policy.mode, teacher.policy.meta
+    mode, meta = teacher.policy.repeatable_mode, teacher.policy.meta
     bar = progress.add_task("playing the teacher", total=None, rate="")
     returns, held_out = visit(setting, mode, setting.n_states, HELD_OUT)
     random = visit(setting, uniform(setting, meta.act_dim), 0, HELD_OUT).returns
@@ -179,7 +179,7 @@ def compare(
     baselines: tuple[np.ndarray, np.ndarray],
 ) -> list[Result]:
     """Compare every student on what it learned from, on held-out states and on its own."""
-    acts = [policy.mode for _, policy, _ in trained]
+    acts = [policy.repeatable_mode for _, policy, _ in trained]
     visited = visit_together(setting, acts, setting.n_states, HELD_OUT)
     is_better = baselines[0].mean() > baselines[1].mean()
     results = []

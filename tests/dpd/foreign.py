@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shlex
 import time
 import zipfile
 from pathlib import Path
@@ -18,7 +17,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 from dpd.commands import ForeignConfig
 from dpd.policymeta import NotAPolicy
 from dpd.sb3zip import load_zip
-from dpd.vecnormalize import conversion
 
 OFF_POLICY = (SAC, TD3, DDPG)
 N_OBS = 500
@@ -54,13 +52,6 @@ def statistics(norm, path, **changes):
     arrays |= {"epsilon": norm.epsilon, "clip_obs": norm.clip_obs} | changes
     np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
     return path
-
-
-def convert(path):
-    """Do in this process what the conversion's command does -> the .npz."""
-    program = shlex.split(conversion(path))[2]
-    exec(program, {})
-    return path.with_suffix(".npz")
 
 
 def foreign(env="Pendulum-v1", **settings):

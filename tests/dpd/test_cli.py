@@ -1,11 +1,14 @@
 """The command line: precedence, and bad input in one clear line."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import main, parse_train
+from dpd.commands import ForeignConfig
 from dpd.config import BadInput
 from dpd.distill.peers_config import DPDConfig
 from dpd.settings import as_flags
@@ -131,6 +134,54 @@ def test_an_unknown_key_of_a_file_is_refused_by_name(tmp_path, capsys):
     assert "--distill.gat" in refusal(["train", "--config", str(file)], capsys)
     file.write_text("[1]")
     assert "JSON object" in refusal(["train", "--config", str(file)], capsys)
+
+
+def test_a_relative_path_in_the_environments_arguments_is_kept_as_an_absolute_one(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "robots").mkdir()
+    for name in ("robots/one.xml", "two.xml"):
+        (tmp_path / name).write_text("<mujoco/>")
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "xml_file": "./two.xml",
+        "others": ["robots/one.xml", {"deep": "../" + tmp_path.name + "/two.xml"}],
+        "bare": "two.xml",  # Gymnasium looks it up in its own assets
+        "missing": "./three.xml",
+        "absolute": str(tmp_path / "two.xml"),
+        "number": 2,
+    }
+    one, two = str(tmp_path / "robots" / "one.xml"), str(tmp_path / "two.xml")
+    kept = given | {"xml_file": two, "others": [one, {"deep": two}]}
+    config = parse_train(["Ant-v5", "--env-kwargs", json.dumps(given)])
+    assert config.run.parsed_env_kwargs() == kept
+    assert ForeignConfig(env_kwargs=json.dumps(given)).parsed_env_kwargs() == kept
+    settings = tmp_path / "config.json"  # as a run keeps them, for workers and for a resume
+    settings.write_text(json.dumps(config.as_json()))
+    monkeypatch.chdir("/")
+    assert parse_train(["--config", str(settings)]) == config
+
+
+MODULE = """
+import gymnasium
+gymnasium.register("Mine-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv")
+"""
+
+
+@pytest.mark.parametrize("start", ["command", "-m", "safe"])
+def test_a_module_of_the_current_directory_is_found_however_dpd_is_started(tmp_path, start):
+    (tmp_path / "my_env.py").write_text(MODULE)
+    script = tmp_path / "bin" / "dpd"  # as pip writes it: its own folder comes first in sys.path
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom dpd.__main__ import main\nsys.exit(main())\n")
+    python = [sys.executable, *(["-P"] if start == "safe" else [])]
+    how = ["-m", "dpd"] if start == "-m" else [str(script)]
+    argv = [*python, *how, "train", "my_env:Mine-v0"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    # refused for its actions, so it was found; -P tells Python not to look there
+    expected = "No module named 'my_env'" if start == "safe" else "takes Discrete actions"
+    assert expected in done.stderr
 
 
 def test_help_and_version_leave_with_zero(capsys):

@@ -20,7 +20,7 @@ from dpd.cli import main, parse_run
 from dpd.config import BadInput
 from dpd.fidelity.subjects import n_parameters
 from dpd.policyfile import Policy
-from dpd.run_config import TeacherConfig
+from dpd.run_config import RunConfig, TeacherConfig
 from dpd.teachers import foreign_of, read_teacher
 
 OBS = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
@@ -107,14 +107,15 @@ def test_each_zip_may_have_statistics_of_its_own() -> None:
         teacher_vecnormalize=(Path("a.npz"), Path("b.npz")), teacher_activation="relu"
     )
     paths = [Path("one.zip"), Path("ours.safetensors"), Path("two.zip")]
-    one, ours, two = foreign_of(paths, given, "Swimmer-v5")
+    run = RunConfig(env="Swimmer-v5")
+    one, ours, two = foreign_of(paths, given, run)
     assert (one.vecnormalize, two.vecnormalize) == (Path("a.npz"), Path("b.npz"))
     assert one.activation == two.activation == "relu" and one.env == "Swimmer-v5"
     assert ours.vecnormalize is ours.activation is None
-    shared = foreign_of(paths, TeacherConfig(teacher_vecnormalize=(Path("a.npz"),)), "Swimmer-v5")
+    shared = foreign_of(paths, TeacherConfig(teacher_vecnormalize=(Path("a.npz"),)), run)
     assert [each.vecnormalize for each in shared] == [Path("a.npz"), None, Path("a.npz")]
     with pytest.raises(BadInput, match="names 2 files for 1 zips; give one for all, or one for"):
-        foreign_of(paths[:2], given, "Swimmer-v5")
+        foreign_of(paths[:2], given, run)
 
 
 def test_a_kept_teacher_that_is_gone_is_missed(files: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from torch import nn
 
 from dpd import policyfile
 from dpd.archive import NAMES
+from dpd.commands import NO_STATISTICS
 from dpd.config import BadInput
 from dpd.policymeta import NotAPolicy
 from dpd.sb3zip import load_zip
@@ -75,8 +76,29 @@ def test_in_a_large_environment_with_normalised_observations_likewise(tmp_path):
     file = statistics(norm, tmp_path / "v.npz")
     policy = load_zip(path, foreign("Humanoid-v5", vecnormalize=file))
     assert policy.meta.clip_obs == 5.0
-    # 376 observations far out, where float32 sums in another order: 1e-6 of their sum
+    # 348 observations far out, where float32 sums in another order: 1e-6 of their sum
     assert largest_gap(policy, model, norm) < 1e-5
+
+
+def test_where_means_are_thousands_of_deviations_it_acts_as_float32_lets_sb3_itself(tmp_path):
+    # Humanoid's inertias hardly move: after training, means are up to 6,000 deviations. Float32
+    # rounds such an observation, and its mean, by 6,000 / 2^25 = 2e-4 of a deviation each.
+    path, model, norm = trained(tmp_path, "Humanoid-v5", normalise=True, learning_rate=3e-3)
+    norm.obs_rms.mean = np.random.default_rng(0).choice([-6000.0, 6000.0], 348)
+    norm.obs_rms.var = np.ones(348)
+    policy = load_zip(
+        path, foreign("Humanoid-v5", vecnormalize=statistics(norm, tmp_path / "v.npz"))
+    )
+    exact = norm.obs_rms.mean + np.random.default_rng(1).normal(size=(500, 348))
+    rounded = exact.astype(np.float32)
+    half = model.action_space.high
+    in_float64, in_float32 = (
+        model.predict(norm.normalize_obs(obs), deterministic=True)[0] / half
+        for obs in (exact, rounded)
+    )
+    own = np.abs(in_float64 - in_float32).max()
+    assert 1e-6 < own < 1e-3
+    assert np.abs(policy.act(exact) / half - in_float64).max() < 3 * own < 1e-3
 
 
 def test_normalised_observations_are_clipped_as_there(tmp_path):
@@ -192,8 +214,11 @@ def test_a_model_of_normalised_observations_asks_for_their_statistics(tmp_path):
     beside = tmp_path / "model" / "vecnormalize.pkl"  # as rl-baselines3-zoo lays it out
     beside.parent.mkdir()
     norm.save(str(beside))
-    said = refused(path, BadInput, limit=1000)  # with a whole command
-    assert "python -c" in said and str(beside.with_suffix(".npz")) in said
+    assert f"give --vecnormalize {beside}, or --vecnormalize none" in refused(
+        path, BadInput, limit=1000
+    )
+    assert load_zip(path, foreign(vecnormalize=beside)).meta.norm_obs
+    assert not load_zip(path, foreign(vecnormalize=NO_STATISTICS)).meta.norm_obs
 
 
 @pytest.mark.parametrize(
