@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import partial
@@ -328,6 +329,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except (ValueError, OSError) as error:
+        sys.stderr.write(f"dpd: {describe(error)}\n")
+        return 2
+    except RuntimeError as error:
+        from dpd.envs.base import FailedEnv  # not at the top: it loads torch
+
+        if not isinstance(error, FailedEnv):
+            raise
+        # The environment's author needs its own traceback.
+        traceback.print_exception(error.__cause__)
         sys.stderr.write(f"dpd: {describe(error)}\n")
         return 2
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpd.config import BadInput
-from dpd.envs.base import Env, EnvKwargs, EnvSpec
+from dpd.envs.base import Env, EnvKwargs, EnvSpec, UnsupportedEnv
 from dpd.envs.make import make
 from dpd.policyfile import Policy
 from dpd.sources import Place, find_policies, load_any, place_of, refuse_shared_statistics
@@ -38,22 +38,42 @@ def episode_seeds(seed: int, episodes: int, purpose: int = 0) -> list[int]:
     return [int(w) for w in words]
 
 
+class EvaluationStopped(Exception):
+    """An evaluation ended early because a stop was requested."""
+
+
 @torch.no_grad()
-def run_episodes(env: Env, act: Callable[[Tensor], Tensor], n: int) -> Outcome:
+def run_episodes(
+    env: Env,
+    act: Callable[[Tensor], Tensor],
+    n: int,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Outcome:
     """Play one episode in each environment: act maps raw obs [N, K, O] -> [N, K, A].
 
-    Every environment counts once, so that short, failing episodes are not over-counted.
+    Every environment counts once, so that short, failing episodes are not over-counted. Raises
+    EvaluationStopped if a stop is requested, and UnsupportedEnv if an episode passes its time
+    limit.
     """
     obs = env.reset()
     m = env.n_envs
     returns, lengths = np.zeros(m), np.zeros(m, dtype=np.int64)
     running = np.ones(m, dtype=bool)
-    while running.any():
+    for _ in range(env.spec.max_steps):
+        if stop_requested():
+            raise EvaluationStopped
         step = env.step(act(obs.view(n, m // n, -1)).reshape(m, -1))
         returns += step.reward.numpy() * running
         lengths += running
         running &= ~(step.terminated | step.truncated).numpy()
         obs = step.obs
+        if not running.any():
+            break
+    else:
+        raise UnsupportedEnv(
+            f"{env.spec.env_id} did not end its episode at its time limit of "
+            f"{env.spec.max_steps:,} steps"
+        )
     return Outcome(returns.reshape(n, -1), lengths.reshape(n, -1))
 
 
@@ -66,12 +86,20 @@ class Evaluator:
         self.make_env, self.episodes = make_env, episodes
         self.rows = [s for s in seeds for _ in range(peers)]
 
-    def __call__(self, mode: Callable[[Tensor], Tensor], purpose: int) -> Outcome:
-        """Return the outcome of all learners; `purpose` chooses the episodes."""
+    def __call__(
+        self,
+        mode: Callable[[Tensor], Tensor],
+        purpose: int,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> Outcome:
+        """Return the outcome of all learners; `purpose` chooses the episodes.
+
+        Raises EvaluationStopped if a stop is requested.
+        """
         seeds = [s for row in self.rows for s in episode_seeds(row, self.episodes, purpose)]
         env = self.make_env(seeds)
         try:
-            return run_episodes(env, mode, len(self.rows))
+            return run_episodes(env, mode, len(self.rows), stop_requested)
         finally:
             env.close()
 

@@ -16,7 +16,7 @@ from dpd import memory
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import layers, mlp
 from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
-from dpd.envs.base import EnvSpec
+from dpd.envs.base import EnvSpec, bounds_defect
 from dpd.files import replacing
 from dpd.memory import MemoryMeta, Neighbours
 from dpd.policymeta import NotAPolicy, PolicyMeta, read_meta, shapes, written
@@ -206,9 +206,8 @@ def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name in ("obs_scale", "obs_count"):
         if not (tensors[name] > 0).all():
             raise NotAPolicy(f"{path} can't act: {name} is not positive")
-    width = tensors["act_high"] - tensors["act_low"]
-    if not ((width > 0) & width.isfinite()).all():
-        raise NotAPolicy(f"{path} can't act: act_low is not below act_high, or too far")
+    if defect := bounds_defect(tensors["act_low"].numpy(), tensors["act_high"].numpy()):
+        raise NotAPolicy(f"{path} can't act: {defect}")
 
 
 def _check_memory(path: Path, meta: MemoryMeta, tensors: Mapping[str, Tensor]) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from dpd.agents.base import Metrics
 from dpd.config import BadInput, TrainConfig
 from dpd.envs.physics import n_cores
+from dpd.evaluate import EvaluationStopped
 from dpd.files import held
 from dpd.finite import NonFinite
 from dpd.log import RunLog
@@ -75,7 +77,7 @@ def make_training(config: TrainConfig) -> Training:
 def go_on(run: RunDir, console: Console) -> bool:
     """Load the newest checkpoint; say whether there is anything left to do."""
     run.resume(lambda line: console.print(line, soft_wrap=True, highlight=False))
-    if run.training.iteration < run.config.iterations:
+    if run.training.iteration < run.config.iterations or run.training.evaluation_due:
         return True
     console.print(f"all {run.training.steps:,} steps are done; raise --total-steps")
     return False
@@ -159,23 +161,24 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
     eval_every = max(1, config.iterations // config.run.evals)
     record_every = -(-config.iterations // config.run.records)
     score: float | None = None
+    if training.evaluation_due and (evaluated := evaluate(run, log, stop)) is not None:
+        score = float(evaluated["eval/return"].mean())
+        log.record(training.steps, evaluated)
+        log.flush()
+        run.save(score)
     while training.iteration < config.iterations and stop.signum is None:
         start = time.perf_counter()
         metrics = training.iterate()
         left = config.iterations - training.iteration
-        score = None
-        if left % eval_every == 0:
-            evaluated = training.evaluate()
-            for line in training.trouble():
-                log.notice(f"warning: {line}", style="yellow")
+        score, is_due = None, left % eval_every == 0
+        if is_due and (evaluated := evaluate(run, log, stop)) is not None:
             metrics |= evaluated
-            run.saver.save(training.steps, evaluated["eval/return"])
             score = float(evaluated["eval/return"].mean())
         spent = training.clock.flush()
         busy = time.perf_counter() - start - spent.get("time/eval", 0.0)
         total = config.steps_per_iteration * config.run.seeds
         record = {**metrics, **spent, "time/steps_per_s": total / busy}
-        log.record(training.steps, record, keep=score is not None or left % record_every == 0)
+        log.record(training.steps, record, keep=is_due or left % record_every == 0)
         if score is not None or run.is_due():
             log.flush()
             run.save(score)
@@ -183,6 +186,22 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
         log.flush()
         run.saver.save_last(training.steps)
         run.save()
+
+
+def evaluate(run: RunDir, log: RunLog, stop: StopRequest) -> Metrics | None:
+    """Evaluate the learners and save their policies; return None if a stop cut it short.
+
+    The resumed run then evaluates first.
+    """
+    training = run.training
+    try:
+        evaluated = training.evaluate(lambda: stop.signum is not None)
+    except EvaluationStopped:
+        return None
+    for line in training.trouble():
+        log.notice(f"warning: {line}", style="yellow")
+    run.saver.save(training.steps, evaluated["eval/return"])
+    return evaluated
 
 
 def learner_threads(config: TrainConfig) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -49,6 +49,7 @@ class Training:
             stack.method = config.distill.build(context)
         self.evaluator = Evaluator(self._make_on_cpu, self.seeds, run.peers, run.eval_episodes)
         self.iteration = 0
+        self.evaluation_due = False  # a stop cut this iteration's evaluation short
 
     def _make_stacks(self) -> list[Stack]:
         made = []
@@ -120,11 +121,15 @@ class Training:
     def state(self) -> State:
         """Return all that the run's future depends on; without simulators that can't be copied."""
         stacks = {f"stack{k}": stack.state() for k, stack in enumerate(self.stacks)}
-        return nest(**stacks) | {"iteration": torch.tensor(self.iteration)}
+        return nest(**stacks) | {
+            "iteration": torch.tensor(self.iteration),
+            "evaluation_due": torch.tensor(self.evaluation_due),
+        }
 
     def load_state(self, state: State) -> None:
         """Put a state back; new episodes begin where it holds no simulators."""
         self.iteration = int(state["iteration"])
+        self.evaluation_due = bool(state["evaluation_due"])
         for k, stack in enumerate(self.stacks):
             stack.load_state(part(state, f"stack{k}"), self.iteration)
 
@@ -169,10 +174,16 @@ class Training:
         """Say what has gone wrong in the simulations."""
         return [line for stack in self.stacks for line in stack.env.trouble()]
 
-    def evaluate(self) -> Metrics:
-        """Evaluate all learners without noise."""
+    def evaluate(self, stop_requested: Callable[[], bool] = lambda: False) -> Metrics:
+        """Evaluate all learners without noise.
+
+        Raises EvaluationStopped if a stop is requested; `evaluation_due` stays true until an
+        evaluation of this iteration is complete.
+        """
+        self.evaluation_due = True
         with self.clock("eval"):
-            outcome = self.evaluator(self.mode, self.iteration)
+            outcome = self.evaluator(self.mode, self.iteration, stop_requested)
+        self.evaluation_due = False
         found = torch.tensor(outcome.returns.mean(1))
         length = torch.tensor(outcome.lengths.mean(1))
         metrics = {"eval/return": found, "eval/length": length}

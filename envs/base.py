@@ -18,6 +18,13 @@ class UnsupportedEnv(ValueError):
     """An environment this suite can't train on; the message says why and what to use instead."""
 
 
+class FailedEnv(RuntimeError):
+    """An environment's own code raised an error, which is the cause of this one."""
+
+    def __init__(self, env_id: str, call: str, error: Exception) -> None:
+        super().__init__(f"{call}() of {env_id} raised {type(error).__name__}: {error}")
+
+
 class NonFiniteAction(ValueError):
     """An action is NaN; `ids` are the environments it was meant for."""
 
@@ -53,6 +60,8 @@ class EnvSpec:
     act_low: np.ndarray  # [A]
     act_high: np.ndarray  # [A]
     can_snapshot: bool
+    max_steps: int
+    """Time limit: no episode takes more steps."""
     notes: tuple[str, ...] = ()
     """What differs from the task's own simulation."""
 
@@ -105,6 +114,24 @@ class Env(Protocol):
 
 
 EnvKwargs = dict[str, Any]
+
+
+def bounds_defect(low: np.ndarray, high: np.ndarray) -> str | None:
+    """Say why no policy can act within bounds [A], or None if one can.
+
+    Policies act in [-1, 1] and keep the bounds in float32, so the width must be a positive float32.
+    """
+    with np.errstate(over="ignore"):
+        width = high.astype(np.float32) - low.astype(np.float32)
+    if not (width > 0).all():
+        k = int(np.flatnonzero(~(width > 0))[0])
+        return f"action {k} has no room between its bounds, {low[k]:g} and {high[k]:g}"
+    if not np.isfinite(width).all():
+        k = int(np.flatnonzero(~np.isfinite(width))[0])
+        return (
+            f"the bounds of action {k}, {low[k]:g} and {high[k]:g}, are too far apart for float32"
+        )
+    return None
 
 
 class ActionScale:

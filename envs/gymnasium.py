@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import gymnasium
@@ -15,8 +18,17 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
-from dpd.envs.base import ActionScale, EnvKwargs, EnvSpec, Step, UnsupportedEnv
+from dpd.envs.base import (
+    ActionScale,
+    EnvKwargs,
+    EnvSpec,
+    FailedEnv,
+    Step,
+    UnsupportedEnv,
+    bounds_defect,
+)
 
+_SEEDS = 2**31  # NumPy's legacy generators, and so dm_control's tasks, take no larger seed
 _SUPPORTED = "supported are Box observations that are not images, and Box actions within bounds"
 
 
@@ -36,6 +48,7 @@ class GymnasiumEnv:
     ) -> None:
         if len(seeds) != n_envs:
             raise ValueError(f"{len(seeds)} seeds for {n_envs} environments; give one each")
+        max_steps = _max_steps(env_id, env_kwargs or {})
         self._envs, self._one_seed = _make_vec(env_id, n_envs, env_kwargs or {})
         try:
             self._next_step = _autoreset_mode(env_id, self._envs) is AutoresetMode.NEXT_STEP
@@ -48,8 +61,17 @@ class GymnasiumEnv:
         self._act_space = act_space
         self._scale = ActionScale(low, high)
         n_obs = int(np.prod(obs_space.shape))
-        self.spec = EnvSpec(env_id, "gymnasium", n_obs, low.size, low, high, False)
-        self._seeds: list[int] | None = [int(seed) for seed in seeds]
+        self.spec = EnvSpec(
+            env_id,
+            "gymnasium",
+            n_obs,
+            low.size,
+            low,
+            high,
+            can_snapshot=False,
+            max_steps=max_steps,
+        )
+        self._seeds: list[int] | None = [int(seed) % _SEEDS for seed in seeds]
         self._over = np.zeros(n_envs, dtype=bool)
         self._act: Tensor | None = None
 
@@ -57,7 +79,8 @@ class GymnasiumEnv:
         """Start fresh episodes. An environment with a vector entry point takes the first seed."""
         seeds, self._seeds = self._seeds, None
         seed: Any = seeds[0] if seeds and self._one_seed else seeds
-        obs, _ = self._envs.reset(seed=seed)
+        with _named(self.spec.env_id, "reset"):
+            obs, _ = self._envs.reset(seed=seed)
         self._over = np.zeros(self.n_envs, dtype=bool)
         return torch.from_numpy(self._flat(obs))
 
@@ -86,7 +109,8 @@ class GymnasiumEnv:
     def step(self, act: Tensor) -> Step:
         scaled = self._scale(act).astype(self._act_space.dtype)
         scaled = scaled.reshape(self.n_envs, *self._act_space.shape)
-        raw_obs, reward, terminated, truncated, infos = self._envs.step(scaled)
+        with _named(self.spec.env_id, "step"):
+            raw_obs, reward, terminated, truncated, infos = self._envs.step(scaled)
         obs = self._flat(raw_obs)
         valid = ~self._over if self._next_step else np.ones(self.n_envs, dtype=bool)
         terminated, truncated = terminated & valid, truncated & valid
@@ -130,19 +154,90 @@ class GymnasiumEnv:
         self._envs.close()
 
 
+class ArrayEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose observations are arrays of its space and whose rewards are numbers.
+
+    Lists and rewards of shape (1,) are converted. Raises UnsupportedEnv for anything else, naming
+    the environment and the call.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str) -> None:
+        super().__init__(env)
+        self._env_id = env_id
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode."""
+        with _named(self._env_id, "reset"):
+            obs, info = self.env.reset(**kwargs)
+        return self._array(obs, "reset"), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Take a step."""
+        with _named(self._env_id, "step"):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+        number = np.asarray(reward)
+        if number.size != 1 or number.dtype.kind not in "biuf":
+            raise UnsupportedEnv(
+                f"step() of {self._env_id} gave the reward {reward!r:.60}, which is not one number"
+            )
+        flags = bool(terminated), bool(truncated)
+        return self._array(obs, "step"), float(number.item()), *flags, info
+
+    def _array(self, obs: Any, call: str) -> np.ndarray:
+        space = self.observation_space
+        try:
+            array = np.asarray(obs, space.dtype)
+        except (TypeError, ValueError) as error:
+            raise UnsupportedEnv(
+                f"{call}() of {self._env_id} gave the observation {obs!r:.60}, not an array"
+            ) from error
+        if array.shape != space.shape:
+            raise UnsupportedEnv(
+                f"{call}() of {self._env_id} gave an observation of shape {array.shape}; "
+                f"its observation space has shape {space.shape}"
+            )
+        return array
+
+
+@contextmanager
+def _named(env_id: str, call: str) -> Iterator[None]:
+    """Raise FailedEnv from an error of an environment's own code."""
+    try:
+        yield
+    except (UnsupportedEnv, FailedEnv):
+        raise
+    except Exception as error:
+        raise FailedEnv(env_id, call, error) from error
+
+
+def _max_steps(env_id: str, kwargs: EnvKwargs) -> int:
+    """Return an environment's time limit. Raises UnsupportedEnv without one: episodes must end."""
+    limit = kwargs.get("max_episode_steps", find_spec(env_id).max_episode_steps)
+    if not isinstance(limit, int) or limit < 1:
+        remedy = json.dumps({**kwargs, "max_episode_steps": 1000})
+        raise UnsupportedEnv(
+            f"{env_id} has no time limit, so that an evaluation may never end; set one with "
+            f"--env-kwargs '{remedy}', or register the environment with max_episode_steps"
+        )
+    return limit
+
+
 def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, bool]:
     """Make the environments -> them, and whether one seed must do for all."""
     only_vector = find_spec(env_id).entry_point is None
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
     how: EnvKwargs = {"vectorization_mode": "sync", "vector_kwargs": same_step}
+    how["wrappers"] = [partial(ArrayEnv, env_id=env_id)]
     try:
         envs = gymnasium.make_vec(env_id, n_envs, **({} if only_vector else how), **kwargs)
     except (gymnasium.error.Error, ImportError) as error:
         raise UnsupportedEnv(f"{env_id} can't be made: {error}") from error
     except TypeError as error:
-        if not kwargs:
-            raise  # a defect of the environment's own, which its author wants to see whole
+        if not kwargs:  # a defect of the environment's own, which its author wants to see whole
+            raise FailedEnv(env_id, "make", error) from error
         raise UnsupportedEnv(f"{env_id} can't be made with {kwargs}: {error}") from error
+    except Exception as error:
+        raise FailedEnv(env_id, "make", error) from error
     return envs, only_vector
 
 
@@ -190,6 +285,8 @@ def _check_spaces(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]
         raise UnsupportedEnv(f"{env_id} takes {_name(act)} actions; {_SUPPORTED}")
     if not act.is_bounded():
         raise UnsupportedEnv(f"{env_id} takes actions without bounds; {_SUPPORTED}")
+    if defect := bounds_defect(act.low.reshape(-1), act.high.reshape(-1)):
+        raise UnsupportedEnv(f"{env_id} cannot be acted in: {defect}")
     return obs, act
 
 

@@ -208,8 +208,16 @@ class NativeEnv:
     ) -> None:
         self._sim = sim = Simulation(env_id, n_envs, seeds, threads)
         self.n_envs = n_envs
-        bounds = sim.act_low, sim.act_high
-        self.spec = EnvSpec(env_id, "native", sim.obs_dim, sim.model.nu, *bounds, True)
+        self.spec = EnvSpec(
+            env_id,
+            "native",
+            sim.obs_dim,
+            sim.model.nu,
+            sim.act_low,
+            sim.act_high,
+            can_snapshot=True,
+            max_steps=sim.task.max_steps,
+        )
         self._scale = ActionScale(sim.act_low, sim.act_high)
         self._all_valid = torch.ones(n_envs, dtype=torch.bool)
         self._never = torch.zeros(n_envs, dtype=torch.bool)

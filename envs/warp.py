@@ -66,7 +66,17 @@ class WarpEnv:
         self._marker = torch.zeros(n_envs, device=self.device)
         self._obs = tasks.observe(task, self._state)
         size = self._obs.shape[1]
-        self.spec = EnvSpec(env_id, "warp", size, model.nu, low, high, True, notes(env_id))
+        self.spec = EnvSpec(
+            env_id,
+            "warp",
+            size,
+            model.nu,
+            low,
+            high,
+            can_snapshot=True,
+            max_steps=task.max_steps,
+            notes=notes(env_id),
+        )
         self._started = False
         self._act: Tensor | None = None
         self._void = torch.zeros(n_envs, dtype=torch.bool, device=self.device)

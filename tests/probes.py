@@ -29,7 +29,14 @@ class Probe:
         self.generator = torch.Generator().manual_seed(seed)
         bound = np.ones(self.act_dim, dtype=np.float32)
         self.spec = EnvSpec(
-            type(self).__name__, "probe", self.obs_dim, self.act_dim, -bound, bound, True
+            type(self).__name__,
+            "probe",
+            self.obs_dim,
+            self.act_dim,
+            -bound,
+            bound,
+            can_snapshot=True,
+            max_steps=self.length,
         )
         self.t = 0
         self.obs = torch.zeros(n_envs, self.obs_dim)

@@ -1,5 +1,6 @@
 """Evaluation: every environment counts one episode, and one only."""
 
+import dataclasses
 from typing import cast
 
 import numpy as np
@@ -12,9 +13,10 @@ from dpd.agents.ppo import PPO
 from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import parse_train
 from dpd.config import BadInput
-from dpd.envs.base import Env, EnvSpec, Step
+from dpd.envs.base import Env, EnvSpec, Step, UnsupportedEnv
 from dpd.envs.make import make
 from dpd.evaluate import (
+    EvaluationStopped,
     episode_seeds,
     evaluate_policy,
     evaluate_together,
@@ -30,7 +32,8 @@ class Countdown:
 
     def __init__(self, n_envs):
         self.n_envs = n_envs
-        self.spec = EnvSpec("Countdown", "test", 1, 1, -np.ones(1), np.ones(1), False)
+        bound = np.ones(1)
+        self.spec = EnvSpec("Countdown", "test", 1, 1, -bound, bound, False, max_steps=n_envs)
         self.lengths = torch.arange(n_envs) + 1
 
     def reset(self):
@@ -52,6 +55,26 @@ def test_each_environment_counts_its_first_episode_only():
     # the short ones go on into further episodes until the longest ends; those don't count
     assert outcome.returns.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert outcome.lengths.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_an_episode_that_passes_its_time_limit_is_an_error():
+    env = Countdown(6)  # the last environment ends after 6 steps
+    env.spec = dataclasses.replace(env.spec, max_steps=5)
+    with pytest.raises(UnsupportedEnv, match="did not end its episode at its time limit of 5"):
+        run_episodes(cast(Env, env), lambda obs: torch.zeros(2, 3, 1), 2)
+
+
+def test_a_stop_ends_an_evaluation_at_the_next_step():
+    asked = iter([False, False, True])
+    steps = []
+
+    def act(obs):
+        steps.append(obs)
+        return torch.zeros(2, 3, 1)
+
+    with pytest.raises(EvaluationStopped):
+        run_episodes(cast(Env, Countdown(6)), act, 2, lambda: next(asked))
+    assert len(steps) == 2
 
 
 def test_episodes_are_the_same_for_whoever_is_compared_and_fresh_for_each_purpose():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import dpd
+import dpd.evaluate
 from dpd.checkpoint import Checkpoints, read
 from dpd.cli import main
 
@@ -131,6 +133,36 @@ def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path, past: int
     while not any(int(f.stem[5:]) > past for f in Checkpoints(run_dir, 1).files()):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("iterations", [3, 2], ids=["in the middle", "at the end"])
+def test_a_stop_ends_an_evaluation_which_the_resumed_run_takes_again(
+    tmp_path, monkeypatch, iterations
+):
+    # An evaluation follows the second iteration; at the second one's third step a signal comes.
+    flags = [*QUICK, "--lr-schedule", "constant", "--evals", str(iterations)]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(command(whole, *flags, iterations=iterations)) == 0
+    play, calls = dpd.evaluate.run_episodes, []
+
+    def interrupted(env, act, n, *stop):
+        def act_and_signal(obs):
+            calls.append(obs)
+            if len(calls) == 40 + 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert len(calls) <= 40 + 3, "the evaluation did not stop"
+            return act(obs)
+
+        before = len(calls)
+        outcome = play(env, act_and_signal, n, *stop)
+        calls.extend([None] * (40 - len(calls) + before))
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dpd.evaluate, "run_episodes", interrupted)
+        assert main(command(parts, *flags, iterations=iterations)) == 128 + signal.SIGTERM
+    assert main(["train", "--resume", str(parts)]) == 0
+    assert_same(whole, parts)
 
 
 @pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from dpd.envs.base import ActionScale, UnsupportedEnv
+from dpd.envs.base import ActionScale, FailedEnv, UnsupportedEnv
 from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.make import check, choose, make, native_ids
 from dpd.envs.native import NativeEnv
@@ -70,9 +70,44 @@ class Spaces(gymnasium.Env):
         self.observation_space, self.action_space = obs, act
 
 
+class Odd(gymnasium.Env):
+    """Gives what a foreign environment may give: see the arguments."""
+
+    def __init__(
+        self,
+        obs: Any = (0.0, 0.0),
+        reward: Any = 1.0,
+        bounds: tuple[float, float] = (-1.0, 1.0),
+        fails: str = "",
+    ) -> None:
+        self.obs, self.reward, self.fails = obs, reward, fails
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = spaces.Box(*bounds, (1,), np.float32)
+        self._fail("make")
+
+    def _fail(self, call: str) -> None:
+        if self.fails == call:
+            raise ValueError("the robot fell over")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self._fail("reset")
+        if seed is not None:
+            np.random.RandomState(seed)  # refuses seeds of 2^32 and more
+        return self.obs, {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self._fail("step")
+        return self.obs, self.reward, 0, 0, {}
+
+
+def odd(n_envs: int = 1, seed: int = 0, **kwargs: Any) -> GymnasiumEnv:
+    name = register_once("DpdTest/Odd-v0", entry_point=Odd, max_episode_steps=5)
+    return GymnasiumEnv(name, n_envs, [seed] * n_envs, kwargs)
+
+
 def register_once(name: str, **kwargs: Any) -> str:
     if name not in gymnasium.registry:
-        gymnasium.register(name, **kwargs)
+        gymnasium.register(name, **{"max_episode_steps": 1000} | kwargs)
     return name
 
 
@@ -200,7 +235,8 @@ def test_an_unknown_id_is_answered_with_near_matches() -> None:
 
 
 def test_a_module_before_the_colon_is_imported(tmp_path: Any, monkeypatch: Any) -> None:
-    source = "import gymnasium\ngymnasium.register('DpdTest/Far-v0', 'gymnasium_far:Far')\n"
+    source = "import gymnasium\n"
+    source += "gymnasium.register('DpdTest/Far-v0', 'gymnasium_far:Far', max_episode_steps=9)\n"
     source += "from gymnasium.envs.classic_control.pendulum import PendulumEnv as Far\n"
     (tmp_path / "gymnasium_far.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
@@ -254,10 +290,59 @@ def test_a_snapshot_is_refused_with_a_way_out(counter: str) -> None:
         env.restore({})
 
 
-def test_without_a_time_limit_of_gymnasiums_nothing_can_be_staggered(counter: str) -> None:
+def test_without_a_time_limit_of_gymnasiums_nothing_can_be_staggered() -> None:
     late = register_once("DpdTest/Late-v0", vector_entry_point=LateCounter)
-    for name in (counter, late):
-        env = GymnasiumEnv(name, 2, [0, 1])
+    env = GymnasiumEnv(late, 2, [0, 1])  # limits its episodes itself
+    env.reset()
+    with pytest.raises(UnsupportedEnv, match=f"{late} has no time limit .* give --no-stagger"):
+        env.stagger(np.zeros(2))
+
+
+def test_an_environment_without_a_time_limit_is_refused_with_the_remedy() -> None:
+    name = register_once("DpdTest/Endless-v0", entry_point=Odd, max_episode_steps=None)
+    with pytest.raises(UnsupportedEnv, match=r"no time limit.*max_episode_steps.: 1000"):
+        GymnasiumEnv(name, 1, [0])
+    env = GymnasiumEnv(name, 1, [0], {"max_episode_steps": 2})
+    env.reset()
+    assert env.spec.max_steps == 2
+    ended = [bool(env.step(torch.zeros(1, 1)).truncated) for _ in range(4)]
+    assert ended == [False, True, False, True]
+
+
+def test_lists_and_rewards_of_one_number_are_converted() -> None:
+    env = odd(obs=[1, 2.5], reward=np.array([3.0]))
+    assert env.reset().tolist() == [[1.0, 2.5]]
+    step = env.step(torch.zeros(1, 1))
+    assert (step.next_obs.tolist(), step.reward.tolist()) == ([[1.0, 2.5]], [3.0])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"obs": [1.0]}, r"reset\(\) of DpdTest/Odd-v0 gave an observation of shape \(1,\)"),
+        ({"obs": "up"}, r"reset\(\) of DpdTest/Odd-v0 gave the observation 'up', not an array"),
+        ({"reward": [1.0, 2.0]}, r"step\(\) of DpdTest/Odd-v0 gave the reward \[1.0, 2.0\]"),
+        ({"reward": None}, r"step\(\) of DpdTest/Odd-v0 gave the reward None"),
+        ({"bounds": (0.0, 0.0)}, "action 0 has no room between its bounds, 0 and 0"),
+        ({"bounds": (-3e38, 3e38)}, "action 0, -3e.38 and 3e.38, are too far apart for float32"),
+    ],
+)
+def test_what_no_learner_can_use_is_refused_by_name(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnsupportedEnv, match=words):
+        env = odd(**given)
         env.reset()
-        with pytest.raises(UnsupportedEnv, match=f"{name} has no time limit .* give --no-stagger"):
-            env.stagger(np.zeros(2))
+        env.step(torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("call", ["make", "reset", "step"])
+def test_an_error_of_the_environments_own_names_the_call_and_keeps_its_cause(call: str) -> None:
+    words = rf"{call}\(\) of DpdTest/Odd-v0 raised ValueError: the robot fell over"
+    with pytest.raises(FailedEnv, match=words) as caught:
+        env = odd(fails=call)
+        env.reset()
+        env.step(torch.zeros(1, 1))
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_seeds_fit_numpys_legacy_generators() -> None:
+    odd(seed=2**63 + 7).reset()  # RandomState raises from 2^32
