@@ -81,8 +81,11 @@ class Pace:
 class Board:
     """Hold the latest value of every metric and lay it out by learner and by peer."""
 
-    def __init__(self, seeds: Sequence[int], peers: int) -> None:
+    def __init__(
+        self, seeds: Sequence[int], peers: int, names: Sequence[str] | None = None
+    ) -> None:
         self.seeds, self.peers = tuple(seeds), peers
+        self.names = names or [f"peer {peer}" for peer in range(peers)]
         self.latest: dict[str, Value] = {}
 
     def update(self, values: Mapping[str, Value]) -> None:
@@ -103,12 +106,12 @@ class Board:
     def rows(self) -> list[tuple[str, int | None]]:
         """Name the table's rows, each with its learner, or None for a peer over all seeds."""
         if len(self.seeds) * self.peers > ROWS:
-            return [(f"peer {peer}", None) for peer in range(self.peers)]
+            return [(name, None) for name in self.names]
         several = len(self.seeds) > 1
         names = [
-            (f"seed {seed}  " if several else "") + f"peer {peer}"
+            (f"seed {seed}  " if several else "") + name
             for seed in self.seeds
-            for peer in range(self.peers)
+            for name in self.names
         ]
         return [(name, row) for row, name in enumerate(names)]
 

@@ -13,6 +13,7 @@ from dpd.envs.physics import n_cores
 from dpd.files import held
 from dpd.finite import NonFinite
 from dpd.log import RunLog
+from dpd.naming import peer_names, spoken
 from dpd.ranks import launched, train_ranks
 from dpd.report import know_teacher, report, say_where, start_facts, title
 from dpd.rundir import RunDir, run_path
@@ -107,7 +108,7 @@ def train_on(run: RunDir, console: Console, start_step: int | None) -> int | Non
     log = RunLog(
         run.path,
         training.seeds,
-        config.run.peers,
+        peer_names(config, run.path),
         config.run.total_steps,
         config.as_json(),
         title(config),
@@ -147,8 +148,9 @@ def train_on(run: RunDir, console: Console, start_step: int | None) -> int | Non
 def named(error: NonFinite, training: Training) -> str:
     """Word where a NaN came up."""
     seed, peer = error.who
+    name = spoken(peer_names(training.config))[peer]
     return (
-        f"{error.what} of seed {seed}'s peer {peer} became NaN or infinite "
+        f"{error.what} of seed {seed}'s {name} became NaN or infinite "
         f"after {training.steps:,} steps; lower --lr or look at the environment's rewards"
     )
 

@@ -88,21 +88,16 @@ def finding_json(f: Finding) -> dict[str, Any]:
 
 def write_events(found: Audit, f: Finding, folder: Path) -> None:
     """Write a student's figures as one TensorBoard sub-run, in place of an earlier audit's."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from torch.utils.tensorboard import SummaryWriter
 
-    from dpd.tblog import add
+    from dpd.tblog import add_scalars
 
     run = folder / ("fidelity-" + re.sub(r"[^\w.-]+", "-", f.subject.name))
     for old in run.glob("events.out.tfevents.*"):
         old.unlink()
     steps = f.subject.policy.meta.provenance.get("steps")
-    summary = Summary()
-    for tag, value in tags(found, f).items():
-        if value is not None:
-            summary.value.add(tag=tag, simple_value=value)
     with SummaryWriter(run) as writer:
-        add(writer, summary, steps if isinstance(steps, int) else 0)
+        add_scalars(writer, tags(found, f), steps if isinstance(steps, int) else 0)
 
 
 def tags(found: Audit, f: Finding) -> dict[str, float | None]:
