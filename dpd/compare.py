@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from dpd.config import BadInput
+from dpd.display import open_console
 from dpd.evaluate import evaluate_policy
 from dpd.intervals import (
     BOOTSTRAP_SEEDS,
@@ -126,7 +126,7 @@ def compare_paths(config: CompareConfig) -> int:
     if config.json:
         sys.stdout.write(json.dumps(as_json(config, results, differences, notes), indent=2) + "\n")
     else:
-        console = Console(highlight=False)
+        console = open_console()
         tables = [returns_sheet(config, results), differences_sheet(results, differences)]
         print_sheets(tables, notes, console)
         if any(run.curve for run in runs):
@@ -151,7 +151,7 @@ def require_one_env(runs: Sequence[Run]) -> None:
 def play(runs: Sequence[Run], config: CompareConfig) -> list[Result]:
     """Play the test episodes; all policies of a seed, of whatever run, get the same ones."""
     results = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=open_console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=sum(len(run.members) for run in runs))
         for run in runs:
             progress.update(task, description=f"evaluating {run.name}")

@@ -1,7 +1,9 @@
 """Show a run in the terminal: a live table, or plain lines where the output is no terminal."""
 
 import math
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
@@ -13,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 Value = float | list[float | None]
-"""Of all learners, or of each; None: this learner has no such number."""
-"""A metric on the host: one float, or one per learner."""
+"""A metric on the host: one float, or one per learner (None: the learner has no such number)."""
 
+UNLIMITED = 10_000  # columns: a table is as wide as its contents
 REFRESH_S = 0.25
 LINE_S = 15.0
 LINES = 20
@@ -47,6 +49,16 @@ def duration(seconds: float) -> str:
     days, hour = divmod(hours, 24)
     clock = f"{hour}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
     return f"{days} d {clock}" if days else clock
+
+
+def open_console(stderr: bool = False, quiet: bool = False, markup: bool = True) -> Console:
+    """Return a console as wide as the terminal, or as its tables where the output is no terminal.
+
+    COLUMNS sets the width of either.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else UNLIMITED
+    return Console(stderr=stderr, quiet=quiet, markup=markup, highlight=False, width=width)
 
 
 class Pace:
@@ -81,8 +93,11 @@ class Pace:
 class Board:
     """Hold the latest value of every metric and lay it out by learner and by peer."""
 
-    def __init__(self, seeds: Sequence[int], peers: int) -> None:
+    def __init__(
+        self, seeds: Sequence[int], peers: int, names: Sequence[str] | None = None
+    ) -> None:
         self.seeds, self.peers = tuple(seeds), peers
+        self.names = names or [f"peer {peer}" for peer in range(peers)]
         self.latest: dict[str, Value] = {}
 
     def update(self, values: Mapping[str, Value]) -> None:
@@ -103,12 +118,12 @@ class Board:
     def rows(self) -> list[tuple[str, int | None]]:
         """Name the table's rows, each with its learner, or None for a peer over all seeds."""
         if len(self.seeds) * self.peers > ROWS:
-            return [(f"peer {peer}", None) for peer in range(self.peers)]
+            return [(name, None) for name in self.names]
         several = len(self.seeds) > 1
         names = [
-            (f"seed {seed}  " if several else "") + f"peer {peer}"
+            (f"seed {seed}  " if several else "") + name
             for seed in self.seeds
-            for peer in range(self.peers)
+            for name in self.names
         ]
         return [(name, row) for row, name in enumerate(names)]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dpd.config import BadInput
+from dpd.display import open_console
 from dpd.envs.base import Env, EnvKwargs, EnvSpec, UnsupportedEnv
 from dpd.envs.make import make
 from dpd.policyfile import Policy
@@ -198,7 +199,6 @@ def summary(name: str, place: Place, policy: Policy, outcome: Outcome) -> dict[s
 
 def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic evaluation") -> None:
     """Print rows of `summary` as a table."""
-    from rich.console import Console
     from rich.table import Table
 
     places = [str(Place(str(row["env"]), cast(EnvKwargs, row["env_kwargs"]))) for row in rows]
@@ -215,7 +215,7 @@ def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic e
         numbers = [f"{row[k]:,.0f}" for k in ("mean", "std", "min", "max", "length")]
         name = str(row["policy"]) + (f"  {place}" if len(envs) > 1 else "")
         table.add_row(name, *numbers)
-    Console().print(table)
+    open_console().print(table)
 
 
 def record_video(policy: Policy, place: Place, path: Path, seed: int) -> None:

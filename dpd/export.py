@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from dpd import policyfile
 from dpd.config import BadInput
+from dpd.display import open_console
 from dpd.envs.make import check
 from dpd.evaluate import require_fit
 from dpd.policyfile import Policy, refuse_memory
-from dpd.sources import Place, load_any, moved, place_of
+from dpd.sources import Place, find_policies, load_any, moved, place_of
 
 if TYPE_CHECKING:
     from dpd.commands import ExportConfig
@@ -201,14 +201,14 @@ def export_policy(config: ExportConfig) -> int:
     if config.path.is_dir():
         raise BadInput(
             f"{config.path} is a directory; dpd export takes one policy, for instance "
-            f"{config.path / 'policies' / 'seed0-peer0.safetensors'}"
+            f"{find_policies(config.path)[0]}"
         )
     out = target(config, "-sb3" if kind is None else kind.ending)
     policy = load_any(config.path, config.foreign)
     policy = put_into(policy, place_of(config.path, policy, config.foreign))
     checked = write_zoo(policy, out) if kind is None else write_checked(policy, kind, out)
     line = f"{out}  {size(out):,} bytes; {checked}"
-    Console(markup=False, highlight=False).print(line, soft_wrap=True)
+    open_console(markup=False).print(line, soft_wrap=True)
     return 0
 
 

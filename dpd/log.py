@@ -1,4 +1,4 @@
-"""Record a run: one TensorBoard sub-run per seed, metrics.csv, and the terminal."""
+"""Record a run: one TensorBoard run per learner, metrics.csv, and the terminal."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpd.csvlog import CsvLog, Point, metrics_name
 from dpd.display import Board, Display, Value, is_missing
+from dpd.naming import spoken
 from dpd.tblog import TensorBoardLog
 
 
@@ -58,14 +59,15 @@ def spread(numbers: Sequence[float], metric: Metric, n_learners: int) -> list[fl
 class RunLog:
     """Record what a run reports, for TensorBoard, as csv and on the terminal.
 
-    `start_step` says where a resumed run goes on: later rows of the interrupted one are dropped.
+    `peers` are their names, in files too. `start_step` says where a resumed run goes on: later rows
+    of the interrupted one are dropped.
     """
 
     def __init__(
         self,
         run_dir: Path,
         seeds: Sequence[int],
-        peers: int,
+        peers: Sequence[str],
         total_steps: int,
         hparams: Mapping[str, Any],
         title: str,
@@ -74,15 +76,18 @@ class RunLog:
         start_step: int | None = None,
         metrics: str = metrics_name(),
     ) -> None:
-        self.run_dir, self._seeds, self._peers = run_dir, tuple(seeds), peers
+        self.run_dir, self._seeds, self._peers = run_dir, tuple(seeds), len(peers)
         console = Console(quiet=True) if quiet else console or Console()
-        board = Board(seeds, peers)
+        board = Board(seeds, len(peers), spoken(peers))
+        folder, table = run_dir / "tb", run_dir / metrics
+        # the processes of a run write what belongs to no learner each for itself
+        shared = table.stem.replace("metrics", "run")
         self._display = Display(board, total_steps, title, console, start_step or 0)
         with ExitStack() as opened, self._clear_errors():
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._csv = opened.enter_context(CsvLog(run_dir / metrics, start_step))
+            self._csv = opened.enter_context(CsvLog(table, start_step))
             self._tensorboard = opened.enter_context(
-                TensorBoardLog(run_dir / "tb", self._seeds, peers, hparams, start_step)
+                TensorBoardLog(folder, self._seeds, peers, hparams, start_step, table, shared)
             )
             self._opened = opened.pop_all()
 

@@ -16,6 +16,7 @@ from dpd.agents.base import State, put_back
 from dpd.config import StackConfig, TrainConfig
 from dpd.envs.base import EnvSpec
 from dpd.memory import MemoryMeta
+from dpd.naming import learner_name, peer_names, policy_name
 from dpd.policymeta import PolicyMeta
 
 
@@ -30,7 +31,7 @@ class PolicySaver:
         export: Callable[[int], tuple[StackConfig, Mapping[str, Tensor]]],
         memory: Callable[[int], MemoryMeta | None] = lambda n: None,
     ) -> None:
-        self.dir = run_dir / "policies"
+        self.dir, self.names = run_dir / "policies", peer_names(config, run_dir)
         self.config, self.spec, self.export, self.memory = config, spec, export, memory
         self.n = config.run.seeds * config.run.peers
         self.best = torch.full((self.n,), -torch.inf, dtype=torch.float64)
@@ -52,14 +53,17 @@ class PolicySaver:
         """Put them back."""
         put_back(self.state(), state)
 
-    def path(self, n: int, suffix: str = "") -> Path:
-        """Return the file of learner n."""
+    def path(self, n: int, is_best: bool = False) -> Path:
+        """Return the file of learner n's last policy, or of its best."""
+        return self.dir / f"{policy_name(self._learner(n), is_best)}.safetensors"
+
+    def _learner(self, n: int) -> str:
         seed, peer = self._who(n)
-        return self.dir / f"seed{seed}-peer{peer}{suffix}.safetensors"
+        return learner_name(seed, self.names[peer])
 
     def files(self) -> list[Path]:
         """Return the files written so far, learner by learner."""
-        every = [self.path(n, s) for n in range(self.n) for s in ("", "-best")]
+        every = [self.path(n, s) for n in range(self.n) for s in (False, True)]
         return [f for f in every if f.exists()]
 
     def _who(self, n: int) -> tuple[int, int]:
@@ -72,11 +76,11 @@ class PolicySaver:
         for n, value in enumerate(returns.tolist()):
             self._write(n, self.path(n), steps, value)
             if self.config.run.keep_checkpoints:
-                name = f"{self.path(n).stem}-{steps:012d}.safetensors"
-                self._write(n, self.dir / "history" / name, steps, value)
+                name = policy_name(self._learner(n), steps=steps)
+                self._write(n, self.dir / "history" / f"{name}.safetensors", steps, value)
             if value > self.best[n]:
                 self.best[n] = value
-                self._write(n, self.path(n, "-best"), steps, value)
+                self._write(n, self.path(n, is_best=True), steps, value)
 
     def save_last(self, steps: int) -> None:
         """Write all policies as they are."""

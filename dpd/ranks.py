@@ -15,6 +15,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from dpd.config import BadInput, TrainConfig, refuse_changes
+from dpd.display import open_console
 from dpd.files import held
 from dpd.report import know_teacher, report, say_where
 from dpd.rundir import claim, run_path, write_settings
@@ -41,7 +42,7 @@ def train_ranks(config: TrainConfig, train_part: TrainPart) -> int:
     try:
         rank, world = dist.get_rank(), dist.get_world_size()
         config = replace(config, run=replace(config.run, workers=as_workers(config, world)))
-        console = Console(quiet=rank > 0)
+        console = open_console(quiet=rank > 0)
         with ExitStack() as kept:
             path = agreed(lambda: claimed(config, console, kept))
             status = worst(train_part(config, path, rank, console))

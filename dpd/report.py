@@ -17,6 +17,7 @@ from dpd.evaluate import Outcome, evaluate_together, print_table, summary
 from dpd.fidelity.sizes import by_size, notes, sizes_sheet, write_json
 from dpd.fidelity.sizes_plot import draw_sizes
 from dpd.fidelity.subjects import one_thread
+from dpd.naming import peer_names, spoken
 from dpd.sheets import print_sheets
 from dpd.sources import Place, find_policies, is_best
 from dpd.teachers import LAST_EPISODES, keep_returns, kept_teacher
@@ -135,7 +136,7 @@ def say_where(config: TrainConfig, run_dir: Path, console: Console) -> None:
     """Say where the run's files are, and draw its curves."""
     policies = run_dir / "policies"
     places = {"policies": policies if policies.exists() else None}
-    places["curves"] = draw_curves(run_dir, title(config), peer_names(config))
+    places["curves"] = draw_curves(run_dir, title(config), spoken(peer_names(config)))
     for name, file in (("students", STUDENTS), ("fidelity", FIDELITY)):
         places[name] = run_dir / file if (run_dir / file).exists() else None
     for name, place in places.items():
@@ -155,14 +156,6 @@ def time_shares(run_dir: Path) -> dict[str, float]:
             spent[phase] = spent.get(phase, 0.0) + float(row["value"])
     whole = sum(spent.values())
     return {phase: seconds / whole for phase, seconds in spent.items()} if whole > 0 else {}
-
-
-def peer_names(config: TrainConfig) -> list[str]:
-    """Name the peers of a run by their size, where they differ in it."""
-    hidden = {peer: stack.hidden_of(peer) for stack in config.stacks for peer in stack.peers}
-    if len(set(hidden.values())) == 1:
-        return []
-    return [f"peer {peer}: {'x'.join(map(str, hidden[peer]))}" for peer in sorted(hidden)]
 
 
 def draw_curves(run_dir: Path, title: str, names: Sequence[str]) -> Path | None:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpd.config import BadInput
+from dpd.display import open_console
 from dpd.files import replacing
 from dpd.intervals import Interval
 
@@ -76,9 +77,9 @@ def deliver(report: Report, out: Path, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(text)
         return
-    print_sheets(report.sheets, report.notes, Console(highlight=False))
+    print_sheets(report.sheets, report.notes, open_console())
     where = f"report  {out / report.name}.html"
-    Console(markup=False, highlight=False).print(where, soft_wrap=True)
+    open_console(markup=False).print(where, soft_wrap=True)
 
 
 def require_writable(out: Path) -> None:

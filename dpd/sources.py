@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from dpd.commands import NO_STATISTICS, ForeignConfig
 from dpd.config import BadInput
+from dpd.naming import parse_policy_name
 from dpd.policyfile import Policy, load
 from dpd.sb3zip import load_zip
 
@@ -147,13 +148,14 @@ def _policies_in(folder: Path) -> list[Path]:
 
 def is_best(file: Path) -> bool:
     """Say whether a policy file is not a learner's last, but that of its best evaluation."""
-    return file.stem.endswith("-best")
+    return parse_policy_name(file.stem).is_best
 
 
 def history_of(file: Path) -> list[Path]:
     """Return the checkpoints of a run's policy, oldest first. Raises BadInput without any."""
-    learner = file.stem.removesuffix("-best")
-    found = sorted((file.parent / "history").glob(f"{learner}-*.safetensors"))
+    learner = parse_policy_name(file.stem).learner
+    kept = (file.parent / "history").glob("*.safetensors")
+    found = sorted(f for f in kept if parse_policy_name(f.stem).learner == learner)
     if not found:
         raise BadInput(
             f"{file} has no history beside it: checkpoints cannot be invented; train the teacher "

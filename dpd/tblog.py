@@ -1,18 +1,22 @@
-"""TensorBoard: one sub-run per seed, its settings, and charts that hold all peers."""
+"""TensorBoard: one run per learner, so that peers share a chart and differ in colour."""
 
-import re
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dpd.csvlog import Point
+from dpd.csvlog import FIELDS, Point
+from dpd.naming import learner_name
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-CHARTS = {"train/return": "returns", "eval/return": "returns"}
-CHART_PREFIXES = {"loss/": "losses", "distill/": "distillation"}
+FINAL = "eval/return"  # of which the hparams tab shows the last value
 FLUSH_S = 30
 
 
@@ -28,60 +32,80 @@ def flattened(hparams: Mapping[str, Any], prefix: str = "") -> dict[str, float |
     return flat
 
 
-def add(writer: "SummaryWriter", summary: Any, step: int | None = None) -> None:
+def add(writer: SummaryWriter, summary: Any, step: int | None = None) -> None:
     """Write a summary of several values as one event; the public methods take one value each."""
     writer._get_file_writer().add_summary(summary, step)
 
 
+def add_scalars(writer: SummaryWriter, values: Mapping[str, float | None], step: int) -> None:
+    """Write those values that there are as one event: an event each costs a file access each."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    summary = Summary()
+    for tag, value in values.items():
+        if value is not None:
+            summary.value.add(tag=tag, simple_value=value)
+    add(writer, summary, step)
+
+
 class TensorBoardLog:
-    """Write one TensorBoard sub-run per seed, with charts that hold all peers."""
+    """Write one TensorBoard run per learner, and one for what all of them share.
+
+    They lie in `folder` as seed0-peer0, seed0-peer1, ... with the same tags. `shared` holds the
+    settings as text, and metrics that belong to no learner (time/...).
+    """
 
     def __init__(
         self,
         folder: Path,
         seeds: Sequence[int],
-        peers: int,
+        peers: Sequence[str],
         hparams: Mapping[str, Any],
         start_step: int | None,
+        table: Path,
+        shared: str = "run",
     ) -> None:
+        """Open all runs; `table` is the metrics.csv with the same points, up to `start_step`."""
         from torch.utils.tensorboard import SummaryWriter
 
         purge = None if start_step is None else start_step + 1
-        self._peers, self._charts = peers, dict.fromkeys(CHARTS)
-        self._writers: dict[int, SummaryWriter] = {}
+        names = {
+            (seed, peer): learner_name(seed, name)
+            for seed in seeds
+            for peer, name in enumerate(peers)
+        }
+        old = [] if start_step is None else old_runs(folder, seeds)
+        if old:  # runs in the new layout are then of a renewal that did not end
+            for name in (shared, *names.values()):
+                shutil.rmtree(folder / name, ignore_errors=True)
+
+        def open_writer(name: str) -> SummaryWriter:
+            writer = SummaryWriter(folder / name, purge_step=purge, flush_secs=FLUSH_S)
+            opened.callback(writer.close)
+            return writer
+
         with ExitStack() as opened:
-            for seed in seeds:
-                self._writers[seed] = SummaryWriter(
-                    folder / f"seed{seed}", purge_step=purge, flush_secs=FLUSH_S
-                )
-                opened.callback(self._writers[seed].close)
-            self._first = self._writers[seeds[0]]
+            self._shared = open_writer(shared)
+            self._writers = {learner: open_writer(name) for learner, name in names.items()}
             self._write_settings(flattened(hparams))
-            self._write_layout()
-            for writer in self._writers.values():
-                writer.flush()  # a full disk is better told of now than after an hour
+            if old:
+                self._renew(old, table)
+            self.flush()  # a full disk is better told of now than after an hour
             self._opened = opened.pop_all()
 
-    def tags(self, name: str) -> list[str]:
-        """Name the tags of a metric, one per peer."""
-        return [self._tag(name, peer) for peer in range(self._peers)]
-
-    def write(self, step: int, points: Sequence[Point]) -> None:
-        """Write a record as one event per seed: an event per number costs a file access each."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        summaries: dict[SummaryWriter, Summary] = {}
+    def write(self, step: int, points: Iterable[Point]) -> None:
+        """Write a record as one event per learner."""
+        records: dict[SummaryWriter, dict[str, float | None]] = {}
         for seed, peer, name, value in points:
-            writer = self._first if seed is None else self._writers[seed]
-            summary = summaries.setdefault(writer, Summary())
-            summary.value.add(tag=self._tag(name, peer), simple_value=value)
-        for writer, summary in summaries.items():
-            add(writer, summary, step)
-        self._extend_layout(points)
+            whole = seed is None or peer is None
+            writer = self._shared if whole else self._writers[seed, peer]  # type: ignore[index]
+            records.setdefault(writer, {})[name] = value
+        for writer, values in records.items():
+            add_scalars(writer, values, step)
 
     def flush(self) -> None:
         """Bring all events to the files."""
-        for writer in self._writers.values():
+        for writer in (self._shared, *self._writers.values()):
             writer.flush()
 
     def __enter__(self) -> Self:
@@ -96,8 +120,13 @@ class TensorBoardLog:
             for writer in self._writers.values():
                 add(writer, self._session_end)
 
-    def _tag(self, name: str, peer: int | None) -> str:
-        return name if peer is None or self._peers == 1 else f"{name}/peer{peer}"
+    def _renew(self, old: Sequence[Path], table: Path) -> None:
+        """Write a resumed run's points anew from its table, and then remove the old runs."""
+        for step, points in records(table):
+            self.write(step, points)
+        self.flush()
+        for run in old:
+            shutil.rmtree(run)
 
     def _write_settings(self, settings: Mapping[str, float | str]) -> None:
         """Write the settings as text and for the hparams tab.
@@ -108,28 +137,29 @@ class TensorBoardLog:
 
         texts = {name: str(value).replace("|", "&#124;") for name, value in settings.items()}
         rows = [f"| {name} | {text} |" for name, text in texts.items()]
-        self._first.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
-        final = dict.fromkeys(self.tags("eval/return"), 0.0)  # the tab shows a tag's last value
-        for seed, writer in self._writers.items():
-            experiment, start, self._session_end = hparams({**settings, "seed": seed}, final)
+        self._shared.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
+        for (seed, peer), writer in self._writers.items():
+            who = {"seed": seed, "peer": peer}
+            experiment, start, self._session_end = hparams({**settings, **who}, {FINAL: 0.0})
             add(writer, experiment)
             add(writer, start)
 
-    def _extend_layout(self, points: Sequence[Point]) -> None:
-        """Give new losses and distillation metrics their charts."""
-        known = len(self._charts)
-        for point in points:
-            if point.name.startswith(tuple(CHART_PREFIXES)):
-                self._charts.setdefault(point.name)
-        if len(self._charts) > known:
-            self._write_layout()
 
-    def _write_layout(self) -> None:
-        """Put the peers of each metric into one chart; TensorBoard shows the last layout."""
-        layout: dict[str, dict[str, list[Any]]] = {}
-        for name in self._charts:
-            category = CHARTS.get(name) or CHART_PREFIXES[name.partition("/")[0] + "/"]
-            # Tags are regular expressions matched from the start: peer1 would find peer10.
-            lines = [f"{re.escape(tag)}$" for tag in self.tags(name)]
-            layout.setdefault(category, {})[name] = ["Multiline", lines]
-        self._first.add_custom_scalars(layout)
+def old_runs(folder: Path, seeds: Sequence[int]) -> list[Path]:
+    """Find runs that an earlier version wrote: one per seed, tags like eval/return/peer1."""
+    return [run for seed in seeds if (run := folder / f"seed{seed}").is_dir()]
+
+
+def records(table: Path) -> Iterator[tuple[int, list[Point]]]:
+    """Read the points of a metrics.csv, record by record."""
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file, FIELDS)
+        next(rows)  # the heading
+        for step, some in groupby(rows, key=lambda row: int(row["step"])):
+            yield step, [point(row) for row in some]
+
+
+def point(row: Mapping[str, str]) -> Point:
+    """Read a row of metrics.csv."""
+    seed, peer = (int(row[name]) if row[name] else None for name in ("seed", "peer"))
+    return Point(seed, peer, row["metric"], float(row["value"]))

@@ -10,11 +10,13 @@ from rich.console import Console
 
 from dpd.agents.base import Metrics
 from dpd.config import BadInput, TrainConfig
+from dpd.display import open_console
 from dpd.envs.physics import n_cores
 from dpd.evaluate import EvaluationStopped
 from dpd.files import held
 from dpd.finite import NonFinite
 from dpd.log import RunLog
+from dpd.naming import peer_names, spoken
 from dpd.ranks import launched, train_ranks
 from dpd.report import know_teacher, report, say_where, start_facts, title
 from dpd.rundir import RunDir, run_path
@@ -32,7 +34,7 @@ def train(config: TrainConfig) -> int:
     """
     if launched():
         return train_ranks(config, train_part)
-    console = Console()
+    console = open_console()
     if config.run.workers > 1:
         if (part := part_number()) is None:
             return supervise(config, console)
@@ -109,7 +111,7 @@ def train_on(run: RunDir, console: Console, start_step: int | None) -> int | Non
     log = RunLog(
         run.path,
         training.seeds,
-        config.run.peers,
+        peer_names(config, run.path),
         config.run.total_steps,
         config.as_json(),
         title(config),
@@ -149,8 +151,9 @@ def train_on(run: RunDir, console: Console, start_step: int | None) -> int | Non
 def named(error: NonFinite, training: Training) -> str:
     """Word where a NaN came up."""
     seed, peer = error.who
+    name = spoken(peer_names(training.config))[peer]
     return (
-        f"{error.what} of seed {seed}'s peer {peer} became NaN or infinite "
+        f"{error.what} of seed {seed}'s {name} became NaN or infinite "
         f"after {training.steps:,} steps; lower --lr or look at the environment's rewards"
     )
 

@@ -24,6 +24,7 @@ from dpd.display import Board, Display, Value
 from dpd.envs.make import check
 from dpd.envs.physics import n_cores
 from dpd.files import held
+from dpd.naming import peer_names, spoken
 from dpd.report import know_teacher, report, say_where, start_facts, title
 from dpd.rundir import claim, resume_command, run_path, write_settings
 from dpd.settings import saved_settings
@@ -84,7 +85,8 @@ def supervise(config: TrainConfig, console: Console) -> int:
             refuse_changes(saved_settings(path), config)
             write_settings(path, config)
         know_teacher(path, teacher, config, console)
-        board = Board(range(run.seed, run.seed + run.seeds), run.peers)
+        seeds = range(run.seed, run.seed + run.seeds)
+        board = Board(seeds, run.peers, spoken(peer_names(config)))
         display = Display(board, run.total_steps, title(config), console)
         display.show_start(start_facts(config, spec, path, memory, teacher))
         status = run_parts(config, path, lock, display)

@@ -25,22 +25,28 @@ _NOBODY = np.zeros(0, dtype=np.int64)
 class Transition(NamedTuple):
     """One step in the simulator's own precision; arrays are fresh, or shared and never changed."""
 
-    obs: np.ndarray  # [M, O] float64, already reset where an episode ended
+    obs: np.ndarray  # [M, O] float64, already reset where an episode ended, if it was to be
     next_obs: np.ndarray  # [M, O] float64, `obs` itself when no episode ended
     reward: np.ndarray  # [M] float64
     terminated: np.ndarray  # [M] bool
     truncated: np.ndarray  # [M] bool
     lost: np.ndarray | None  # [M] bool: unstable physics, nothing here happened; None: none lost
-    ended: np.ndarray  # [K] which environments were reset
+    ended: np.ndarray  # [K] environments whose episode ended
 
 
 class Simulation:
     """M copies of one task in float64 NumPy: episodes, time limits and resets on top of physics."""
 
     def __init__(
-        self, env_id: str, n_envs: int, seeds: Sequence[int] | None, threads: int | None = None
+        self,
+        task: str | tasks.Task,
+        n_envs: int,
+        seeds: Sequence[int] | None,
+        threads: int | None = None,
+        fields: Sequence[str] = (),
     ) -> None:
-        self.task = tasks.find_task(env_id)
+        """Make n_envs of `task`; `fields` names MjData fields to hold in `state` beside its own."""
+        self.task = tasks.find_task(task) if isinstance(task, str) else task
         if n_envs < 1:
             raise ValueError(f"n_envs={n_envs} must be at least 1")
         self.n_envs = n_envs
@@ -51,11 +57,11 @@ class Simulation:
             n_envs,
             threads,
             self.task.frame_skip,
-            self.task.derived,
+            tuple(dict.fromkeys((*self.task.derived, *fields))),
             self.task.needs_contact_forces,
         )
         self._state = self._physics.fields
-        self._dt = self.model.opt.timestep * self.task.frame_skip
+        self.dt = self.model.opt.timestep * self.task.frame_skip
         self._elapsed = np.zeros(n_envs, dtype=np.int64)
         self._marker = np.zeros(n_envs)
         self._obs = self._observe()
@@ -63,19 +69,23 @@ class Simulation:
         self._never = np.zeros(n_envs, dtype=bool)
         self._never.flags.writeable = False
         self._started = False
+        self.generators: list[np.random.Generator] = []
+        self.seeds: list[int] = []
         self.seed([None] * n_envs if seeds is None else seeds)
+
+    @property
+    def state(self) -> tasks.State:
+        """The MjData fields of all environments: live views [M, ...], to copy and not to write."""
+        return self._state
 
     def seed(self, seeds: Sequence[int | None]) -> None:
         """Give environment i the generator Gymnasium makes of seeds[i]; None leaves it alone."""
         if len(seeds) != self.n_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.n_envs} environments; give one each")
-        old = getattr(self, "_generators", [None] * self.n_envs)
-        self._generators = [
-            generator
-            if seed is None and generator is not None
-            else gymnasium.utils.seeding.np_random(seed)[0]
-            for generator, seed in zip(old, seeds, strict=True)
-        ]
+        for i, seed in enumerate(seeds):
+            if seed is not None or i >= len(self.generators):
+                generator, used = gymnasium.utils.seeding.np_random(seed)
+                self.generators[i : i + 1], self.seeds[i : i + 1] = [generator], [used]
 
     def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
         """Start fresh episodes in environments `ids` (sorted; None: all) -> obs [M, O]."""
@@ -87,7 +97,7 @@ class Simulation:
 
     def _restart(self, ids: np.ndarray, obs: np.ndarray) -> np.ndarray:
         """Reset environments `ids` and write their first observations into obs."""
-        drawn = tasks.draw_reset(self.task, self.model, [self._generators[i] for i in ids.tolist()])
+        drawn = tasks.draw_reset(self.task, self.model, [self.generators[i] for i in ids.tolist()])
         self._physics.reset(ids, *drawn)
         self._elapsed[ids] = 0
         fresh = {name: field[ids] for name, field in self._state.items()}
@@ -105,27 +115,40 @@ class Simulation:
             raise RuntimeError("reset the environment before its first step")
         self._physics.step(act)
 
-    def finish(self, act: np.ndarray) -> Transition:
-        """Read out the step that `advance` ran, and restart the episodes that it ended."""
+    def finish(
+        self, act: np.ndarray, restart: bool = True, fresh: np.ndarray = _NOBODY
+    ) -> Transition:
+        """Read out the step that `advance` ran, and restart the episodes that it ended.
+
+        With `restart` off, `ended` are left as the step left them. Environments `fresh` (sorted)
+        begin an episode instead of taking the step: their reward is 0 and they cannot end.
+        """
         task, state = self.task, self._state
+        if len(fresh):
+            self._restart(fresh, self._obs.copy())
         before = self._marker
         self._marker = np.array(tasks.marker(task, state, self.model.body_mass))
-        velocity = (self._marker - before) / self._dt
-        up = tasks.healthy(task, state) if task.terminates else None
+        velocity = (self._marker - before) / self.dt
+        up = tasks.healthy(task, state) if task.ranges else None
         reward = tasks.reward(task, state, velocity, act, up)
-        terminated = self._never if up is None else ~up
+        terminated = ~up if task.terminates and up is not None else self._never
         self._elapsed += 1
         truncated = self._elapsed >= task.max_steps
         lost = self._physics.unstable()
         if lost is not None:
             self._warn_lost(lost)
             terminated, truncated = terminated & ~lost, truncated | lost
+        if len(fresh):
+            terminated = terminated.copy()
+            self._elapsed[fresh], reward[fresh] = 0, 0.0
+            terminated[fresh] = truncated[fresh] = False
         obs = next_obs = self._observe()
         ended = _NOBODY
         over = terminated | truncated
         if np.count_nonzero(over):  # a tenth of the cost of any()
             ended = np.flatnonzero(over)
-            obs = self._restart(ended, obs.copy())
+            if restart:
+                obs = self._restart(ended, obs.copy())
         self._obs = obs
         return Transition(obs, next_obs, reward, terminated, truncated, lost, ended)
 
@@ -148,7 +171,7 @@ class Simulation:
             "elapsed": self._elapsed.copy(),
             "marker": self._marker.copy(),
             "obs": self._obs.copy(),
-            "generator": np.stack([_pack_generator(g) for g in self._generators]),
+            "generator": np.stack([_pack_generator(g) for g in self.generators]),
         }
 
     def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> np.ndarray:
@@ -160,7 +183,7 @@ class Simulation:
         self._obs = self._obs.copy()
         self._obs[rows] = snapshot["obs"]
         for i, words in zip(rows.tolist(), snapshot["generator"], strict=True):
-            self._generators[i].bit_generator.state = _unpack_generator(words)
+            self.generators[i].bit_generator.state = _unpack_generator(words)
         self._started = self._started or len(rows) == self.n_envs
         return self._obs
 

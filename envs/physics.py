@@ -160,6 +160,7 @@ class ThreadPhysics:
             data.qpos[:], data.qvel[:] = qpos[row], qvel[row]
             mujoco.mj_forward(self._model, data)
             np.concatenate(self._sources[i], out=self._rows[i])
+            self._unstable[i] = 0
 
     def place(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
         for row, i in enumerate(ids.tolist()):

@@ -50,39 +50,49 @@ class Task:
     healthy_reward: float = 0.0
     ranges: tuple[Range, ...] = ()
     """Healthy means: each of these holds (none: the task never terminates) ..."""
-    bound: float | None = None
-    """... and |qpos[bound_from:]|, |qvel| stay below this."""
-    bound_from: int = 0
+    state_range: tuple[float, float] | None = None
+    """... and qpos[state_from:] and qvel stay inside of this."""
+    state_from: int = 0
+    ends_unhealthy: bool = True
+    """Whether a body that is not healthy ends its episode."""
     skip_qpos: int = 1
     """Leading coordinates left out of the observation."""
     clip_qvel: float = inf
     """Applies to the observation only."""
     extra: tuple[tuple[str, int], ...] = ()
     """Further fields observed, each from this row on (the world's body is left out)."""
-    clip_contact: float = inf
-    contact_cost: float = 0.0
-    contact_cost_max: float = inf
+    contact_range: tuple[float, float] = (-inf, inf)
+    """Contact forces are clipped to this, for the observation and for their cost."""
+    contact_cost: float | None = None
+    """None: contact costs nothing, and no such term is reported."""
+    contact_cost_range: tuple[float, float] = (-inf, inf)
     marker: tuple[str, int] = ("qpos", 0)
     """Field and index whose x, differenced, is the forward velocity; index -1: centre of mass."""
     qpos_noise: float = 0.1
     normal_qvel: bool = False
     """Whether the reset's velocity noise is normal rather than uniform."""
     max_steps: int = 1000
+    places: tuple[str, ...] = ("x_position",)
+    """The infos of a reset, which a step reports too: keys of `dpd.envs.infos.PLACES`."""
 
     @property
     def terminates(self) -> bool:
-        return bool(self.ranges)
+        return bool(self.ranges) and self.ends_unhealthy
 
     @property
     def derived(self) -> tuple[str, ...]:
         """MjData fields needed beside qpos, qvel and ctrl."""
         names = [name for name, _ in self.extra]
+        names += [] if self.contact_cost is None else ["cfrc_ext"]
         return tuple(dict.fromkeys(n for n in [self.marker[0], *names] if n != "qpos"))
 
     @property
     def needs_contact_forces(self) -> bool:
         return "cfrc_ext" in self.derived
 
+
+_PLANE = ("x_position", "y_position", "distance_from_origin")
+_TENDONS = ("tendon_length", "tendon_velocity")
 
 TASKS: dict[str, Task] = {
     task.env_id: task
@@ -95,10 +105,11 @@ TASKS: dict[str, Task] = {
             1e-3,
             healthy_reward=1.0,
             ranges=(Range(1, 0.7, inf), Range(2, -0.2, 0.2)),
-            bound=100.0,
-            bound_from=2,
+            state_range=(-100.0, 100.0),
+            state_from=2,
             clip_qvel=10.0,
             qpos_noise=5e-3,
+            places=("x_position", "z_distance_from_origin"),
         ),
         Task(
             "Walker2d-v5",
@@ -109,8 +120,9 @@ TASKS: dict[str, Task] = {
             ranges=(Range(1, 0.8, 2.0), Range(2, -1.0, 1.0)),
             clip_qvel=10.0,
             qpos_noise=5e-3,
+            places=("x_position", "z_distance_from_origin"),
         ),
-        Task("Swimmer-v5", "swimmer.xml", 4, 1e-4, skip_qpos=2),
+        Task("Swimmer-v5", "swimmer.xml", 4, 1e-4, skip_qpos=2, places=_PLANE),
         Task(
             "Ant-v5",
             "ant.xml",
@@ -118,13 +130,14 @@ TASKS: dict[str, Task] = {
             0.5,
             healthy_reward=1.0,
             ranges=(Range(2, 0.2, 1.0, closed=True),),
-            bound=inf,
+            state_range=(-inf, inf),
             skip_qpos=2,
             extra=(("cfrc_ext", 1),),
-            clip_contact=1.0,
+            contact_range=(-1.0, 1.0),
             contact_cost=5e-4,
             marker=("xpos", 1),
             normal_qvel=True,
+            places=_PLANE,
         ),
         Task(
             "Humanoid-v5",
@@ -139,9 +152,10 @@ TASKS: dict[str, Task] = {
             skip_qpos=2,
             extra=(("cinert", 1), ("cvel", 1), ("qfrc_actuator", 6), ("cfrc_ext", 1)),
             contact_cost=5e-7,
-            contact_cost_max=10.0,
+            contact_cost_range=(-inf, 10.0),
             marker=("xipos", -1),
             qpos_noise=1e-2,
+            places=("x_position", "y_position", *_TENDONS, "distance_from_origin"),
         ),
     )
 }
@@ -156,7 +170,7 @@ def find_task(env_id: str) -> Task:
 
 
 def load_model(task: Task) -> mujoco.MjModel:
-    """Compile the model file that Gymnasium ships."""
+    """Compile the task's model: a file that Gymnasium ships, or one with a path of its own."""
     assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
     said: list[str] = []
     before = mujoco.get_mju_user_warning()
@@ -182,14 +196,19 @@ def observe(task: Task, state: State) -> Array:
     return _concat([part.reshape(len(part), -1) for part in parts])
 
 
-def marker(task: Task, state: State, mass: Array) -> Array:
-    """Place along x whose change is the forward velocity -> [M]; mass is the model's, per body."""
+def marker(task: Task, state: State, mass: Array, axis: int = 0) -> Array:
+    """Place along x (axis 1: y) whose change is the velocity -> [M]; mass is the model's, per body.
+
+    The centre of mass sums body by body: Gymnasium's einsum does, and it decides the last bit.
+    """
     name, index = task.marker
     if name == "qpos":
-        return state[name][:, index]
+        return state[name][:, index + axis]
     if index >= 0:
-        return state[name][:, index, 0]
-    return (state[name][:, :, 0] * mass).sum(-1) / mass.sum()
+        return state[name][:, index, axis]
+    if isinstance(mass, np.ndarray):
+        return (state[name] * mass[:, None]).sum(1)[:, axis] / mass.sum()
+    return (state[name][:, :, axis] * mass).sum(-1) / mass.sum()
 
 
 def healthy(task: Task, state: State) -> Array:
@@ -198,28 +217,45 @@ def healthy(task: Task, state: State) -> Array:
     up = _inside(qpos, task.ranges[0])
     for limits in task.ranges[1:]:
         up = up & _inside(qpos, limits)
-    if task.bound is not None:
-        qpos = qpos[:, task.bound_from :]
-        up = up & (abs(qpos) < task.bound).all(-1) & (abs(state["qvel"]) < task.bound).all(-1)
+    if task.state_range is not None:
+        low, high = task.state_range
+        for part in (qpos[:, task.state_from :], state["qvel"]):
+            up = up & ((part > low) & (part < high)).all(-1)
     return up
 
 
-def reward(task: Task, state: State, velocity: Array, act: Array, up: Array | None) -> Array:
-    """Reward of the step that led to `state` -> [M]; `up` is None where the task never ends.
+def reward_terms(
+    task: Task, state: State, velocity: Array, act: Array, up: Array | None
+) -> dict[str, Array]:
+    """Price the step that led to `state`, term by term, costs negative -> {name: [M]}.
 
-    The order of the sums is Gymnasium's: it decides the last bit.
+    `up` is None where the task knows no health.
     """
-    gain = task.forward_reward * velocity
+    terms = {"forward": task.forward_reward * velocity}
     if up is not None:
-        gain = gain + task.healthy_reward * up
+        terms["survive"] = up * task.healthy_reward
     squared = act if task.cost_field is None else state[task.cost_field]
-    cost = task.ctrl_cost * (squared * squared).sum(-1)
-    if task.contact_cost:
+    terms["ctrl"] = -(task.ctrl_cost * (squared * squared).sum(-1))
+    if task.contact_cost is not None:
         force = _rows(task, state, "cfrc_ext")
         force = force.reshape(len(force), -1)
-        contact = task.contact_cost * (force * force).sum(-1)
-        cost = cost + contact.clip(None, task.contact_cost_max)
-    return gain - cost
+        cost = task.contact_cost * (force * force).sum(-1)
+        terms["contact"] = -_clip(cost, task.contact_cost_range)
+    return terms
+
+
+def reward(task: Task, state: State, velocity: Array, act: Array, up: Array | None) -> Array:
+    """Reward of the step that led to `state` -> [M]; `up` is None where the task knows no health.
+
+    The order of the sums is Gymnasium's, gains - (costs): it decides the last bit.
+    """
+    terms = reward_terms(task, state, velocity, act, up)
+    gain, cost = terms["forward"], terms["ctrl"]
+    if "survive" in terms:
+        gain = gain + terms["survive"]
+    if "contact" in terms:
+        cost = cost + terms["contact"]
+    return gain + cost
 
 
 def draw_reset(
@@ -246,11 +282,12 @@ def _inside(qpos: Array, limits: Range) -> Array:
 
 
 def _rows(task: Task, state: State, name: str) -> Array:
-    """A field as the task sees it: contact forces may be clipped."""
-    rows = state[name]
-    if name == "cfrc_ext" and task.clip_contact < inf:
-        return rows.clip(-task.clip_contact, task.clip_contact)
-    return rows
+    """Read a field as the task sees it: contact forces may be clipped."""
+    return _clip(state[name], task.contact_range) if name == "cfrc_ext" else state[name]
+
+
+def _clip(values: Array, limits: tuple[float, float]) -> Array:
+    return values if limits == (-inf, inf) else values.clip(*limits)
 
 
 def _concat(parts: Sequence[Array]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,49 +48,54 @@ def write_policy(outcome: Outcome, k: int, path: Path) -> None:
 
 
 def write_events(outcome: Outcome, folder: Path) -> None:
-    """Write TensorBoard's events, in place of those after an earlier round."""
+    """Write TensorBoard's events, in place of those after an earlier round.
+
+    One run per policy and one per pair of them, with the same tags: they share charts.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    with SummaryWriter(folder) as writer:
-        for found, steps in zip(outcome.rounds, outcome.steps, strict=True):
-            add_figures(writer, round_tags(found), steps)
-        add_figures(writer, return_tags(outcome), outcome.steps[-1])
+    from dpd.tblog import add_scalars
+
+    for within in ("", "peer*/"):
+        for old in folder.glob(f"{within}events.out.tfevents.*"):
+            old.unlink()
+    records = [
+        *zip(map(round_tags, outcome.rounds), outcome.steps, strict=True),
+        (return_tags(outcome), outcome.steps[-1]),
+    ]
+    with ExitStack() as opened:
+        writers: dict[str, SummaryWriter] = {}
+        for runs, steps in records:
+            for run, values in runs.items():
+                if run not in writers:
+                    writers[run] = opened.enter_context(SummaryWriter(folder / run))
+                add_scalars(writers[run], values, steps)
 
 
-def add_figures(writer: SummaryWriter, figures: dict[str, float | None], steps: int) -> None:
-    """Write those figures that there are, as one event."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    from dpd.tblog import add
-
-    summary = Summary()
-    for tag, value in figures.items():
-        if value is not None:
-            summary.value.add(tag=tag, simple_value=value)
-    add(writer, summary, steps)
+Runs = dict[str, dict[str, float | None]]
+"""Figures by TensorBoard run and tag."""
 
 
-def round_tags(found: Round) -> dict[str, float | None]:
-    """Name a round's figures: coop/<teacher>-><student>/... and coop/<student>/..."""
-    tags: dict[str, float | None] = {}
+def round_tags(found: Round) -> Runs:
+    """Name a round's figures: of pairs in the runs peer<teacher>-to-peer<student>, else peer<k>."""
+    runs: Runs = {}
     for pair in found.pairs:
         i, j, *values = pair
-        names = pair._fields[2:]
-        tags |= {f"coop/{i}->{j}/{k}": v for k, v in zip(names, values, strict=True)}
+        tags = {f"coop/{k}": v for k, v in zip(pair._fields[2:], values, strict=True)}
+        runs[f"peer{i}-to-peer{j}"] = tags
     for j, trial in enumerate(found.trials or ()):
-        tags |= {f"coop/{j}/trial_{k}": v for k, v in trial._asdict().items()}
-        tags[f"coop/{j}/passed"] = float(trial.passed)
-    return tags | {f"coop/{j}/drift_competent": v for j, v in enumerate(found.drift)}
+        own = runs.setdefault(f"peer{j}", {})
+        own |= {f"coop/trial_{k}": v for k, v in trial._asdict().items()}
+        own["coop/passed"] = float(trial.passed)
+    for j, drift in enumerate(found.drift):
+        runs.setdefault(f"peer{j}", {})["coop/drift_competent"] = drift
+    return runs
 
 
-def return_tags(outcome: Outcome) -> dict[str, float | None]:
+def return_tags(outcome: Outcome) -> Runs:
     """Name the returns before and after."""
-    parts = (("before", outcome.before), ("after", outcome.after))
-    return {
-        f"coop/{j}/return_{name}": float(returns[j].mean())
-        for name, returns in parts
-        if returns is not None
-        for j in range(len(returns))
-    }
+    runs: Runs = {}
+    for name, returns in (("before", outcome.before), ("after", outcome.after)):
+        for j, mine in enumerate(() if returns is None else returns):
+            runs.setdefault(f"peer{j}", {})[f"coop/return_{name}"] = float(mine.mean())
+    return runs

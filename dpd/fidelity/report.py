@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from dpd.display import open_console
 from dpd.fidelity.audit import Audit, Finding, audit
 from dpd.fidelity.known import ReadRun
 from dpd.fidelity.measures import MEASURES
@@ -29,7 +29,7 @@ def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
     require_writable(config.out)
     teacher, students, place = read_subjects(config, read_run)
     setting = setting_of(config, teacher.policy, place)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=open_console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=1 + len(students))
 
         def tell(name: str) -> None:
@@ -88,21 +88,16 @@ def finding_json(f: Finding) -> dict[str, Any]:
 
 def write_events(found: Audit, f: Finding, folder: Path) -> None:
     """Write a student's figures as one TensorBoard sub-run, in place of an earlier audit's."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from torch.utils.tensorboard import SummaryWriter
 
-    from dpd.tblog import add
+    from dpd.tblog import add_scalars
 
     run = folder / ("fidelity-" + re.sub(r"[^\w.-]+", "-", f.subject.name))
     for old in run.glob("events.out.tfevents.*"):
         old.unlink()
     steps = f.subject.policy.meta.provenance.get("steps")
-    summary = Summary()
-    for tag, value in tags(found, f).items():
-        if value is not None:
-            summary.value.add(tag=tag, simple_value=value)
     with SummaryWriter(run) as writer:
-        add(writer, summary, steps if isinstance(steps, int) else 0)
+        add_scalars(writer, tags(found, f), steps if isinstance(steps, int) else 0)
 
 
 def tags(found: Audit, f: Finding) -> dict[str, float | None]:

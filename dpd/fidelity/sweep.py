@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from dpd.config import BadInput
+from dpd.display import open_console
 from dpd.fidelity.audit import Gap, gap, measured
 from dpd.fidelity.measures import Scores, retained
 from dpd.fidelity.offline import Lesson, Row, stacks
@@ -106,7 +106,7 @@ def progress_bar() -> Progress:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=open_console(stderr=True),
         transient=True,
     )
 

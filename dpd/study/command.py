@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from rich.console import Console
-
 from dpd.config import BadInput, TrainConfig, changed_settings
+from dpd.display import open_console
 from dpd.envs.make import check
 from dpd.policyfile import load
 from dpd.settings import saved_settings
@@ -101,7 +100,7 @@ def train_all(config: StudyConfig, plans: Plans, parse: Parse) -> int:
 
 def say(line: str) -> None:
     """Print a line as it is."""
-    Console(highlight=False, markup=False).print(line, soft_wrap=True)
+    open_console(markup=False).print(line, soft_wrap=True)
 
 
 def is_done(path: Path, plan: TrainConfig) -> bool:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
 from dpd.config import BadInput
+from dpd.display import open_console
 from dpd.intervals import ALPHA, CONFIDENCE, least_seeds
 from dpd.sheets import Sheet, print_sheets, shown
 
@@ -53,7 +53,7 @@ def plan_study(out: Path, effect: float, as_json: bool) -> None:
     ]
     columns = ["task, arm", "spread", "seeds", "range"]
     sheet = Sheet(f"{title}\nspread: of the differences over {stored}", columns, rows)
-    print_sheets([sheet], NOTES, Console(highlight=False))
+    print_sheets([sheet], NOTES, open_console())
 
 
 def read_plans(out: Path, effect: float) -> tuple[dict[str, Any], list[Plan]]:

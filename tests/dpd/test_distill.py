@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import torch
 from lessons import ENDS, ROLLOUT, STUDENT, distil, logged, run, train_teacher
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 import dpd
-from dpd.cli import parse_run
+from dpd.cli import main, parse_run
 from dpd.train import make_training
 
 
@@ -106,7 +109,8 @@ def test_students_of_one_depth_share_a_stack_and_keep_their_sizes(
     config = parse_run(argv, "distill")
     assert [(s.name, s.peers) for s in config.stacks] == [("student", (0, 1, 2))]
     out = distil(tmp_path / "run", teacher, *flags, steps=768)
-    policies = [dpd.load(out / f"policies/seed0-peer{k}.safetensors") for k in range(3)]
+    names = ("4x4", "8x8-peer1", "8x8-peer2")  # the last two by number too: they are alike
+    policies = [dpd.load(out / f"policies/seed0-{k}.safetensors") for k in names]
     assert [p.meta.hidden for p in policies] == [(4, 4), (8, 8), (8, 8)]
     assert policies[0].tensors["actor.1.weight"].shape == (4, 4)
     training = make_training(config)
@@ -117,9 +121,54 @@ def test_students_of_one_depth_share_a_stack_and_keep_their_sizes(
         np.testing.assert_allclose(policy.act(OBS), acts[k].numpy(), rtol=0, atol=1e-5)
 
 
+def test_students_are_called_by_size_in_files_tables_and_tensorboard(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    out = tmp_path / "run"
+    argv = ["distill", "Swimmer-v5", "--teacher", str(teacher), *ENDS, "--total-steps", "512"]
+    assert main([*argv, "--student-sizes", "4,8x4", *STUDENT, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    names = ("seed0-4x4", "seed0-8x4")
+    files = [f"{name}{which}.safetensors" for name in names for which in ("", "-best")]
+    assert sorted(f.name for f in (out / "policies").glob("*.safetensors")) == sorted(files)
+    assert {run.name for run in (out / "tb").iterdir()} == {"run", *names}
+    first_words = [line.strip("│ ").split(" ")[0] for line in said.splitlines()]
+    assert {*names, "4x4", "8x4"} <= {*first_words}
+    assert "peer0" not in said and "peer 1" not in said
+    found = json.loads((out / "fidelity.json").read_text())["sizes"]
+    assert [size["students"][0]["policy"] for size in found] == list(names)
+
+
+def test_a_run_begun_by_an_earlier_version_goes_on_under_its_own_names(
+    teacher: Path, tmp_path: Path
+) -> None:
+    out = distil(tmp_path / "run", teacher, "--student-sizes", "4,8x4", *STUDENT)
+    for peer, size in enumerate(("4x4", "8x4")):  # as it was written before
+        for file in (out / "policies").glob(f"seed0-{size}*"):
+            file.rename(file.with_name(file.name.replace(size, f"peer{peer}")))
+    shutil.rmtree(out / "tb")
+    with SummaryWriter(out / "tb" / "seed0") as writer:
+        writer.add_scalar("eval/return/peer1", 1.0, 128)
+    before = {f.name for f in (out / "policies").iterdir()}
+    run("--resume", str(out), "--total-steps", "1024")
+    assert {f.name for f in (out / "policies").iterdir()} == before
+    assert {run.name for run in (out / "tb").iterdir()} == {"run", "seed0-peer0", "seed0-peer1"}
+    events = EventAccumulator(str(out / "tb/seed0-peer1")).Reload().Scalars("eval/return")
+    with (out / "metrics.csv").open() as table:
+        rows = [row for row in csv.DictReader(table) if row["metric"] == "eval/return"]
+    expected = [(int(row["step"]), float(row["value"])) for row in rows if row["peer"] == "1"]
+    assert [event.step for event in events] == [step for step, _ in expected]
+    np.testing.assert_allclose([e.value for e in events], [v for _, v in expected], rtol=1e-6)
+    assert len(expected) > 1
+
+
+NAMES = ("4x4x4", "8x8")
+
+
 def test_students_of_unlike_depth_are_in_stacks_of_their_own(teacher: Path, tmp_path: Path) -> None:
     out = distil(tmp_path / "run", teacher, "--student-sizes", "4x4x4,8", *STUDENT)
-    found = [dpd.load(out / f"policies/seed0-peer{k}.safetensors").meta.hidden for k in (0, 1)]
+    found = [dpd.load(out / f"policies/seed0-{k}.safetensors").meta.hidden for k in NAMES]
     assert found == [(4, 4, 4), (8, 8)]
     # each counts what its own student asked: 128 acting and 4 x 32 to learn from, then the latter
     for peer in (0, 1):

@@ -39,8 +39,8 @@ def test_a_run_evaluates_what_it_saves(teacher: Path, tmp_path: Path) -> None:
         training.iterate()
     obs = torch.randn(2, 30, 8)
     acted = training.mode(obs)
-    for n in range(2):
-        saved = dpd.load(out / f"policies/seed0-peer{n}.safetensors")
+    for n, size in enumerate(("8x8", "6x6")):
+        saved = dpd.load(out / f"policies/seed0-{size}.safetensors")
         assert saved.meta.memory is not None and saved.meta.memory.entries == 150
         torch.testing.assert_close(saved.mode(obs[n]), acted[n], rtol=0, atol=1e-5)
     # 150 entries of 32 numbers and 2 actions, beside what the student is: the report counts them
@@ -48,10 +48,10 @@ def test_a_run_evaluates_what_it_saves(teacher: Path, tmp_path: Path) -> None:
     student = examine(subject, [], obs[0], {"return": 1.0, "retained": 1.0})
     assert student.memory and student.cost.parameters > 150 * 34
     plain = replace(student, memory=False, cost=student.cost._replace(parameters=100))
-    size = sized("6", [student, plain], 400)
-    assert size.parameters == round((student.cost.parameters + 100) / 2)
+    of_size = sized("6", [student, plain], 400)
+    assert of_size.parameters == round((student.cost.parameters + 100) / 2)
     returns, costs = Returns([[1.0]], [0.0]), [student.cost]
-    found = Sizes(env_id="", n_states=1, returns=returns, costs=costs, sizes=[size])
+    found = Sizes(env_id="", n_states=1, returns=returns, costs=costs, sizes=[of_size])
     assert notes(found) == [
         "1 of 2 students ask a memory of their teacher, which is in their params and µs"
     ]

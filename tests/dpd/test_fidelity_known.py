@@ -14,6 +14,7 @@ from dpd.agents.base import part
 from dpd.checkpoint import read
 from dpd.cli import main, saved_run
 from dpd.fidelity.known import Known, known_of
+from dpd.naming import learner_name, peer_names
 from dpd.policyfile import load
 from dpd.rundir import RunDir
 from dpd.training import Training
@@ -38,7 +39,8 @@ def test_a_value_is_what_the_learner_itself_says(flags: list[str], tmp_path: Pat
     state, _ = read(checkpoint)
     training.load_state(part(state, "training"))
     for who, (stack, n) in training.places.items():
-        file = out / f"policies/seed{who[0]}-peer{who[1]}.safetensors"
+        name = learner_name(who[0], peer_names(training.config)[who[1]])
+        file = out / f"policies/{name}.safetensors"
         value, states = known_of(file, load(file), saved_run)
         asked = stack.agent.ask(OBS.expand(stack.agent.n_learners, 20, 8)).value
         assert value is not None and asked is not None and states is None
@@ -74,7 +76,7 @@ def test_a_students_run_knows_what_it_was_trained_on(tmp_path: Path) -> None:
     run = RunDir(out, training.config, training)
     before = sorted((out / "checkpoints").iterdir())
     for seed, peer in [(0, 0), (1, 1)]:
-        file = out / f"policies/seed{seed}-peer{peer}.safetensors"
+        file = out / f"policies/seed{seed}-{('4x4', '8x8')[peer]}.safetensors"
         value, states = known_of(file, load(file), saved_run)
         assert value is None and states is not None
         # two learners' 2 x 64 steps an iteration, the last two of four remembered
@@ -85,9 +87,9 @@ def test_a_students_run_knows_what_it_was_trained_on(tmp_path: Path) -> None:
         held = stack.agent.replay.rows[n, ..., :8].flatten(0, 1)  # type: ignore[attr-defined]
         assert torch.equal(states.unique(dim=0), held.unique(dim=0))
     assert sorted((out / "checkpoints").iterdir()) == before
-    argv = ["fidelity", teacher, out / "policies/seed1-peer1.safetensors", "--episodes", "1"]
+    argv = ["fidelity", teacher, out / "policies/seed1-8x8.safetensors", "--episodes", "1"]
     assert main([*map(str, argv), "--states", "50", "--out", str(tmp_path / "fidelity")]) == 0
     found = json.loads((tmp_path / "fidelity/fidelity.json").read_text())
     (student,) = found["students"]
     assert student["gap"]["seen"] == "train" and student["sets"]["train"]["n"] == 50
-    assert found["notes"][0].startswith("seed1-peer1 is off by more than 0.05 on ")
+    assert found["notes"][0].startswith("seed1-8x8 is off by more than 0.05 on ")

@@ -23,7 +23,7 @@ SOURCES = sorted(
 LAYERS = [
     {"dpd.agents", "dpd.envs"},
     {"dpd.distill", "dpd.collect", "dpd.evaluate", "dpd.policyfile", "dpd.policymeta", "dpd.sb3"}
-    | {"dpd.log", "dpd.csvlog", "dpd.tblog"}
+    | {"dpd.log", "dpd.csvlog", "dpd.naming", "dpd.tblog"}
     | {"dpd.memory"}
     | {"dpd.archive", "dpd.sb3kinds", "dpd.sb3zip", "dpd.sources", "dpd.vecnormalize"}
     | {"dpd.clock", "dpd.files", "dpd.intervals", "dpd.plots", "dpd.run_config", "dpd.runs"}
@@ -49,6 +49,7 @@ NO_TORCH = [
     "dpd/distill/scaffold_config.py",
     "dpd/distill/schedule.py",
     "dpd/distill/teaching_config.py",
+    "dpd/naming.py",
     "dpd/run_config.py",
     "dpd/settings.py",
     "dpd/study/__init__.py",

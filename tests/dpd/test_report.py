@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from dpd.cli import parse_run
-from dpd.report import peer_names, say_where, time_shares
+from dpd.report import say_where, time_shares
 
 
 def test_shares_of_the_time_are_those_of_all_records_and_processes(tmp_path: Path) -> None:
@@ -32,17 +32,3 @@ def test_a_run_whose_processes_were_stopped_before_their_first_record_says_where
     config = parse_run(["--seeds", "2", "--workers", "2"], "train")
     say_where(config, tmp_path, Console())
     assert capsys.readouterr().out == f"TensorBoard  tensorboard --logdir {tmp_path / 'tb'}\n"
-
-
-@pytest.mark.parametrize(
-    ("argv", "names"),
-    [
-        (["train"], []),  # of one size
-        (["distill", "--student-sizes", "8,16x4"], ["peer 0: 8x8", "peer 1: 16x4"]),
-        (["train", "--algo", "ppo,ppo", "--peer1.hidden", "32"], ["peer 0: 64x64", "peer 1: 32"]),
-    ],
-)
-def test_peers_of_unlike_size_are_called_by_it(argv: list[str], names: list[str]) -> None:
-    command, *flags = argv
-    teacher = ["--teacher", "t"] if command == "distill" else []
-    assert peer_names(parse_run([*flags, *teacher], command)) == names

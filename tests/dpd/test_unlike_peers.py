@@ -72,7 +72,7 @@ def test_each_peer_logs_what_it_has_and_nothing_else(run_dir: Path) -> None:
 def test_each_policy_file_is_of_its_own_kind(run_dir: Path) -> None:
     for seed in (0, 1):
         for peer, (algo, hidden) in enumerate((("ppo", (16, 16)), ("sac", (8,)))):
-            policy = dpd.load(run_dir / "policies" / f"seed{seed}-peer{peer}.safetensors")
+            policy = dpd.load(run_dir / "policies" / f"seed{seed}-peer{peer}-{algo}.safetensors")
             assert (policy.meta.algo, policy.meta.hidden) == (algo, hidden)
             assert policy.act(np.zeros(8, np.float32)).shape == (2,)
 

@@ -97,11 +97,12 @@ def check_policy(path: Path, source: Path, found: dict[str, Any], k: int) -> Non
 
 
 def check_events(folder: Path, found: dict[str, Any]) -> None:
-    events = EventAccumulator(str(folder)).Reload()
+    runs = {run.name: EventAccumulator(str(run)).Reload() for run in folder.iterdir()}
+    assert sorted(runs) == ["peer0", "peer0-to-peer1", "peer1", "peer1-to-peer0"]
     rounds = found["rounds"]
-    written = [(e.step, e.value) for e in events.Scalars("coop/0->1/n_deficient")]
+    written = [(e.step, e.value) for e in runs["peer0-to-peer1"].Scalars("coop/n_deficient")]
     assert written == [(r["steps"], r["pairs"][0]["n_deficient"]) for r in rounds]
-    (event,) = events.Scalars("coop/1/return_after")
+    (event,) = runs["peer1"].Scalars("coop/return_after")
     assert event.value == pytest.approx(found["policies"][1]["return_after"])
 
 
