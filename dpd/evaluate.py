@@ -50,8 +50,9 @@ def run_episodes(env: Env, act: Callable[[Tensor], Tensor], n: int) -> Outcome:
     running = np.ones(m, dtype=bool)
     while running.any():
         step = env.step(act(obs.view(n, m // n, -1)).reshape(m, -1))
-        returns += step.reward.numpy() * running
-        lengths += running
+        happened = running & step.valid.numpy()  # not where the physics became unstable
+        returns[happened] += step.reward.numpy()[happened]  # a NaN times 0 would be a NaN
+        lengths += happened
         running &= ~(step.terminated | step.truncated).numpy()
         obs = step.obs
     return Outcome(returns.reshape(n, -1), lengths.reshape(n, -1))

@@ -31,7 +31,8 @@ class Step(NamedTuple):
 
     `obs` is what to act on next (already reset where an episode ended), `next_obs` the true
     successor, so `reward + gamma * (1 - terminated) * V(next_obs)` is right everywhere.
-    `valid` is false where the backend spent the step on a reset and no transition took place.
+    `valid` is false where no transition took place: the backend spent the step on a reset, or the
+    physics became unstable. The reward is 0 there, and the step counts in no return or length.
     """
 
     obs: Tensor  # [M, O]

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from dpd.envs.base import ActionScale, EnvKwargs, EnvSpec, Step, UnsupportedEnv
+from dpd.envs.unstable import cut_unstable, lost_steps
 
 _SUPPORTED = "supported are Box observations that are not images, and Box actions within bounds"
 
@@ -77,14 +78,15 @@ class GymnasiumEnv:
         scaled = scaled.reshape(self.n_envs, *self._act_space.shape)
         raw_obs, reward, terminated, truncated, infos = self._envs.step(scaled)
         obs = self._flat(raw_obs)
-        valid = ~self._over if self._next_step else np.ones(self.n_envs, dtype=bool)
-        terminated, truncated = terminated & valid, truncated & valid
+        void = self._over if self._next_step else np.zeros(self.n_envs, dtype=bool)
+        terminated, truncated = terminated & ~void, truncated & ~void
         self._over = terminated | truncated
+        valid = ~(void | lost_steps(infos, self.n_envs))
         next_obs = obs if self._next_step else self._successors(obs, infos)
         return Step(
             torch.from_numpy(obs),
             torch.from_numpy(next_obs),
-            torch.from_numpy(reward.astype(np.float32)),
+            torch.from_numpy(np.where(valid, reward, 0.0).astype(np.float32)),
             torch.from_numpy(terminated),
             torch.from_numpy(truncated),
             torch.from_numpy(valid),
@@ -123,7 +125,11 @@ def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, b
     """Make the environments -> them, and whether one seed must do for all."""
     only_vector = find_spec(env_id).entry_point is None
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    how: EnvKwargs = {"vectorization_mode": "sync", "vector_kwargs": same_step}
+    how: EnvKwargs = {
+        "vectorization_mode": "sync",
+        "vector_kwargs": same_step,
+        "wrappers": [cut_unstable],
+    }
     try:
         envs = gymnasium.make_vec(env_id, n_envs, **({} if only_vector else how), **kwargs)
     except (gymnasium.error.Error, ImportError) as error:

@@ -26,7 +26,8 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     Bit for bit `make_vec(env_id, vectorization_mode="sync")` with SAME_STEP. Two differences:
     infos hold `final_obs` and `final_info` only, and an episode whose physics becomes unstable
-    is truncated with a RuntimeWarning, where Gymnasium's goes on from a state it never reached.
+    is truncated with reward 0 and a RuntimeWarning, where Gymnasium's goes on from MuJoCo's default
+    pose and counts the way there as the task's own motion.
     """
 
     def __init__(

@@ -101,6 +101,23 @@ def test_a_step_has_the_true_successor_and_the_next_start(counter: str) -> None:
     assert not torch.equal(steps[2].obs[:, 0], start[:, 0])
 
 
+def test_a_lost_mujoco_simulation_is_masked_and_ends_the_episode(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log file
+    env = GymnasiumEnv("HalfCheetah-v5", 2, [0, 1])
+    env.reset()
+    data = env._envs.envs[0].unwrapped.data  # type: ignore[attr-defined]
+    data.qpos[0], data.qvel[2] = 300.0, 1e11  # MuJoCo's limit is 1e10
+    step = env.step(zeros(env))
+    # from x = 300 back to 0 in a step of 0.05 s, Gymnasium gives -6000
+    assert step.reward[0] == 0 and -2 < step.reward[1] < 2
+    assert step.valid.tolist() == [False, True]
+    assert step.truncated.tolist() == [True, False] and not step.terminated.any()
+    after = env.step(zeros(env))
+    assert after.valid.all() and abs(after.reward[0]) < 2
+
+
 def test_each_environment_has_its_own_seed(counter: str) -> None:
     env = GymnasiumEnv(counter, 3, [4, 5, 4])
     draws = env.reset()[:, 0].tolist()
