@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -209,15 +210,23 @@ def record_video(policy: Policy, place: Place, path: Path, seed: int) -> None:
         ) from error
 
 
+def fitted(act: np.ndarray, space: gymnasium.Space) -> np.ndarray:
+    """Give an action the shape and dtype of a Box, and clip it to the Box's own bounds.
+
+    The bounds in a policy file are float32, in older files rounded beyond those of a float64 Box.
+    """
+    assert isinstance(space, gymnasium.spaces.Box), "a policy acts in a Box"
+    return act.reshape(space.shape).astype(space.dtype).clip(space.low, space.high)
+
+
 def render_episode(policy: Policy, place: Place, seed: int) -> tuple[list[np.ndarray], int]:
     """Play one episode on Gymnasium's environment; return its frames and their rate."""
-    import gymnasium
-
     env = gymnasium.make(place.env_id, render_mode="rgb_array", **place.env_kwargs)
     obs, _ = env.reset(seed=seed)
     frames, done = [np.asarray(env.render())], False
     while not done:
-        obs, _, terminated, truncated, _ = env.step(policy.act(np.asarray(obs, np.float32)))
+        act = policy.act_flat(np.asarray(obs, np.float32).reshape(1, -1))
+        obs, _, terminated, truncated, _ = env.step(fitted(act, env.action_space))
         frames.append(np.asarray(env.render()))
         done = terminated or truncated
     fps = int(env.metadata.get("render_fps", 30))

@@ -51,11 +51,15 @@ class EnvSpec:
     backend: str
     obs_dim: int
     act_dim: int
-    act_low: np.ndarray  # [A]
-    act_high: np.ndarray  # [A]
+    act_low: np.ndarray  # [A] float32, within the environment's own bounds
+    act_high: np.ndarray  # [A] float32
     can_snapshot: bool
     notes: tuple[str, ...] = ()
     """What differs from the task's own simulation."""
+    obs_shape: tuple[int, ...] | None = None
+    """The shape of the environment's own observations, which are flattened here; None: vectors."""
+    act_shape: tuple[int, ...] | None = None
+    """The shape of the environment's own actions, likewise."""
 
 
 class Env(Protocol):
@@ -98,6 +102,20 @@ class Env(Protocol):
 
 
 EnvKwargs = dict[str, Any]
+
+
+def inner_bounds(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round bounds [A] to float32, inwards: what lies between them is in the box in any precision.
+
+    float32(0.1) is above the float64 number 0.1, and a float64 Box that ends there rejects it.
+    """
+    with np.errstate(over="ignore"):
+        near_low, near_high = low.astype(np.float32), high.astype(np.float32)
+    up, down = np.float32(np.inf), np.float32(-np.inf)
+    return (
+        np.where(near_low < low, np.nextafter(near_low, up), near_low),
+        np.where(near_high > high, np.nextafter(near_high, down), near_high),
+    )
 
 
 class ActionScale:

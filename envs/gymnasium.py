@@ -14,7 +14,14 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from dpd.envs.base import ActionScale, EnvKwargs, EnvSpec, Step, UnsupportedEnv
+from dpd.envs.base import (
+    ActionScale,
+    EnvKwargs,
+    EnvSpec,
+    Step,
+    UnsupportedEnv,
+    inner_bounds,
+)
 from dpd.envs.unstable import cut_unstable, lost_steps
 
 _SUPPORTED = "supported are Box observations that are not images, and Box actions within bounds"
@@ -44,11 +51,21 @@ class GymnasiumEnv:
             self._envs.close()
             raise
         self.n_envs = n_envs
-        low, high = act_space.low.reshape(-1), act_space.high.reshape(-1)
+        low, high = inner_bounds(act_space.low.reshape(-1), act_space.high.reshape(-1))
         self._act_space = act_space
         self._scale = ActionScale(low, high)
         n_obs = int(np.prod(obs_space.shape))
-        self.spec = EnvSpec(env_id, "gymnasium", n_obs, low.size, low, high, False)
+        self.spec = EnvSpec(
+            env_id,
+            "gymnasium",
+            n_obs,
+            low.size,
+            low,
+            high,
+            False,
+            obs_shape=_unless_flat(obs_space.shape),
+            act_shape=_unless_flat(act_space.shape),
+        )
         self._seeds: list[int] | None = [int(seed) for seed in seeds]
         self._over = np.zeros(n_envs, dtype=bool)
         self._act: Tensor | None = None
@@ -74,7 +91,7 @@ class GymnasiumEnv:
         return self.step(act)
 
     def step(self, act: Tensor) -> Step:
-        scaled = self._scale(act).astype(self._act_space.dtype)
+        scaled = self._scale(act).astype(self._act_space.dtype)  # monotone: stays within the bounds
         scaled = scaled.reshape(self.n_envs, *self._act_space.shape)
         raw_obs, reward, terminated, truncated, infos = self._envs.step(scaled)
         obs = self._flat(raw_obs)
@@ -177,6 +194,10 @@ def _check_spaces(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]
     if not act.is_bounded():
         raise UnsupportedEnv(f"{env_id} takes actions without bounds; {_SUPPORTED}")
     return obs, act
+
+
+def _unless_flat(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    return None if len(shape) == 1 else shape
 
 
 def _name(space: gymnasium.Space) -> str:

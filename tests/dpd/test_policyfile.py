@@ -77,7 +77,7 @@ def test_one_observation_and_any_batch_of_them_are_read(tmp_path):
     obs = np.random.default_rng(0).normal(size=(3, 4, OBS))
     assert policy.act(obs).shape == (3, 4, ACT)
     np.testing.assert_allclose(policy.act(obs)[1, 2], policy.act(obs[1, 2]), atol=1e-6)
-    with pytest.raises(ValueError, match="reads 5"):
+    with pytest.raises(ValueError, match=r"\(6,\); the policy reads observations of shape \(5,\)"):
         policy.act(np.zeros(OBS + 1))
 
 

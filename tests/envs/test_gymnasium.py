@@ -10,8 +10,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
+from probes import Float64Bounds, registered
 
-from dpd.envs.base import ActionScale, UnsupportedEnv
+from dpd.envs.base import ActionScale, UnsupportedEnv, inner_bounds
 from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.make import check, choose, make, native_ids
 from dpd.envs.native import NativeEnv
@@ -142,6 +143,25 @@ def test_rescaling_hits_uneven_bounds_and_never_exceeds_them() -> None:
     np.testing.assert_allclose(scale(ends), [low, high], rtol=2e-7)  # two float32 roundings
     inner = scale(torch.cat([ends, torch.rand(1000, 3) * 4 - 2]))
     assert (inner >= low).all() and (inner <= high).all()
+
+
+def test_float32_actions_stay_within_float64_bounds() -> None:
+    env = GymnasiumEnv(registered(Float64Bounds), 2, [0, 1])
+    assert np.float32(0.1) > np.float64(0.1)  # what is to be avoided
+    env.reset()
+    # the environment itself refuses what is beyond its bounds
+    step = env.step(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
+    torch.testing.assert_close(step.reward, torch.tensor([0.1, -0.1]))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_inner_bounds_are_the_nearest_float32_inside(dtype: Any) -> None:
+    low, high = np.array([[-0.1, 0.3, -1.0, 0.7], [0.1, 0.9, 1.0, 0.8]], dtype=dtype)
+    inner_low, inner_high = inner_bounds(low, high)
+    assert inner_low.dtype == inner_high.dtype == np.float32
+    assert (inner_low >= low).all() and (inner_high <= high).all()
+    assert (np.nextafter(inner_low, np.float32(-9)) < low).all()
+    assert (np.nextafter(inner_high, np.float32(9)) > high).all()
 
 
 def test_keyword_arguments_reach_the_environment(counter: str) -> None:
