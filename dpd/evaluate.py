@@ -142,13 +142,13 @@ def evaluate_paths(config: EvaluateConfig) -> int:
         for file, policy, outcome in zip(group, played, outcomes, strict=True):
             found[file] = summary(str(file), place, policy, outcome)
     rows = [found[file] for file in policies]
-    if config.video is not None:
-        file, first = next(iter(policies.items()))
-        record_video(first, places[file], config.video, config.seed)
     if config.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     else:
         print_table(rows)
+    if config.video is not None:  # last: the numbers are out should it fail
+        file, first = next(iter(policies.items()))
+        record_video(first, places[file], config.video, config.seed)
     return 0
 
 
@@ -200,13 +200,20 @@ def record_video(policy: Policy, place: Place, path: Path, seed: int) -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
     try:
         frames, fps = render_episode(policy, place, seed)
+    except BadInput:  # a ValueError too, but it says already what to do
+        raise
+    except (ImportError, AttributeError, RuntimeError, ValueError) as error:
+        raise BadInput(
+            f"no video: {place.env_id} can't be rendered: {error}; MuJoCo's renderer is chosen by "
+            "MUJOCO_GL=egl, osmesa or glfw"
+        ) from error
+    try:
         import imageio
 
         imageio.mimwrite(path, frames, fps=fps)  # type: ignore[arg-type]
-    except (ImportError, AttributeError, RuntimeError, ValueError) as error:
+    except (ImportError, RuntimeError, ValueError) as error:
         raise BadInput(
-            f"no video: {error}; it needs pip install 'imageio[ffmpeg]' and a renderer, "
-            "which MUJOCO_GL=egl, osmesa or glfw chooses"
+            f"no video: {error}; writing it needs pip install 'imageio[ffmpeg]'"
         ) from error
 
 
@@ -220,8 +227,17 @@ def fitted(act: np.ndarray, space: gymnasium.Space) -> np.ndarray:
 
 
 def render_episode(policy: Policy, place: Place, seed: int) -> tuple[list[np.ndarray], int]:
-    """Play one episode on Gymnasium's environment; return its frames and their rate."""
+    """Play one episode on Gymnasium's environment; return its frames and their rate.
+
+    Raises BadInput where the environment offers no images.
+    """
     env = gymnasium.make(place.env_id, render_mode="rgb_array", **place.env_kwargs)
+    if env.render_mode != "rgb_array" or "rgb_array" not in env.metadata.get("render_modes", []):
+        env.close()
+        raise BadInput(
+            f"no video: {place.env_id} does not render images (rgb_array is not in its "
+            "render_modes); leave --video out"
+        )
     obs, _ = env.reset(seed=seed)
     frames, done = [np.asarray(env.render())], False
     while not done:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from test_export import RUN
 
 from dpd.config import BadInput
-from dpd.evaluate import evaluate_policy, render_episode
+from dpd.evaluate import evaluate_policy, record_video, render_episode
 from dpd.export import FORMATS, put_into, write_checked
 from dpd.policyfile import Policy, load
 from dpd.policymeta import NotAPolicy, written
@@ -118,6 +118,16 @@ def test_a_file_with_bounds_rounded_outwards_is_clipped_in_its_environment(tmp_p
     assert policy.act(np.zeros(3))[0].astype(np.float64) > 0.1
     frames, _ = render_episode(policy, Place(policy.meta.env_id, {}), 0)
     assert len(frames) == 21
+
+
+def test_a_video_of_an_environment_without_images_is_refused_by_name(tmp_path):
+    class Blind(Matrix):
+        metadata: Any = {"render_modes": []}  # noqa: RUF012
+
+    policy = saved(tmp_path, "ppo", registered(Blind))
+    place = Place(policy.meta.env_id, {})
+    with pytest.raises(BadInput, match="Blind-v0 does not render images"):
+        record_video(policy, place, tmp_path / "x.mp4", 0)
 
 
 def test_an_exported_file_says_the_shapes_of_the_environment(matrix, tmp_path):
