@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,8 +65,9 @@ def run_episodes(
         if stop_requested():
             raise EvaluationStopped
         step = env.step(act(obs.view(n, m // n, -1)).reshape(m, -1))
-        returns += step.reward.numpy() * running
-        lengths += running
+        happened = running & step.valid.numpy()  # not where the physics became unstable
+        returns[happened] += step.reward.numpy()[happened]  # a NaN times 0 would be a NaN
+        lengths += happened
         running &= ~(step.terminated | step.truncated).numpy()
         obs = step.obs
         if not running.any():
@@ -169,13 +171,13 @@ def evaluate_paths(config: EvaluateConfig) -> int:
         for file, policy, outcome in zip(group, played, outcomes, strict=True):
             found[file] = summary(str(file), place, policy, outcome)
     rows = [found[file] for file in policies]
-    if config.video is not None:
-        file, first = next(iter(policies.items()))
-        record_video(first, places[file], config.video, config.seed)
     if config.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     else:
         print_table(rows)
+    if config.video is not None:  # last: the numbers are out should it fail
+        file, first = next(iter(policies.items()))
+        record_video(first, places[file], config.video, config.seed)
     return 0
 
 
@@ -226,27 +228,53 @@ def record_video(policy: Policy, place: Place, path: Path, seed: int) -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
     try:
         frames, fps = render_episode(policy, place, seed)
+    except BadInput:  # a ValueError too, but it says already what to do
+        raise
+    except (ImportError, AttributeError, RuntimeError, ValueError) as error:
+        raise BadInput(
+            f"no video: {place.env_id} can't be rendered: {error}; MuJoCo's renderer is chosen by "
+            "MUJOCO_GL=egl, osmesa or glfw"
+        ) from error
+    try:
         import imageio
 
         imageio.mimwrite(path, frames, fps=fps)  # type: ignore[arg-type]
-    except (ImportError, AttributeError, RuntimeError, ValueError) as error:
+    except (ImportError, RuntimeError, ValueError) as error:
         raise BadInput(
-            f"no video: {error}; it needs pip install 'imageio[ffmpeg]' and a renderer, "
-            "which MUJOCO_GL=egl, osmesa or glfw chooses"
+            f"no video: {error}; writing it needs pip install 'imageio[ffmpeg]'"
         ) from error
 
 
-def render_episode(policy: Policy, place: Place, seed: int) -> tuple[list[np.ndarray], int]:
-    """Play one episode on Gymnasium's environment; return its frames and their rate."""
-    import gymnasium
+def fitted(act: np.ndarray, space: gymnasium.Space) -> np.ndarray:
+    """Give an action the shape and dtype of a Box, and clip it to the Box's own bounds.
 
+    The bounds in a policy file are float32, in older files rounded beyond those of a float64 Box.
+    """
+    assert isinstance(space, gymnasium.spaces.Box), "a policy acts in a Box"
+    return act.reshape(space.shape).astype(space.dtype).clip(space.low, space.high)
+
+
+def render_episode(policy: Policy, place: Place, seed: int) -> tuple[list[np.ndarray], int]:
+    """Play one episode on Gymnasium's environment; return its frames and their rate.
+
+    Raises BadInput where the environment offers no images.
+    """
     env = gymnasium.make(place.env_id, render_mode="rgb_array", **place.env_kwargs)
+    if env.render_mode != "rgb_array" or "rgb_array" not in env.metadata.get("render_modes", []):
+        env.close()
+        raise BadInput(
+            f"no video: {place.env_id} does not render images (rgb_array is not in its "
+            "render_modes); leave --video out"
+        )
     obs, _ = env.reset(seed=seed)
-    frames, done = [np.asarray(env.render())], False
-    while not done:
-        obs, _, terminated, truncated, _ = env.step(policy.act(np.asarray(obs, np.float32)))
+    frames = [np.asarray(env.render())]
+    limit = env.spec.max_episode_steps if env.spec is not None else None
+    for _ in range(limit or 0):  # an environment without a limit was refused before
+        act = policy.act_flat(np.asarray(obs, np.float32).reshape(1, -1))
+        obs, _, terminated, truncated, _ = env.step(fitted(act, env.action_space))
         frames.append(np.asarray(env.render()))
-        done = terminated or truncated
+        if terminated or truncated:
+            break
     fps = int(env.metadata.get("render_fps", 30))
     env.close()
     return frames, fps

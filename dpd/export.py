@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,7 +37,7 @@ N_PROBES = 512
 TOLERANCE = 1e-3
 
 Act = Callable[[np.ndarray], np.ndarray]
-"""Raw observations [B, O] float32 -> actions [B, A] in the environment's bounds."""
+"""Raw flattened obs [B, O] float32 -> flattened actions [B, A] in the environment's bounds."""
 
 
 class Actor(nn.Module):
@@ -45,6 +46,7 @@ class Actor(nn.Module):
     obs_mean: Tensor
     obs_scale: Tensor
     act_low: Tensor
+    act_high: Tensor
     act_half: Tensor
 
     def __init__(self, policy: Policy) -> None:
@@ -56,6 +58,7 @@ class Actor(nn.Module):
         self.register_buffer("obs_mean", tensors["obs_mean"].clone())
         self.register_buffer("obs_scale", tensors["obs_scale"].clone())
         self.register_buffer("act_low", tensors["act_low"].clone())
+        self.register_buffer("act_high", tensors["act_high"].clone())
         self.register_buffer("act_half", 0.5 * (tensors["act_high"] - tensors["act_low"]))
         self.net = network(policy)
 
@@ -66,7 +69,8 @@ class Actor(nn.Module):
             x = torch.clamp((x - self.obs_mean) * self.obs_scale, -self.clip_obs, self.clip_obs)
         mean = self.net(x)
         act = torch.tanh(mean) if self.is_bounded else torch.clamp(mean, -1.0, 1.0)
-        return self.act_low + (act + 1.0) * self.act_half
+        scaled = self.act_low + (act + 1.0) * self.act_half
+        return torch.clamp(scaled, self.act_low, self.act_high)  # rounding may leave the bounds
 
 
 def network(policy: Policy) -> nn.Sequential:
@@ -90,6 +94,9 @@ def facts(policy: Policy) -> dict[str, str]:
         "env_id": meta.env_id,
         "env_kwargs": json.dumps(meta.env_kwargs),
         "algo": meta.algo,
+        # of the environment; the file itself takes and gives flattened ones, in C order
+        "obs_shape": json.dumps(meta.full_obs_shape),
+        "act_shape": json.dumps(meta.full_act_shape),
         "provenance": json.dumps(meta.provenance),
     }
 
@@ -114,7 +121,7 @@ def quiet() -> Iterator[None]:
 
 
 def write_onnx(policy: Policy, path: Path) -> None:
-    """Write an ONNX model: `obs` [batch, O] -> `act` [batch, A], weights inside."""
+    """Write an ONNX model: `obs` [batch, O] -> `act` [batch, A], flattened, weights inside."""
     import onnx
 
     batch = torch.export.Dim("batch")
@@ -172,7 +179,7 @@ def write_policy(policy: Policy, path: Path) -> None:
 
 def read_policy(path: Path) -> Act:
     """Load a policy file of ours."""
-    return policyfile.load(path).act
+    return policyfile.load(path).act_flat
 
 
 class Format(NamedTuple):
@@ -216,8 +223,11 @@ def put_into(policy: Policy, place: Place) -> Policy:
     """Return a policy described as one of a place. Raises BadInput where it does not fit there."""
     if place == (policy.meta.env_id, policy.meta.env_kwargs):
         return policy  # its environment need not be installed here
-    require_fit(policy, check(place.env_id, env_kwargs=place.env_kwargs))
-    return moved(policy, place)
+    spec = check(place.env_id, env_kwargs=place.env_kwargs)
+    require_fit(policy, spec)
+    policy = moved(policy, place)
+    meta = replace(policy.meta, obs_shape=spec.obs_shape, act_shape=spec.act_shape)
+    return Policy(policy.tensors, meta)
 
 
 def require_packages(name: str, packages: tuple[str, ...]) -> None:
@@ -273,7 +283,7 @@ def largest_difference(policy: Policy, act: Act) -> float:
     """Compare the actions of two forms of a policy, in halves of their range."""
     obs = probes(policy)
     half = (0.5 * (policy.tensors["act_high"] - policy.tensors["act_low"])).numpy()
-    return float((np.abs(act(obs) - policy.act(obs)) / half).max())
+    return float((np.abs(act(obs) - policy.act_flat(obs)) / half).max())
 
 
 def probes(policy: Policy) -> np.ndarray:

@@ -101,6 +101,8 @@ class PolicySaver:
             norm_obs=algo.norm_obs,
             obs_dim=self.spec.obs_dim,
             act_dim=self.spec.act_dim,
+            obs_shape=self.spec.obs_shape,
+            act_shape=self.spec.act_shape,
             hidden=stack.hidden_of(peer),
             env_kwargs=run.parsed_env_kwargs(),
             memory=self.memory(n),

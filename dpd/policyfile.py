@@ -98,20 +98,29 @@ class Policy:
         """Act without noise on raw obs [B, O] -> [B, A] in [-1, 1]."""
         return self.dist(obs).mode()
 
-    @torch.no_grad()
     def act(self, obs: np.ndarray | Tensor) -> np.ndarray:
-        """Act without noise on raw obs [..., O] -> action [..., A] in the environment's bounds.
+        """Act without noise on raw observations -> float32 actions in the environment's bounds.
 
-        Raises ValueError for observations of another size.
+        Both have the shapes of the environment's spaces, behind any leading batch axes: obs
+        [..., O] -> [..., A] for vectors, [..., 3, 4] -> [..., 2, 3] for such matrices. Raises
+        ValueError for observations of another shape.
         """
-        x = torch.as_tensor(np.asarray(obs), dtype=torch.float32)
-        if x.shape[-1:] != (self.meta.obs_dim,):
+        x, meta = np.asarray(obs), self.meta
+        batch = x.shape[: max(0, x.ndim - len(meta.full_obs_shape))]
+        if x.shape != (*batch, *meta.full_obs_shape):
             raise ValueError(
-                f"observation of shape {tuple(x.shape)}; the policy reads {self.meta.obs_dim}"
+                f"observation of shape {x.shape}; the policy reads observations of shape "
+                f"{meta.full_obs_shape}, one or a batch"
             )
-        act = self.mode(x.reshape(-1, self.meta.obs_dim)).view(*x.shape[:-1], self.meta.act_dim)
+        return self.act_flat(x.reshape(-1, meta.obs_dim)).reshape((*batch, *meta.full_act_shape))
+
+    @torch.no_grad()
+    def act_flat(self, obs: np.ndarray | Tensor) -> np.ndarray:
+        """Act as `act` does on flattened observations [B, O] -> flattened actions [B, A]."""
+        act = self.mode(torch.as_tensor(np.asarray(obs), dtype=torch.float32))
         low, high = self.tensors["act_low"], self.tensors["act_high"]
-        return (low + (act + 1) * 0.5 * (high - low)).numpy()
+        scaled = low + (act + 1) * 0.5 * (high - low)
+        return scaled.clamp(low, high).numpy()  # rounding may leave the bounds
 
 
 def bounds(spec: EnvSpec) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,16 @@ FORMAT = 1
 # Far beyond any policy of ours: what exceeds them is refused before it costs memory or time.
 MAX_LAYERS = 64
 MAX_WIDTH = 2**24
+MAX_DIMS = 32  # axes of an observation or an action
 MAX_DEPTH = 16  # of lists and objects in the description
 MAX_CLIP = torch.finfo(torch.float32).max
-LATER: dict[str, Any] = {"tanh_mean": False, "state_std": False, "memory": None}
+LATER: dict[str, Any] = {
+    "tanh_mean": False,
+    "state_std": False,
+    "memory": None,
+    "obs_shape": None,
+    "act_shape": None,
+}
 """Fields that the first files of this format lack, and what those mean by it."""
 BOOLEANS = ("squashed", "tanh_mean", "state_std", "norm_obs")
 
@@ -61,7 +69,22 @@ class PolicyMeta:
     memory: MemoryMeta | None = None
     """What lies beside the network, and is asked before it acts; a file without one says nothing
     of it."""
+    obs_shape: tuple[int, ...] | None = None
+    """The shape of the environment's observations, obs_dim numbers in all. None for vectors, of
+    which a file says nothing; the network reads all of them flattened, in C order."""
+    act_shape: tuple[int, ...] | None = None
+    """The shape of the environment's actions, act_dim numbers in all, likewise."""
     format: int = FORMAT
+
+    @property
+    def full_obs_shape(self) -> tuple[int, ...]:
+        """The shape of one observation of the environment."""
+        return (self.obs_dim,) if self.obs_shape is None else self.obs_shape
+
+    @property
+    def full_act_shape(self) -> tuple[int, ...]:
+        """The shape of one action of the environment."""
+        return (self.act_dim,) if self.act_shape is None else self.act_shape
 
 
 def shapes(meta: PolicyMeta) -> Shapes:
@@ -92,8 +115,9 @@ def _std_shapes(meta: PolicyMeta) -> Shapes:
 def written(meta: PolicyMeta) -> str:
     """Return a description as `read_meta` reads it."""
     said = asdict(meta)
-    if meta.memory is None:
-        del said["memory"]
+    for name in ("memory", "obs_shape", "act_shape"):
+        if said[name] is None:
+            del said[name]  # so that older versions read it
     return json.dumps(said)
 
 
@@ -116,7 +140,8 @@ def read_meta(path: Path, text: str | None) -> PolicyMeta:
         kept = memory.described(said["memory"], said["obs_dim"])
     except ValueError as error:
         raise NotAPolicy(f"{path} is no policy file: bad description ({error})") from error
-    return PolicyMeta(**said | {"hidden": tuple(said["hidden"]), "memory": kept})
+    lists = {k: tuple(said[k]) for k in ("hidden", "obs_shape", "act_shape") if said[k] is not None}
+    return PolicyMeta(**said | lists | {"memory": kept})
 
 
 def _is_deeper(value: Any, left: int) -> bool:
@@ -144,6 +169,8 @@ def _check_fields(path: Path, said: dict[str, Any]) -> None:
         and all(_is_width(x) for x in hidden),
         "clip_obs": type(said["clip_obs"]) in (int, float) and 0 < said["clip_obs"] <= MAX_CLIP,
         "activation": isinstance(said["activation"], str),
+        "obs_shape": _is_shape(said["obs_shape"], said["obs_dim"]),
+        "act_shape": _is_shape(said["act_shape"], said["act_dim"]),
     }
     for name in (k for k, good in is_good.items() if not good):
         raise NotAPolicy(
@@ -160,6 +187,14 @@ def _check_fields(path: Path, said: dict[str, Any]) -> None:
         )
     if said["activation"] not in ACTIVATIONS:
         raise NotAPolicy(f"{path} uses the unknown activation {said['activation']!r:.40}")
+
+
+def _is_shape(value: Any, n: Any) -> bool:
+    """Whether a value is None, or the shape of n numbers."""
+    if value is None:
+        return True
+    is_shape = isinstance(value, list) and len(value) <= MAX_DIMS and all(map(_is_width, value))
+    return is_shape and math.prod(value) == n
 
 
 def _is_width(value: Any) -> bool:

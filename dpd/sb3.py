@@ -307,7 +307,7 @@ def _check_acts(policy: Policy, act: Act) -> None:
     mean, scale = policy.tensors["obs_mean"].numpy(), policy.tensors["obs_scale"].numpy()
     obs = (mean + noise / scale).astype(np.float32)
     half = (policy.tensors["act_high"] - policy.tensors["act_low"]).numpy() / 2
-    difference = float((np.abs(act(obs) - policy.act(obs)) / half).max())
+    difference = float((np.abs(act(obs) - policy.act_flat(obs)) / half).max())
     allowed = max(TOLERANCE, rounding(policy, torch.from_numpy(obs)))
     if not difference <= allowed:  # so that a NaN is refused too
         raise ValueError(

@@ -71,6 +71,8 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
         state_std=kind.state_std,
         obs_dim=spec.obs_dim,
         act_dim=spec.act_dim,
+        obs_shape=spec.obs_shape,
+        act_shape=spec.act_shape,
         hidden=tuple(len(bias) for _, bias in stack[:-1]),
         env_kwargs=kwargs,
         provenance=origin,
@@ -248,7 +250,7 @@ def _statistics(
     if foreign.vecnormalize == NO_STATISTICS:
         return None
     if foreign.vecnormalize is not None:
-        return read_statistics(foreign.vecnormalize, spec.obs_dim)
+        return read_statistics(foreign.vecnormalize, spec.obs_dim, spec.obs_shape)
     flag = f"{foreign.PREFIX}vecnormalize"
     otherwise = f"or {flag} none if its observations are not normalised"
     if found := statistics_beside(path, spec.env_id):

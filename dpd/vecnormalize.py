@@ -14,7 +14,7 @@ from dpd.agents.norm import CLIP, EPSILON
 from dpd.archive import BAD_ZIP, open_zip, read_bytes, read_member
 from dpd.config import BadInput
 from dpd.inert import Array, Record, read_pickle
-from dpd.policymeta import MAX_CLIP
+from dpd.policymeta import MAX_CLIP, MAX_DIMS
 
 MAX_FILE = 2**24  # bytes; statistics of a million observations
 PICKLE = b"\x80"  # the first byte of every pickle since protocol 2
@@ -46,11 +46,14 @@ class Statistics(NamedTuple):
         return 1 / np.sqrt(self.var + self.epsilon)
 
 
-def read_statistics(path: Path, obs_dim: int) -> Statistics | None:
+def read_statistics(
+    path: Path, obs_dim: int, obs_shape: tuple[int, ...] | None = None
+) -> Statistics | None:
     """Read VecNormalize's own file, or an .npz of its numbers; None for observations as they are.
 
     An .npz holds mean, var and count, and may hold norm_obs, epsilon and clip_obs. Raises BadInput
-    for anything else: another object, arrays that don't fit, numbers that can't be.
+    for anything else: another object, arrays that don't fit, numbers that can't be. Arrays of the
+    environment's own shape are flattened, as its observations are.
     """
     arrays = _read_arrays(path)
     if not _number(path, arrays, "norm_obs", 1.0):
@@ -59,14 +62,15 @@ def read_statistics(path: Path, obs_dim: int) -> Statistics | None:
         if name not in arrays:
             raise BadInput(f"{path} holds no VecNormalize statistics: {name} is missing")
     for name in ("mean", "var"):
-        if arrays[name].shape != (obs_dim,):
+        if arrays[name].shape not in ((obs_dim,), obs_shape):
+            of_shape = "" if obs_shape is None else f", of shape {obs_shape}"
             raise BadInput(
                 f"{path} does not fit: {name} has shape {arrays[name].shape}; "
-                f"the policy reads {obs_dim} observations"
+                f"the policy reads {obs_dim} observations{of_shape}"
             )
     found = Statistics(
-        arrays["mean"],
-        arrays["var"],
+        arrays["mean"].reshape(-1),
+        arrays["var"].reshape(-1),
         _number(path, arrays, "count", 0.0),
         _number(path, arrays, "epsilon", EPSILON),
         min(_number(path, arrays, "clip_obs", CLIP), MAX_CLIP),
@@ -144,10 +148,12 @@ def _read_npy(raw: bytes) -> np.ndarray:
     file = io.BytesIO(raw)
     try:
         version = np.lib.format.read_magic(file)
-        shape, _, dtype = READ_HEADER[version](file)
+        shape, is_fortran, dtype = READ_HEADER[version](file)
     except BAD_HEADER as error:
         raise ValueError("an array has no readable header") from error
     rest = file.read()
-    if dtype.kind not in "fiub" or len(shape) > 1 or math.prod(shape) * dtype.itemsize != len(rest):
-        raise ValueError("an array is no vector of numbers")
-    return np.frombuffer(rest, dtype).reshape(shape).astype(np.float64)
+    is_shape = all(n >= 0 for n in shape) and len(shape) <= MAX_DIMS
+    if dtype.kind not in "fiub" or not is_shape or math.prod(shape) * dtype.itemsize != len(rest):
+        raise ValueError("an array is not one of numbers")
+    array = np.frombuffer(rest, dtype).reshape(shape, order="F" if is_fortran else "C")
+    return array.astype(np.float64)

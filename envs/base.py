@@ -38,7 +38,8 @@ class Step(NamedTuple):
 
     `obs` is what to act on next (already reset where an episode ended), `next_obs` the true
     successor, so `reward + gamma * (1 - terminated) * V(next_obs)` is right everywhere.
-    `valid` is false where the backend spent the step on a reset and no transition took place.
+    `valid` is false where no transition took place: the backend spent the step on a reset, or the
+    physics became unstable. The reward is 0 there, and the step counts in no return or length.
     """
 
     obs: Tensor  # [M, O]
@@ -57,13 +58,17 @@ class EnvSpec:
     backend: str
     obs_dim: int
     act_dim: int
-    act_low: np.ndarray  # [A]
-    act_high: np.ndarray  # [A]
+    act_low: np.ndarray  # [A] float32, within the environment's own bounds
+    act_high: np.ndarray  # [A] float32
     can_snapshot: bool
     max_steps: int
     """Time limit: no episode takes more steps."""
     notes: tuple[str, ...] = ()
     """What differs from the task's own simulation."""
+    obs_shape: tuple[int, ...] | None = None
+    """The shape of the environment's own observations, which are flattened here; None: vectors."""
+    act_shape: tuple[int, ...] | None = None
+    """The shape of the environment's own actions, likewise."""
 
 
 class Env(Protocol):
@@ -132,6 +137,20 @@ def bounds_defect(low: np.ndarray, high: np.ndarray) -> str | None:
             f"the bounds of action {k}, {low[k]:g} and {high[k]:g}, are too far apart for float32"
         )
     return None
+
+
+def inner_bounds(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round bounds [A] to float32, inwards: what lies between them is in the box in any precision.
+
+    float32(0.1) is above the float64 number 0.1, and a float64 Box that ends there rejects it.
+    """
+    with np.errstate(over="ignore"):
+        near_low, near_high = low.astype(np.float32), high.astype(np.float32)
+    up, down = np.float32(np.inf), np.float32(-np.inf)
+    return (
+        np.where(near_low < low, np.nextafter(near_low, up), near_low),
+        np.where(near_high > high, np.nextafter(near_high, down), near_high),
+    )
 
 
 class ActionScale:

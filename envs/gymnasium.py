@@ -26,7 +26,9 @@ from dpd.envs.base import (
     Step,
     UnsupportedEnv,
     bounds_defect,
+    inner_bounds,
 )
+from dpd.envs.unstable import cut_unstable, lost_steps
 
 _SEEDS = 2**31  # NumPy's legacy generators, and so dm_control's tasks, take no larger seed
 _SUPPORTED = "supported are Box observations that are not images, and Box actions within bounds"
@@ -57,7 +59,7 @@ class GymnasiumEnv:
             self._envs.close()
             raise
         self.n_envs = n_envs
-        low, high = act_space.low.reshape(-1), act_space.high.reshape(-1)
+        low, high = inner_bounds(act_space.low.reshape(-1), act_space.high.reshape(-1))
         self._act_space = act_space
         self._scale = ActionScale(low, high)
         n_obs = int(np.prod(obs_space.shape))
@@ -70,6 +72,8 @@ class GymnasiumEnv:
             high,
             can_snapshot=False,
             max_steps=max_steps,
+            obs_shape=_unless_flat(obs_space.shape),
+            act_shape=_unless_flat(act_space.shape),
         )
         self._seeds: list[int] | None = [int(seed) % _SEEDS for seed in seeds]
         self._over = np.zeros(n_envs, dtype=bool)
@@ -107,19 +111,20 @@ class GymnasiumEnv:
         return self.step(act)
 
     def step(self, act: Tensor) -> Step:
-        scaled = self._scale(act).astype(self._act_space.dtype)
+        scaled = self._scale(act).astype(self._act_space.dtype)  # monotone: stays within the bounds
         scaled = scaled.reshape(self.n_envs, *self._act_space.shape)
         with _named(self.spec.env_id, "step"):
             raw_obs, reward, terminated, truncated, infos = self._envs.step(scaled)
         obs = self._flat(raw_obs)
-        valid = ~self._over if self._next_step else np.ones(self.n_envs, dtype=bool)
-        terminated, truncated = terminated & valid, truncated & valid
+        void = self._over if self._next_step else np.zeros(self.n_envs, dtype=bool)
+        terminated, truncated = terminated & ~void, truncated & ~void
         self._over = terminated | truncated
+        valid = ~(void | lost_steps(infos, self.n_envs))
         next_obs = obs if self._next_step else self._successors(obs, infos)
         return Step(
             torch.from_numpy(obs),
             torch.from_numpy(next_obs),
-            torch.from_numpy(reward.astype(np.float32)),
+            torch.from_numpy(np.where(valid, reward, 0.0).astype(np.float32)),
             torch.from_numpy(terminated),
             torch.from_numpy(truncated),
             torch.from_numpy(valid),
@@ -226,8 +231,11 @@ def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, b
     """Make the environments -> them, and whether one seed must do for all."""
     only_vector = find_spec(env_id).entry_point is None
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    how: EnvKwargs = {"vectorization_mode": "sync", "vector_kwargs": same_step}
-    how["wrappers"] = [partial(ArrayEnv, env_id=env_id)]
+    how: EnvKwargs = {
+        "vectorization_mode": "sync",
+        "vector_kwargs": same_step,
+        "wrappers": [cut_unstable, partial(ArrayEnv, env_id=env_id)],
+    }
     try:
         envs = gymnasium.make_vec(env_id, n_envs, **({} if only_vector else how), **kwargs)
     except (gymnasium.error.Error, ImportError) as error:
@@ -285,9 +293,13 @@ def _check_spaces(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]
         raise UnsupportedEnv(f"{env_id} takes {_name(act)} actions; {_SUPPORTED}")
     if not act.is_bounded():
         raise UnsupportedEnv(f"{env_id} takes actions without bounds; {_SUPPORTED}")
-    if defect := bounds_defect(act.low.reshape(-1), act.high.reshape(-1)):
+    if defect := bounds_defect(*inner_bounds(act.low.reshape(-1), act.high.reshape(-1))):
         raise UnsupportedEnv(f"{env_id} cannot be acted in: {defect}")
     return obs, act
+
+
+def _unless_flat(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    return None if len(shape) == 1 else shape
 
 
 def _name(space: gymnasium.Space) -> str:

@@ -30,7 +30,7 @@ class Transition(NamedTuple):
     reward: np.ndarray  # [M] float64
     terminated: np.ndarray  # [M] bool
     truncated: np.ndarray  # [M] bool
-    lost: np.ndarray | None  # [M] bool: unstable physics, nothing here happened; None: none lost
+    lost: np.ndarray | None  # [M] bool: unstable physics, reward 0, no transition; None: none lost
     ended: np.ndarray  # [K] environments whose episode ended
 
 
@@ -138,6 +138,8 @@ class Simulation:
         if lost is not None:
             self._warn_lost(lost)
             terminated, truncated = terminated & ~lost, truncated | lost
+            # MuJoCo put the simulation at its default pose: the way there is no progress
+            reward = np.where(lost, 0.0, reward)
         if len(fresh):
             terminated = terminated.copy()
             self._elapsed[fresh], reward[fresh] = 0, 0.0

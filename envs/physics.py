@@ -13,7 +13,7 @@ from mujoco.batch import Batch
 
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 # Counters of the warnings on which MuJoCo resets a simulation in the middle of a step.
-_UNSTABLE = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC + 1)
+UNSTABLE = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC + 1)
 
 
 class Physics(Protocol):
@@ -63,7 +63,7 @@ class BatchPhysics:
         self._skip = skip
         self._batch, self._derives = Batch(model, n_envs, threads), bool(derived)
         self.fields = {name: self._batch.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
-        self._counters = self._batch.warning[:, _UNSTABLE]
+        self._counters = self._batch.warning[:, UNSTABLE]
 
     def step(self, ctrl: np.ndarray) -> None:
         self.fields["ctrl"][:] = ctrl
@@ -112,7 +112,7 @@ class ThreadPhysics:
         names = ("qpos", "qvel", "ctrl", *derived)
         self._sources = [[getattr(d, name).reshape(-1) for name in names] for d in self._data]
         self._ctrl = [d.ctrl for d in self._data]
-        self._counters = [d.warning.number[_UNSTABLE] for d in self._data]  # live views
+        self._counters = [d.warning.number[UNSTABLE] for d in self._data]  # live views
         self._block = np.zeros((n_envs, sum(source.size for source in self._sources[0])))
         self._rows = list(self._block)
         self.fields = self._slice_block(names)

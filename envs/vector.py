@@ -25,8 +25,9 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """float64 observations, the task's own action bounds, and Gymnasium's three reset modes.
 
     Bit for bit `make_vec(env_id, vectorization_mode="sync", **kwargs)`, infos included. One
-    difference: an episode whose physics becomes unstable is truncated with a RuntimeWarning,
-    where Gymnasium's goes on from a state it never reached.
+    difference: an episode whose physics becomes unstable is truncated with reward 0 and a
+    RuntimeWarning, where Gymnasium's goes on from MuJoCo's default pose and counts the way there as
+    the task's own motion.
     """
 
     def __init__(

@@ -1,14 +1,18 @@
 """Probe environments: each fails for one reason, so that a failing learner says what is broken.
 
-They implement the `Env` protocol on torch tensors; M environments of one or two steps.
+They implement the `Env` protocol on torch tensors; M environments of one or two steps. At the end
+are Gymnasium environments that are odd in one respect each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from dpd.envs.base import EnvSpec, Step
@@ -158,3 +162,56 @@ class Silent(ObsTimesAction):
 
     def reward(self) -> Tensor:
         return torch.zeros(self.n_envs)
+
+
+class Odd(gymnasium.Env):
+    """A Gymnasium environment of 20 steps that insists on actions from its own space.
+
+    A subclass chooses the spaces. The observation is noise, the reward the action's mean.
+    """
+
+    observation_space: spaces.Box = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space: spaces.Box = spaces.Box(-1, 1, (2,), np.float32)
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 20,
+    }
+
+    def __init__(self, render_mode: str | None = None, **_: Any) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        return self._observe(), float(action.mean()), False, False, {}
+
+    def render(self) -> Any:
+        return np.zeros((64, 64, 3), np.uint8)
+
+    def _observe(self) -> np.ndarray:
+        space = self.observation_space
+        return self.np_random.normal(size=space.shape).astype(space.dtype)
+
+
+class Float64Bounds(Odd):
+    """Bounds that float32 rounds outwards: float32(0.1) > 0.1."""
+
+    action_space = spaces.Box(-0.1, 0.1, (2,), np.float64)
+
+
+class Matrix(Odd):
+    """Matrices in, matrices out."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3, 4), np.float64)
+    action_space = spaces.Box(-2, 3, (2, 3), np.float64)
+
+
+def registered(env: type[Odd]) -> str:
+    """Register an environment, once, and return its id."""
+    name = f"DpdTest/{env.__name__}-v0"
+    if name not in gymnasium.registry:
+        gymnasium.register(name, entry_point=env, max_episode_steps=20)
+    return name

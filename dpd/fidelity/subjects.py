@@ -95,7 +95,7 @@ def cost(subject: Subject) -> Cost:
     n_bytes = None if subject.file is None else subject.file.stat().st_size
     obs = np.zeros((BATCH, subject.policy.meta.obs_dim), np.float32)
     with one_thread():
-        single = median_seconds(subject.policy, obs[0], CALLS)
+        single = median_seconds(subject.policy, obs[:1], CALLS)
         batch = median_seconds(subject.policy, obs, BATCHES)
     return Cost(n_parameters(subject.policy), n_bytes, 1e6 * single, BATCH / batch)
 
@@ -118,11 +118,11 @@ def one_thread() -> Iterator[None]:
 
 
 def median_seconds(policy: Policy, obs: np.ndarray, calls: int) -> float:
-    """Time `policy.act`; the median, because other programs disturb the mean."""
+    """Time `policy.act_flat`; the median, because other programs disturb the mean."""
     times = []
     for _ in range(WARM_UP + calls):
         start = time.perf_counter()
-        policy.act(obs)
+        policy.act_flat(obs)
         times.append(time.perf_counter() - start)
     return statistics.median(times[WARM_UP:])
 

@@ -77,6 +77,42 @@ def test_a_stop_ends_an_evaluation_at_the_next_step():
     assert len(steps) == 2
 
 
+class Losing(Countdown):
+    """As `Countdown`, but the last step of odd environments is lost, and its reward a NaN."""
+
+    def step(self, act):
+        obs, next_obs, reward, terminated, truncated, valid = super().step(act)
+        return Step(
+            obs,
+            next_obs,
+            torch.where(truncated, torch.nan, reward),
+            terminated,
+            truncated,
+            valid & ~truncated,
+        )
+
+
+def test_a_lost_step_counts_neither_in_the_return_nor_in_the_length():
+    outcome = run_episodes(cast(Env, Losing(4)), lambda obs: torch.zeros(1, 4, 1), 1)
+    # environments 0 and 2 terminate after 1 and 3 steps; 1 and 3 lose their 2nd and 4th step
+    assert outcome.returns.tolist() == [[1, 1, 3, 3]]
+    assert outcome.lengths.tolist() == [[1, 1, 3, 3]]
+
+
+def test_an_unstable_simulation_does_not_count_in_an_evaluation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log file
+    env = make("HalfCheetah-v5", 1, [0])
+    env.reset()
+    state = env.snapshot()
+    state["physics"][0, 1], state["marker"][0] = 300.0, 300.0
+    state["physics"][0, 1 + 9 + 2] = 1e11  # after time and 9 positions come the velocities
+    monkeypatch.setattr(env, "reset", lambda: env.restore(state))
+    with pytest.warns(RuntimeWarning, match="became unstable"):
+        outcome = run_episodes(env, lambda obs: torch.zeros(1, 1, 6), 1)
+    # going back from x = 300 to 0 in 0.05 s would be rewarded with -6000
+    assert outcome.returns.tolist() == [[0.0]] and outcome.lengths.tolist() == [[0]]
+
+
 def test_episodes_are_the_same_for_whoever_is_compared_and_fresh_for_each_purpose():
     assert episode_seeds(0, 5) == episode_seeds(0, 5)
     seen = {s for purpose in range(10) for s in episode_seeds(0, 20, purpose)}

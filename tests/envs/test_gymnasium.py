@@ -10,8 +10,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
+from probes import Float64Bounds, registered
 
-from dpd.envs.base import ActionScale, FailedEnv, UnsupportedEnv
+from dpd.envs.base import ActionScale, FailedEnv, UnsupportedEnv, inner_bounds
 from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.make import check, choose, make, native_ids
 from dpd.envs.native import NativeEnv
@@ -136,6 +137,23 @@ def test_a_step_has_the_true_successor_and_the_next_start(counter: str) -> None:
     assert not torch.equal(steps[2].obs[:, 0], start[:, 0])
 
 
+def test_a_lost_mujoco_simulation_is_masked_and_ends_the_episode(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log file
+    env = GymnasiumEnv("HalfCheetah-v5", 2, [0, 1])
+    env.reset()
+    data = env._envs.envs[0].unwrapped.data  # type: ignore[attr-defined]
+    data.qpos[0], data.qvel[2] = 300.0, 1e11  # MuJoCo's limit is 1e10
+    step = env.step(zeros(env))
+    # from x = 300 back to 0 in a step of 0.05 s, Gymnasium gives -6000
+    assert step.reward[0] == 0 and -2 < step.reward[1] < 2
+    assert step.valid.tolist() == [False, True]
+    assert step.truncated.tolist() == [True, False] and not step.terminated.any()
+    after = env.step(zeros(env))
+    assert after.valid.all() and abs(after.reward[0]) < 2
+
+
 def test_each_environment_has_its_own_seed(counter: str) -> None:
     env = GymnasiumEnv(counter, 3, [4, 5, 4])
     draws = env.reset()[:, 0].tolist()
@@ -160,6 +178,25 @@ def test_rescaling_hits_uneven_bounds_and_never_exceeds_them() -> None:
     np.testing.assert_allclose(scale(ends), [low, high], rtol=2e-7)  # two float32 roundings
     inner = scale(torch.cat([ends, torch.rand(1000, 3) * 4 - 2]))
     assert (inner >= low).all() and (inner <= high).all()
+
+
+def test_float32_actions_stay_within_float64_bounds() -> None:
+    env = GymnasiumEnv(registered(Float64Bounds), 2, [0, 1])
+    assert np.float32(0.1) > np.float64(0.1)  # what is to be avoided
+    env.reset()
+    # the environment itself refuses what is beyond its bounds
+    step = env.step(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
+    torch.testing.assert_close(step.reward, torch.tensor([0.1, -0.1]))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_inner_bounds_are_the_nearest_float32_inside(dtype: Any) -> None:
+    low, high = np.array([[-0.1, 0.3, -1.0, 0.7], [0.1, 0.9, 1.0, 0.8]], dtype=dtype)
+    inner_low, inner_high = inner_bounds(low, high)
+    assert inner_low.dtype == inner_high.dtype == np.float32
+    assert (inner_low >= low).all() and (inner_high <= high).all()
+    assert (np.nextafter(inner_low, np.float32(-9)) < low).all()
+    assert (np.nextafter(inner_high, np.float32(9)) > high).all()
 
 
 def test_keyword_arguments_reach_the_environment(counter: str) -> None:

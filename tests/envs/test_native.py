@@ -250,12 +250,14 @@ def test_unstable_physics_are_reported_masked_and_end_the_episode(
     broken = env.snapshot()
     nq = env._sim.model.nq
     broken["physics"][1, 1 : 1 + nq] = 1e11  # after time comes qpos; MuJoCo's limit is 1e10
+    broken["marker"][1] = 300.0  # MuJoCo's own reset would be worth thousands
     env.restore(broken)
     with pytest.warns(RuntimeWarning, match=r"environments \[1\] became unstable"):
         step = env.step(torch.zeros(3, env.spec.act_dim))
     assert step.valid.tolist() == [True, False, True]
     assert step.truncated.tolist() == [False, True, False]
     assert not step.terminated.any()
+    assert step.reward[1] == 0 and step.reward[[0, 2]].all()
     after = env.step(torch.zeros(3, env.spec.act_dim))  # a warning would be an error here
     assert after.valid.all() and after.next_obs.isfinite().all()
 
