@@ -6,6 +6,7 @@ Tested with MuJoCo 3.17, dm-control 1.0.50, Shimmy 2.0.1 and Gymnasium-Robotics 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -40,7 +41,7 @@ def test_a_task_of_dm_control_trains(tmp_path: Path) -> None:
     except AttributeError as error:
         pytest.skip(f"dm_control does not know this MuJoCo: {error}")
     if "FlatCartpole-v0" not in gymnasium.registry:
-        gymnasium.register("FlatCartpole-v0", flat_cartpole, max_episode_steps=50)
+        gymnasium.register("FlatCartpole-v0", cast(Any, flat_cartpole), max_episode_steps=50)
     # every task hands its seed to NumPy's legacy generator, which takes 32 bits
     train_and_act("FlatCartpole-v0", tmp_path / "run")
 
