@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from dpd.agents.graphs import NotRecorded
 from dpd.config import BadInput, TrainConfig
 from dpd.envs.physics import n_cores
 from dpd.files import held
@@ -91,6 +92,9 @@ def see_through(run: RunDir, console: Console, is_new: bool) -> int:
         return stopped.status
     except torch.OutOfMemoryError as error:
         raise BadInput(f"{TOO_LARGE}; {run.resume_command} goes on with what there is") from error
+    except NotRecorded as error:
+        again = f"{run.resume_command} --no-record-updates"
+        raise BadInput(f"{error}; {again} goes on without recordings") from error
     except OSError as error:
         raise OSError(
             error.errno,

@@ -12,17 +12,18 @@ from setups import A as ACT
 from taught import PLAIN, drawn
 from taught import SAC as SQUASHED
 
+from dpd import distill
 from dpd.agents.base import Metrics
 from dpd.agents.graphs import Graphs
 from dpd.agents.learners import Learners
 from dpd.agents.student_config import StudentConfig
-from dpd.distill import METHODS
 from dpd.distill.base import Context, Members
 from dpd.distill.peers_config import DPDConfig
 from dpd.distill.teacher import Teacher
 from dpd.memory import MemoryMeta
 from dpd.policyfile import Policy
 
+KINDS: dict[str, Any] = distill.METHODS  # their settings differ
 STUDENT = StudentConfig(n_envs=4, n_steps=16, minibatch_size=16, capacity=400, hidden=(16, 16))
 SIZES = replace(STUDENT, hidden=(16, 16), sizes=("16x16", "8x4"))
 SEEDS = [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -33,7 +34,7 @@ LATER: dict[str, Any] = {"check_every": 1000, "embed_steps": 2}  # a check waits
 THREE_STEPS = {f"paper, {name}, 3 steps": replace(a, n_step=3) for name, a in REPLAYED.items()}
 EVERY = {"ppo": PPO} | REPLAYED
 PEERS: dict[str, tuple[Any, Any]] = {
-    **{f"none, {name}": (METHODS["none"](), algo) for name, algo in EVERY.items()},
+    **{f"none, {name}": (KINDS["none"](), algo) for name, algo in EVERY.items()},
     **{f"paper, {name}": (DPDConfig(**FEW), algo) for name, algo in EVERY.items()},
     **{name: (DPDConfig(**FEW), algo) for name, algo in THREE_STEPS.items()},
     **{
@@ -62,33 +63,32 @@ PEERS: dict[str, tuple[Any, Any]] = {
 }
 TAUGHT: dict[str, tuple[Any, Any]] = {
     **{
-        name: (METHODS[name](steps=2), STUDENT)
+        name: (KINDS[name](steps=2), STUDENT)
         for name in ("bc", "dagger", "on-policy", "progressive", "scaffold")
     },
-    "dagger, sizes": (METHODS["dagger"](steps=2), SIZES),
-    "dagger, nll": (METHODS["dagger"](steps=2, divergence="nll"), STUDENT),
+    "dagger, sizes": (KINDS["dagger"](steps=2), SIZES),
+    "dagger, nll": (KINDS["dagger"](steps=2, divergence="nll"), STUDENT),
     "scaffold, wide, samples": (
-        METHODS["scaffold"](steps=2, label="sample", broad="gaussian"),
+        KINDS["scaffold"](steps=2, label="sample", broad="gaussian"),
         STUDENT,
     ),
-    "retrieval": (METHODS["retrieval"](steps=2, eta=0.1, **LATER), STUDENT),
-    "retrieval, obs": (METHODS["retrieval"](steps=2, keys="obs", **LATER), STUDENT),
-    "kickstart": (METHODS["kickstart"](), PPO),
+    "retrieval": (KINDS["retrieval"](steps=2, eta=0.1, **LATER), STUDENT),
+    "retrieval, obs": (KINDS["retrieval"](steps=2, keys="obs", **LATER), STUDENT),
+    "kickstart": (KINDS["kickstart"](), PPO),
     **{
-        f"kickstart, {name}": (METHODS["kickstart"](divergence="mse"), algo)
+        f"kickstart, {name}": (KINDS["kickstart"](divergence="mse"), algo)
         for name, algo in REPLAYED.items()
     },
-    "ppd": (METHODS["ppd"](), PPO),
-    "n-distill": (METHODS["n-distill"](), UNSCALED),
-    "reverse-kl": (METHODS["reverse-kl"](reward_coef=0.5), UNSCALED),
+    "ppd": (KINDS["ppd"](), PPO),
+    "n-distill": (KINDS["n-distill"](), UNSCALED),
+    "reverse-kl": (KINDS["reverse-kl"](reward_coef=0.5), UNSCALED),
 }
 
 
 def on_meta(algo: Any, seeds: Sequence[tuple[int, int]] = SEEDS) -> Learners:
     """Return learners that record their updates as they would on a GPU."""
     agent: Learners = algo.build(O, ACT, seeds, META)
-    if hasattr(agent, "graphs"):
-        agent.graphs = Graphs(torch.device("cuda"), record=Recorded)
+    agent.graphs = Graphs(torch.device("cuda"), record=Recorded)
     if agent.journal is not None:
         agent.journal._ready = True  # type: ignore[attr-defined] # what is waited for, until true
     return agent
@@ -143,7 +143,7 @@ def with_memory() -> Policy:
 )
 def test_a_teacher_answers_on_the_device(policies: list[Policy]) -> None:
     agent, teacher = on_meta(STUDENT), Teacher(policies).on(META)
-    config = METHODS["dagger"](steps=2, divergence="mse")
+    config = KINDS["dagger"](steps=2, divergence="mse")
     method = config.build(Context(agent, 2, 2, SEEDS, teacher))
     with on_device():
         iterate(agent, method, 0.0), iterate(agent, method, 0.5)
