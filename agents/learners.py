@@ -11,6 +11,7 @@ from torch import Tensor
 from dpd.agents.base import Answer, Batch, ExtraLoss, Metrics, State
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.graphs import Graphs
 from dpd.agents.nets import StackedNets
 from dpd.agents.norm import ObsNorm
 from dpd.agents.optim import StackedAdam
@@ -54,6 +55,8 @@ class Learners(Protocol):
     optimizer: StackedAdam
     """The policies'."""
     obs_norm: ObsNorm
+    graphs: Graphs
+    """The recordings of their updates."""
     gamma: Tensor  # [N, 1]
 
     @property

@@ -19,7 +19,6 @@ from dpd.agents.base import (
     per_row,
 )
 from dpd.agents.buffers import Rollout
-from dpd.agents.graphs import Graphs
 from dpd.agents.imitation import Imitation
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.offpolicy_config import OffPolicyConfig
@@ -71,7 +70,6 @@ class OffPolicy(Stacked[Config]):
         self.batches = RowRandom(seeds, Stream.BATCH, device)
         sharers = 1 + max(seed[-1] for seed in seeds) if config.share_replay else 1
         self.replay = Replay(config, n, self.obs_dim, self.act_dim, dtype, sharers, device)
-        self.graphs = Graphs(device)
         self.n_updates = 0
 
     @abstractmethod

@@ -22,7 +22,6 @@ from dpd.agents.base import (
 from dpd.agents.buffers import Rollout, gae, valid_positions
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.gaussian import GaussianLearners
-from dpd.agents.graphs import Graphs
 from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.norm import ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
@@ -52,7 +51,6 @@ class PPO(GaussianLearners[PPOConfig]):
         self.optimizer = StackedAdam(self.nets.flat, [config.lr] * n, eps=config.adam_eps)
         self.batches = RowRandom(seeds, Stream.BATCH, device)
         self.return_norm = ReturnNorm(n, config.n_envs, self.gamma, config.norm_reward)
-        self.graphs = Graphs(device)
         self.lam = self.gamma.new_tensor(config.lam)
         self._ones = torch.ones(n, dtype=dtype, device=device)
 

@@ -155,14 +155,14 @@ class Replay:
         Returns the sum, gamma^k for the k rewards in it, and the last sample [N, B]. The sum ends
         with the episode, and before what is not there yet or not valid.
         """
-        flat, offset = self._flat(), self._offset()
+        ends, offset = self._flat()[:, -COLUMNS:], self._offset()
         size = self._samples.shape[1]
         base = samples // size * size  # of the peer whose samples they are
         total, decay = torch.zeros_like(gamma), torch.ones_like(gamma)
         at, last = samples, samples
         running = torch.ones_like(samples, dtype=torch.bool)
         for _ in range(self.n_step):
-            reward, done, valid = flat[at + offset][..., [-4, -2, -1]].unbind(-1)
+            reward, _, done, valid = ends[at + offset].unbind(-1)
             running = running & (valid > 0)
             # not a product: memory that was never written may hold NaN
             total = total + torch.where(running, decay * reward, 0)

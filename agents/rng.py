@@ -12,6 +12,8 @@ from torch import Tensor
 
 from dpd.agents.base import CPU, State, put_back
 
+GENERATORS = "generators"
+"""What their states are called in any state."""
 WIDE = 2**62  # modulo a count of samples, as good as uniform
 
 
@@ -31,6 +33,14 @@ def _word(seed: Sequence[int], stream: Stream, *attempt: int) -> int:
     return int(word >> np.uint64(1))
 
 
+def with_own_generators(saved: State, own: State) -> State:
+    """Return a saved state with the generators of another: for who reads it, and draws nothing.
+
+    Generators of a run on a GPU do not fit into those of the CPU.
+    """
+    return saved | {k: x for k, x in own.items() if k.split(".")[-1] == GENERATORS}
+
+
 class RowRandom:
     """One generator per learner, drawn in blocks; a device has numbers of its own."""
 
@@ -43,12 +53,22 @@ class RowRandom:
 
     def state(self) -> State:
         """Return the generators' states [N, bytes]."""
-        return {"generators": torch.stack([g.get_state() for g in self.generators])}
+        return {GENERATORS: torch.stack([g.get_state() for g in self.generators])}
 
     def load_state(self, state: State) -> None:
-        """Put a state back. Raises ValueError where it is not one of as many generators."""
+        """Put a state back. Raises ValueError where it is not one of as many generators.
+
+        A GPU's generator has 16 bytes and the CPU's 5,056; neither goes on where the other was.
+        """
+        own, saved = self.state()[GENERATORS], state[GENERATORS]
+        if len(own) and saved.shape[1:] != own.shape[1:]:
+            raise ValueError(
+                f"the saved random numbers are another kind of device's ({saved.shape[-1]} bytes a "
+                f"generator, on {self.device} {own.shape[-1]}), and a run goes on on the kind "
+                "that it began on; --init-from starts a new run from its policies"
+            )
         put_back(self.state(), state)  # checks; what it copies into is a copy
-        for generator, words in zip(self.generators, state["generators"], strict=True):
+        for generator, words in zip(self.generators, saved, strict=True):
             generator.set_state(words.clone())  # it reads a view from its base
 
     def reseed(self, rows: Sequence[int], attempt: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dpd.agents.base import CPU, State, Stateful, load_parts, per_row, put_back, state_of
 from dpd.agents.buffers import Rollout
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.graphs import Graphs
 from dpd.agents.learner_config import LearnerConfig
 from dpd.agents.nets import StackedNets
 from dpd.agents.norm import ObsNorm
@@ -43,6 +44,7 @@ class Stacked(ABC, Generic[Config]):
         n = self.n_learners = len(seeds)
         self.config: Config = config
         self.obs_dim, self.act_dim, self.dtype, self.device = obs_dim, act_dim, dtype, device
+        self.graphs = Graphs(device)
         self.explore = RowRandom(seeds, Stream.EXPLORE, device)
         gamma = per_row(config.peer_gamma, config.gamma, seeds)
         self.gamma = gamma.to(device, dtype).unsqueeze(1)

@@ -36,11 +36,21 @@ class Facts:
     format: int = FORMAT
 
 
-class Checkpoints:
-    """The checkpoints of a run: its latest few and its best, and the replay that they share."""
+def folder_of(run_dir: Path, part: int | None) -> Path:
+    """Return where a run's checkpoints are, or those of one of its parts (`--workers`)."""
+    return run_dir / "checkpoints" / ("" if part is None else f"part{part}")
 
-    def __init__(self, run_dir: Path, keep: int, folder: str = "") -> None:
-        self.dir, self.keep = run_dir / "checkpoints" / folder, keep
+
+def file_of(folder: Path, step: int) -> Path:
+    """Return the checkpoint of a step."""
+    return folder / f"step-{step:012d}.safetensors"
+
+
+class Checkpoints:
+    """The latest few checkpoints of a run, or of a part of it, its best, and their replay."""
+
+    def __init__(self, run_dir: Path, keep: int, part: int | None = None) -> None:
+        self.dir, self.keep = folder_of(run_dir, part), keep
         self.journals: list[JournalFiles] = []
 
     def _replays(self, journals: Sequence[Journal | None]) -> list[tuple[JournalFiles, Journal]]:
@@ -55,7 +65,7 @@ class Checkpoints:
 
     def save(self, state: State, facts: Facts, journals: Sequence[Journal | None] = ()) -> Path:
         """Write a checkpoint, then remove those that it makes superfluous."""
-        path = self.dir / f"step-{facts.step:012d}.safetensors"
+        path = file_of(self.dir, facts.step)
         names = [name for files, each in self._replays(journals) for name in files.save(each)]
         facts = replace(facts, replay=names)
         write_tensors(path, state, KEY, asdict(facts))

@@ -44,12 +44,15 @@ MAY_CHANGE = {
     "eval_episodes",
     "final_episodes",
     "threads",
+    "record_updates",
     "records",
     "checkpoint_every",
     "keep",
     "on_nan",
 }
-"""Settings of a run that a resumed one may change: none of them alters what was learned."""
+"""Settings of a run that a resumed one may change: none of them alters what was learned.
+
+One more is `device`, from one GPU to another."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,15 @@ class TrainConfig:
 def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
     """Return what learns otherwise in a saved run, by name: the settings as they are now."""
     now = json.loads(json.dumps(config.as_json()))
-    return {k: v for k, v in now.items() if k not in MAY_CHANGE and v != saved.get(k)}
+    changed = {k: v for k, v in now.items() if k not in MAY_CHANGE and v != saved.get(k)}
+    if kind_of(now["device"]) == kind_of(str(saved.get("device"))):
+        changed.pop("device", None)
+    return changed
+
+
+def kind_of(device: str) -> str:
+    """Return what kind of device one is: cuda for cuda:1."""
+    return device.partition(":")[0]
 
 
 def refuse_changes(saved: Mapping[str, Any], config: TrainConfig) -> None:

@@ -15,7 +15,8 @@ def find_device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         raise BadInput(
             f"--device {name}: PyTorch {torch.__version__} finds no CUDA device; install the CUDA "
-            "build that pytorch.org names, or leave --device out"
+            "build that pytorch.org names, or leave --device out; a run that began on a GPU goes "
+            "on on one alone, and --init-from starts a new one from its policies"
         )
     there = torch.cuda.device_count()
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -25,8 +26,12 @@ def find_device(name: str) -> torch.device:
 
 
 def nth_device(name: str, n: int) -> str:
-    """Return the device of the n-th process of a host; `cuda` alone is for all that there are."""
-    return f"cuda:{n % torch.cuda.device_count()}" if name == "cuda" else name
+    """Return the device of the n-th process of a host; `cuda` alone is for all that there are.
+
+    Where there are none it stays `cuda`, which `find_device` refuses.
+    """
+    there = torch.cuda.device_count() if name == "cuda" else 0
+    return f"cuda:{n % there}" if there else name
 
 
 def memory_of(device: torch.device) -> int | None:

@@ -80,7 +80,7 @@ class Policy:
             query = memory.unit(inputs[-1] @ self._params["memory.projection"])
         else:
             query = memory.scaled(inputs[0])
-        weight = mean.new_tensor([meta.student_weight])
+        weight = mean.new_full((1,), meta.student_weight)
         return memory.mix(mean.clamp(-1, 1), kept.answer(query), weight)
 
     def features(self, obs: Tensor) -> Tensor:

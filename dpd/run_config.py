@@ -77,6 +77,9 @@ class RunConfig:
     """Simulation: `auto` is native where it can be, and warp for many environments on a GPU."""
     device: str = "cpu"
     """Where learners and distillation are, and what warp simulates on: cpu, cuda, or cuda:1."""
+    record_updates: bool = True
+    """On a GPU, record updates as CUDA graphs; off, each operation is launched by itself, which
+    is slower."""
     peers: int = 2
     """Learners of one seed, which teach each other."""
     seeds: int = 1
@@ -136,6 +139,12 @@ class RunConfig:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise BadInput(f"--device is cpu, cuda or as cuda:1, not '{self.device}'")
         self.parsed_env_kwargs()
+
+    def seeds_of(self, part: int) -> range:
+        """Return the seeds that one of the `workers` trains: as even as can be, in order."""
+        each, more = divmod(self.seeds, self.workers)
+        begin = self.seed + part * each + min(part, more)
+        return range(begin, begin + each + (part < more))
 
     def parsed_env_kwargs(self) -> dict[str, Any]:
         """Return the environment's keyword arguments."""

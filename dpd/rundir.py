@@ -70,8 +70,7 @@ class RunDir:
     ) -> None:
         self.path, self.config, self.training, self.part = path, config, training, part
         self.saver = PolicySaver(path, config, training.spec, training.export, training.memory)
-        folder = "" if part is None else f"part{part}"
-        self.checkpoints = Checkpoints(path, config.run.keep, folder)
+        self.checkpoints = Checkpoints(path, config.run.keep, part)
         self.metrics = metrics_name(part)
         self.rollbacks = 0
         self._saved_at = time.monotonic()

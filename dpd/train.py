@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from dpd.agents.base import Metrics
+from dpd.agents.graphs import NotRecorded
 from dpd.config import BadInput, TrainConfig
 from dpd.display import open_console
 from dpd.envs.physics import n_cores
@@ -95,6 +96,9 @@ def see_through(run: RunDir, console: Console, is_new: bool) -> int:
         return stopped.status
     except torch.OutOfMemoryError as error:
         raise BadInput(f"{TOO_LARGE}; {run.resume_command} goes on with what there is") from error
+    except NotRecorded as error:
+        again = f"{run.resume_command} --no-record-updates"
+        raise BadInput(f"{error}; {again} goes on without recordings") from error
     except OSError as error:
         raise OSError(
             error.errno,

@@ -62,9 +62,13 @@ class Training:
             refuse_unfit(self.teacher, self.config, spec)
         # Before the learners take the memory.
         self.replay_bytes = self.config.replay_bytes(spec, memory_of(self.device))
-        return [
+        stacks = [
             Stack(each, who, env, self._make, self.clock, self.device) for each, who, env in made
         ]
+        if not self.run.record_updates:
+            for stack in stacks:
+                stack.agent.graphs.enabled = False
+        return stacks
 
     def _make(self, seeds: list[int]) -> Env:
         run, kwargs = self.run, self.run.parsed_env_kwargs()

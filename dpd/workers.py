@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from dpd.config import TrainConfig, refuse_changes
@@ -54,13 +53,13 @@ def follow_parent() -> None:
 def share(config: TrainConfig, part: int) -> TrainConfig:
     """Return the settings of one part: its seeds, as even as can be, its cores and its GPU."""
     run = config.run
-    sizes = [len(x) for x in np.array_split(np.arange(run.seeds), run.workers)]
+    seeds = run.seeds_of(part)
     here = int(os.environ.get("LOCAL_RANK", part))  # torchrun counts the processes of a host
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", run.workers))
     mine = replace(
         run,
-        seed=run.seed + sum(sizes[:part]),
-        seeds=sizes[part],
+        seed=seeds.start,
+        seeds=len(seeds),
         workers=1,
         threads=run.threads or max(1, n_cores() // beside),
         device=nth_device(run.device, here),

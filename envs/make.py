@@ -85,10 +85,10 @@ def check(
     backend = choose(env_id, backend, env_kwargs, device, n_envs)
     if backend == "warp":
         warp = _warp_backend()
-        warp.find_device(str(device or "cuda"))
+        found = warp.find_device(str(device or "cuda"))
         # the same task, without a minute of compiling
         native = check(env_id, "native")
-        return dataclasses.replace(native, backend="warp", notes=warp.notes(env_id))
+        return dataclasses.replace(native, backend="warp", notes=warp.notes(env_id, found))
     env = make(env_id, 1, [0], backend, env_kwargs, threads=1)
     env.close()
     return env.spec

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpd.envs import tasks
 from dpd.envs.base import ActionScale, EnvSpec, Step, UnsupportedEnv, snapshot_rows
-from dpd.envs.warp_physics import WarpPhysics, find_device
+from dpd.envs.warp_physics import WarpPhysics, find_device, loops_on
 
 Snapshot = dict[str, np.ndarray]
 
@@ -22,9 +22,16 @@ NOTES = {
 """What differs from MuJoCo's own simulation, beside float32."""
 
 
-def notes(env_id: str) -> tuple[str, ...]:
-    """Return what to say of a task once."""
-    return (NOTES[env_id],) if env_id in NOTES else ()
+OLD_DRIVER = (
+    "the CUDA driver is older than 12.4: the solver takes all of its iterations at every step, "
+    "however soon it has converged, which is many times slower; update it, or --backend native"
+)
+
+
+def notes(env_id: str, device: torch.device) -> tuple[str, ...]:
+    """Return what to say once of a task on a device."""
+    found = (NOTES[env_id],) if env_id in NOTES else ()
+    return found if loops_on(device) else (*found, OLD_DRIVER)
 
 
 class WarpEnv:
@@ -56,7 +63,6 @@ class WarpEnv:
                 f"{n_envs:,} environments of {env_id} do not fit into the memory of {self.device}; "
                 "lower --n-envs or --seeds"
             ) from error
-        self._state = self._physics.fields
         self._mass = torch.tensor(model.body_mass, dtype=torch.float32, device=self.device)
         self._dt = model.opt.timestep * task.frame_skip
         low, high = model.actuator_ctrlrange.T.astype(np.float32)
@@ -64,7 +70,7 @@ class WarpEnv:
         self._elapsed = torch.zeros(n_envs, dtype=torch.int64, device=self.device)
         self.n_lost = torch.zeros((), dtype=torch.int64, device=self.device)
         self._marker = torch.zeros(n_envs, device=self.device)
-        self._obs = tasks.observe(task, self._state)
+        self._obs = tasks.observe(task, self._physics.fields)
         size = self._obs.shape[1]
         self.spec = EnvSpec(
             env_id,
@@ -75,9 +81,9 @@ class WarpEnv:
             high,
             can_snapshot=True,
             max_steps=task.max_steps,
-            notes=notes(env_id),
+            notes=notes(env_id, self.device),
         )
-        self._started = False
+        self._started = self._closed = False
         self._act: Tensor | None = None
         self._void = torch.zeros(n_envs, dtype=torch.bool, device=self.device)
 
@@ -106,7 +112,7 @@ class WarpEnv:
     def wait(self) -> Step:
         if self._act is None:
             raise RuntimeError("wait() without start()")
-        task, state, act, self._act = self._task, self._state, self._act, None
+        task, state, act, self._act = self._task, self._physics.fields, self._act, None
         marker = tasks.marker(task, state, self._mass).clone()  # planar: a view of qpos
         up = tasks.healthy(task, state) if task.terminates else None
         reward = tasks.reward(task, state, (marker - self._marker) / self._dt, act, up)
@@ -134,13 +140,15 @@ class WarpEnv:
         """Begin new episodes where `over` [M] says -> obs [M, O], with theirs in place."""
         self._physics.restart(over)
         self._elapsed.masked_fill_(over, 0)
-        fresh = tasks.marker(self._task, self._state, self._mass)
+        state = self._physics.fields
+        fresh = tasks.marker(self._task, state, self._mass)
         self._marker = torch.where(over, fresh, marker)
-        self._obs = torch.where(over[:, None], tasks.observe(self._task, self._state), obs)
+        self._obs = torch.where(over[:, None], tasks.observe(self._task, state), obs)
         return self._obs
 
     def trouble(self) -> list[str]:
         """Say of dropped contacts and of lost steps; waits for the device, so ask rarely."""
+        self._refuse_midstep()
         said = []
         if self._physics.overflowed():
             said.append("contacts were dropped for want of room: the physics was not the task's")
@@ -183,8 +191,14 @@ class WarpEnv:
         return self._obs
 
     def close(self) -> None:
-        """Nothing to do: the device's memory goes with the object."""
+        """Give the simulation's memory back, whoever still holds this object."""
+        if not self._closed:
+            self._closed, self._act = True, None
+            self._physics.wait()  # a step under way still uses it
+            del self._physics
 
     def _refuse_midstep(self) -> None:
+        if self._closed:
+            raise RuntimeError("the environment is closed")
         if self._act is not None:
             raise RuntimeError("a step is under way; call wait() first")

@@ -6,7 +6,9 @@ the solver's tolerance to 1e-6, which is what float32 can meet.
 """
 
 import gc
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import mujoco
 import mujoco_warp as mjw
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from dpd.envs.base import UnsupportedEnv
 from dpd.envs.tasks import Task
+
+ON_CPU = "--backend native simulates on the CPU"
 
 # Contacts (shared by all worlds) and constraint rows per world. Random and bang-bang actions for
 # 12,000 steps, falls included, needed up to 8 and 38; Humanoid 11 and 47.
@@ -103,7 +107,10 @@ class WarpPhysics:
         _wait_for(device)  # what torch has begun; Warp's stream is another one
         n_contacts, n_rows = _CAPACITY.get(task.env_id, _USUAL_CAPACITY)
         with wp.ScopedDevice(str(device)):
-            self._model = mjw.put_model(model)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of an old driver `notes` tells, in one line
+                self._model = mjw.put_model(model)
+            self._model.opt.graph_conditional = loops_on(device)
             self._model.opt.warn_overflow = 0  # or the device prints; `overflowed` tells
             self._data = mjw.make_data(model, n_worlds, nconmax=n_contacts, njmax=n_rows)
             self._draw_args = self._make_draw_args()
@@ -118,7 +125,7 @@ class WarpPhysics:
     def step(self, ctrl: Tensor) -> None:
         """Begin to advance all worlds by one environment step under ctrl [M, A]."""
         self.fields["ctrl"].copy_(ctrl)
-        self._step()
+        self._launch(self._step)
 
     def restart(self, mask: Tensor) -> None:
         """Start masked worlds [M] anew.
@@ -128,7 +135,7 @@ class WarpPhysics:
         """
         self.episode += mask
         self._mask.copy_(mask)
-        self._restart()
+        self._launch(self._restart)
         for name in _ZERO_AT_START:
             if name in self.fields:
                 field = self.fields[name]
@@ -153,6 +160,10 @@ class WarpPhysics:
         for field, part in zip(self._state, parts, strict=True):
             field[ids] = part
 
+    def wait(self) -> None:
+        """Wait until the device has done all that was begun."""
+        _wait_for(self._device)
+
     def _make_draw_args(self) -> tuple[list[object], list[object]]:
         data, task = self._data, self._task
         given = [wp.from_torch(t) for t in (self._mask, self.key, self.episode, self._qpos0)]
@@ -175,27 +186,53 @@ class WarpPhysics:
             mjw.com_pos(self._model, data)
             mjw.com_vel(self._model, data)
 
-    def _record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run work once, record what it launches, and return what replays that."""
+    def _record(self, work: Callable[[], None]) -> wp.Graph:
+        """Run work once, and record what it launches."""
         work()  # compiles, which a recording can't
-        collects = gc.isenabled()
-        gc.disable()  # an array let go of meanwhile would become part of the recording
-        try:
-            with wp.ScopedCapture() as capture:
-                work()
-        finally:
-            if collects:
-                gc.enable()
-        return lambda: wp.capture_launch(capture.graph, stream=self._stream())
+        with _clear_errors(self._task.env_id), _no_collection(), wp.ScopedCapture() as capture:
+            work()
+        return capture.graph
 
-    def _stream(self) -> object:
-        """Return the stream torch works on now, so that launches and tensors stay in order."""
-        return wp.stream_from_torch(self._device) if self._device.type == "cuda" else None
+    def _launch(self, graph: wp.Graph) -> None:
+        """Replay a recording on the stream torch works on now, so that all stays in order."""
+        on_gpu = self._device.type == "cuda"
+        wp.capture_launch(graph, stream=wp.stream_from_torch(self._device) if on_gpu else None)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector away: what it frees would become part of a recording."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def _clear_errors(env_id: str) -> Iterator[None]:
+    """Say in one line that a simulation could not be recorded; a lack of memory stays one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "allocate" in str(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise UnsupportedEnv(
+            f"Warp cannot record the simulation of {env_id} as a CUDA graph: {reason}; {ON_CPU}"
+        ) from error
 
 
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # all streams, Warp's too
+
+
+def loops_on(device: torch.device) -> bool:
+    """Whether a recording may loop until the solver has converged: on a GPU from CUDA 12.4 on."""
+    return device.type == "cpu" or bool(wp.is_conditional_graph_supported())
 
 
 def find_device(name: str) -> torch.device:
@@ -208,13 +245,26 @@ def find_device(name: str) -> torch.device:
     if device.type == "cpu":
         return device
     if not (torch.cuda.is_available() and wp.is_cuda_available()):
-        blind = "Warp" if torch.cuda.is_available() else "PyTorch"
-        raise UnsupportedEnv(f"device {name!r}: {blind} finds no CUDA device; use device cpu")
+        raise UnsupportedEnv(f"device {name!r}: {_why_no_device()}; {ON_CPU}")
     index = torch.cuda.current_device() if device.index is None else device.index
     device = torch.device("cuda", index)
     if not wp.is_mempool_enabled(str(device)):
         # the Runge-Kutta integrator allocates inside the recording
         raise UnsupportedEnv(
-            f"device {name!r}: Warp needs CUDA memory pools, and they are switched off"
+            f"device {name!r}: Warp needs CUDA memory pools, and they are switched off; {ON_CPU}"
         )
     return device
+
+
+def _why_no_device() -> str:
+    """Say why there is no CUDA device for both PyTorch and Warp."""
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    driver, built = wp.get_cuda_driver_version(), wp.get_cuda_toolkit_version()
+    if driver is None or built is None or driver >= built:
+        return "Warp finds no CUDA device"
+    said = [".".join(map(str, version)) for version in (built, driver)]
+    return (
+        f"Warp {wp.__version__} is built for CUDA {said[0]}, and the driver is of {said[1]}: "
+        "update the driver, or install a warp-lang that is built for it"
+    )

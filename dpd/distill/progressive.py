@@ -24,7 +24,7 @@ class Progressive(Supervised):
         super().__init__(config, context)
         chosen = choose(config, self.teacher.history, int(context.seeds[0][0]))
         self.stages = [self.teacher.history[k] for k in chosen] + [self.teacher.policies[0]]
-        self.losses: list[float] = []  # of the current stage
+        self.losses: list[float] = []  # of the current stage, for the switch `saturate`
         self._enter(0)
 
     def _enter(self, stage: int) -> None:
@@ -47,7 +47,8 @@ class Progressive(Supervised):
         """Take the iteration's gradient steps towards the current checkpoint."""
         metrics = super().step()
         loss = metrics["distill/loss"]
-        self.losses.append(float(loss.mean()))
+        if self.config.switch == "saturate":  # reading a loss waits for the device
+            self.losses.append(float(loss.mean()))
         numbers = {
             "stage": self.stage,
             "stage_return": number_of(self.stages[self.stage], "eval_return"),

@@ -49,6 +49,7 @@ class Retrieval(Supervised):
         self.embedding = Embedding(config, self.agent, self.teacher, rng)
         fixed = 1.0 if config.student_weight is None else config.student_weight
         self.weight = self._each(fixed)
+        self.weights = self.weight.new_tensor(WEIGHTS)
         self.iteration = 0
         self.kept: Neighbours | None = None  # what follows from the replay is in no checkpoint
 
@@ -116,7 +117,7 @@ class Retrieval(Supervised):
             [(memory.mix(own, found, w * ones) - truth).square().mean((1, 2)) for w in WEIGHTS]
         )
         if self.config.student_weight is None:
-            self.weight = ones.new_tensor(WEIGHTS)[error.argmin(0)]
+            self.weight = self.weights[error.argmin(0)]
         mixed = memory.mix(own, found, self.weight)
         gain = error[0] - (mixed - truth).square().mean((1, 2))
         return {
@@ -158,7 +159,7 @@ class Retrieval(Supervised):
         actions = self._said(obs)
         if c.control == "shuffled":
             order = torch.randperm(m, generator=torch.Generator().manual_seed(0))
-            actions = actions[:, order.tolist()]
+            actions = actions[:, order.to(actions.device, non_blocking=True)]
         keys = self._scaled(obs) if c.keys == "obs" else self.embedding.keys(obs)
         return Neighbours.of(keys, actions, c.k, c.tau)
 

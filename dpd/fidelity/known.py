@@ -14,11 +14,13 @@ from torch import Tensor
 
 from dpd.agents.base import part
 from dpd.agents.learners import Learners
+from dpd.agents.rng import with_own_generators
 from dpd.agents.student import Student
-from dpd.checkpoint import read
+from dpd.checkpoint import file_of, folder_of, read
 from dpd.config import TrainConfig
 from dpd.journal import JournalFiles
 from dpd.policyfile import Policy
+from dpd.run_config import RunConfig
 
 Value = Callable[[Tensor], Tensor]
 """Raw observations [B, O] -> values [B] in raw reward units."""
@@ -45,28 +47,40 @@ def known_of(file: Path, policy: Policy, read_run: ReadRun) -> Known:
     run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
     if run_dir is None or not isinstance(steps, int):
         return Known()
-    checkpoint = run_dir / "checkpoints" / f"step-{steps:012}.safetensors"
-    if not checkpoint.is_file():
+    if not any(run_dir.glob(f"checkpoints/**/{file_of(run_dir, steps).name}")):
         return Known()
     config = read_run(run_dir)
-    seeds = range(config.run.seed, config.run.seed + config.run.seeds)
+    folder, seeds = share_of(config.run, run_dir, seed)
     members = [[(s, p) for s in seeds for p in stack.peers] for stack in config.stacks]
     k = next((k for k, who in enumerate(members) if (seed, peer) in who), None)
-    if k is None:
+    checkpoint = file_of(folder, steps)
+    if k is None or not checkpoint.is_file():
         return Known()  # of another run
     stack, who = config.stacks[k], members[k]
     agent: Learners = stack.algo.build(policy.meta.obs_dim, policy.meta.act_dim, who)
     state, facts = read(checkpoint)
-    agent.load_state(part(state, f"training.stack{k}.agent"))
+    # Nothing is drawn here, and a GPU's generators would not fit.
+    agent.load_state(with_own_generators(part(state, f"training.stack{k}.agent"), agent.state()))
     n = next(row for row, each in enumerate(who) if each == (seed, peer))
     own = {name: x for name, x in agent.export(n).items() if name.startswith("actor.")}
     theirs = policy.tensors
     if not all(name in theirs and torch.equal(x, theirs[name]) for name, x in own.items()):
         return Known()  # another policy has taken the file's place
     if isinstance(agent, Student):
-        segments = JournalFiles(checkpoint.parent, k).read(facts.replay)
+        segments = JournalFiles(folder, k).read(facts.replay)
         return Known(states=remembered(agent, n, *segments))
     return Known(value=lambda obs: value(agent, n, obs))
+
+
+def share_of(run: RunConfig, run_dir: Path, seed: object) -> tuple[Path, range]:
+    """Return where the checkpoints with a seed lie, and all the seeds that are in them.
+
+    A process of several (`--workers`, or torchrun) has a folder of its own.
+    """
+    if not folder_of(run_dir, 0).is_dir():
+        return folder_of(run_dir, None), range(run.seed, run.seed + run.seeds)
+    part = next((k for k in range(run.workers) if seed in run.seeds_of(k)), 0)
+    return folder_of(run_dir, part), run.seeds_of(part)
 
 
 def value(agent: Learners, n: int, obs: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Learners on another device: every tensor is there, and nothing waits for it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from elsewhere import META, Elsewhere
+from elsewhere import META, Recorded, on_device
 from parity import A, O, filled
 
 from dpd.agents.graphs import Graphs
@@ -15,33 +16,72 @@ from dpd.agents.student_config import StudentConfig
 SEEDS = [(0, 0), (0, 1)]
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 8, "minibatch_size": 8, "hidden": (8, 8)}
 REPLAY: dict[str, Any] = SMALL | {"capacity": 64, "learning_starts": 0}
+REPLAYED: dict[str, Any] = {
+    "td3": TD3Config(**REPLAY),
+    "td3, ou": TD3Config(**REPLAY, exploration="ou"),
+    "td3, parameter noise": TD3Config(**REPLAY, exploration="param", norm_obs=True),
+    "td3, shared": TD3Config(**REPLAY, share_replay=True),
+    "ddpg, extra": DDPGConfig(**REPLAY, extra_policy_updates=1),
+    "sac": SACConfig(**REPLAY),
+    "sac, shared": SACConfig(**REPLAY, share_replay=True, peer_lr=(1e-3, 2e-3), norm_obs=True),
+    "sac, fixed temperature": SACConfig(**REPLAY, alpha=0.2, critic_lr=1e-3),
+}
 CONFIGS: dict[str, Any] = {
     "ppo": PPOConfig(**SMALL, epochs=2),
-    "td3": TD3Config(**REPLAY),
-    "td3, ou, 3 steps": TD3Config(**REPLAY, exploration="ou", n_step=3),
-    "td3, parameter noise": TD3Config(**REPLAY, exploration="param", norm_obs=True),
-    "ddpg, extra": DDPGConfig(**REPLAY, extra_policy_updates=1),
-    "sac, shared": SACConfig(**REPLAY, share_replay=True, peer_lr=(1e-3, 2e-3)),
+    "ppo, entropy": PPOConfig(**SMALL, epochs=2, entropy_coef=0.01, norm_adv=False),
+    "ppo, unscaled, unlike rates": PPOConfig(
+        **SMALL, epochs=2, norm_obs=False, norm_reward=False, peer_lr=(1e-3, 2e-3)
+    ),
+    **REPLAYED,
+    **{f"{name}, 3 steps": replace(config, n_step=3) for name, config in REPLAYED.items()},
     "student": StudentConfig(**SMALL, capacity=64),
 }
 
 
+def iterate(agent: Any) -> dict[str, torch.Tensor]:
+    """Do what a stack of a run does, without an environment."""
+    rollout, noise = agent.new_rollout(), agent.noise()
+    for t in range(agent.config.n_steps):
+        rollout.act[:, t] = agent.act(rollout.obs[:, t], noise[:, t])
+    batch = agent.prepare(rollout)
+    if agent.journal is not None:
+        agent.journal._ready = True  # the one thing that is waited for, until it is true
+    metrics = agent.update(batch, 0.5)
+    agent.observe(rollout)
+    agent.ask(rollout.obs[:, 0]), agent.mode(rollout.obs[:, 0])
+    return metrics
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_an_iteration_stays_on_the_device(name: str) -> None:
-    config = CONFIGS[name]
-    with Elsewhere():
-        agent = config.build(O, A, SEEDS, META)
+def test_an_iteration_waits_for_nothing_and_stays_on_the_device(name: str) -> None:
+    agent = CONFIGS[name].build(O, A, SEEDS, META)
+    with on_device():
         for _ in range(2):
-            rollout, noise = agent.new_rollout(), agent.noise()
-            for t in range(config.n_steps):
-                rollout.act[:, t] = agent.act(rollout.obs[:, t], noise[:, t])
-            batch = agent.prepare(rollout)
-            if agent.journal is not None:
-                agent.journal._ready = True  # the one thing that is waited for, until it is true
-            metrics = agent.update(batch, 0.5)
-            agent.observe(rollout)
-        agent.ask(rollout.obs[:, 0]), agent.mode(rollout.obs[:, 0])
+            metrics = iterate(agent)
     assert all(x.device == META for x in metrics.values())
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "student"])
+def test_a_recorded_update_copies_nothing_from_the_host(name: str) -> None:
+    agent = CONFIGS[name].build(O, A, SEEDS, META)
+    agent.graphs = Graphs(torch.device("cuda"), record=Recorded)
+    before = Recorded.made
+    with on_device():
+        for _ in range(2):
+            iterate(agent)
+    # one kind of update, or of TD3 two: with and without the policy
+    delay = getattr(agent.config, "policy_delay", 1)
+    assert Recorded.made - before == (2 if delay > 1 else 1)
+
+
+def test_a_bound_on_the_kl_is_all_that_ppo_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = PPOConfig(**SMALL, epochs=3, target_kl=0.01).build(O, A, SEEDS, META)
+    agent.graphs = Graphs(torch.device("cuda"), record=Recorded)
+    with on_device(), pytest.raises(AssertionError, match="copies to cpu"):
+        iterate(agent)
+    monkeypatch.setattr("dpd.agents.ppo.mean_kl", lambda ratio: torch.zeros(2))
+    with on_device():
+        iterate(agent)
 
 
 class Again:

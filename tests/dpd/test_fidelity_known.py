@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from left_by_gpus import as_on_a_gpu
 from lessons import ENDS, ROLLOUT, STUDENT, distil, train_teacher
 
 from dpd import policyfile
@@ -45,6 +46,52 @@ def test_a_value_is_what_the_learner_itself_says(flags: list[str], tmp_path: Pat
         asked = stack.agent.ask(OBS.expand(stack.agent.n_learners, 20, 8)).value
         assert value is not None and asked is not None and states is None
         assert torch.equal(value(OBS), asked[n]) and value(OBS).std() > 0
+
+
+WHERE = {
+    "on a gpu": [],
+    "in two processes": ["--workers", "2"],
+    "on two gpus": ["--workers", "2"],
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_a_value_is_known_wherever_the_run_learnt(algo: str, where: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ROLLOUT if algo == "ppo" else [*SAC, "--capacity", "512", "--hidden", "8", "8"]
+    argv = ["train", "Swimmer-v5", "--method", "none", "--peers", "1", "--seeds", "3", "--algo"]
+    argv += [algo, *flags, *ENDS, "--total-steps", "128", "--seed", "5", "--out", str(out)]
+    assert main(argv) == 0
+    files = sorted((out / "policies").glob("seed?-peer0.safetensors"))
+    expected = [known_of(file, load(file), saved_run).value for file in files]
+    shutil.rmtree(out)
+    assert main([*argv, *WHERE[where]]) == 0  # the same learners, whoever trains them
+    if "gpu" in where:
+        as_on_a_gpu(out)
+    assert [file.name[4] for file in files] == ["5", "6", "7"]  # two in the first part, one in
+    for file, value in zip(files, expected, strict=True):  # the second
+        found = known_of(file, load(file), saved_run).value
+        assert found is not None and value is not None
+        torch.testing.assert_close(found(OBS), value(OBS))
+
+
+def test_the_states_of_a_students_run_in_parts_on_gpus_are_known(tmp_path: Path) -> None:
+    teacher, out = train_teacher(tmp_path / "teacher"), tmp_path / "run"
+    distil(out, teacher, *STUDENT, "--seeds", "2", "--workers", "2")
+    as_on_a_gpu(out)
+    as_on_a_gpu(teacher)
+    found = []
+    for seed in (0, 1):
+        file = out / f"policies/seed{seed}-peer0.safetensors"
+        states = known_of(file, load(file), saved_run).states
+        assert states is not None and states.shape == (512, 8)
+        found.append(states)
+    assert not torch.equal(*found)  # each seed's own
+    audit = ["fidelity", teacher, out, "--episodes", "1", "--states", "50"]
+    assert main([*map(str, audit), "--out", str(tmp_path / "fidelity")]) == 0
+    student, *_ = json.loads((tmp_path / "fidelity/fidelity.json").read_text())["students"]
+    assert student["gap"]["seen"] == "train"
 
 
 def test_without_its_own_checkpoint_a_policy_has_no_value(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch: pytest.Monkey
 def test_processes_take_the_gpus_of_a_host_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [nth_device("cuda", n) for n in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert nth_device("cuda", 1) == "cuda"  # which find_device refuses, in one line
     assert nth_device("cuda:1", 0) == "cuda:1" and nth_device("cpu", 3) == "cpu"
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from left_by_gpus import as_on_a_gpu
 from safetensors.torch import load_file
 
 import dpd
 import dpd.evaluate
 from dpd.checkpoint import Checkpoints, read
-from dpd.cli import main
+from dpd.cli import main, parse_train
+from dpd.config import refuse_changes
+from dpd.settings import saved_settings
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--eval-episodes", "1", "--final-episodes", "1"]
 SMALL += ["--distill.steps", "4", "--checkpoint-every", "0", "--evals", "1"]
@@ -287,6 +290,21 @@ def test_what_a_resumed_run_may_not_change_is_refused(tmp_path, capsys):
     assert "are done" in capsys.readouterr().out
     assert main(["train", "--resume", str(tmp_path / "nothing")]) == 2
     assert "no run to resume" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_on_another_gpu_and_not_on_another_kind_of_device(tmp_path, capsys):
+    assert main(command(tmp_path, iterations=2)) == 0
+    as_on_a_gpu(tmp_path, "cpu")
+    capsys.readouterr()
+    more = ["train", "--resume", str(tmp_path), "--total-steps", str(3 * PER_ITERATION)]
+    assert main(more) == 2
+    told = capsys.readouterr().err
+    assert "another kind of device's" in told and "--init-from" in told and told.count("\n") == 1
+    as_on_a_gpu(tmp_path, "cuda:0")
+    assert main([*more, "--device", "cpu"]) == 2
+    assert "--device would change from cuda:0 to cpu" in capsys.readouterr().err
+    config = parse_train(["--resume", str(tmp_path), "--device", "cuda:1", "--no-record-updates"])
+    refuse_changes(saved_settings(tmp_path), config)  # raises where it may not go on
 
 
 def test_without_snapshots_resume_begins_new_episodes_and_says_so(tmp_path, capsys):

@@ -35,7 +35,7 @@ def logged(run_dir: Path) -> list[dict[str, str]]:
 def wait_for_parts(process, run_dir: Path, parts: int) -> None:
     """Wait until every part has a checkpoint behind the first iteration."""
     deadline = time.monotonic() + 90
-    folders = [Checkpoints(run_dir, 1, f"part{k}") for k in range(parts)]
+    folders = [Checkpoints(run_dir, 1, k) for k in range(parts)]
     while not all(c.files() and int(c.files()[0].stem[5:]) > 0 for c in folders):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
@@ -81,7 +81,7 @@ def test_a_stopped_shared_run_goes_on_exactly(tmp_path, capfd):
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and f"dpd train --resume {parts}" in said
-    done = max(int(Checkpoints(parts, 1, f"part{k}").files()[0].stem[5:]) for k in range(2))
+    done = max(int(Checkpoints(parts, 1, k).files()[0].stem[5:]) for k in range(2))
     iterations = done // PER_ITERATION + 4
     more = ["--total-steps", str(iterations * PER_ITERATION)]
     assert main(["train", "--resume", str(parts), *more]) == 0
@@ -89,7 +89,7 @@ def test_a_stopped_shared_run_goes_on_exactly(tmp_path, capfd):
     assert_same_policies(policies(whole), policies(parts))
     assert logged(whole) == logged(parts)
     for k in range(2):
-        ends = [read(Checkpoints(d, 1, f"part{k}").files()[0])[0] for d in (whole, parts)]
+        ends = [read(Checkpoints(d, 1, k).files()[0])[0] for d in (whole, parts)]
         assert_same_tensors(*ends)
 
 

@@ -5,12 +5,16 @@ time: one planar task, and the one task whose observations hold contact forces.
 """
 
 import dataclasses
+import gc
+from collections.abc import Iterator
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
 import torch
 import warp as wp
+from elsewhere import NothingFromHost
 from scipy.stats import kstest, norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +23,7 @@ from dpd.envs.base import ActionScale, Step, UnsupportedEnv
 from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
 from dpd.envs.warp import Snapshot, WarpEnv
+from dpd.envs.warp_physics import find_device
 
 wp.config.optimization_level = 0
 
@@ -272,6 +277,109 @@ def test_a_nan_action_is_an_invalid_step_of_its_environment_alone(short: int) ->
     assert env.step(act).valid.all()
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Leave all that is freed to reference counts."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def parts(env: WarpEnv) -> list[ref[Any]]:
+    """Refer weakly to what takes a simulation's memory: worlds, model and recordings."""
+    physics = env._physics
+    held = (physics, physics._data.qpos, physics._model.geom_rbound, physics._step)
+    return [ref(x) for x in (*held, physics._restart)]
+
+
+@pytest.mark.parametrize("how", ["close", "drop"])
+def test_a_simulation_frees_its_memory_at_once(how: str, short: int, no_collector: None) -> None:
+    env: WarpEnv | None = made()
+    assert env is not None
+    step = env.step(torch.zeros(3, 3))
+    kept = step.next_obs.clone()
+    there = parts(env)
+    assert all(part() is not None for part in there)
+    if how == "close":
+        env.close()
+        env.close()  # once more does no harm
+    else:
+        env = None
+    assert [part() for part in there] == [None] * len(there)
+    assert torch.equal(step.next_obs, kept)  # what was handed out stays
+
+
+def test_a_closed_simulation_says_so(short: int) -> None:
+    env = made()
+    snapshot = env.snapshot()
+    env.start(torch.zeros(3, 3))
+    env.close()
+    calls = [env.reset, env.snapshot, env.trouble]
+    calls += [lambda: env.step(torch.zeros(3, 3)), lambda: env.restore(snapshot)]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
+    with pytest.raises(RuntimeError, match="without start"):
+        env.wait()
+
+
+def test_a_simulation_is_recorded_without_the_collector(
+    short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collects = []
+
+    class Capture(wp.ScopedCapture):
+        def __enter__(self) -> Any:
+            collects.append(gc.isenabled())
+            return super().__enter__()
+
+    monkeypatch.setattr(wp, "ScopedCapture", Capture)
+    made()
+    assert collects == [False, False] and gc.isenabled()  # a step, and a restart
+
+
+def test_with_an_old_driver_the_solver_does_not_loop_and_a_line_says_so(
+    short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, acts = made(), unit_actions(made(), 6)
+    expected = rollout(usual, acts)
+    assert usual.spec.notes == ()
+    monkeypatch.setattr("dpd.envs.warp_physics.loops_on", lambda device: False)
+    monkeypatch.setattr("dpd.envs.warp.loops_on", lambda device: False)
+    env = made()
+    assert not env._physics._model.opt.graph_conditional
+    assert_same(rollout(env, acts), expected)  # it only ends later
+    assert "older than 12.4" in env.spec.notes[0] and "--backend native" in env.spec.notes[0]
+
+
+def test_what_warp_can_not_record_is_said_in_one_line(
+    short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused(wp.ScopedCapture):
+        def __exit__(self, *args: Any) -> None:
+            super().__exit__(*args)
+            raise RuntimeError("CUDA error 900: not permitted\nmore of it")
+
+    monkeypatch.setattr(wp, "ScopedCapture", Refused)
+    with pytest.raises(UnsupportedEnv, match=r"Hopper-v5 .* 900: not permitted; --backend native"):
+        made()
+
+
+@pytest.mark.parametrize(
+    ("driver", "says"),
+    [((12, 2), "built for CUDA 13.0, and the driver is of 12.2: update"), (None, "Warp finds no")],
+)
+def test_a_driver_too_old_for_warp_is_named(
+    driver: tuple[int, int] | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(wp, "get_cuda_driver_version", lambda: driver)
+    monkeypatch.setattr(wp, "get_cuda_toolkit_version", lambda: (13, 0))
+    with pytest.raises(UnsupportedEnv, match=f"{says}.*--backend native"):
+        find_device("cuda")
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuse what makes the host wait for a device: values and shapes read from tensors."""
 
@@ -284,7 +392,7 @@ class NoWaiting(TorchDispatchMode):
 def test_a_step_reads_nothing_back_from_the_device(env_id: str, short: int) -> None:
     env = made(env_id)
     act = unit_actions(env, 1)[0]
-    with NoWaiting():
+    with NoWaiting(), NothingFromHost("cpu"):
         env.step(act)
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
         bool(env.step(act).terminated.any())

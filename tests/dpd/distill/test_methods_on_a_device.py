@@ -1,44 +1,104 @@
 """Methods on another device: a whole iteration of learners and method waits for nothing."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from elsewhere import META, Elsewhere
+from elsewhere import META, Recorded, on_device
 from setups import ALGO, REPLAYED, O
 from setups import A as ACT
 from taught import PLAIN, drawn
+from taught import SAC as SQUASHED
 
+from dpd import distill
 from dpd.agents.base import Metrics
+from dpd.agents.graphs import Graphs
 from dpd.agents.learners import Learners
 from dpd.agents.student_config import StudentConfig
-from dpd.distill import METHODS
-from dpd.distill.base import Context
+from dpd.distill.base import Context, Members
 from dpd.distill.peers_config import DPDConfig
 from dpd.distill.teacher import Teacher
+from dpd.memory import MemoryMeta
+from dpd.policyfile import Policy
 
+KINDS: dict[str, Any] = distill.METHODS  # their settings differ
 STUDENT = StudentConfig(n_envs=4, n_steps=16, minibatch_size=16, capacity=400, hidden=(16, 16))
+SIZES = replace(STUDENT, hidden=(16, 16), sizes=("16x16", "8x4"))
 SEEDS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 FEW: dict[str, Any] = {"steps": 2, "batch_size": 16}
-TAUGHT: dict[str, Any] = {"bc": {}, "dagger": {}, "on-policy": {}, "scaffold": {}, "kickstart": {}}
-TAUGHT |= {"ppd": {}, "n-distill": {}, "reverse-kl": {}}
-UNSCALED = replace(ALGO, norm_adv=False, norm_reward=False)
-ALGOS = {"student": STUDENT, "ppo": UNSCALED}
-CASES: dict[str, tuple[Any, Any]] = {
-    "none": (METHODS["none"](), ALGO),
-    "paper": (DPDConfig(**FEW), ALGO),
+PPO, TD3, DDPG, SAC = ALGO, REPLAYED["td3"], REPLAYED["ddpg"], REPLAYED["sac"]
+UNSCALED = replace(PPO, norm_adv=False, norm_reward=False)
+LATER: dict[str, Any] = {"check_every": 1000, "embed_steps": 2}  # a check waits
+THREE_STEPS = {f"paper, {name}, 3 steps": replace(a, n_step=3) for name, a in REPLAYED.items()}
+EVERY = {"ppo": PPO} | REPLAYED
+PEERS: dict[str, tuple[Any, Any]] = {
+    **{f"none, {name}": (KINDS["none"](), algo) for name, algo in EVERY.items()},
+    **{f"paper, {name}": (DPDConfig(**FEW), algo) for name, algo in EVERY.items()},
+    **{name: (DPDConfig(**FEW), algo) for name, algo in THREE_STEPS.items()},
+    **{
+        f"shared dose, {name}": (DPDConfig(dose="shared", **FEW), algo)
+        for name, algo in EVERY.items()
+    },
+    **{f"in the loss, {name}": (DPDConfig(dose="loss"), algo) for name, algo in EVERY.items()},
     "hard, return, shuffled": (
         DPDConfig(gate="hard", ruler="return", control="shuffled", **FEW),
-        ALGO,
+        PPO,
     ),
-    "in the loss": (DPDConfig(dose="loss", coef=0.1, divergence="kl_forward"), ALGO),
-    "own states, one way": (DPDConfig(states="mixed", students=(0,), memory=32, **FEW), ALGO),
-    **{f"paper, {name}": (DPDConfig(**FEW), algo) for name, algo in REPLAYED.items()},
-    "lcb": (DPDConfig(ruler="lcb", gate="hard", states="mixed", **FEW), REPLAYED["td3"]),
-    "in SAC's loss": (DPDConfig(dose="loss", ruler="action"), REPLAYED["sac"]),
-    **{name: (METHODS[name](**own), ALGOS[METHODS[name].ALGO]) for name, own in TAUGHT.items()},
+    "in the loss, kl": (DPDConfig(dose="loss", coef=0.1, divergence="kl_forward"), PPO),
+    "nll, reward's scale, reversed": (
+        DPDConfig(divergence="nll", scale="reward", control="reversed", **FEW),
+        PPO,
+    ),
+    "samples, clipped weights, cancelled": (
+        DPDConfig(target="sample", weight_clip=(0.01, 100.0), control="cancelled", **FEW),
+        PPO,
+    ),
+    "uniform of the same dose": (DPDConfig(gate="uniform", match_dose=True, **FEW), PPO),
+    "own states, one way": (DPDConfig(states="mixed", students=(0,), memory=32, **FEW), PPO),
+    "lcb": (DPDConfig(ruler="lcb", gate="hard", states="mixed", **FEW), TD3),
+    "critics, whole replay": (DPDConfig(ruler="critics", memory=0, **FEW), DDPG),
+    "action, in the loss": (DPDConfig(dose="loss", ruler="action"), SAC),
 }
+TAUGHT: dict[str, tuple[Any, Any]] = {
+    **{
+        name: (KINDS[name](steps=2), STUDENT)
+        for name in ("bc", "dagger", "on-policy", "progressive", "scaffold")
+    },
+    "dagger, sizes": (KINDS["dagger"](steps=2), SIZES),
+    "dagger, nll": (KINDS["dagger"](steps=2, divergence="nll"), STUDENT),
+    "scaffold, wide, samples": (
+        KINDS["scaffold"](steps=2, label="sample", broad="gaussian"),
+        STUDENT,
+    ),
+    "retrieval": (KINDS["retrieval"](steps=2, eta=0.1, **LATER), STUDENT),
+    "retrieval, obs": (KINDS["retrieval"](steps=2, keys="obs", **LATER), STUDENT),
+    "kickstart": (KINDS["kickstart"](), PPO),
+    **{
+        f"kickstart, {name}": (KINDS["kickstart"](divergence="mse"), algo)
+        for name, algo in REPLAYED.items()
+    },
+    "ppd": (KINDS["ppd"](), PPO),
+    "n-distill": (KINDS["n-distill"](), UNSCALED),
+    "reverse-kl": (KINDS["reverse-kl"](reward_coef=0.5), UNSCALED),
+}
+
+
+def on_meta(algo: Any, seeds: Sequence[tuple[int, int]] = SEEDS) -> Learners:
+    """Return learners that record their updates as they would on a GPU."""
+    agent: Learners = algo.build(O, ACT, seeds, META)
+    agent.graphs = Graphs(torch.device("cuda"), record=Recorded)
+    if agent.journal is not None:
+        agent.journal._ready = True  # type: ignore[attr-defined] # what is waited for, until true
+    return agent
+
+
+def checkpoint(steps: int) -> Policy:
+    """Return a teacher's policy as it was after so many steps, better the later."""
+    policy = drawn(PLAIN, seed=steps)
+    known = {"eval_return": float(steps), "steps": steps}
+    return Policy(policy.tensors, replace(policy.meta, provenance=known))
 
 
 def iterate(agent: Learners, method: Any, progress: float) -> Metrics:
@@ -47,8 +107,6 @@ def iterate(agent: Learners, method: Any, progress: float) -> Metrics:
     rollout.act[:, 0] = method.actor.act(rollout.obs[:, 0], noise[:, 0])
     method.see(rollout)
     batch = agent.prepare(rollout)
-    if agent.journal is not None:
-        agent.journal._ready = True  # type: ignore[attr-defined] # what is waited for, until true
     method.prepare(batch, progress)
     metrics = agent.update(batch, progress, method.loss)
     metrics |= method.step()
@@ -56,23 +114,71 @@ def iterate(agent: Learners, method: Any, progress: float) -> Metrics:
     return metrics
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PEERS | TAUGHT)
 def test_an_iteration_with_a_method_stays_on_the_device(name: str) -> None:
-    config, algo = CASES[name]
-    teacher = Teacher([drawn(PLAIN)]).on(META) if name in TAUGHT else None
-    with Elsewhere():
-        agent = algo.build(O, ACT, SEEDS, META)
-        method = config.build(Context(agent, 2, 2, SEEDS, teacher))
-        for k in range(2):
-            metrics = iterate(agent, method, k / 2)
+    config, algo = (PEERS | TAUGHT)[name]
+    history = [checkpoint(steps) for steps in (100, 200, 300)]
+    teacher = Teacher([checkpoint(400)], history).on(META) if name in TAUGHT else None
+    agent = on_meta(algo)
+    method = config.build(Context(agent, 2, 2, SEEDS, teacher))
+    with on_device():
+        for k in range(4):
+            metrics = iterate(agent, method, k / 4)
     assert all(x.device == META for x in metrics.values())
     assert any(metric.startswith("distill/") for metric in metrics)
 
 
+def with_memory() -> Policy:
+    """Return a policy that asks a memory of four states, as `retrieval` writes them."""
+    policy = drawn(PLAIN)
+    kept = MemoryMeta(entries=4, dim=O, query="obs", k=2, tau=0.1, student_weight=0.5)
+    tensors = {"memory.keys": torch.randn(4, O), "memory.actions": torch.zeros(4, ACT)}
+    return Policy(policy.tensors | tensors, replace(policy.meta, memory=kept))
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [[drawn(PLAIN, seed=k) for k in range(3)], [drawn(SQUASHED)], [with_memory()]],
+    ids=["several", "squashed", "memory"],
+)
+def test_a_teacher_answers_on_the_device(policies: list[Policy]) -> None:
+    agent, teacher = on_meta(STUDENT), Teacher(policies).on(META)
+    config = KINDS["dagger"](steps=2, divergence="mse")
+    method = config.build(Context(agent, 2, 2, SEEDS, teacher))
+    with on_device():
+        iterate(agent, method, 0.0), iterate(agent, method, 0.5)
+
+
+def test_peers_of_unlike_algorithms_teach_each_other_on_the_device() -> None:
+    kinds = {PPO: [(0, 0), (1, 0)], SAC: [(0, 1), (1, 1)]}
+    agents = [on_meta(algo, seeds) for algo, seeds in kinds.items()]
+    members = [Members(agent, [peer]) for peer, agent in enumerate(agents)]
+    config = DPDConfig(ruler="lcb", gate="hard", **FEW)
+    methods = [
+        config.build(Context(agent, 2, 2, seeds, None, members))
+        for agent, seeds in zip(agents, kinds.values(), strict=True)
+    ]
+    with on_device():
+        for k in range(2):
+            for member, method in zip(members, methods, strict=True):
+                member.batch = member.agent.prepare(member.agent.new_rollout())
+                iterate(member.agent, method, k / 2)
+
+
 def test_what_waits_or_mixes_devices_is_noticed() -> None:
     x = torch.zeros(2, 3, device=META)
-    with Elsewhere():
+    with on_device():
+        for index in ([0], torch.tensor([0]), x[:, 0] > 0):
+            with pytest.raises(AssertionError, match="indexed"):
+                x[index]
+        with pytest.raises(AssertionError, match="copies from the host"):
+            x.new_tensor([1.0])
         with pytest.raises(AssertionError, match="mixes"):
-            x[torch.tensor([0])]
+            x + torch.zeros(3)
         with pytest.raises((RuntimeError, NotImplementedError)):
             bool((x > 0).all())
+    with on_device(recording=True):
+        with pytest.raises(AssertionError, match="random"):
+            x.normal_()
+        with pytest.raises(AssertionError, match="inside a recording"):
+            x[0].copy_(torch.zeros(3), non_blocking=True)
