@@ -160,8 +160,9 @@ def summary(name: str, env_id: str, policy: Policy, outcome: Outcome) -> dict[st
 
 def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic evaluation") -> None:
     """Print rows of `summary` as a table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from dpd.terminal import make_console
 
     envs = sorted({str(row["env"]) for row in rows})
     episodes = sorted({str(row["episodes"]) for row in rows})
@@ -176,7 +177,7 @@ def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic e
         numbers = [f"{row[k]:,.0f}" for k in ("mean", "std", "min", "max", "length")]
         name = str(row["policy"]) + (f"  {row['env']}" if len(envs) > 1 else "")
         table.add_row(name, *numbers)
-    Console().print(table)
+    make_console().print(table)
 
 
 def record_video(policy: Policy, env_id: str, path: Path, seed: int) -> None:

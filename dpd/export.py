@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from dpd import policyfile
 from dpd.config import BadInput
 from dpd.policyfile import Policy, refuse_memory
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from dpd.commands import ExportConfig
@@ -206,7 +206,7 @@ def export_policy(config: ExportConfig) -> int:
     policy = load_any(config.path, config.foreign)
     checked = write_zoo(policy, out) if kind is None else write_checked(policy, kind, out)
     line = f"{out}  {size(out):,} bytes; {checked}"
-    Console(markup=False, highlight=False).print(line, soft_wrap=True)
+    make_console(markup=False, highlight=False).print(line, soft_wrap=True)
     return 0
 
 

@@ -18,6 +18,7 @@ from dpd.ranks import launched, train_ranks
 from dpd.report import know_teacher, report, say_where, start_facts, title
 from dpd.rundir import RunDir, run_path
 from dpd.stop import Stopped, StopRequest
+from dpd.terminal import make_console
 from dpd.training import Training
 from dpd.workers import follow_parent, part_number, share, supervise
 
@@ -31,7 +32,7 @@ def train(config: TrainConfig) -> int:
     """
     if launched():
         return train_ranks(config, train_part)
-    console = Console()
+    console = make_console()
     if config.run.workers > 1:
         if (part := part_number()) is None:
             return supervise(config, console)

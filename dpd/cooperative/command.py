@@ -20,6 +20,7 @@ from dpd.cooperative.subjects import read_subjects
 from dpd.cooperative.tables import round_line, sheets
 from dpd.cooperative.world import Budget
 from dpd.sheets import print_sheet, require_writable
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from dpd.cooperative.config import CooperateConfig
@@ -47,7 +48,7 @@ def cooperate_paths(config: CooperateConfig) -> int:
     """
     outcome = begun(config) if config.resume is None else read_outcome(config)
     config, budget = outcome.config, outcome.budget
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True, highlight=False)
     with bar(console) as progress:
         task = progress.add_task("", completed=budget.spent, total=config.total_steps)
 
@@ -138,7 +139,7 @@ def report(outcome: Outcome) -> None:
     if outcome.config.json and not outcome.stopped:
         sys.stdout.write(as_text(outcome))
         return
-    console = Console(highlight=False, markup=False)
+    console = make_console(highlight=False, markup=False)
     if not outcome.stopped:
         for sheet in sheets(outcome):
             print_sheet(sheet, console)

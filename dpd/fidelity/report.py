@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
@@ -19,6 +18,7 @@ from dpd.fidelity.subjects import read_subjects
 from dpd.fidelity.tables import sheets
 from dpd.intervals import CONFIDENCE
 from dpd.sheets import Report, deliver, mean_and_each, require_writable
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from dpd.commands import FidelityConfig
@@ -29,7 +29,7 @@ def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
     require_writable(config.out)
     teacher, students, env_id = read_subjects(config, read_run)
     setting = setting_of(config, teacher.policy, env_id)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=1 + len(students))
 
         def tell(name: str) -> None:

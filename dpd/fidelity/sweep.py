@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from dpd.policyfile import Policy
 from dpd.runs import short_names
 from dpd.sheets import Report, deliver, require_writable
 from dpd.sources import load_any, one_policy
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from dpd.commands import SweepConfig
@@ -106,7 +106,7 @@ def progress_bar() -> Progress:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
         transient=True,
     )
 
