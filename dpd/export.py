@@ -192,7 +192,7 @@ FORMATS = {  # beside sb3, which is a folder, and which dpd.sb3 writes and check
 
 def export_policy(config: ExportConfig) -> int:
     """Write a policy in another format, and say how near it comes to the source."""
-    from dpd.sources import find_policies, load_any
+    from dpd.sources import load_any, policies_in
 
     kind = FORMATS.get(config.format)
     if kind is not None:
@@ -200,7 +200,7 @@ def export_policy(config: ExportConfig) -> int:
     if config.path.is_dir():
         raise BadInput(
             f"{config.path} is a directory; dpd export takes one policy, for instance "
-            f"{find_policies(config.path)[0]}"
+            f"{next(iter(policies_in(config.path)), 'runs/RUN/policies/seed0-peer0.safetensors')}"
         )
     out = target(config, "-sb3" if kind is None else kind.ending)
     policy = load_any(config.path, config.foreign)

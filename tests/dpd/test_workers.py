@@ -69,7 +69,8 @@ def test_every_part_learns_what_its_seeds_would_learn_alone(tmp_path, capfd):
     assert_same_policies(policies(shared), alone)
     assert {r["seed"] for r in logged(shared)} == {"4", "5", "6"}
     assert (shared / "curves.png").exists()
-    assert {f.name for f in (shared / "tb").iterdir()} == {"seed4", "seed5", "seed6"}
+    learners = {f"seed{seed}-peer{peer}" for seed in (4, 5, 6) for peer in (0, 1)}
+    assert {f.name for f in (shared / "tb").iterdir()} == {"run", "run-1", *learners}
 
 
 def test_a_stopped_shared_run_goes_on_exactly(tmp_path, capfd):
