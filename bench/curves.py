@@ -40,6 +40,7 @@ from dpd.envs.make import make
 from dpd.evaluate import episode_seeds, evaluate_policy, run_episodes
 from dpd.intervals import Difference, family, unpaired_difference
 from dpd.sources import is_best
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -323,7 +324,7 @@ def main() -> int:
     for path in (args.json.parent if args.json else None, *(args.ours or ())):
         if path is not None and not path.is_dir():  # told of now, not after the training
             sys.exit(f"{path} is no directory")
-    compare(args, Console())
+    compare(args, make_console())
     return 0
 
 

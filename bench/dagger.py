@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from distill import METHODS, ROLLOUT
-from rich.console import Console
 from timing import machine, require_quiet
 
 from dpd.csvlog import read_rows
 from dpd.report import time_shares
+from dpd.terminal import make_console
 
 ENOUGH = 0.9  # of the teacher's return
 TIMED = ("bc", "dagger", "on-policy", "scaffold", "retrieval", "kickstart", "ppd", "n-distill")
@@ -76,7 +76,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     """Measure, print, write."""
-    args, console = parse(), Console()
+    args, console = parse(), make_console()
     load, percent = require_quiet(args.force)
     with tempfile.TemporaryDirectory() as folder:
         found = default_run(args, Path(folder) / "default")

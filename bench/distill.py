@@ -33,6 +33,7 @@ from dpd import policyfile
 from dpd.evaluate import evaluate_together
 from dpd.intervals import bootstrap_interval, trimmed
 from dpd.teachers import LAST_EPISODES
+from dpd.terminal import make_console
 
 ROLLOUT = ("--n-envs", "8", "--n-steps", "256", "--minibatch-size", "256")
 ALONE = "PPO without a teacher"
@@ -100,7 +101,8 @@ def rows_alone(args: argparse.Namespace, out: Path) -> list[Row]:
     """Return a row per size of learners without a teacher, in the same episodes."""
     rows = []
     for peer, size in enumerate(args.sizes):
-        files = [out / "policies" / f"seed{k}-peer{peer}.safetensors" for k in range(args.seeds)]
+        names = [f"seed{k}-peer{peer}-{size}x{size}" for k in range(args.seeds)]
+        files = [out / "policies" / f"{name}.safetensors" for name in names]
         policies = [policyfile.load(file) for file in files]
         played = evaluate_together(policies, args.env, args.episodes, LAST_EPISODES)
         scores = [float(outcome.returns.mean()) for outcome in played]
@@ -191,7 +193,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     """Distil what is missing, or write the table; print it."""
-    args, console = parse(), Console()
+    args, console = parse(), make_console()
     if args.teacher is not None:
         distil_all(args, console)
     data = json.loads(args.json.read_text())

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from mujoco.batch import Batch
-from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from timing import Work, interleaved_rates, median_ratio, require_quiet
@@ -31,6 +30,7 @@ from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
 from dpd.envs.physics import n_cores
 from dpd.envs.tasks import TASKS, load_model
+from dpd.terminal import make_console
 
 WARM_UP = 100
 RAW_ROUND = 20
@@ -170,7 +170,7 @@ def main() -> None:
     args = parse()
     load, percent = require_quiet(args.force)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    console = Console()
+    console = make_console()
     rates = {}
     for env_id in args.tasks:
         console.print(f"timing {env_id}")

@@ -23,6 +23,8 @@ import torch
 from rich.console import Console
 from timing import machine
 
+from dpd.terminal import make_console
+
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("parity", "speed", "runs")
 LONGEST_S = 450.0
@@ -93,7 +95,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Measure one part."""
     args = parse()
-    run(import_module(f"gpu_{args.part}"), args, Console())
+    run(import_module(f"gpu_{args.part}"), args, make_console())
     return 0
 
 

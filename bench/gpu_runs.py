@@ -17,6 +17,7 @@ from gpu_parity import Measure, Record
 
 from dpd import policyfile
 from dpd.evaluate import evaluate_together
+from dpd.sources import find_policies, is_best
 
 SEEDS, STEPS, EPISODES, EVAL_SEED = 5, 20_000_000, 10, 1_000_000
 BOX_S = {"HalfCheetah-v5": 300.0, "Ant-v5": 90.0, "Hopper-v5": 60.0, "Walker2d-v5": 60.0}
@@ -54,7 +55,7 @@ def boxed(argv: list[str], box: float) -> int:
 
 def judged(run_dir: Path, env_id: str) -> Record:
     """Return the mean return of each learner's last policy, on the CPU."""
-    files = sorted((run_dir / "policies").glob("seed*-peer?.safetensors"))
+    files = [file for file in find_policies(run_dir) if not is_best(file)]
     policies = [policyfile.load(file) for file in files]
     outcomes = evaluate_together(policies, env_id, EPISODES, EVAL_SEED)
     return {

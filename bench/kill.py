@@ -23,13 +23,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 from timing import machine
 
 from dpd.checkpoint import Checkpoints, read
 from dpd.csvlog import read_rows
 from dpd.tensorfile import digest
+from dpd.terminal import make_console
 
 FLAGS = ["--n-envs", "4", "--n-steps", "64", "--evals", "4", "--eval-episodes", "1"]
 FLAGS += ["--final-episodes", "1", "--seeds", "2"]
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    rng, console = random.Random(args.seed), Console()
+    rng, console = random.Random(args.seed), make_console()
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
         status, seconds = run(command(whole, args))

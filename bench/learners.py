@@ -35,6 +35,7 @@ from timing import Work, load_of_others, machine, parse_timed, rate, require_qui
 
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -302,7 +303,7 @@ def main() -> int:
         sys.stdout.write(json.dumps(worker(args)) + "\n")
         return 0
     require_quiet(args.force)
-    console = Console()
+    console = make_console()
     report(measure_all(args, console), args, console)
     return 0
 

@@ -20,11 +20,11 @@ from statistics import median
 from typing import Any
 
 import psutil
-from rich.console import Console
 from rich.table import Table
 from timing import machine
 
 from dpd.csvlog import read_rows
+from dpd.terminal import make_console
 
 SETUPS = {
     "2 peers, 2M steps": "--total-steps 2000000 --evals 4",
@@ -122,7 +122,7 @@ def main() -> None:
         figures = [m["early_mb"], m["late_mb"], growth, files["metrics.csv"], files["tb"]]
         cells = [f if isinstance(f, str) else f"{f:.1f}" for f in [*figures, read["seconds"]]]
         table.add_row(name, *cells)
-    Console().print(table)
+    make_console().print(table)
     if args.json:
         text = json.dumps({"setups": found, "machine": machine()}, indent=1)
         args.json.write_text(text + "\n")

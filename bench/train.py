@@ -43,6 +43,7 @@ import dpd.train
 from dpd.cli import parse_train
 from dpd.log import Metric, RunLog
 from dpd.settings import as_flags, preset_settings
+from dpd.terminal import make_console
 
 HERE = Path(__file__).resolve().parent
 ENV = "HalfCheetah-v5"
@@ -83,7 +84,7 @@ def work(seconds: float, flags: Sequence[str], env: str = ENV) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as sink:
         endless = ("--total-steps", str(ENDLESS), "--evals", "1", "--out", folder)
         # A live table as at a terminal: drawing it is part of the cost.
-        screen = Console(file=sink, force_terminal=True, force_interactive=True, width=120)
+        screen = make_console(file=sink, force_terminal=True, force_interactive=True, width=120)
         log = partial(TimedLog, seconds)
         try:
             with patch.multiple(dpd.train, RunLog=log, Console=lambda: screen):
@@ -310,7 +311,7 @@ def main() -> int:
         return 0
     args = parse()
     require_quiet(args.force)
-    console = Console()
+    console = make_console()
     report(measure_all(args, console), args, console)
     return 0
 

@@ -27,7 +27,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `dpd` does, before tor
 
 import torch
 from learners import CASES, UPDATES, filled_agent, ours
-from rich.console import Console
 from rich.table import Table
 from timing import Work, interleaved_rates, machine, median_ratio, parse_timed, require_quiet
 from torch import Tensor
@@ -41,6 +40,7 @@ from dpd.distill import METHODS
 from dpd.envs.make import make
 from dpd.run_config import RunConfig
 from dpd.stack import env_seeds
+from dpd.terminal import make_console
 from dpd.train import learner_threads
 
 PRODUCT = (4, 256, 256)
@@ -189,7 +189,7 @@ def main() -> int:
     """Measure all variants."""
     args = parse()
     require_quiet(args.force)
-    console = Console()
+    console = make_console()
     products = {
         "product": product(torch.float32),
         "product, bfloat16": product(torch.bfloat16),

@@ -21,7 +21,6 @@ import mujoco
 import numpy as np
 import torch
 import warp as wp
-from rich.console import Console
 from rich.table import Table
 from timing import machine
 
@@ -29,6 +28,7 @@ from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, load_model, observe
 from dpd.envs.warp import Snapshot, WarpEnv
+from dpd.terminal import make_console
 
 CLOSE = 1e-3
 WARM_UP = 20  # steps before the first comparison; contacts are made
@@ -163,7 +163,7 @@ def main() -> None:
     args = parse()
     if args.quick_compile:
         wp.config.optimization_level = 0
-    console = Console()
+    console = make_console()
     results = {}
     for env_id in args.tasks:
         console.print(f"comparing {env_id}")

@@ -13,7 +13,6 @@ import numpy as np
 from rich.progress import Progress
 
 from dpd.config import BadInput
-from dpd.display import open_console
 from dpd.evaluate import evaluate_policy
 from dpd.intervals import (
     BOOTSTRAP_SEEDS,
@@ -30,6 +29,7 @@ from dpd.intervals import (
 from dpd.plots import Line, compared_curves, iqm
 from dpd.runs import Member, Run, read_run, short_names
 from dpd.sheets import Sheet, print_sheets, shown
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from dpd.commands import CompareConfig
@@ -126,7 +126,7 @@ def compare_paths(config: CompareConfig) -> int:
     if config.json:
         sys.stdout.write(json.dumps(as_json(config, results, differences, notes), indent=2) + "\n")
     else:
-        console = open_console()
+        console = make_console(highlight=False)
         tables = [returns_sheet(config, results), differences_sheet(results, differences)]
         print_sheets(tables, notes, console)
         if any(run.curve for run in runs):
@@ -151,7 +151,7 @@ def require_one_env(runs: Sequence[Run]) -> None:
 def play(runs: Sequence[Run], config: CompareConfig) -> list[Result]:
     """Play the test episodes; all policies of a seed, of whatever run, get the same ones."""
     results = []
-    with Progress(console=open_console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True, highlight=False), transient=True) as progress:
         task = progress.add_task("", total=sum(len(run.members) for run in runs))
         for run in runs:
             progress.update(task, description=f"evaluating {run.name}")

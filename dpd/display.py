@@ -1,9 +1,7 @@
 """Show a run in the terminal: a live table, or plain lines where the output is no terminal."""
 
 import math
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
@@ -17,7 +15,6 @@ from rich.text import Text
 Value = float | list[float | None]
 """A metric on the host: one float, or one per learner (None: the learner has no such number)."""
 
-UNLIMITED = 10_000  # columns: a table is as wide as its contents
 REFRESH_S = 0.25
 LINE_S = 15.0
 LINES = 20
@@ -49,16 +46,6 @@ def duration(seconds: float) -> str:
     days, hour = divmod(hours, 24)
     clock = f"{hour}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
     return f"{days} d {clock}" if days else clock
-
-
-def open_console(stderr: bool = False, quiet: bool = False, markup: bool = True) -> Console:
-    """Return a console as wide as the terminal, or as its tables where the output is no terminal.
-
-    COLUMNS sets the width of either.
-    """
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or os.environ.get("COLUMNS") else UNLIMITED
-    return Console(stderr=stderr, quiet=quiet, markup=markup, highlight=False, width=width)
 
 
 class Pace:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from dpd.config import BadInput
-from dpd.display import open_console
 from dpd.envs.base import Env, EnvKwargs, EnvSpec, UnsupportedEnv
 from dpd.envs.make import make
 from dpd.policyfile import Policy
 from dpd.sources import Place, find_policies, load_any, place_of, refuse_shared_statistics
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from dpd.commands import EvaluateConfig
@@ -217,7 +217,7 @@ def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic e
         numbers = [f"{row[k]:,.0f}" for k in ("mean", "std", "min", "max", "length")]
         name = str(row["policy"]) + (f"  {place}" if len(envs) > 1 else "")
         table.add_row(name, *numbers)
-    open_console().print(table)
+    make_console(highlight=False).print(table)
 
 
 def record_video(policy: Policy, place: Place, path: Path, seed: int) -> None:

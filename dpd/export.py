@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from dpd import policyfile
 from dpd.config import BadInput
-from dpd.display import open_console
 from dpd.envs.make import check
 from dpd.evaluate import require_fit
 from dpd.policyfile import Policy, refuse_memory
 from dpd.sources import Place, find_policies, load_any, moved, place_of
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from dpd.commands import ExportConfig
@@ -215,7 +215,7 @@ def export_policy(config: ExportConfig) -> int:
     policy = put_into(policy, place_of(config.path, policy, config.foreign))
     checked = write_zoo(policy, out) if kind is None else write_checked(policy, kind, out)
     line = f"{out}  {size(out):,} bytes; {checked}"
-    open_console(markup=False).print(line, soft_wrap=True)
+    make_console(markup=False, highlight=False).print(line, soft_wrap=True)
     return 0
 
 

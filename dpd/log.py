@@ -14,6 +14,7 @@ from dpd.csvlog import CsvLog, Point, metrics_name
 from dpd.display import Board, Display, Value, is_missing
 from dpd.naming import spoken
 from dpd.tblog import TensorBoardLog
+from dpd.terminal import make_console
 
 
 class Partial(NamedTuple):
@@ -77,7 +78,7 @@ class RunLog:
         metrics: str = metrics_name(),
     ) -> None:
         self.run_dir, self._seeds, self._peers = run_dir, tuple(seeds), len(peers)
-        console = Console(quiet=True) if quiet else console or Console()
+        console = make_console(quiet=True) if quiet else console or make_console()
         board = Board(seeds, len(peers), spoken(peers))
         folder, table = run_dir / "tb", run_dir / metrics
         # the processes of a run write what belongs to no learner each for itself

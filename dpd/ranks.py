@@ -15,12 +15,12 @@ import torch.distributed as dist
 from rich.console import Console
 
 from dpd.config import BadInput, TrainConfig, refuse_changes
-from dpd.display import open_console
 from dpd.files import held
 from dpd.report import know_teacher, report, say_where
 from dpd.rundir import claim, run_path, write_settings
 from dpd.settings import saved_settings
 from dpd.teachers import read_teacher
+from dpd.terminal import make_console
 
 PATIENCE = timedelta(days=365)  # the ends of long runs may lie far apart
 
@@ -42,7 +42,7 @@ def train_ranks(config: TrainConfig, train_part: TrainPart) -> int:
     try:
         rank, world = dist.get_rank(), dist.get_world_size()
         config = replace(config, run=replace(config.run, workers=as_workers(config, world)))
-        console = open_console(quiet=rank > 0)
+        console = make_console(quiet=rank > 0, highlight=False)
         with ExitStack() as kept:
             path = agreed(lambda: claimed(config, console, kept))
             status = worst(train_part(config, path, rank, console))

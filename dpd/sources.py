@@ -113,7 +113,7 @@ def find_policies(path: Path) -> list[Path]:
         raise BadInput(f"{path} does not exist; give a policy file or a run directory")
     if not path.is_dir():
         return [path]
-    found = _policies_in(path / "policies") or _policies_in(path)
+    found = policies_in(path)
     if not found:
         raise BadInput(f"{path} is no run: it holds no policies/*.safetensors")
     return found
@@ -137,7 +137,12 @@ def evaluation(file: Path) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _policies_in(folder: Path) -> list[Path]:
+def policies_in(path: Path) -> list[Path]:
+    """Return the policy files of a run directory, or of a folder of policies, if there are any."""
+    return _files_in(path / "policies") or _files_in(path)
+
+
+def _files_in(folder: Path) -> list[Path]:
     """Return a folder's policy files; learners in the order of their numbers, the last first."""
 
     def order(file: Path) -> list[str | int]:

@@ -11,7 +11,6 @@ from rich.console import Console
 from dpd.agents.base import Metrics
 from dpd.agents.graphs import NotRecorded
 from dpd.config import BadInput, TrainConfig
-from dpd.display import open_console
 from dpd.envs.physics import n_cores
 from dpd.evaluate import EvaluationStopped
 from dpd.files import held
@@ -22,6 +21,7 @@ from dpd.ranks import launched, train_ranks
 from dpd.report import know_teacher, report, say_where, start_facts, title
 from dpd.rundir import RunDir, run_path
 from dpd.stop import Stopped, StopRequest
+from dpd.terminal import make_console
 from dpd.training import Training
 from dpd.workers import follow_parent, part_number, share, supervise
 
@@ -35,7 +35,7 @@ def train(config: TrainConfig) -> int:
     """
     if launched():
         return train_ranks(config, train_part)
-    console = open_console()
+    console = make_console(highlight=False)
     if config.run.workers > 1:
         if (part := part_number()) is None:
             return supervise(config, console)

@@ -19,8 +19,8 @@ from dpd.cooperative.simulator import Simulator
 from dpd.cooperative.subjects import read_subjects
 from dpd.cooperative.tables import round_line, sheets
 from dpd.cooperative.world import Budget
-from dpd.display import open_console
 from dpd.sheets import print_sheet, require_writable
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from dpd.cooperative.config import CooperateConfig
@@ -48,7 +48,7 @@ def cooperate_paths(config: CooperateConfig) -> int:
     """
     outcome = begun(config) if config.resume is None else read_outcome(config)
     config, budget = outcome.config, outcome.budget
-    console = open_console(stderr=True)
+    console = make_console(stderr=True, highlight=False)
     with bar(console) as progress:
         task = progress.add_task("", completed=budget.spent, total=config.total_steps)
 
@@ -139,7 +139,7 @@ def report(outcome: Outcome) -> None:
     if outcome.config.json and not outcome.stopped:
         sys.stdout.write(as_text(outcome))
         return
-    console = open_console(markup=False)
+    console = make_console(markup=False, highlight=False)
     if not outcome.stopped:
         for sheet in sheets(outcome):
             print_sheet(sheet, console)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.progress import Progress
 
-from dpd.display import open_console
 from dpd.fidelity.audit import Audit, Finding, audit
 from dpd.fidelity.known import ReadRun
 from dpd.fidelity.measures import MEASURES
@@ -19,6 +18,7 @@ from dpd.fidelity.subjects import read_subjects
 from dpd.fidelity.tables import sheets
 from dpd.intervals import CONFIDENCE
 from dpd.sheets import Report, deliver, mean_and_each, require_writable
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from dpd.commands import FidelityConfig
@@ -29,7 +29,7 @@ def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
     require_writable(config.out)
     teacher, students, place = read_subjects(config, read_run)
     setting = setting_of(config, teacher.policy, place)
-    with Progress(console=open_console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True, highlight=False), transient=True) as progress:
         task = progress.add_task("", total=1 + len(students))
 
         def tell(name: str) -> None:

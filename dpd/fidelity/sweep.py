@@ -11,7 +11,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from dpd.config import BadInput
-from dpd.display import open_console
 from dpd.fidelity.audit import Gap, gap, measured
 from dpd.fidelity.measures import Scores, retained
 from dpd.fidelity.offline import Lesson, Row, stacks
@@ -30,6 +29,7 @@ from dpd.policyfile import Policy
 from dpd.runs import short_names
 from dpd.sheets import Report, deliver, require_writable
 from dpd.sources import load_any, one_policy, place_of
+from dpd.terminal import make_console
 
 if TYPE_CHECKING:
     from dpd.commands import SweepConfig
@@ -106,7 +106,7 @@ def progress_bar() -> Progress:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=open_console(stderr=True),
+        console=make_console(stderr=True, highlight=False),
         transient=True,
     )
 

@@ -9,7 +9,6 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from dpd.config import BadInput, TrainConfig, changed_settings
-from dpd.display import open_console
 from dpd.envs.make import check
 from dpd.policyfile import load
 from dpd.settings import saved_settings
@@ -17,6 +16,7 @@ from dpd.sheets import Report, deliver, require_writable
 from dpd.sources import find_policies, is_best
 from dpd.study.config import StudyConfig
 from dpd.study.findings import examine
+from dpd.terminal import make_console
 from dpd.train import train
 
 Parse = Callable[[Sequence[str]], TrainConfig]
@@ -100,7 +100,7 @@ def train_all(config: StudyConfig, plans: Plans, parse: Parse) -> int:
 
 def say(line: str) -> None:
     """Print a line as it is."""
-    open_console(markup=False).print(line, soft_wrap=True)
+    make_console(markup=False, highlight=False).print(line, soft_wrap=True)
 
 
 def is_done(path: Path, plan: TrainConfig) -> bool:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpd.config import BadInput
-from dpd.display import open_console
 from dpd.intervals import ALPHA, CONFIDENCE, least_seeds
 from dpd.sheets import Sheet, print_sheets, shown
+from dpd.terminal import make_console
 
 POWER = 0.8
 MOST = 100_000
@@ -53,7 +53,7 @@ def plan_study(out: Path, effect: float, as_json: bool) -> None:
     ]
     columns = ["task, arm", "spread", "seeds", "range"]
     sheet = Sheet(f"{title}\nspread: of the differences over {stored}", columns, rows)
-    print_sheets([sheet], NOTES, open_console())
+    print_sheets([sheet], NOTES, make_console(highlight=False))
 
 
 def read_plans(out: Path, effect: float) -> tuple[dict[str, Any], list[Plan]]:

@@ -39,8 +39,8 @@ def test_a_run_evaluates_what_it_saves(teacher: Path, tmp_path: Path) -> None:
         training.iterate()
     obs = torch.randn(2, 30, 8)
     acted = training.mode(obs)
-    for n, size in enumerate(("8x8", "6x6")):
-        saved = dpd.load(out / f"policies/seed0-{size}.safetensors")
+    for n, name in enumerate(("8x8", "6x6")):
+        saved = dpd.load(out / f"policies/seed0-{name}.safetensors")
         assert saved.meta.memory is not None and saved.meta.memory.entries == 150
         torch.testing.assert_close(saved.mode(obs[n]), acted[n], rtol=0, atol=1e-5)
     # 150 entries of 32 numbers and 2 actions, beside what the student is: the report counts them

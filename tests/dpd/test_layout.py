@@ -27,7 +27,7 @@ LAYERS = [
     | {"dpd.memory"}
     | {"dpd.archive", "dpd.sb3kinds", "dpd.sb3zip", "dpd.sources", "dpd.vecnormalize"}
     | {"dpd.clock", "dpd.files", "dpd.intervals", "dpd.plots", "dpd.run_config", "dpd.runs"}
-    | {"dpd.settings", "dpd.sheets", "dpd.teachers", "dpd.webpage"},
+    | {"dpd.settings", "dpd.sheets", "dpd.teachers", "dpd.terminal", "dpd.webpage"},
     {"dpd.stack", "dpd.training", "dpd.policies", "dpd.checkpoint"},
     {"dpd.rundir"},
     {"dpd.train", "dpd.compare", "dpd.cooperative", "dpd.export", "dpd.fidelity", "dpd.study"},

@@ -37,7 +37,8 @@ def test_a_run_leaves_policies_curves_and_settings(run_dir):
         f"seed{s}-peer{p}{b}.safetensors" for s in (3, 4) for p in (0, 1) for b in ("", "-best")
     }
     assert {p.name for p in (run_dir / "policies").iterdir()} == names
-    assert {p.name for p in (run_dir / "tb").iterdir()} == {"seed3", "seed4"}
+    learners = {f"seed{seed}-peer{peer}" for seed in (3, 4) for peer in (0, 1)}
+    assert {p.name for p in (run_dir / "tb").iterdir()} == {"run", *learners}
     assert (run_dir / "curves.png").stat().st_size > 10_000
     assert json.loads((run_dir / "config.json").read_text())["seeds"] == 2
 
