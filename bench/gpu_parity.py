@@ -179,7 +179,7 @@ def command(name: str, device: torch.device) -> Record:
     return {"status": run.returncode, "said": (run.stdout + run.stderr)[-1500:]}
 
 
-def measures(device: torch.device, quick: bool) -> Iterator[tuple[str, Measure]]:
+def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tuple[str, Measure]]:
     """Name what is compared, the most telling first."""
 
     def physics(env_id: str) -> Measure:
