@@ -18,7 +18,7 @@ from rich.console import Console
 
 from dpd.config import TrainConfig, refuse_changes
 from dpd.csvlog import FIELDS, metrics_name
-from dpd.device import find_device, memory_of, nth_device
+from dpd.device import find_device, memory_of, n_devices, nth_device
 from dpd.display import Board, Display, Value
 from dpd.envs.make import check
 from dpd.envs.physics import n_cores
@@ -73,7 +73,8 @@ def supervise(config: TrainConfig, console: Console) -> int:
     n_envs = sum(len(stack.peers) * stack.algo.n_envs for stack in config.stacks)
     n_envs *= -(-run.seeds // run.workers)
     spec = check(run.env, run.backend, run.parsed_env_kwargs(), device, n_envs)
-    memory, path = config.replay_bytes(spec, memory_of(device)), run_path(config)
+    there = memory_of(device, n_devices(run.device, run.workers))
+    memory, path = config.replay_bytes(spec, there), run_path(config)
     if (teacher := read_teacher(config)) is not None:
         refuse_unfit(teacher, config, spec)
     with held(path) as lock:
