@@ -3,21 +3,25 @@
 python bench/gpu.py parity --json gpu-parity.json
 python bench/gpu.py speed --device cpu --quick       a smoke run, its numbers mean nothing
 
-Measurements come in the order of their worth, and none begins that would not end in time. Each is
-written as soon as it is there; one that fails says why, and the next goes on.
+Measurements come in the order of their worth, and none begins that would not end in time. Each has
+a process of its own, and is written as soon as it is there; one that fails, or takes its process
+along, says why, and the next goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
+import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from rich.console import Console
@@ -29,6 +33,8 @@ RESULTS = Path(__file__).parent / "results"
 PARTS = ("parity", "speed", "runs")
 LONGEST_S = 450.0
 SPARE_S = 25.0  # a measurement may take; the last one to begin begins so long before the end
+PATIENCE_S = 10.0  # between asking a process to end and ending it
+HOST = "host"
 ERRORS = (RuntimeError, ValueError, OSError, AssertionError, subprocess.SubprocessError)
 
 
@@ -52,28 +58,72 @@ def write(path: Path, record: dict[str, Any]) -> None:
 
 
 def run(part: Any, args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Measure until the time is up."""
-    begin, device = time.perf_counter(), torch.device(args.device)
+    """Measure until the time is up, each measurement in a process of its own."""
+    end = time.perf_counter() + args.seconds
     found: dict[str, Any] = {}
-    record = {"part": args.part, "quick": args.quick, "host": host(device), "found": found}
-    measures: Iterator[tuple[str, Any]] = part.measures(device, args.quick)
-    for name, measure in measures:
+    record = {"part": args.part, "quick": args.quick, "found": found}
+    record["host"] = alone(HOST, args, args.seconds)
+    for name, _ in part.measures(torch.device(args.device), args.quick, args.seconds):
         if args.only and args.only not in name:
             continue
-        if time.perf_counter() - begin > args.seconds - SPARE_S:
+        if (left := end - time.perf_counter()) < SPARE_S:
             record["out_of_time_before"] = name
             break
-        start = time.perf_counter()
-        try:
-            found[name] = measure()
-        except ERRORS as error:
-            found[name] = {"error": f"{type(error).__name__}: {error}"[:600]}
-            found[name]["where"] = traceback.format_exc()[-1200:]
-        found[name]["seconds_taken"] = round(time.perf_counter() - start, 2)
+        found[name] = alone(name, args, left)
         record["goals"] = part.goals(found) if hasattr(part, "goals") else []
         write(args.json, record)
         console.print(f"{name}: {json.dumps(found[name])[:400]}", markup=False, soft_wrap=True)
     return record
+
+
+def alone(name: str, args: argparse.Namespace, left: float) -> dict[str, Any]:
+    """Measure in a process of its own; say why where that came to nothing.
+
+    After one error of CUDA, whatever else its process asks of the GPU is an error too.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer, said = Path(folder) / "answer.json", Path(folder) / "said"
+        argv = [sys.executable, __file__, args.part, "--device", args.device, "--measure", name]
+        argv += ["--seconds", str(left), "--json", str(answer), *(["--quick"] * args.quick)]
+        with said.open("wb") as file:
+            status = ended(argv, file, left + SPARE_S)
+        if answer.exists():
+            found: dict[str, Any] = json.loads(answer.read_text())
+            return found
+        why = "it took too long" if status is None else f"its process ended with {status}"
+        return {"error": why, "where": said.read_text(errors="replace")[-1200:]}
+
+
+def ended(argv: list[str], said: IO[bytes], limit: float) -> int | None:
+    """Run a command to its end, which comes with ours, and return its status; None: it had none."""
+    with subprocess.Popen(argv, stdout=said, stderr=subprocess.STDOUT) as process:
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            process.terminate()  # it ends what it started
+            try:
+                process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def measure(part: Any, args: argparse.Namespace) -> None:
+    """Take one measurement, in this process, and write what came of it."""
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # a recording is one of the current device
+    measures: dict[str, Callable[[], Any]] = {HOST: lambda: host(device)}
+    measures |= part.measures(device, args.quick, args.seconds)
+    start = time.perf_counter()
+    try:
+        found = measures[args.measure]()
+    except ERRORS as error:
+        found = {"error": f"{type(error).__name__}: {error}"[:600]}
+        found["where"] = traceback.format_exc()[-1200:]
+    found["seconds_taken"] = round(time.perf_counter() - start, 2)
+    write(args.json, found)
 
 
 def parse() -> argparse.Namespace:
@@ -82,6 +132,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--seconds", type=float, default=LONGEST_S, help="begin nothing after")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # what a process of its own measures
     parser.add_argument("--only", help="measure only what has this in its name")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--json", type=Path, help="default: bench/results/gpu-PART.json")
@@ -95,7 +146,12 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Measure one part."""
     args = parse()
-    run(import_module(f"gpu_{args.part}"), args, make_console())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it tidies up
+    part = import_module(f"gpu_{args.part}")
+    if args.measure:
+        measure(part, args)
+    else:
+        run(part, args, make_console())
     return 0
 
 

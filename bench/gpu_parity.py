@@ -17,7 +17,7 @@ from dpd.agents.graphs import Graphs
 from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
 from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import parse_train
-from dpd.envs.make import native_ids
+from dpd.envs.make import make, native_ids
 from dpd.training import Training
 
 Record = dict[str, Any]
@@ -38,6 +38,7 @@ CONFIGS: dict[str, Any] = {
     "td3, 3 steps, unlike rates": TD3Config(**REPLAY, n_step=3, peer_lr=(1e-3, 3e-4)),
     "ddpg": DDPGConfig(**REPLAY),
     "sac": SACConfig(**REPLAY, norm_obs=True),
+    "sac, 3 steps, shared": SACConfig(**REPLAY, n_step=3, share_replay=True),
 }
 QUICK = ("--evals", "1", "--eval-episodes", "1", "--final-episodes", "1")
 LARGE = ("--n-envs", "256", "--n-steps", "16", "--minibatch-size", "512")
@@ -46,6 +47,10 @@ COMMANDS: dict[str, Sequence[str]] = {
     "ppo, native": ("train", "Hopper-v5", "--total-steps", "16384"),
     "ppo, gymnasium": ("train", "Pendulum-v1", "--total-steps", "16384"),
     "td3": ("train", "HalfCheetah-v5", "--algo", "td3", "--total-steps", "24000"),
+    "td3, not recorded": (
+        *("train", "HalfCheetah-v5", "--algo", "td3", "--total-steps", "24000"),
+        "--no-record-updates",
+    ),
     "sac, lcb": (
         *("train", "HalfCheetah-v5", "--algo", "sac", "--preset", "modern"),
         *("--total-steps", "24000"),
@@ -165,6 +170,27 @@ def goes_on(device: torch.device) -> Record:
     return {"largest_difference": float((ours - theirs).detach().abs().max())}
 
 
+def closing_frees(device: torch.device, quick: bool) -> Record:
+    """Measure how much of a simulation's memory is there again after it was closed."""
+
+    def in_use() -> int:
+        if device.type != "cuda":
+            return 0
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total - free)
+
+    n = 16 if quick else 4096
+    make("HalfCheetah-v5", n, range(n), "warp", device=device).close()  # kernels stay loaded
+    before = in_use()
+    env = make("HalfCheetah-v5", n, range(n), "warp", device=device)
+    env.reset()
+    there = in_use()
+    env.close()
+    return {"taken_mb": (there - before) / 1e6, "kept_mb": (in_use() - before) / 1e6}
+
+
 def command(name: str, device: torch.device) -> Record:
     """Run a command as a user does."""
     with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +205,7 @@ def command(name: str, device: torch.device) -> Record:
     return {"status": run.returncode, "said": (run.stdout + run.stderr)[-1500:]}
 
 
-def measures(device: torch.device, quick: bool) -> Iterator[tuple[str, Measure]]:
+def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tuple[str, Measure]]:
     """Name what is compared, the most telling first."""
 
     def physics(env_id: str) -> Measure:
@@ -189,9 +215,10 @@ def measures(device: torch.device, quick: bool) -> Iterator[tuple[str, Measure]]
     yield "waiting", lambda: nothing_waits(device, quick)
     for name in CONFIGS:
         yield f"recorded/{name}", _on(recorded_updates, name, device)
-        if name not in ("ppo, target KL", "td3, 3 steps, unlike rates"):
+        if name not in ("ppo, target KL", *(name for name in CONFIGS if "3 steps" in name)):
             yield f"beside CPU/{name}", _on(updates_beside_cpu, name, device)
     yield "goes on", lambda: goes_on(device)
+    yield "closing frees", lambda: closing_frees(device, quick)
     for name in COMMANDS:
         yield f"command/{name}", _on(command, name, device)
     for env_id in native_ids():

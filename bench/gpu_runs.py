@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import LONGEST_S
 from gpu_parity import Measure, Record
 
 from dpd import policyfile
@@ -64,10 +63,10 @@ def judged(run_dir: Path, env_id: str) -> Record:
     }
 
 
-def measures(device: torch.device, quick: bool) -> Iterator[tuple[str, Measure]]:
-    """Name the runs, the most wanted first."""
+def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tuple[str, Measure]]:
+    """Name the runs, the most wanted first; `seconds` are left for all that are still to come."""
 
-    end = time.perf_counter() + LONGEST_S - JUDGED_S
+    end = time.perf_counter() + seconds - JUDGED_S
 
     def boxed_run(env_id: str, flags: list[str], box: float) -> Measure:
         def run() -> Record:

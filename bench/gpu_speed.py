@@ -105,7 +105,7 @@ def end_to_end(env_id: str, flags: Sequence[str], device: torch.device, seconds:
     return record
 
 
-def measures(device: torch.device, quick: bool) -> Iterator[tuple[str, Measure]]:
+def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tuple[str, Measure]]:
     """Name what is measured, the most wanted first."""
     small = ("--n-envs", "4", "--n-steps", "64", "--minibatch-size", "64") if quick else ()
 

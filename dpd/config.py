@@ -180,11 +180,13 @@ class TrainConfig:
         return self.run.total_steps * stack.steps // self.steps_per_iteration
 
     def replay_bytes(self, spec: EnvSpec, there: int | None = None) -> int:
-        """Return the memory that the replays will take; `there` is what a GPU has.
+        """Return the memory that the replays will take; `there` is what the run's GPUs have.
 
-        Raises BadInput where it, or the machine, has not so much.
+        Raises BadInput where they, or the machine, have not so much. A GPU's memory is taken at
+        once; the machine's, by what is written.
         """
-        need = sum(self._replay_bytes(stack, spec) for stack in self.stacks)
+        at_once = there is not None
+        need = sum(self._replay_bytes(stack, spec, at_once) for stack in self.stacks)
         where = "this machine" if there is None else self.run.device
         there = there or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if need > 0.8 * there:
@@ -194,12 +196,13 @@ class TrainConfig:
             )
         return need
 
-    def _replay_bytes(self, stack: StackConfig, spec: EnvSpec) -> int:
+    def _replay_bytes(self, stack: StackConfig, spec: EnvSpec, at_once: bool) -> int:
         algo = stack.algo
         if not isinstance(algo, OffPolicyConfig | StudentConfig):
             return 0
         full = algo.replay_bytes(spec.obs_dim, spec.act_dim, self.run.seeds * len(stack.peers))
-        return full * min(algo.capacity, self.steps_of(stack)) // algo.capacity
+        held = algo.capacity if at_once else min(algo.capacity, self.steps_of(stack))
+        return full * held // algo.capacity
 
     @property
     def steps_per_iteration(self) -> int:

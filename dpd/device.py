@@ -34,9 +34,16 @@ def nth_device(name: str, n: int) -> str:
     return f"cuda:{n % there}" if there else name
 
 
-def memory_of(device: torch.device) -> int | None:
-    """Return the bytes of a GPU's memory; None: the machine's own counts."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+def n_devices(name: str, processes: int) -> int:
+    """Return how many GPUs so many processes of a host take, as `nth_device` gives them out."""
+    return max(1, min(processes, torch.cuda.device_count())) if name == "cuda" else 1
+
+
+def memory_of(device: torch.device, n: int = 1) -> int | None:
+    """Return the bytes that n such GPUs have; None: the machine's own memory counts."""
+    if device.type != "cuda":
+        return None
+    return n * int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def prepare(device: torch.device) -> None:

@@ -19,8 +19,8 @@ from dpd.files import held
 from dpd.report import know_teacher, report, say_where
 from dpd.rundir import claim, run_path, write_settings
 from dpd.settings import saved_settings
-from dpd.teachers import read_teacher
 from dpd.terminal import make_console
+from dpd.workers import inspect
 
 PATIENCE = timedelta(days=365)  # the ends of long runs may lie far apart
 
@@ -66,7 +66,11 @@ def as_workers(config: TrainConfig, world: int) -> int:
 
 
 def claimed(config: TrainConfig, console: Console, kept: ExitStack) -> Path:
-    """Claim the run's directory, or find that it can go on, and hold it."""
+    """Claim the run's directory, or find that it can go on, and hold it.
+
+    Raises BadInput or UnsupportedEnv, and leaves nothing behind, where the run can't be.
+    """
+    _, _, teacher = inspect(config)
     path = run_path(config)
     kept.enter_context(held(path))
     if config.run.resume is None:
@@ -74,7 +78,7 @@ def claimed(config: TrainConfig, console: Console, kept: ExitStack) -> Path:
     else:
         refuse_changes(saved_settings(path), config)
         write_settings(path, config)
-    know_teacher(path, read_teacher(config), config, console)
+    know_teacher(path, teacher, config, console)
     return path
 
 

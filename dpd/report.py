@@ -58,7 +58,8 @@ def start_facts(
         + (f", for each of {run.seeds} seeds" if run.seeds > 1 else ""),
         "learners": f"{n} in {where}, {seeds}",
         "iteration": "; ".join(plan(stack) for stack in config.stacks),
-        "replay": f"{replay_bytes / 1e6:,.0f} MB in memory at the end",
+        "replay": f"{replay_bytes / 1e6:,.0f} MB in memory"
+        + (" at the end" if run.device == "cpu" else ""),  # a GPU's is taken at once
         "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions"
         + "".join(f"; {note}" for note in spec.notes),
         **teacher_facts(config, teacher),

@@ -14,12 +14,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from dpd.config import TrainConfig, refuse_changes
 from dpd.csvlog import FIELDS, metrics_name
-from dpd.device import find_device, memory_of, nth_device
+from dpd.device import find_device, memory_of, n_devices, nth_device
 from dpd.display import Board, Display, Value
+from dpd.distill.teacher import Teacher
+from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
 from dpd.envs.physics import n_cores
 from dpd.files import held
@@ -70,13 +73,9 @@ def share(config: TrainConfig, part: int) -> TrainConfig:
 def supervise(config: TrainConfig, console: Console) -> int:
     """Start the parts of a run, show their progress together, report; return the exit status."""
     run = config.run
-    device = find_device(run.device)
-    n_envs = sum(len(stack.peers) * stack.algo.n_envs for stack in config.stacks)
-    n_envs *= -(-run.seeds // run.workers)
-    spec = check(run.env, run.backend, run.parsed_env_kwargs(), device, n_envs)
-    memory, path = config.replay_bytes(spec, memory_of(device)), run_path(config)
-    if (teacher := read_teacher(config)) is not None:
-        refuse_unfit(teacher, config, spec)
+    spec, device, teacher = inspect(config)
+    there = memory_of(device, n_devices(run.device, run.workers))
+    memory, path = config.replay_bytes(spec, there), run_path(config)
     with held(path) as lock:
         if run.resume is None:
             claim(path, config)
@@ -93,6 +92,21 @@ def supervise(config: TrainConfig, console: Console) -> int:
             report(config, path, console)
         say_where(config, path, console)
     return status
+
+
+def inspect(config: TrainConfig) -> tuple[EnvSpec, torch.device, Teacher | None]:
+    """Return a run's environment, its device and its teachers, before it has a directory.
+
+    Raises BadInput or UnsupportedEnv where one is not there, or does not fit.
+    """
+    run = config.run
+    device = find_device(run.device)
+    n_envs = sum(len(stack.peers) * stack.algo.n_envs for stack in config.stacks)
+    n_envs *= -(-run.seeds // run.workers)
+    spec = check(run.env, run.backend, run.parsed_env_kwargs(), device, n_envs)
+    if (teacher := read_teacher(config)) is not None:
+        refuse_unfit(teacher, config, spec)
+    return spec, device, teacher
 
 
 def run_parts(config: TrainConfig, path: Path, lock: int, display: Display) -> int:

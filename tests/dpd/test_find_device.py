@@ -1,10 +1,13 @@
 """A device that is not there is refused in one line, and nothing falls back to another."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from dpd.cli import main
-from dpd.device import find_device, memory_of, nth_device
+from dpd.cli import main, parse_train
+from dpd.device import find_device, memory_of, n_devices, nth_device
+from dpd.envs.make import check
 from dpd.run_config import BadInput
 
 
@@ -32,6 +35,28 @@ def test_processes_take_the_gpus_of_a_host_in_turn(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert nth_device("cuda", 1) == "cuda"  # which find_device refuses, in one line
     assert nth_device("cuda:1", 0) == "cuda:1" and nth_device("cpu", 3) == "cpu"
+
+
+def test_processes_have_the_memory_of_all_gpus_that_they_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = SimpleNamespace(total_memory=80_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    counts = [n_devices("cuda", 3), n_devices("cuda", 8), n_devices("cuda:1", 8)]
+    assert counts == [3, 4, 1]  # one each; two each of four; all on the one that is named
+    assert memory_of(torch.device("cuda", 0), 3) == 240_000_000_000
+
+
+def test_a_gpu_holds_a_whole_replay_from_the_beginning() -> None:
+    flags = ["--algo", "td3", "--method", "none", "--learning-starts", "100"]
+    config = parse_train(["HalfCheetah-v5", *flags, "--total-steps", "20000"])
+    spec = check("HalfCheetah-v5", "native")
+    # two peers' million transitions of 4 x (2 x 17 + 6 + 4) + 8 = 184 bytes; of their 10,000 steps
+    assert config.replay_bytes(spec, 80_000_000_000) == 2 * 1_000_000 * 184
+    assert config.replay_bytes(spec) == 2 * 10_000 * 184
+    with pytest.raises(BadInput, match=r"replays would take 0\.4 GB, and cpu has 0\.4"):
+        config.replay_bytes(spec, 400_000_000)
 
 
 def test_on_the_cpu_the_memory_is_the_machines() -> None:

@@ -1,5 +1,6 @@
 """Processes that torchrun started share a run's seeds as those of --workers do."""
 
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def torchrun(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*TORCHRUN, "-m", "dpd", *argv], capture_output=True, text=True, timeout=180, check=False
+        [*TORCHRUN, "-m", "dpd", *argv],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
     )
 
 
@@ -32,3 +38,10 @@ def test_what_the_first_process_refuses_ends_all(tmp_path) -> None:
     assert refused.returncode != 0
     assert "already holds a run" in refused.stderr
     assert "the first process refused the run" in refused.stderr
+
+
+def test_without_a_gpu_a_run_on_one_is_refused_and_leaves_nothing(tmp_path) -> None:
+    out = tmp_path / "run"
+    refused = torchrun(*command(out, "--seeds", "2", "--device", "cuda", iterations=3))
+    assert refused.returncode != 0 and not out.exists()
+    assert "finds no CUDA device" in refused.stderr and "ZeroDivisionError" not in refused.stderr

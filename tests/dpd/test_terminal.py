@@ -21,7 +21,8 @@ print_sheets([Sheet("students by size", columns, [row])], [], make_console())
 EVALUATION = """
 from dpd.evaluate import print_table
 row = {"policy": "a-run-with-a-long-name/" * 5 + "seed0-64x64", "env": "Hopper-v5"}
-row |= {"env_kwargs": {}, "episodes": 10, **dict.fromkeys(("mean", "std", "min", "max", "length"), 1000)}
+row |= {"env_kwargs": {}, "episodes": 10}
+row |= {**dict.fromkeys(("mean", "std", "min", "max", "length"), 1000)}
 print_table([row])
 """
 
