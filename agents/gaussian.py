@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import put_back
+from dpd.agents.config import PPOConfig, StudentConfig
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.learners import Stacked
 from dpd.agents.nets import Shapes, mlp_shapes
-from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.rng import RowRandom
-from dpd.agents.stacked import Stacked
-from dpd.agents.student_config import StudentConfig
 
 Config = TypeVar("Config", PPOConfig, StudentConfig)
 

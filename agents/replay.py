@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import CPU
-from dpd.agents.buffers import Rollout
-from dpd.agents.offpolicy_config import COLUMNS, OffPolicyConfig
+from dpd.agents.config import COLUMNS, OffPolicyConfig, StudentConfig
 from dpd.agents.rng import WIDE, RowRandom
-from dpd.agents.student_config import StudentConfig
+from dpd.agents.rollout import Rollout
 
 
 class Transitions(NamedTuple):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Metrics, State, Stateful
+from dpd.agents.config import SACConfig
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.explore import uniform
 from dpd.agents.nets import Shapes, Tape, mlp_shapes
+from dpd.agents.noise import uniform
 from dpd.agents.offpolicy import Imitation, OffPolicy
-from dpd.agents.offpolicy_config import SACConfig
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Transitions
 from dpd.agents.td_loss import soft_loss, temperature_gradient

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Answer, Batch, ExtraLoss, Metrics, State
-from dpd.agents.buffers import Rollout
+from dpd.agents.config import StudentConfig
 from dpd.agents.gaussian import GaussianLearners
 from dpd.agents.nets import StackedNets
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.student_config import StudentConfig
+from dpd.agents.rollout import Rollout
 
 
 class Student(GaussianLearners[StudentConfig]):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, Metrics, Stateful, per_row
-from dpd.agents.buffers import Rollout
+from dpd.agents.config import TD3Config
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.explore import exploration, uniform
 from dpd.agents.nets import Shapes, Tape, mlp_shapes
+from dpd.agents.noise import exploration, uniform
 from dpd.agents.offpolicy import Imitation, OffPolicy
-from dpd.agents.offpolicy_config import TD3Config
 from dpd.agents.replay import Transitions
+from dpd.agents.rollout import Rollout
 from dpd.agents.td_loss import deterministic_loss
 
 

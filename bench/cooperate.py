@@ -24,8 +24,8 @@ import numpy as np
 from marked import fill
 from timing import machine
 
-from dpd.cooperative.outcome import worded
-from dpd.intervals import family, paired_difference
+from dpd.cooperate.outcome import worded
+from dpd.report.stats import family, paired_difference
 
 ALL = ("--trial-episodes", "0")  # every lesson is kept
 VARIANTS = {

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from dpd.files import replacing
-from dpd.plots import INK, finish, head, style
+from dpd.report.figures import INK, finish, head, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -31,22 +31,21 @@ from scipy.stats import trim_mean
 from timing import machine
 from torch import Tensor
 
-from dpd import policyfile
-from dpd.agents.offpolicy_config import OffPolicyConfig
-from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.config import OffPolicyConfig, PPOConfig
 from dpd.config import ALGORITHMS
-from dpd.csvlog import read_rows
 from dpd.envs.make import make
-from dpd.evaluate import episode_seeds, evaluate_policy, run_episodes
-from dpd.intervals import Difference, family, unpaired_difference
-from dpd.sources import is_best
-from dpd.terminal import make_console
+from dpd.log.csv import read_rows
+from dpd.log.terminal import make_console
+from dpd.policies import policyfile
+from dpd.report.stats import Difference, family, unpaired_difference
+from dpd.run.episodes import episode_seeds, evaluate_policy, run_episodes
+from dpd.run.sources import is_best
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 CURVE_EVERY = 1000  # steps between the points of a curve, at least
-WINDOW = 20  # episodes per point of a curve, as dpd.collect.EpisodeStatistics takes
+WINDOW = 20  # episodes per point of a curve, as dpd.run.collect.EpisodeStatistics takes
 
 Record = dict[str, Any]
 """One learner: name, steps, returns of the episodes, curve of training returns."""

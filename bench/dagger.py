@@ -21,9 +21,9 @@ from typing import Any
 from distill import METHODS, ROLLOUT
 from timing import machine, require_quiet
 
-from dpd.csvlog import read_rows
-from dpd.report import time_shares
-from dpd.terminal import make_console
+from dpd.log.csv import read_rows
+from dpd.log.terminal import make_console
+from dpd.run.summary import time_shares
 
 ENOUGH = 0.9  # of the teacher's return
 TIMED = ("bc", "dagger", "on-policy", "scaffold", "retrieval", "kickstart", "ppd", "n-distill")

@@ -29,11 +29,11 @@ from marked import fill
 from rich.console import Console
 from timing import machine
 
-from dpd import policyfile
-from dpd.evaluate import evaluate_together
-from dpd.intervals import bootstrap_interval, trimmed
-from dpd.teachers import LAST_EPISODES
-from dpd.terminal import make_console
+from dpd.log.terminal import make_console
+from dpd.policies import policyfile
+from dpd.report.stats import bootstrap_interval, trimmed
+from dpd.run.episodes import evaluate_together
+from dpd.run.teachers import LAST_EPISODES
 
 ROLLOUT = ("--n-envs", "8", "--n-steps", "256", "--minibatch-size", "256")
 ALONE = "PPO without a teacher"

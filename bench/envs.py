@@ -30,7 +30,7 @@ from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
 from dpd.envs.physics import n_cores
 from dpd.envs.tasks import TASKS, load_model
-from dpd.terminal import make_console
+from dpd.log.terminal import make_console
 
 WARM_UP = 100
 RAW_ROUND = 20

@@ -4,8 +4,8 @@ python bench/error_rates.py --json bench/results/error-rates.json        two min
 python bench/error_rates.py --json bench/results/error-rates.json --docs docs/results.md
 
 The verdicts are those of `dpd compare`, `study` and `cooperate`: p values, Holm's adjustment and
-the rule are taken from dpd/intervals.py, for thousands of null experiments at once. (A file called
-statistics.py here would hide Python's module of that name from every benchmark.)
+the rule are taken from dpd/report/stats.py, for thousands of null experiments at once. (A file
+called statistics.py here would hide Python's module of that name from every benchmark.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from marked import fill
 from timing import machine
 
-from dpd.intervals import (
+from dpd.report.stats import (
     bootstrap_interval,
     holm,
     mean_interval,

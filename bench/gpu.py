@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from timing import machine
 
-from dpd.terminal import make_console
+from dpd.log.terminal import make_console
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("parity", "speed", "runs")

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from warp_parity import compare
 
+from dpd.agents.config import DDPGConfig, PPOConfig, SACConfig, TD3Config
 from dpd.agents.graphs import Graphs
-from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
-from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import parse_train
 from dpd.envs.make import make, native_ids
-from dpd.training import Training
+from dpd.run.training import Training
 
 Record = dict[str, Any]
 Measure = Callable[[], Record]
@@ -117,12 +116,12 @@ def one_update(agent: Any, noise: Tensor) -> None:
     """Take one update on given numbers [N, B, ...]."""
     obs, next_obs, act, first, second, rest = noise.split([O, O, A, A, A, 4], -1)
     if isinstance(agent.config, PPOConfig):
-        from dpd.agents.ppo_loss import Samples
+        from dpd.agents.ppo import Samples
 
         batch = Samples(obs, act, rest[..., 0] - 8, rest[..., 1], rest[..., 2], rest[..., 2])
         agent._own_step([True] * 2, *batch)
         return
-    from dpd.agents.imitation import Imitation
+    from dpd.agents.offpolicy import Imitation
     from dpd.agents.replay import Transitions
 
     sample = Transitions(

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from gpu_parity import Measure, Record
 
-from dpd import policyfile
-from dpd.evaluate import evaluate_together
-from dpd.sources import find_policies, is_best
+from dpd.policies import policyfile
+from dpd.run.episodes import evaluate_together
+from dpd.run.sources import find_policies, is_best
 
 SEEDS, STEPS, EPISODES, EVAL_SEED = 5, 20_000_000, 10, 1_000_000
 BOX_S = {"HalfCheetah-v5": 300.0, "Ant-v5": 90.0, "Hopper-v5": 60.0, "Walker2d-v5": 60.0}

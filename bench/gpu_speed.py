@@ -10,8 +10,8 @@ import torch
 from gpu_parity import Measure, Record, random_replay
 from train import work
 
+from dpd.agents.config import SACConfig, TD3Config
 from dpd.agents.graphs import Graphs
-from dpd.agents.offpolicy_config import SACConfig, TD3Config
 from dpd.envs.make import make, native_ids
 
 SIZES = (1024, 4096, 16_384)

@@ -26,10 +26,9 @@ from typing import Any
 from rich.progress import track
 from timing import machine
 
-from dpd.checkpoint import Checkpoints, read
-from dpd.csvlog import read_rows
-from dpd.tensorfile import digest
-from dpd.terminal import make_console
+from dpd.log.csv import read_rows
+from dpd.log.terminal import make_console
+from dpd.run.checkpoint import Checkpoints, digest, read
 
 FLAGS = ["--n-envs", "4", "--n-steps", "64", "--evals", "4", "--eval-episodes", "1"]
 FLAGS += ["--final-episodes", "1", "--seeds", "2"]

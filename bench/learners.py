@@ -33,9 +33,9 @@ from rich.table import Table
 from sb3_baseline import ENDLESS, TimeBox, make_offpolicy, make_vec
 from timing import Work, load_of_others, machine, parse_timed, rate, require_quiet, run_at_once
 
+from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.offpolicy import OffPolicy
-from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
-from dpd.terminal import make_console
+from dpd.log.terminal import make_console
 
 if TYPE_CHECKING:
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm

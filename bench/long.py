@@ -23,8 +23,8 @@ import psutil
 from rich.table import Table
 from timing import machine
 
-from dpd.csvlog import read_rows
-from dpd.terminal import make_console
+from dpd.log.csv import read_rows
+from dpd.log.terminal import make_console
 
 SETUPS = {
     "2 peers, 2M steps": "--total-steps 2000000 --evals 4",

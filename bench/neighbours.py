@@ -27,8 +27,8 @@ from timing import machine, require_quiet
 from torch import Tensor
 
 from dpd.envs.native import NativeEnv
-from dpd.memory import Neighbours, unit
-from dpd.policyfile import Policy, load
+from dpd.policies.memory import Neighbours, unit
+from dpd.policies.policyfile import Policy, load
 
 BATCHES = (1, 20, 256)
 K, NOISE, ENVS = 8, 0.3, 50

@@ -18,12 +18,12 @@ from typing import Any
 import cooperate
 import numpy as np
 
-from dpd.compare import Played, Replicate, Result, remarks
-from dpd.cooperative.outcome import Outcome, policies_json
-from dpd.runs import Member, Run
+from dpd.cooperate.outcome import Outcome, policies_json
+from dpd.run.runs import Member, Run
+from dpd.study.compare import Played, Replicate, Result, remarks
 from dpd.study.config import ARMS, StudyConfig
-from dpd.study.findings import Findings, Task
-from dpd.study.tables import task_json, whole_json
+from dpd.study.report import task_json, whole_json
+from dpd.study.study import Findings, Task
 
 Data = dict[str, Any]
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpd.agents.offpolicy_config import OffPolicyConfig, TD3Config
-from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.config import OffPolicyConfig, PPOConfig, TD3Config
 
 if TYPE_CHECKING:  # importing it takes seconds, and bench/train.py only wants TimeBox
     from gymnasium import Env
@@ -62,7 +61,7 @@ def make_vec(kind: str, env_id: str, n_envs: int, seed: int, threads: int | None
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
     if kind == "native":
-        from dpd.sb3 import NativeVecEnv
+        from dpd.sb3.vec_env import NativeVecEnv
 
         return VecMonitor(NativeVecEnv(env_id, n_envs, seed, threads))
     own: type[DummyVecEnv] | type[SubprocVecEnv]

@@ -26,8 +26,8 @@ import numpy as np
 from marked import fill
 from timing import machine
 
-from dpd.csvlog import read_rows
-from dpd.intervals import Difference, bootstrap_interval, difference, family, trimmed
+from dpd.log.csv import read_rows
+from dpd.report.stats import Difference, bootstrap_interval, difference, family, trimmed
 
 ROLLOUT = ("--n-envs", "8", "--n-steps", "256", "--minibatch-size", "256")
 VARIANTS = {"without": ("--distill.warm-up", "1"), "with": ()}

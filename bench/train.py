@@ -39,11 +39,11 @@ from timing import (
     run_at_once,
 )
 
-import dpd.train
+import dpd.run.train
 from dpd.cli import parse_train
-from dpd.log import Metric, RunLog
-from dpd.settings import as_flags, preset_settings
-from dpd.terminal import make_console
+from dpd.log.log import Metric, RunLog
+from dpd.log.terminal import make_console
+from dpd.run.settings import as_flags, preset_settings
 
 HERE = Path(__file__).resolve().parent
 ENV = "HalfCheetah-v5"
@@ -87,8 +87,8 @@ def work(seconds: float, flags: Sequence[str], env: str = ENV) -> dict[str, Any]
         screen = make_console(file=sink, force_terminal=True, force_interactive=True, width=120)
         log = partial(TimedLog, seconds)
         try:
-            with patch.multiple(dpd.train, RunLog=log, Console=lambda: screen):
-                dpd.train.train(parse_train([env, *flags, *endless]))
+            with patch.multiple(dpd.run.train, RunLog=log, Console=lambda: screen):
+                dpd.run.train.train(parse_train([env, *flags, *endless]))
         except TimeUp as over:
             return over.measured
     raise RuntimeError("the run ended before its time was up")

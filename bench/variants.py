@@ -34,14 +34,13 @@ from torch import Tensor
 import dpd.agents.nets
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.td3 import TD3
-from dpd.collect import collect
-from dpd.config import TrainConfig
+from dpd.config import RunConfig, TrainConfig
 from dpd.distill import METHODS
 from dpd.envs.make import make
-from dpd.run_config import RunConfig
-from dpd.stack import env_seeds
-from dpd.terminal import make_console
-from dpd.train import learner_threads
+from dpd.log.terminal import make_console
+from dpd.run.collect import collect
+from dpd.run.stack import env_seeds
+from dpd.run.train import learner_threads
 
 PRODUCT = (4, 256, 256)
 """A hidden layer of two learners' critics on a minibatch."""

@@ -28,7 +28,7 @@ from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, load_model, observe
 from dpd.envs.warp import Snapshot, WarpEnv
-from dpd.terminal import make_console
+from dpd.log.terminal import make_console
 
 CLOSE = 1e-3
 WARM_UP = 20  # steps before the first comparison; contacts are made

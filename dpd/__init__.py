@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dpd.policyfile import Policy, load
+    from dpd.policies.policyfile import Policy, load
 
 __all__ = ["Policy", "__version__", "load"]
 
@@ -13,7 +13,7 @@ __all__ = ["Policy", "__version__", "load"]
 def __getattr__(name: str) -> object:
     # On first use, so that `dpd --help` doesn't wait for torch.
     if name in ("Policy", "load"):
-        from dpd import policyfile
+        from dpd.policies import policyfile
 
         return getattr(policyfile, name)
     raise AttributeError(f"module 'dpd' has no attribute '{name}'")

@@ -17,19 +17,27 @@ from typing import Annotated, Any
 import tyro
 
 from dpd import __version__
-from dpd.commands import (
-    CompareConfig,
+from dpd.config import (
+    ALGORITHMS,
+    AlgoConfig,
     EvaluateConfig,
     ExportConfig,
-    FidelityConfig,
-    SweepConfig,
+    RunConfig,
+    TeacherConfig,
+    TrainConfig,
+    absolute_paths,
+    choose,
+    flag,
+    near,
+    sized,
+    taught_by,
 )
-from dpd.config import ALGORITHMS, AlgoConfig, TrainConfig, choose, near, sized, taught_by
-from dpd.cooperative.config import CooperateConfig
+from dpd.cooperate.config import CooperateConfig
 from dpd.distill import METHODS
-from dpd.run_config import BadInput, RunConfig, TeacherConfig, absolute_paths, flag
-from dpd.settings import as_flags, parse, preset_settings, read_config, saved_settings
-from dpd.study.config import StudyConfig
+from dpd.errors import BadInput
+from dpd.fidelity.config import FidelityConfig, SweepConfig
+from dpd.run.settings import as_flags, parse, preset_settings, read_config, saved_settings
+from dpd.study.config import CompareConfig, StudyConfig
 
 USAGE = f"""\
 dpd {__version__}: dual policy distillation and its baselines for continuous control
@@ -234,15 +242,19 @@ def saved_run(run_dir: Path) -> TrainConfig:
 def train_command(argv: Sequence[str], command: str = "train") -> int:
     """Train or distil, then print how the policies do and where they are."""
     config = parse_run(argv, command)
-    from dpd.train import train
+    from dpd.run.train import train
 
-    return train(config)
+    if command == "train":
+        return train(config)
+    from dpd.fidelity.sizes import report_students
+
+    return train(config, report_students)
 
 
 def cooperate_command(argv: Sequence[str]) -> int:
     """Let saved policies teach each other where one is really better."""
     config = parse(CooperateConfig, argv, "dpd cooperate")
-    from dpd.cooperative.command import cooperate_paths
+    from dpd.cooperate.command import cooperate_paths
 
     return cooperate_paths(config)
 
@@ -266,7 +278,7 @@ def export_command(argv: Sequence[str]) -> int:
 def compare_command(argv: Sequence[str]) -> int:
     """Compare runs and policies."""
     config = parse(CompareConfig, argv, "dpd compare")
-    from dpd.compare import compare_paths
+    from dpd.study.compare import compare_paths
 
     return compare_paths(config)
 
@@ -275,7 +287,7 @@ def study_command(argv: Sequence[str]) -> int:
     """Train a method and its controls, and compare them."""
     end = argv.index("--") if "--" in argv else len(argv)
     config = parse(StudyConfig, argv[:end], "dpd study").with_flags(argv[end + 1 :])
-    from dpd.study.command import study
+    from dpd.study.study import study
 
     return study(config, parse_train)
 
@@ -332,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"dpd: {describe(error)}\n")
         return 2
     except RuntimeError as error:
-        from dpd.envs.base import FailedEnv  # not at the top: it loads torch
+        from dpd.envs.errors import FailedEnv
 
         if not isinstance(error, FailedEnv):
             raise

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpd import policyfile
-from dpd.config import BadInput
 from dpd.envs.make import check
-from dpd.evaluate import require_fit
-from dpd.policyfile import Policy, refuse_memory
-from dpd.sources import Place, find_policies, load_any, moved, place_of
-from dpd.terminal import make_console
+from dpd.errors import BadInput
+from dpd.log.terminal import make_console
+from dpd.policies import policyfile
+from dpd.policies.policyfile import Policy, refuse_memory
+from dpd.run.episodes import require_fit
+from dpd.run.sources import Place, find_policies, load_any, moved, place_of
 
 if TYPE_CHECKING:
-    from dpd.commands import ExportConfig
+    from dpd.config import ExportConfig
 
 ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 N_PROBES = 512
@@ -193,7 +193,7 @@ class Format(NamedTuple):
     """Packages beside dpd's own."""
 
 
-FORMATS = {  # beside sb3, which is a folder, and which dpd.sb3 writes and checks
+FORMATS = {  # beside sb3, which is a folder, and which dpd.sb3.export writes and checks
     "onnx": Format(write_onnx, read_onnx, ".onnx", ("onnx", "onnxscript")),
     "torchscript": Format(write_torchscript, read_torchscript, ".pt"),
     "dpd": Format(write_policy, read_policy, ".safetensors"),
@@ -251,7 +251,7 @@ def target(config: ExportConfig, ending: str) -> Path:
 
 def write_zoo(policy: Policy, out: Path) -> str:
     """Write a folder as rl-baselines3-zoo lays it out; return how it was checked."""
-    from dpd.sb3 import export_zoo
+    from dpd.sb3.export import export_zoo
 
     export_zoo(policy, out)
     return "Stable-Baselines3 loads it, and it acts as the policy does"

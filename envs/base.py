@@ -13,24 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-class UnsupportedEnv(ValueError):
-    """An environment this suite can't train on; the message says why and what to use instead."""
-
-
-class FailedEnv(RuntimeError):
-    """An environment's own code raised an error, which is the cause of this one."""
-
-    def __init__(self, env_id: str, call: str, error: Exception) -> None:
-        super().__init__(f"{call}() of {env_id} raised {type(error).__name__}: {error}")
-
-
-class NonFiniteAction(ValueError):
-    """An action is NaN; `ids` are the environments it was meant for."""
-
-    def __init__(self, ids: list[int]) -> None:
-        super().__init__(f"act is NaN for environments {ids}; the policy has diverged")
-        self.ids = ids
+from dpd.envs.errors import NonFiniteAction
 
 
 class Step(NamedTuple):
@@ -207,3 +190,40 @@ def snapshot_rows(
     if snapshot["obs"].shape[1] != obs_dim:
         raise ValueError(f"the snapshot is not one of {env_id}")
     return rows
+
+
+class OnDevice:
+    """Another `Env` whose steps are brought to a device; actions are read from there."""
+
+    def __init__(self, env: Env, device: torch.device) -> None:
+        self._env, self._device = env, device
+        self.spec, self.n_envs = env.spec, env.n_envs
+
+    def reset(self) -> Tensor:
+        return self._env.reset().to(self._device)
+
+    def stagger(self, share: np.ndarray) -> None:
+        self._env.stagger(share)
+
+    def start(self, act: Tensor) -> None:
+        """Begin a step; waits until the actions are there."""
+        self._env.start(act)
+
+    def wait(self) -> Step:
+        return Step(*(x.to(self._device, non_blocking=True) for x in self._env.wait()))
+
+    def step(self, act: Tensor) -> Step:
+        self.start(act)
+        return self.wait()
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        return self._env.snapshot()
+
+    def restore(self, snapshot: dict[str, np.ndarray], ids: Sequence[int] | None = None) -> Tensor:
+        return self._env.restore(snapshot, ids).to(self._device)
+
+    def trouble(self) -> list[str]:
+        return self._env.trouble()
+
+    def close(self) -> None:
+        self._env.close()

@@ -18,16 +18,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
-from dpd.envs.base import (
-    ActionScale,
-    EnvKwargs,
-    EnvSpec,
-    FailedEnv,
-    Step,
-    UnsupportedEnv,
-    bounds_defect,
-    inner_bounds,
-)
+from dpd.envs.base import ActionScale, EnvKwargs, EnvSpec, Step, bounds_defect, inner_bounds
+from dpd.envs.errors import FailedEnv, UnsupportedEnv
 from dpd.envs.unstable import cut_unstable, lost_steps
 
 _SEEDS = 2**31  # NumPy's legacy generators, and so dm_control's tasks, take no larger seed

@@ -8,11 +8,11 @@ from types import ModuleType
 
 import torch
 
-from dpd.envs.base import Env, EnvKwargs, EnvSpec, UnsupportedEnv
+from dpd.envs.base import Env, EnvKwargs, EnvSpec, OnDevice
+from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, find_task
-from dpd.envs.transfer import OnDevice
 
 BACKENDS = ("auto", "native", "gymnasium", "warp")
 WARP_FROM = 512

@@ -18,7 +18,7 @@ import mujoco
 import numpy as np
 import torch
 
-from dpd.envs.base import UnsupportedEnv
+from dpd.envs.errors import UnsupportedEnv
 
 Array: TypeAlias = Any  # np.ndarray or torch.Tensor, one kind throughout a call
 State: TypeAlias = Mapping[str, Array]

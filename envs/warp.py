@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dpd.envs import tasks
-from dpd.envs.base import ActionScale, EnvSpec, Step, UnsupportedEnv, snapshot_rows
+from dpd.envs.base import ActionScale, EnvSpec, Step, snapshot_rows
+from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.warp_physics import WarpPhysics, find_device, loops_on
 
 Snapshot = dict[str, np.ndarray]

@@ -17,7 +17,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from dpd.envs.base import UnsupportedEnv
+from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.tasks import Task
 
 ON_CPU = "--backend native simulates on the CPU"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dpd.distill.peers_config import DPDConfig, IndependentConfig
-from dpd.distill.retrieval_config import RetrievalConfig
-from dpd.distill.scaffold_config import ScaffoldConfig
-from dpd.distill.teaching_config import (
+from dpd.distill.config import (
     CloningConfig,
     DAggerConfig,
+    DPDConfig,
     GradientConfig,
+    IndependentConfig,
     KickstartConfig,
     OnPolicyConfig,
     ProgressiveConfig,
     ProximalConfig,
+    RetrievalConfig,
     ReverseGradientConfig,
+    ScaffoldConfig,
     TeachingConfig,
 )
 

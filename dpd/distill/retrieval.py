@@ -7,18 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd import memory
 from dpd.agents.base import Batch, Metrics, State, nest, part, put_back, take
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
-from dpd.distill.base import Context, Deployed
-from dpd.distill.embedding import Embedding
-from dpd.distill.retrieval_config import RetrievalConfig
-from dpd.distill.retrieval_loss import others_answer, relational_loss
+from dpd.distill.config import RetrievalConfig
+from dpd.distill.embedding import Embedding, others_answer, relational_loss
+from dpd.distill.method import Context, Deployed
+from dpd.distill.supervised import Supervised
 from dpd.distill.targets import Targets, distance, order, take_steps
-from dpd.distill.teaching import Supervised, spread
-from dpd.memory import MemoryMeta, Neighbours
+from dpd.distill.teaching import spread
+from dpd.policies import memory
+from dpd.policies.memory import MemoryMeta, Neighbours
 
 WEIGHTS = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)
 """Of the student's own action. The first of equals is taken: no memory where it gains nothing."""

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import CPU, take
-from dpd.agents.dist import DiagGaussian
+from dpd.agents.dist import DiagGaussian, divergence
 from dpd.agents.learners import Learners
 from dpd.agents.optim import StackedOptimizer, clip_grad_norm
 from dpd.agents.rng import RowRandom
-from dpd.distill.divergence import divergence
-from dpd.distill.gate import weighted_loss
 
 
 class Targets(NamedTuple):
@@ -105,3 +103,11 @@ def take_steps(
             optimizer.step(grad, None if active is None else active[i])
         losses.append(loss.detach())
     return torch.stack(losses).mean(0)
+
+
+def weighted_loss(distance: Tensor, weight: Tensor) -> Tensor:
+    """Return mean_B w(s) D(s) per learner: distance, weight [N, B] -> [N] (paper, Eq. 11)."""
+    if distance.shape != weight.shape:
+        # The 2020 code multiplied (B, 1) by (B,), and its weights cancelled.
+        raise ValueError(f"weight {tuple(weight.shape)} for distance {tuple(distance.shape)}")
+    return (weight * distance).mean(1)

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from dpd.fidelity.measures import CLOSE, Scores, retained, scores, why_no_kl
+from dpd.fidelity.policies import Cost, Subject, cost
 from dpd.fidelity.states import (
     HELD_OUT,
     SETS,
@@ -19,8 +20,7 @@ from dpd.fidelity.states import (
     uniform,
     visit,
 )
-from dpd.fidelity.subjects import Cost, Subject, cost
-from dpd.intervals import (
+from dpd.report.stats import (
     ALPHA,
     BOOTSTRAP_SEEDS,
     Interval,

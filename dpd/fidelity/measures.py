@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dpd.agents.dist import DiagGaussian
-from dpd.distill.divergence import kl
-from dpd.policymeta import PolicyMeta
+from dpd.agents.dist import DiagGaussian, kl
+from dpd.policies.metadata import PolicyMeta
 
 CLOSE, NEAR = 0.05, 0.1
 CONSTANT = 1e-8  # a variance below it is none: R² says nothing there

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import take
+from dpd.agents.config import StudentConfig
 from dpd.agents.optim import StackedAdam, StackedSGD
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.student import Student
-from dpd.agents.student_config import StudentConfig
 from dpd.distill.targets import Targets, descend
 from dpd.fidelity.measures import why_no_kl
 from dpd.fidelity.states import NOISE
 from dpd.fidelity.variants import Variant
-from dpd.policyfile import Policy
+from dpd.policies.policyfile import Policy
 
 BATCH, MAX_GRAD_NORM = 256, 10.0
 CHUNK = 20  # gradient steps whose states are drawn at once, with one learning rate

@@ -1,27 +1,254 @@
-"""`dpd fidelity`: audit policies, and report to the terminal, as JSON, TensorBoard and a page."""
+"""What the terminal and the page lay out as tables."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
+import numpy as np
+import torch
+from rich import markup
 from rich.progress import Progress
 
 from dpd.fidelity.audit import Audit, Finding, audit
-from dpd.fidelity.known import ReadRun
-from dpd.fidelity.measures import MEASURES
-from dpd.fidelity.page import page
-from dpd.fidelity.states import setting_of
-from dpd.fidelity.subjects import read_subjects
-from dpd.fidelity.tables import sheets
-from dpd.intervals import CONFIDENCE
-from dpd.sheets import Report, deliver, mean_and_each, require_writable
-from dpd.terminal import make_console
+from dpd.fidelity.measures import CLOSE, MEASURES, NEAR
+from dpd.fidelity.policies import ReadRun, Subject, read_subjects
+from dpd.fidelity.states import SETS, setting_of
+from dpd.log.terminal import make_console
+from dpd.report.page import (
+    INK,
+    definitions,
+    document,
+    legend,
+    look,
+    new_figure,
+    notes,
+    plain,
+    svg,
+    table,
+)
+from dpd.report.stats import BOOTSTRAP_SEEDS, CONFIDENCE
+from dpd.report.tables import Report, Sheet, deliver, mean_and_each, require_writable, shown
 
 if TYPE_CHECKING:
-    from dpd.commands import FidelityConfig
+    from dpd.fidelity.config import FidelityConfig
+
+
+def label(f: Finding) -> str:
+    """Name a student; the floor is called so."""
+    return f"{f.subject.name} (floor)" if f.subject.is_floor else f.subject.name
+
+
+def returns_sheet(found: Audit) -> Sheet:
+    """Lay out what is left of the teacher's return."""
+    columns = ["policy", "return", "ratio", "retained", "95 % interval", "held-out ≤0.05"]
+    rows = [
+        [f"{found.teacher.name} (teacher)", shown(float(found.returns.mean())), *["-"] * 4],
+        ["random actions", shown(float(found.random.mean())), *["-"] * 4],
+    ]
+    for f in found.findings:
+        agree = f.scores["heldout"].values[f"agree_{CLOSE}"]
+        figures = [float(f.returns.mean()), f.ratio, f.retained, f.interval, agree]
+        rows.append([label(f), *map(shown, figures)])
+    title = f"{found.setting.env_id}: returns of {found.setting.episodes} deterministic episodes"
+    return Sheet(title, columns, rows)
+
+
+def costs_sheet(found: Audit) -> Sheet:
+    """Lay out what the policies cost."""
+    columns = ["policy", "parameters", "× smaller", "bytes", "µs/action", "actions/s"]
+    rows = []
+    for name, cost, smaller in [
+        (f"{found.teacher.name} (teacher)", found.cost, 1.0),
+        *((label(f), f.cost, f.compression) for f in found.findings),
+    ]:
+        figures = [cost.bytes, cost.latency_us, cost.actions_per_s]
+        rows.append([name, f"{cost.parameters:,}", shown(smaller), *map(shown, figures)])
+    return Sheet("Cost, on one thread; actions/s in batches of 256", columns, rows)
+
+
+def fidelity_sheet(found: Audit, f: Finding) -> Sheet:
+    """Lay out how closely a student follows on every set of states, and the gap."""
+    known = {k for row in f.scores.values() for k, v in row.values.items() if v is not None}
+    names = [name for name in MEASURES if name in known and name != "action_mse"]
+    rows = [[s, *(shown(row.values[n]) for n in names)] for s, row in f.scores.items()]
+    rows.append(["gap", *(shown(f.gap.values[n]) for n in names)])
+    title = f"{label(f)} against {found.teacher.name}, on states of (gap: heldout − {f.gap.seen})"
+    return Sheet(title, ["states", *(MEASURES[n].title for n in names)], rows)
+
+
+def r2_sheet(f: Finding) -> Sheet:
+    """Lay out R² of each action dimension."""
+    n_act = len(next(iter(f.scores.values())).r2)
+    rows = [[s, *map(shown, row.r2)] for s, row in f.scores.items()]
+    columns = ["states", *(f"action {k}" for k in range(n_act))]
+    return Sheet(f"{label(f)}: R² of each action dimension", columns, rows)
+
+
+def sheets(found: Audit) -> Sequence[Sheet]:
+    """Return the terminal's tables."""
+    by_states = [fidelity_sheet(found, f) for f in found.findings]
+    return [*by_states, returns_sheet(found), costs_sheet(found)]
+
+
+MAX_DIMS = 8
+LEAST, MOST = 1e-4, 2.0  # |difference| of actions
+
+
+def bars(found: Audit) -> str:
+    """Draw agreement and action error of every student on every set of states."""
+    figure = new_figure(8.4, 4.6)
+    names = list(dict.fromkeys(s for f in found.findings for s in f.scores))
+    for row, (measure, title) in enumerate(
+        [
+            (f"agree_{CLOSE}", f"share of states with every action within {CLOSE}"),
+            ("action_error", "mean |difference| of actions, in halves of their range"),
+        ]
+    ):
+        axes = figure.add_subplot(2, 1, row + 1)
+        width = 0.8 / len(found.findings)
+        for k, f in enumerate(found.findings):
+            heights = [
+                (f.scores[s].values[measure] or 0) if s in f.scores else np.nan for s in names
+            ]
+            at = np.arange(len(names)) + (k + 0.5) * width - 0.4
+            axes.bar(at, heights, 0.94 * width, color=look(k)["color"], label=label(f))
+        axes.set_xticks(range(len(names)), names)
+        plain(axes, title)
+        if measure.startswith("agree"):
+            axes.set_ylim(0, 1)
+    legend(figure)
+    return svg(figure, "bars")
+
+
+def histogram(found: Audit) -> str:
+    """Draw how far the worst action of a held-out state is off."""
+    figure = new_figure(8.4, 2.9)
+    axes = figure.add_subplot()
+    edges = np.geomspace(LEAST, MOST, 61).tolist()
+    for k, f in enumerate(found.findings):
+        teacher, student = f.acts
+        worst = (student - teacher).abs().amax(-1).clamp(LEAST, MOST).numpy()
+        share = np.full(len(worst), 1 / len(worst))
+        axes.hist(
+            worst,
+            edges,
+            weights=share,
+            histtype="step",
+            linewidth=1.8,
+            **look(k),
+            label=label(f),
+        )
+    for within in (CLOSE, NEAR):
+        axes.axvline(within, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_xscale("log")
+    axes.set_xlim(LEAST * 0.9, MOST)
+    axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["≤0.0001", "0.001", "0.01", "0.1", "1"])
+    axes.minorticks_off()
+    plain(axes, "held-out states by their worst action's |difference|; dashed: 0.05 and 0.1")
+    legend(figure)
+    return svg(figure, "histogram")
+
+
+def worst_dims(f: Finding) -> Sequence[int]:
+    """Return the action dimensions to draw: all, or those with the largest error."""
+    teacher, student = f.acts
+    error = (student - teacher).double().square().mean(0)
+    return sorted(torch.topk(error, min(MAX_DIMS, len(error))).indices.tolist())
+
+
+def ends(*acts: np.ndarray) -> tuple[float, float]:
+    """Return the ends of an axis that shows all actions."""
+    low, high = min(a.min() for a in acts), max(a.max() for a in acts)
+    margin = 0.05 * (high - low) or 0.05
+    return float(low - margin), float(high + margin)
+
+
+def scatter(f: Finding, k: int) -> str:
+    """Draw a student's actions over its teacher's, a panel per dimension; k: its place."""
+    dims = worst_dims(f)
+    columns = min(4, len(dims))
+    rows = -(-len(dims) // columns)
+    figure = new_figure(2.1 * max(columns, 2), 2.2 * rows)
+    teacher, student = (x.numpy() for x in f.acts)
+    for place, a in enumerate(dims):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        low, high = ends(teacher[:, a], student[:, a])
+        axes.plot([low, high], [low, high], color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
+        # one image instead of a thousand elements
+        dots: dict[str, Any] = {"s": 4, "alpha": 0.5, "linewidths": 0, "rasterized": True}
+        axes.scatter(teacher[:, a], student[:, a], color=look(k)["color"], **dots)
+        plain(axes, f"action {a}, R² {shown(f.scores['heldout'].r2[a])}")
+        axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+        axes.locator_params(nbins=2)
+    return svg(figure, f"scatter{k}")
+
+
+MORE = {
+    "retained": "return above random actions, as a share of the teacher's; 95 % bootstrap interval "
+    f"over episodes, paired by their seed; too narrow for fewer than {BOOTSTRAP_SEEDS} episodes",
+    "ratio": "mean return over the teacher's; it misleads where returns are negative",
+    "gap": "how much worse or better held-out states are than those seen in training; where these "
+    "are known, it separates too little data from poor optimisation",
+    "× smaller": "parameters of the teacher per parameter of the student, normaliser not counted",
+    "µs/action": "median time of one action for one observation",
+    "floor": "a policy trained without this teacher: so much agreement comes by itself",
+}
+
+
+def page(found: Audit) -> str:
+    """Return the page."""
+    title = f"Fidelity to {found.teacher.name} in {found.setting.env_id}"
+    parts = [
+        *notes(found.notes),
+        table(returns_sheet(found)),
+        table(costs_sheet(found)),
+        f"<h2>By set of states</h2>{bars(found)}{histogram(found)}",
+        *(student(found, f, k) for k, f in enumerate(found.findings)),
+        f"<h2>What the numbers mean</h2>{meanings()}",
+        f"<h2>Where it comes from</h2>{provenance(found)}",
+    ]
+    return document(title, parts)
+
+
+def student(found: Audit, f: Finding, k: int) -> str:
+    """Lay out one student's tables, and its actions over the teacher's."""
+    n_act = f.acts[0].shape[1]
+    which = f"; the {MAX_DIMS} of {n_act} with the largest error" if n_act > MAX_DIMS else ""
+    return (
+        f"<h2>{escape(label(f))}</h2>{table(fidelity_sheet(found, f))}{table(r2_sheet(f))}"
+        f"<p>The student's action (up) over the teacher's (right) on held-out states{which}.</p>"
+        f"{scatter(f, k)}"
+    )
+
+
+def meanings() -> str:
+    """Say in a line each what the numbers and the sets of states are."""
+    lines = {m.title: m.meaning for m in MEASURES.values()} | MORE
+    lines |= {f"states: {name}": meaning for name, meaning in SETS.items()}
+    return definitions(lines)
+
+
+def provenance(found: Audit) -> str:
+    """Name the files with their digests, and the settings."""
+    subjects = [found.teacher, *(f.subject for f in found.findings)]
+    setting = found.setting
+    line = (
+        f"{setting.env_id} {json.dumps(setting.env_kwargs)}, {setting.episodes} episodes each, "
+        f"{setting.n_states:,} states in each set, seed {setting.seed}"
+    )
+    return f"<p>{escape(line)}.</p><dl>{''.join(map(origin, subjects))}</dl>"
+
+
+def origin(subject: Subject) -> str:
+    """Say where a policy comes from."""
+    said = {k: v for k, v in subject.origin.items() if k != "name" and v is not None}
+    lines = (f"{escape(k)} <code>{escape(json.dumps(v))}</code>" for k, v in said.items())
+    return f"<dt>{escape(subject.name)}</dt><dd>{'<br>'.join(lines)}</dd>"
 
 
 def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
@@ -33,7 +260,7 @@ def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
         task = progress.add_task("", total=1 + len(students))
 
         def tell(name: str) -> None:
-            progress.update(task, description=f"playing {escape(name)}", advance=1)
+            progress.update(task, description=f"playing {markup.escape(name)}", advance=1)
 
         found = audit(teacher, students, setting, tell)
     report = Report("fidelity", as_json(found), page(found), sheets(found), found.notes)
@@ -90,7 +317,7 @@ def write_events(found: Audit, f: Finding, folder: Path) -> None:
     """Write a student's figures as one TensorBoard sub-run, in place of an earlier audit's."""
     from torch.utils.tensorboard import SummaryWriter
 
-    from dpd.tblog import add_scalars
+    from dpd.log.tensorboard import add_scalars
 
     run = folder / ("fidelity-" + re.sub(r"[^\w.-]+", "-", f.subject.name))
     for old in run.glob("events.out.tfevents.*"):

@@ -10,10 +10,11 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from dpd.config import BadInput
+from dpd.errors import BadInput
 from dpd.fidelity.audit import Gap, gap, measured
 from dpd.fidelity.measures import Scores, retained
 from dpd.fidelity.offline import Lesson, Row, stacks
+from dpd.fidelity.policies import Subject, n_parameters, one_thread
 from dpd.fidelity.states import (
     HELD_OUT,
     TRAIN,
@@ -23,16 +24,15 @@ from dpd.fidelity.states import (
     visit,
     visit_together,
 )
-from dpd.fidelity.subjects import Subject, n_parameters, one_thread
 from dpd.fidelity.variants import Factor, distinct, factors, why_no_weights
-from dpd.policyfile import Policy
-from dpd.runs import short_names
-from dpd.sheets import Report, deliver, require_writable
-from dpd.sources import load_any, one_policy, place_of
-from dpd.terminal import make_console
+from dpd.log.terminal import make_console
+from dpd.policies.policyfile import Policy
+from dpd.report.tables import Report, deliver, require_writable
+from dpd.run.runs import short_names
+from dpd.run.sources import load_any, one_policy, place_of
 
 if TYPE_CHECKING:
-    from dpd.commands import SweepConfig
+    from dpd.fidelity.config import SweepConfig
 
 LEAST = 30  # students: a correlation over fewer is little more than chance
 
@@ -74,8 +74,7 @@ class Sweep:
 
 def sweep_teacher(config: SweepConfig) -> int:
     """Train and compare all students; print a table or JSON, and write what is kept."""
-    from dpd.fidelity.sweep_page import page
-    from dpd.fidelity.sweep_tables import as_json, sheets
+    from dpd.fidelity.sweep_report import as_json, page, sheets
 
     config = config.resolved()
     require_writable(config.out)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dpd.policymeta import PolicyMeta
+from dpd.policies.metadata import PolicyMeta
 
 AUGMENTATIONS = ("none", "noise", "mixup")
 OPTIMISERS = ("adam", "sgd")

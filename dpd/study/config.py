@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dpd.config import BadInput, choose
-from dpd.run_config import as_name, flag
+from dpd.config import Paths, as_name, choose, flag
+from dpd.errors import BadInput
 
 Envs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV ...")]
 
@@ -152,3 +152,29 @@ class StudyConfig:
     def with_flags(self, flags: Sequence[str]) -> StudyConfig:
         """Return the settings with flags of every run."""
         return replace(self, flags=tuple(flags))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compare runs or policies side by side, with intervals over seeds."""
+
+    paths: Paths
+    """Run directories or policy files, the one to compare with first."""
+    episodes: int = 20
+    """Fresh deterministic episodes per policy."""
+    seed: int = 0
+    """Seed of the episodes, and of the bootstrap."""
+    threads: int | None = None
+    """CPU threads; None: all cores."""
+    out: Path = Path("compare.png")
+    """Picture of the learning curves."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise BadInput(f"--episodes must be at least 1, not {self.episodes}")
+        if len(self.paths) < 2:
+            raise BadInput("dpd compare needs two PATHs or more: run directories or policy files")
+        if self.out.suffix != ".png":
+            raise BadInput(f"--out writes a .png file, not '{self.out.name}'")

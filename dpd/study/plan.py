@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpd.config import BadInput
-from dpd.intervals import ALPHA, CONFIDENCE, least_seeds
-from dpd.sheets import Sheet, print_sheets, shown
-from dpd.terminal import make_console
+from dpd.errors import BadInput
+from dpd.log.terminal import make_console
+from dpd.report.stats import ALPHA, CONFIDENCE, least_seeds
+from dpd.report.tables import Sheet, print_sheets, shown
 
 POWER = 0.8
 MOST = 100_000

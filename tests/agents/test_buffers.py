@@ -8,9 +8,9 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
 from dpd.agents.base import take
-from dpd.agents.buffers import Rollout, gae
+from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
-from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.rollout import Rollout, gae
 
 
 def column(*numbers: float) -> Tensor:

@@ -5,13 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from elsewhere import META, Recorded, on_device
-from parity import A, O, filled
 
+from dpd.agents.config import DDPGConfig, PPOConfig, SACConfig, StudentConfig, TD3Config
 from dpd.agents.graphs import Graphs
-from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
-from dpd.agents.ppo_config import PPOConfig
-from dpd.agents.student_config import StudentConfig
+from tests.agents.parity import A, O, filled
+from tests.toy.meta_device import META, Recorded, on_device
 
 SEEDS = [(0, 0), (0, 1)]
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 8, "minibatch_size": 8, "hidden": (8, 8)}

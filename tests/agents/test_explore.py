@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.explore import ParameterNoise, uniform
-from dpd.agents.offpolicy_config import TD3Config
+from dpd.agents.config import TD3Config
+from dpd.agents.noise import ParameterNoise, uniform
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.td3 import TD3
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from parity import A, O, filled
 from torch import Tensor
 
 from dpd.agents.base import Metrics, Minibatch
-from dpd.agents.buffers import valid_positions
-from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
+from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.replay import Transitions
+from dpd.agents.rollout import valid_positions
 from dpd.agents.sac import SAC
 from dpd.agents.td3 import TD3
+from tests.agents.parity import A, O, filled
 
 SEEDS = [(0, 0), (0, 1), (7, 0)]
 ROW_SEEDS = [100, 200, 300]

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import gymnasium
 import numpy as np
-import probes
 import pytest
 import torch
 from gymnasium import spaces
@@ -13,12 +12,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from dpd.agents.base import Batch, Metrics, Minibatch
-from dpd.agents.buffers import Rollout
-from dpd.agents.ppo import PPO, mean_kl
-from dpd.agents.ppo_config import PPOConfig
-from dpd.agents.ppo_loss import Samples
-from dpd.policyfile import Policy, bounds
-from dpd.policymeta import PolicyMeta
+from dpd.agents.config import PPOConfig
+from dpd.agents.ppo import PPO, Samples, mean_kl
+from dpd.agents.rollout import Rollout
+from dpd.policies.metadata import PolicyMeta
+from dpd.policies.policyfile import Policy, bounds
+from tests.toy import probe_envs as probes
 
 O, A = 3, 2  # noqa: E741
 SEEDS = [(0, 0), (0, 1), (7, 0)]

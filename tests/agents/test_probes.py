@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import probes
 import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
-from dpd.agents.ppo_config import PPOConfig
-from dpd.collect import collect
+from dpd.agents.config import DDPGConfig, OffPolicyConfig, PPOConfig, SACConfig, TD3Config
+from dpd.run.collect import collect
+from tests.toy import probe_envs as probes
 
 GAMMA = 0.9
 PPO = PPOConfig(

@@ -1,14 +1,14 @@
 from dataclasses import replace
 
-import parity
 import pytest
 import torch
-from parity import A, B, O
 from stable_baselines3 import SAC as SB3SAC
 from torch import Tensor
 
-from dpd.agents.offpolicy_config import SACConfig
+from dpd.agents.config import SACConfig
 from dpd.agents.sac import SAC
+from tests.agents import parity
+from tests.agents.parity import A, B, O
 
 HIDDEN = (64, 48)
 SMALL = SACConfig(

@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from parity import A, O, filled
 from torch import Tensor
 
+from dpd.agents.config import PPOConfig, StudentConfig
 from dpd.agents.learners import Learners
 from dpd.agents.ppo import PPO
-from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.replay import Replay
 from dpd.agents.student import Student
-from dpd.agents.student_config import StudentConfig
-from dpd.policyfile import Policy, load, save
-from dpd.policymeta import PolicyMeta
+from dpd.policies.metadata import PolicyMeta
+from dpd.policies.policyfile import Policy, load, save
+from tests.agents.parity import A, O, filled
 
 F64 = torch.float64
 SMALL: dict[str, Any] = {
@@ -302,6 +301,6 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
 
 
 def test_settings_of_students_do_not_load_torch() -> None:
-    program = "import sys, dpd.agents.student_config; print('torch' in sys.modules)"
+    program = "import sys, dpd.agents.config; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.stdout == "False\n", found.stderr

@@ -1,13 +1,13 @@
-import parity
 import pytest
 import torch
-from parity import A, B, O
 from stable_baselines3 import DDPG as SB3DDPG
 from stable_baselines3 import TD3 as SB3TD3
 from torch import Tensor
 
-from dpd.agents.offpolicy_config import DDPGConfig, TD3Config
+from dpd.agents.config import DDPGConfig, TD3Config
 from dpd.agents.td3 import TD3
+from tests.agents import parity
+from tests.agents.parity import A, B, O
 
 HIDDEN = (64, 48)
 SMALL = TD3Config(

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.config import PPOConfig
 from dpd.cli import main, parse_train
-from dpd.commands import ForeignConfig
-from dpd.config import BadInput
-from dpd.distill.peers_config import DPDConfig
-from dpd.settings import as_flags
+from dpd.config import ForeignConfig
+from dpd.distill.config import DPDConfig
+from dpd.errors import BadInput
+from dpd.run.settings import as_flags
 
 
 def refusal(argv, capsys):

@@ -6,25 +6,26 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from made import saved
 
-from dpd import policyfile
+from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
-from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import parse_train
-from dpd.config import BadInput
-from dpd.envs.base import Env, EnvSpec, Step, UnsupportedEnv
+from dpd.envs.base import Env, EnvSpec, Step
+from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.make import make
-from dpd.evaluate import (
+from dpd.errors import BadInput
+from dpd.evaluate import record_video
+from dpd.policies import policyfile
+from dpd.run.episodes import (
     EvaluationStopped,
     episode_seeds,
     evaluate_policy,
     evaluate_together,
-    record_video,
     run_episodes,
 )
-from dpd.policies import PolicySaver
-from dpd.sources import Place
+from dpd.run.policies import PolicySaver
+from dpd.run.sources import Place
+from tests.toy.policies import saved
 
 
 class Countdown:

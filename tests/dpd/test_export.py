@@ -10,13 +10,14 @@ import onnxruntime
 import pytest
 import torch
 
-from dpd import export, policyfile
+from dpd import export
+from dpd.agents.config import PPOConfig
 from dpd.agents.nets import ACTIVATIONS
-from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import main
 from dpd.export import ACTIVATION_MODULES, FORMATS, Actor, probes, write_checked
-from dpd.policyfile import Policy
-from dpd.policymeta import PolicyMeta
+from dpd.policies import policyfile
+from dpd.policies.metadata import PolicyMeta
+from dpd.policies.policyfile import Policy
 
 OBS, ACT = 5, 2
 LOW, HIGH = torch.tensor([-0.4, -2.0]), torch.tensor([2.0, -1.0])
@@ -145,12 +146,12 @@ def test_a_policy_file_written_anew_is_the_same_policy(tmp_path: Path) -> None:
 def test_a_folder_for_stable_baselines3_stands_beside_the_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def export_zoo(source: Policy, out: Path) -> Path:  # the real one is tested with dpd.sb3
+    def export_zoo(source: Policy, out: Path) -> Path:  # the real one is tested with dpd.sb3.export
         out.mkdir()
         (out / source.meta.env_id).write_bytes(b"1234")
         return out
 
-    monkeypatch.setattr("dpd.sb3.export_zoo", export_zoo)
+    monkeypatch.setattr("dpd.sb3.export.export_zoo", export_zoo)
     assert main(["export", str(saved(tmp_path)), "--format", "sb3"]) == 0
     assert (tmp_path / "policy-sb3" / "Some-v0").exists()
     assert f"{tmp_path / 'policy-sb3'}  4 bytes; " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the sources."""
+"""Rooms of the source tree, who may import whom, and counts that must not grow back."""
 
 from __future__ import annotations
 
@@ -13,53 +13,47 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("", "/cooperative", "/distill", "/fidelity", "/study")
 SOURCES = sorted(
     path
-    for folder in (*(f"dpd{name}" for name in PACKAGES), "agents", "envs")
-    for path in (ROOT / folder).glob("*.py")
+    for folder in ("dpd", "agents", "envs")
+    for path in (ROOT / folder).rglob("*.py")
+    if path.relative_to(ROOT).parts[:2] not in {("dpd", "agents"), ("dpd", "envs")}  # links
 )
-# Lower first: a layer may import itself and the layers below it.
-LAYERS = [
-    {"dpd.agents", "dpd.envs"},
-    {"dpd.distill", "dpd.collect", "dpd.evaluate", "dpd.policyfile", "dpd.policymeta", "dpd.sb3"}
-    | {"dpd.log", "dpd.csvlog", "dpd.naming", "dpd.tblog"}
-    | {"dpd.memory"}
-    | {"dpd.archive", "dpd.sb3kinds", "dpd.sb3zip", "dpd.sources", "dpd.vecnormalize"}
-    | {"dpd.clock", "dpd.files", "dpd.intervals", "dpd.plots", "dpd.run_config", "dpd.runs"}
-    | {"dpd.settings", "dpd.sheets", "dpd.teachers", "dpd.terminal", "dpd.webpage"},
-    {"dpd.stack", "dpd.training", "dpd.policies", "dpd.checkpoint"},
-    {"dpd.rundir"},
-    {"dpd.train", "dpd.compare", "dpd.cooperative", "dpd.export", "dpd.fidelity", "dpd.study"},
-    {"dpd.cli"},
+# Lower first: a room may import itself and the rooms above it in this list, never one below.
+ROOMS = [
+    "errors",
+    "files",
+    "agents",
+    "envs",
+    "log",
+    "policies",
+    "distill",
+    "config",
+    "sb3",
+    "report",
+    "run",
+    "evaluate",
+    "export",
+    "fidelity",
+    "cooperate",
+    "study",
+    "cli",
+    "__main__",
 ]
-NO_TORCH = [
-    "dpd/__init__.py",
-    "dpd/__main__.py",
-    "dpd/cli.py",
-    "dpd/clock.py",
-    "dpd/commands.py",
-    "dpd/config.py",
-    "dpd/cooperative/__init__.py",
-    "dpd/cooperative/config.py",
-    "dpd/distill/__init__.py",
-    "dpd/distill/peers_config.py",
-    "dpd/distill/presets.py",
-    "dpd/distill/retrieval_config.py",
-    "dpd/distill/scaffold_config.py",
-    "dpd/distill/schedule.py",
-    "dpd/distill/teaching_config.py",
-    "dpd/naming.py",
-    "dpd/run_config.py",
-    "dpd/settings.py",
-    "dpd/study/__init__.py",
-    "dpd/study/config.py",
-    "agents/__init__.py",
-    "agents/learner_config.py",
-    "agents/offpolicy_config.py",
-    "agents/ppo_config.py",
-    "agents/student_config.py",
-]
+# Settings import no torch, so that `dpd --help` answers at once; every room may read them.
+SETTINGS = {
+    "dpd.errors",
+    "dpd.config",
+    "dpd.agents.config",
+    "dpd.distill",
+    "dpd.distill.config",
+    "dpd.distill.presets",
+    "dpd.fidelity.config",
+    "dpd.cooperate.config",
+    "dpd.study.config",
+    "dpd.run.settings",
+}
+NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents"}
 
 
 def module_name(path: Path) -> str:
@@ -69,78 +63,94 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {module_name(path): path for path in SOURCES}
+
+
 def imports(path: Path, at_import_time: bool = False) -> set[str]:
-    """Return all modules a file imports; without those inside functions and type checks."""
+    """Return all modules that a file imports, without those inside type checks.
+
+    `at_import_time`: without those inside functions too.
+    """
 
     def walk(node: ast.AST) -> set[str]:
-        found: set[str] = set()
+        names: set[str] = set()
         for child in ast.iter_child_nodes(node):
-            if at_import_time and (
-                isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-                or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
-            ):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if at_import_time and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             if isinstance(child, ast.Import):
-                found |= {alias.name for alias in child.names}
+                names |= {alias.name for alias in child.names}
             elif isinstance(child, ast.ImportFrom):
                 assert child.level == 0 and child.module, f"relative import in {path}"
-                found |= {child.module, *(f"{child.module}.{a.name}" for a in child.names)}
-            found |= walk(child)
-        return found
+                names |= {child.module, *(f"{child.module}.{a.name}" for a in child.names)}
+            names |= walk(child)
+        return names
 
     return walk(ast.parse(path.read_text()))
 
 
-def layer(module: str) -> int | None:
-    """Return how high a module stands, if it has a place of its own."""
-    for height, names in enumerate(LAYERS):
-        if any(module == name or module.startswith(name + ".") for name in names):
-            return height
-    return None
+def room(module: str) -> str:
+    """Return the room of a module: the first name after dpd."""
+    return module.split(".")[1] if "." in module else "dpd"
 
 
 def within(modules: set[str], package: str) -> set[str]:
     return {m for m in modules if m == package or m.startswith(package + ".")}
 
 
-def test_all_sources_are_read() -> None:
-    names = {module_name(path) for path in SOURCES}
-    assert {"dpd", "dpd.cli", "dpd.distill.peers", "dpd.agents.ppo", "dpd.envs.base"} <= names
+def test_every_module_has_a_room() -> None:
+    assert {room(module) for module in MODULES} - {"dpd"} == set(ROOMS)
     # the linked folders are the same files, and are not read twice
     assert (ROOT / "dpd/agents").resolve() == ROOT / "agents"
     assert (ROOT / "dpd/envs").resolve() == ROOT / "envs"
-    assert "dpd.agents.learners" in imports(ROOT / "dpd/stack.py")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_imports_point_down_only(path: Path) -> None:
-    own = layer(module_name(path))
-    if own is not None:
-        # what only a type checker sees runs no code
-        higher = {m for m in imports(path, at_import_time=True) if (layer(m) or 0) > own}
-        assert not higher
+def test_the_package_has_at_most_18_entries_beside_agents_and_envs() -> None:
+    entries = {p.name for p in (ROOT / "dpd").iterdir()} - {"agents", "envs", "__pycache__"}
+    assert len(entries) <= 18
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "agents"], ids=module_name)
-def test_agents_know_of_agents_alone(path: Path) -> None:
-    ours = within(imports(path), "dpd")
-    assert ours == within(ours, "dpd.agents")
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_to_lower_rooms_only(module: str) -> None:
+    if module == "dpd":  # `dpd.load` reaches down lazily
+        return
+    height = ROOMS.index(room(module))
+    ours = within(imports(MODULES[module]), "dpd") & MODULES.keys()
+    higher = {m for m in ours - SETTINGS - {"dpd"} if ROOMS.index(room(m)) > height}
+    assert not higher
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "envs"], ids=module_name)
-def test_environments_know_of_environments_alone(path: Path) -> None:
-    ours = within(imports(path), "dpd")
-    assert ours == within(ours, "dpd.envs")
+@pytest.mark.parametrize("own", ["agents", "envs"])
+def test_agents_and_environments_import_nothing_else_of_ours(own: str) -> None:
+    for module in within(set(MODULES), f"dpd.{own}"):
+        ours = within(imports(MODULES[module]), "dpd")
+        assert ours == within(ours, f"dpd.{own}"), module
 
 
-def test_only_one_module_imports_stable_baselines3() -> None:
-    users = [module_name(path) for path in SOURCES if within(imports(path), "stable_baselines3")]
-    assert users == ["dpd.sb3"]
+def test_modules_import_each_other_in_no_circle() -> None:
+    graph = {m: imports(p, at_import_time=True) & MODULES.keys() for m, p in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for other in graph[module] - {module}:
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
 
 
-@pytest.mark.parametrize("name", NO_TORCH)
-def test_configuration_imports_no_torch(name: str) -> None:
-    assert not within(imports(ROOT / name, at_import_time=True), "torch")
+def test_only_one_room_imports_stable_baselines3() -> None:
+    users = {room(m) for m, path in MODULES.items() if within(imports(path), "stable_baselines3")}
+    assert users == {"sb3"}
+
+
+@pytest.mark.parametrize("module", sorted(NO_TORCH))
+def test_configuration_imports_no_torch(module: str) -> None:
+    assert not within(imports(MODULES[module], at_import_time=True), "torch")
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:

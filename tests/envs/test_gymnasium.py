@@ -10,12 +10,13 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from probes import Float64Bounds, registered
 
-from dpd.envs.base import ActionScale, FailedEnv, UnsupportedEnv, inner_bounds
+from dpd.envs.base import ActionScale, inner_bounds
+from dpd.envs.errors import FailedEnv, UnsupportedEnv
 from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.make import check, choose, make, native_ids
 from dpd.envs.native import NativeEnv
+from tests.toy.probe_envs import Float64Bounds, registered
 
 
 class Counter(gymnasium.Env):

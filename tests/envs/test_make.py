@@ -9,7 +9,7 @@ import pytest
 import torch
 import warp as wp
 
-from dpd.envs.base import UnsupportedEnv
+from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.make import WARP_FROM, check, choose, make, native_ids
 from dpd.envs.warp import WarpEnv
 from dpd.envs.warp_physics import find_device

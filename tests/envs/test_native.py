@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from dpd.envs.base import UnsupportedEnv
+from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.native import NativeEnv, Simulation, Snapshot
 from dpd.envs.physics import BatchPhysics, ThreadPhysics

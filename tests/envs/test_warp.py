@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 import warp as wp
-from elsewhere import NothingFromHost
 from scipy.stats import kstest, norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpd.envs import tasks
-from dpd.envs.base import ActionScale, Step, UnsupportedEnv
+from dpd.envs.base import ActionScale, Step
+from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
 from dpd.envs.warp import Snapshot, WarpEnv
 from dpd.envs.warp_physics import find_device
+from tests.toy.meta_device import NothingFromHost
 
 wp.config.optimization_level = 0
 

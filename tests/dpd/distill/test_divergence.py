@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
-from dpd.agents.dist import DiagGaussian
-from dpd.distill.divergence import STD_FLOOR, as_target, divergence, kl
+from dpd.agents.dist import STD_FLOOR, DiagGaussian, as_target, divergence, kl
 
 SHAPE = (2, 5, 3)  # [N, B, A]
 NO_SAMPLE = torch.empty(0)

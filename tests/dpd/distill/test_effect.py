@@ -6,10 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import probes
 import pytest
 import torch
-from trials import (
+
+from dpd.agents.base import Batch
+from dpd.agents.config import PPOConfig
+from dpd.agents.ppo import PPO
+from dpd.distill.config import DPDConfig
+from dpd.distill.method import Context, Method
+from dpd.distill.peers import DualDistillation, Independent
+from tests.toy import probe_envs as probes
+from tests.toy.point_mass import (
     GAMMA,
     PAIR,
     Trial,
@@ -20,13 +27,6 @@ from trials import (
     share_of_return,
     starts,
 )
-
-from dpd.agents.base import Batch
-from dpd.agents.ppo import PPO
-from dpd.agents.ppo_config import PPOConfig
-from dpd.distill.base import Context, Method
-from dpd.distill.peers import DualDistillation, Independent
-from dpd.distill.peers_config import DPDConfig
 
 ALGO = PPOConfig(
     n_envs=16,

@@ -6,11 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import probes
 import pytest
 import torch
 from torch import Tensor
-from trials import (
+
+from dpd.agents.base import Batch
+from dpd.agents.config import DDPGConfig, SACConfig, TD3Config
+from dpd.agents.offpolicy import OffPolicy
+from dpd.agents.td3 import TD3
+from dpd.distill.config import DPDConfig
+from dpd.distill.method import Context, Method
+from dpd.distill.peers import DualDistillation, Independent
+from tests.toy import probe_envs as probes
+from tests.toy.point_mass import (
     DT,
     GAMMA,
     PAIR,
@@ -22,14 +30,6 @@ from trials import (
     share_of_return,
     starts,
 )
-
-from dpd.agents.base import Batch
-from dpd.agents.offpolicy import OffPolicy
-from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
-from dpd.agents.td3 import TD3
-from dpd.distill.base import Context, Method
-from dpd.distill.peers import DualDistillation, Independent
-from dpd.distill.peers_config import DPDConfig
 
 SIZES: dict[str, Any] = {
     "n_envs": 16,

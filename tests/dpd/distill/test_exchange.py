@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from setups import F64, REPLAYED, STEP, O, S, Setup
 from torch import Tensor
 
 from dpd.agents.base import Batch
-from dpd.distill.base import Context
 from dpd.distill.exchange import PeerExchange, pick
+from dpd.distill.method import Context
+from tests.toy.peers import F64, REPLAYED, STEP, O, S, Setup
 
 
 def holding(obs: Tensor) -> Batch:

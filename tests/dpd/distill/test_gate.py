@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 import torch
-from setups import F64, f64
 
-from dpd.distill.gate import effective_sample_size, gate_weight, weighted_loss
-from dpd.distill.peers_config import DPDConfig
-from dpd.distill.rulers import gap
+from dpd.distill.config import DPDConfig
+from dpd.distill.peers import effective_sample_size, gap, gate_weight
+from dpd.distill.targets import weighted_loss
+from tests.toy.peers import F64, f64
 
 ONE = torch.ones(1, 1)
 

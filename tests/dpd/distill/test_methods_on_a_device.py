@@ -6,22 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from elsewhere import META, Recorded, on_device
-from setups import ALGO, REPLAYED, O
-from setups import A as ACT
-from taught import PLAIN, drawn
-from taught import SAC as SQUASHED
 
 from dpd import distill
 from dpd.agents.base import Metrics
+from dpd.agents.config import StudentConfig
 from dpd.agents.graphs import Graphs
 from dpd.agents.learners import Learners
-from dpd.agents.student_config import StudentConfig
-from dpd.distill.base import Context, Members
-from dpd.distill.peers_config import DPDConfig
+from dpd.distill.config import DPDConfig
+from dpd.distill.method import Context, Members
 from dpd.distill.teacher import Teacher
-from dpd.memory import MemoryMeta
-from dpd.policyfile import Policy
+from dpd.policies.memory import MemoryMeta
+from dpd.policies.policyfile import Policy
+from tests.toy.meta_device import META, Recorded, on_device
+from tests.toy.peers import ALGO, REPLAYED, O
+from tests.toy.peers import A as ACT
+from tests.toy.students import PLAIN, drawn
+from tests.toy.students import SAC as SQUASHED
 
 KINDS: dict[str, Any] = distill.METHODS  # their settings differ
 STUDENT = StudentConfig(n_envs=4, n_steps=16, minibatch_size=16, capacity=400, hidden=(16, 16))

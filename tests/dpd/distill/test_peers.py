@@ -1,11 +1,11 @@
 import pytest
 import torch
-from setups import DIVERGENCES, F64, LOSS, SHARED, STEP, A, O, S, Setup, vary
 from torch import Tensor
 
-from dpd.distill.base import Context
+from dpd.distill.config import DPDConfig
+from dpd.distill.method import Context
 from dpd.distill.peers import Independent
-from dpd.distill.peers_config import DPDConfig
+from tests.toy.peers import DIVERGENCES, F64, LOSS, SHARED, STEP, A, O, S, Setup, vary
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from setups import DIVERGENCES, F64, LOSS, REPLAYED, SHARED, STEP, A, O, S, Setup, vary
 from torch import Tensor
 
 from dpd.agents.base import Minibatch, State
+from dpd.agents.dist import STD_FLOOR
 from dpd.agents.offpolicy import OffPolicy
-from dpd.distill.divergence import STD_FLOOR
+from dpd.distill.config import DPDConfig
 from dpd.distill.peers import Independent
-from dpd.distill.peers_config import DPDConfig
+from tests.toy.peers import DIVERGENCES, F64, LOSS, REPLAYED, SHARED, STEP, A, O, S, Setup, vary
 
 RULERS = ("value", "action", "lcb", "critics")
 ALL_KINDS = [("td3", "mse"), ("ddpg", "mse"), *(("sac", d) for d in DIVERGENCES)]

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from setups import F64, LOSS, REPLAYED, STEP, Setup, f64, vary
 
-from dpd.agents.offpolicy_config import DDPGConfig
+from dpd.agents.config import DDPGConfig
 from dpd.config import ALGORITHMS, RunConfig, TrainConfig
-from dpd.distill.dose import Dose, dose_of
-from dpd.distill.gate import gate_weight, weighted_loss
-from dpd.distill.peers_config import DPDConfig
+from dpd.distill.config import DPDConfig
+from dpd.distill.peers import Dose, dose_of, gate_weight
+from dpd.distill.targets import weighted_loss
+from tests.toy.peers import F64, LOSS, REPLAYED, STEP, Setup, f64, vary
 
 PRESETS = DPDConfig.PRESETS
 

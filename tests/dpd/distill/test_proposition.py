@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpd.distill.gate import gate_weight
-from dpd.distill.peers_config import DPDConfig
-from dpd.distill.rulers import gap
+from dpd.distill.config import DPDConfig
+from dpd.distill.peers import gap, gate_weight
 
 S, A, GAMMA = 6, 3, 0.9
 TINY = 1e-9

@@ -5,17 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from classroom import Classroom, network
 from torch import Tensor
 
-from dpd import memory
-from dpd.distill.base import Context
+from dpd.distill.config import DAggerConfig, RetrievalConfig
+from dpd.distill.method import Context
 from dpd.distill.retrieval import WEIGHTS
-from dpd.distill.retrieval_config import RetrievalConfig
 from dpd.distill.teacher import Teacher
-from dpd.distill.teaching_config import DAggerConfig
-from dpd.memory import Neighbours
-from dpd.policyfile import Policy
+from dpd.policies import memory
+from dpd.policies.memory import Neighbours
+from dpd.policies.policyfile import Policy
+from tests.toy.classroom import Classroom, network
 
 O, A = 4, 2  # noqa: E741
 ITERATIONS = 10

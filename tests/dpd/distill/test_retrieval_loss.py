@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dpd.distill.retrieval_loss import contrastive_loss, others_answer, relational_loss
-from dpd.memory import unit
+from dpd.distill.embedding import contrastive_loss, others_answer, relational_loss
+from dpd.policies.memory import unit
 
 F64 = torch.float64
 # Two keys in one place and one at a right angle; tau = 1.

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from setups import F64, LOSS, REPLAYED, O, Setup, vary
 from torch import Tensor
 
+from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import PeerExchange
-from dpd.distill.peers_config import DPDConfig
-from dpd.distill.rulers import action_gaps, best_other, critic_gaps, lcb_gaps, value_gaps
+from dpd.distill.peers import action_gaps, best_other, critic_gaps, lcb_gaps, value_gaps
+from tests.toy.peers import F64, LOSS, REPLAYED, O, Setup, vary
 
 # What one student's group says at one state, [N=1, judging P=2, C=2, acting P=2, K=1]: peer 0's
 # critics give the own action 1 and 3, the peer's 4 and 2; peer 1's give 0 and 5, and 7 and 1.

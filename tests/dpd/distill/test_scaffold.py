@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from classroom import Classroom, Function, network
 from scipy.stats import rankdata
 from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian
+from dpd.distill.config import ScaffoldConfig
 from dpd.distill.scaffold import Scaffold
-from dpd.distill.scaffold_config import ScaffoldConfig
 from dpd.distill.targets import imitation_loss
+from tests.toy.classroom import Classroom, Function, network
 
 SIZES = ("2", "4", "8")
 GROUPS = 2

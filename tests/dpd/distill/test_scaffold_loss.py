@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dpd.distill.scaffold_loss import (
+from dpd.distill.scaffold import (
     capped,
     guide_loss,
     mixture_nll,

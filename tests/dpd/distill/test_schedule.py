@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpd.distill.schedule import Schedule, scheduled
-from dpd.distill.teaching_config import DAggerConfig, KickstartConfig, ProximalConfig
+from dpd.distill.config import DAggerConfig, KickstartConfig, ProximalConfig, Schedule, scheduled
 
 KINDS: list[Schedule] = ["constant", "linear", "exponential", "first"]
 

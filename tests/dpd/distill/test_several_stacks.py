@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from setups import ALGO, F64, KINDS, REPLAYED, STEP, A, O, Setup, vary
 from torch import Tensor
 
-from dpd.distill.base import Context, Members
-from dpd.distill.exchange import PeerExchange
+from dpd.distill.config import DPDConfig
+from dpd.distill.exchange import Found, PeerExchange
+from dpd.distill.method import Context, Members
 from dpd.distill.peers import DualDistillation
-from dpd.distill.peers_config import DPDConfig
-from dpd.distill.states import Found
 from dpd.distill.targets import Targets
+from tests.toy.peers import ALGO, F64, KINDS, REPLAYED, STEP, A, O, Setup, vary
 
 ROWS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 

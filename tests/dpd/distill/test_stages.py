@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from taught import constant
 
-from dpd.distill.progressive import choose
-from dpd.distill.stages import (
+from dpd.distill.config import ProgressiveConfig
+from dpd.distill.progressive import (
     at_random,
+    choose,
     equal_return,
     equal_steps,
     has_settled,
@@ -15,9 +15,9 @@ from dpd.distill.stages import (
     stage_at,
     steepest,
 )
-from dpd.distill.teaching_config import ProgressiveConfig
-from dpd.policyfile import Policy
-from dpd.teachers import _up_to
+from dpd.policies.policyfile import Policy
+from dpd.run.teachers import _up_to
+from tests.toy.students import constant
 
 RETURNS = [0.0, 10.0, 5.0, 30.0, 60.0, 55.0, 90.0, 100.0]
 STEPS = [100.0 * k for k in range(1, 9)]

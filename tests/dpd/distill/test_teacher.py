@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from taught import PLAIN, SAC, STUDENT, A, O, School, constant, drawn, linear
 
+from dpd.agents.dist import STD_FLOOR
 from dpd.config import AlgoConfig
-from dpd.distill.divergence import STD_FLOOR
-from dpd.distill.teacher import Teacher
-from dpd.distill.teaching_config import (
+from dpd.distill.config import (
     DAggerConfig,
     GradientConfig,
     KickstartConfig,
     ProgressiveConfig,
     TeachingConfig,
 )
-from dpd.policyfile import Policy
+from dpd.distill.teacher import Teacher
+from dpd.policies.policyfile import Policy
+from tests.toy.students import PLAIN, SAC, STUDENT, A, O, School, constant, drawn, linear
 
 FIRST = torch.zeros(2, 7, dtype=torch.int64)  # of several teachers, for two learners' seven states
 

@@ -7,7 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from taught import (
+from torch import Tensor
+
+from dpd.agents.config import StudentConfig
+from dpd.agents.dist import kl
+from dpd.distill.config import (
+    CloningConfig,
+    DAggerConfig,
+    Divergence,
+    OnPolicyConfig,
+    ProgressiveConfig,
+    SupervisedConfig,
+)
+from dpd.distill.teacher import Teacher
+from dpd.policies.policyfile import Policy
+from tests.toy.point_mass import DT, HORIZON, fit, returns, starts, steer
+from tests.toy.students import (
     PLAIN,
     SAC,
     STUDENT,
@@ -20,21 +35,6 @@ from taught import (
     linear,
     policy_of,
 )
-from torch import Tensor
-from trials import DT, HORIZON, fit, returns, starts, steer
-
-from dpd.agents.student_config import StudentConfig
-from dpd.distill.divergence import kl
-from dpd.distill.teacher import Teacher
-from dpd.distill.teaching_config import (
-    CloningConfig,
-    DAggerConfig,
-    Divergence,
-    OnPolicyConfig,
-    ProgressiveConfig,
-    SupervisedConfig,
-)
-from dpd.policyfile import Policy
 
 STEPS = 16
 

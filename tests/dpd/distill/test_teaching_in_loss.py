@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from taught import PLAIN, SAC, STUDENT, TD3, A, O, School, constant, drawn
 from torch import Tensor
 
 from dpd.agents.base import Minibatch
+from dpd.agents.config import PPOConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
-from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.replay import Transitions
 from dpd.config import AlgoConfig
-from dpd.distill.base import Context, Method
+from dpd.distill.config import KickstartConfig, ProximalConfig, TeachingConfig
+from dpd.distill.in_loss import InLoss, proximal_weight
+from dpd.distill.method import Context, Method
 from dpd.distill.peers import Independent
 from dpd.distill.teacher import Teacher
-from dpd.distill.teaching import InLoss, proximal_weight
-from dpd.distill.teaching_config import KickstartConfig, ProximalConfig, TeachingConfig
-from dpd.policyfile import Policy
+from dpd.policies.policyfile import Policy
+from tests.toy.students import PLAIN, SAC, STUDENT, TD3, A, O, School, constant, drawn
 
 LEARNERS: dict[str, tuple[KickstartConfig, AlgoConfig, AlgoConfig]] = {
     "ppo": (KickstartConfig(), PLAIN, PLAIN),

@@ -8,12 +8,12 @@ from itertools import product
 
 import pytest
 import torch
-from taught import PLAIN, SAC, School, drawn
 from torch import Tensor
 
-from dpd.distill.divergence import kl
-from dpd.distill.teaching import TrueGradient, next_divergence_reward
-from dpd.distill.teaching_config import GradientConfig, ReverseGradientConfig
+from dpd.agents.dist import kl
+from dpd.distill.config import GradientConfig, ReverseGradientConfig
+from dpd.distill.in_loss import TrueGradient, next_divergence_reward
+from tests.toy.students import PLAIN, SAC, School, drawn
 
 F64 = torch.float64
 

@@ -1,0 +1,444 @@
+"""Settings of the learners, algorithm by algorithm; imports no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpd.agents.learners import Learners
+    from dpd.agents.ppo import PPO
+    from dpd.agents.sac import SAC
+    from dpd.agents.student import Student
+    from dpd.agents.td3 import TD3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig(ABC):
+    """What a stack of any algorithm is told; each has defaults of its own, and says whose."""
+
+    squashed: ClassVar[bool] = False
+    """Whether actions are the tanh of a Gaussian's sample."""
+    tanh_mean: ClassVar[bool] = False
+    """Whether the Gaussian's mean is the tanh of the actor's output, with noise added behind it."""
+    state_std: ClassVar[bool] = False
+    """Whether the actor also gives the standard deviation."""
+    lr: float = 3e-4
+    """Adam's learning rate."""
+    peer_lr: tuple[float, ...] = ()
+    """Learning rate of each peer of a group; none: `lr` for all."""
+    n_envs: int
+    """Environments per learner."""
+    n_steps: int
+    """Steps per environment and iteration."""
+    stagger: bool = False
+    """Begin each environment's first episode at a random age, so that it is cut early: else all of
+    a learner's environments go through their episodes in step, where only a time limit ends them
+    (rsl_rl's init_at_random_ep_len). First episodes are then left out of train/return."""
+    minibatch_size: int
+    """Samples per learner and gradient step."""
+    gamma: float = 0.99
+    """Discount."""
+    peer_gamma: tuple[float, ...] = ()
+    """Discount of each peer of a group; none: `gamma` for all."""
+    hidden: tuple[int, ...]
+    """Hidden layers."""
+    activation: Literal["tanh", "relu", "elu"] = "tanh"
+    """Activation of the hidden layers."""
+    norm_obs: bool = True
+    """Normalise observations by running statistics (VecNormalize)."""
+
+    def __post_init__(self) -> None:
+        self._require_positive("lr", "n_envs", "n_steps", "minibatch_size")
+        if self.peer_lr and min(self.peer_lr) <= 0:
+            raise ValueError(f"peer_lr must be positive, not {self.peer_lr}")
+        if not all(0 <= gamma <= 1 for gamma in (self.gamma, *self.peer_gamma)):
+            raise ValueError(f"gamma must lie in [0, 1], not {self.gamma} or {self.peer_gamma}")
+        if not self.hidden or min(self.hidden) <= 0:
+            raise ValueError(f"hidden must name positive layer sizes, not {self.hidden}")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+    def _require_not_negative(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+
+    @property
+    @abstractmethod
+    def learners(self) -> Callable[..., Learners]:
+        """The stack of learners that these are the settings of."""
+
+    def build(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        seeds: Sequence[Sequence[int]],
+        device: torch.device | None = None,
+    ) -> Learners:
+        """Return a stack of learners, one for each of `seeds`; no device is the CPU."""
+        from dpd.agents.base import CPU
+
+        return self.learners(self, obs_dim, act_dim, seeds, device=device or CPU)
+
+    @property
+    def samples(self) -> int:
+        """Samples per learner and iteration."""
+        return self.n_envs * self.n_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(LearnerConfig):
+    """Proximal policy optimization (Schulman et al. 2017).
+
+    Unless a source is named, defaults are those of the paper's MuJoCo experiments, which
+    Stable-Baselines3 shares.
+    """
+
+    lr: float = 3e-4
+    """Adam's learning rate."""
+    lr_schedule: Literal["linear", "constant"] = "linear"
+    """Linear to zero over the run, as the paper and tianshou's MuJoCo benchmark do."""
+    n_envs: int = 16
+    """Environments per learner."""
+    n_steps: int = 128
+    """Steps per environment and iteration: 16 x 128 = 2048 samples per learner, the paper's."""
+    minibatch_size: int = 64
+    """Samples per learner and gradient step."""
+    epochs: int = 10
+    """Passes over the samples of an iteration."""
+    lam: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    clip: float = 0.2
+    """Bound on the probability ratio."""
+    value_coef: float = 0.5
+    """Weight of the squared value error (Stable-Baselines3)."""
+    value_clip: float | None = None
+    """Value clipping (OpenAI Baselines' ppo2: 0.2): the loss is the larger of a value's squared
+    error and that of the value held within this distance of the old one, in normalised reward
+    units. None: no clipping (the paper, Stable-Baselines3)."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 0.5
+    """Bound on each learner's gradient norm (Stable-Baselines3)."""
+    adam_eps: float = 1e-5
+    """Epsilon of Adam (Stable-Baselines3)."""
+    target_kl: float | None = None
+    """Stop a learner's iteration after the epoch in which its KL to the old policy exceeds
+    1.5 times this (Stable-Baselines3, there per minibatch); None: never."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Hidden layers of the policy and, apart, of the value function."""
+    log_std_init: float = -0.5
+    """Initial log standard deviation (tianshou's MuJoCo benchmark; Andrychowicz et al. 2021)."""
+    norm_adv: bool = True
+    """Centre and scale advantages within each minibatch (Stable-Baselines3)."""
+    norm_reward: bool = True
+    """Scale rewards by the running deviation of the return (VecNormalize)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("epochs", "max_grad_norm")
+        if self.value_clip is not None and self.value_clip <= 0:
+            raise ValueError(f"value_clip must be positive, not {self.value_clip}")
+        if not 0 <= self.lam <= 1:
+            raise ValueError(f"lam must lie in [0, 1], not {self.lam}")
+        if self.samples % self.minibatch_size:
+            raise ValueError(
+                f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "
+                f"{self.n_envs} * {self.n_steps} = {self.samples}; choose a divisor of it"
+            )
+
+    @property
+    def learners(self) -> type[PPO]:
+        """The stack of learners that these are the settings of."""
+        from dpd.agents.ppo import PPO
+
+        return PPO
+
+    @property
+    def plan(self) -> str:
+        """What an iteration is, for the start-up table."""
+        return (
+            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} a learner, "
+            f"{self.epochs} epochs of {self.minibatch_size}"
+        )
+
+
+COLUMNS = 4
+"""Numbers in a stored transition beside obs, act and next_obs: reward, ends, validity."""
+
+
+def bytes_held(capacity: int, n_envs: int, obs_dim: int, act_dim: int) -> int:
+    """Return the memory that a learner's full replay takes, in float32."""
+    held = capacity // n_envs * n_envs
+    return held * (4 * (2 * obs_dim + act_dim + COLUMNS) + 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyConfig(LearnerConfig):
+    """What all learners with a replay share.
+
+    Unless a source is named, defaults are Stable-Baselines3's.
+    """
+
+    lr: float = 3e-4
+    """Adam's learning rate of the policy and, unless it has its own, of the critics."""
+    critic_lr: float | None = None
+    """Adam's learning rate of the critics; None: as the policy's."""
+    peer_lr: tuple[float, ...] = ()
+    """Learning rate of each peer of a group, and of its critics; none: `lr` for all."""
+    n_envs: int = 1
+    """Environments per learner."""
+    n_steps: int = 50
+    """Steps per environment between updates: Spinning Up's 50. Random numbers are drawn and the
+    simulation is called for that many at once; the policy acts that many steps behind."""
+    capacity: int = 1_000_000
+    """Transitions a learner remembers (Lillicrap et al. 2016)."""
+    minibatch_size: int = 256
+    """Transitions per learner and gradient step (Haarnoja et al. 2018)."""
+    learning_starts: int = 10_000
+    """A learner's environment steps with uniformly random actions and no updates, in whole
+    iterations (Fujimoto et al. 2018 for HalfCheetah and Ant; rl-zoo3)."""
+    updates_per_step: float = 1.0
+    """Gradient steps per environment step of a learner."""
+    extra_policy_updates: int = 0
+    """Further updates of the policy alone after each of its own, on minibatches of their own: a
+    control for methods that add some (the 2020 code's peers move their policies twice as often)."""
+    share_replay: bool = False
+    """Draw minibatches from the replays of all peers of a group: a control that shares data, and
+    no policies."""
+    n_step: int = 1
+    """Rewards summed before the value of the state that follows takes over."""
+    tau: float = 0.005
+    """How far the target networks move towards their originals per update."""
+    n_critics: int = 2
+    """Critics per learner; their least answer counts (Fujimoto et al. 2018)."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Hidden layers of the policy and of every critic (Haarnoja et al. 2018)."""
+    activation: Literal["tanh", "relu", "elu"] = "relu"
+    """Activation of the hidden layers."""
+    norm_obs: bool = False
+    """Normalise observations by running statistics."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("capacity", "updates_per_step", "n_step", "n_critics")
+        if self.critic_lr is not None and self.critic_lr <= 0:
+            raise ValueError(f"critic_lr must be positive, not {self.critic_lr}")
+        self._require_not_negative("learning_starts", "extra_policy_updates")
+        if self.peer_lr and self.critic_lr is not None:
+            raise ValueError("peer_lr is of the critics too; leave critic_lr out")
+        if not 0 < self.tau <= 1:
+            raise ValueError(f"tau must lie in (0, 1], not {self.tau}")
+        self._check_replay()
+
+    def _check_replay(self) -> None:
+        for name, least in (
+            ("minibatch_size", self.minibatch_size),
+            ("n_envs * n_steps", self.samples),
+            ("learning_starts", self.learning_starts),
+            ("n_envs * n_step", self.n_envs * self.n_step),
+        ):
+            if self.capacity < least:
+                raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
+        if self.samples * self.updates_per_step < 1:
+            raise ValueError(
+                f"updates_per_step {self.updates_per_step} is no whole update in the n_envs * "
+                f"n_steps = {self.samples} steps of an iteration; raise it or n_steps"
+            )
+
+    @property
+    def plan(self) -> str:
+        """What an iteration is, for the start-up table."""
+        return (
+            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} a learner, "
+            f"{self.updates:,} updates of {self.minibatch_size}; "
+            f"the first {self.learning_starts:,} steps at random"
+        )
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps per iteration."""
+        return round(self.samples * self.updates_per_step)
+
+    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
+        """Return the memory that full replays of all learners take, in float32."""
+        return n_learners * bytes_held(self.capacity, self.n_envs, obs_dim, act_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD3Config(OffPolicyConfig):
+    """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018)."""
+
+    tanh_mean: ClassVar[bool] = True
+    lr: float = 1e-3
+    """Adam's learning rate of the policy and, unless it has its own, of the critics (paper)."""
+    policy_delay: int = 2
+    """Critic updates per update of the policy and of the targets (paper)."""
+    target_noise: float = 0.2
+    """Deviation of the noise on the target policy's action (paper)."""
+    target_noise_clip: float = 0.5
+    """Bound on that noise (paper)."""
+    exploration: Literal["gaussian", "ou", "param"] = "gaussian"
+    """Noise that explores: independent (paper); an Ornstein-Uhlenbeck process (Lillicrap et al.
+    2016), which runs on through the ends of episodes; or adaptive noise on the policy's
+    parameters, drawn anew for every episode of every environment (Plappert et al. 2018)."""
+    noise_std: float = 0.1
+    """Deviation of the action noise (paper); of the `ou` process's increments (Lillicrap et al.
+    2016: 0.2); of the actions that `param` aims at (Plappert et al. 2018: 0.2)."""
+    peer_noise_std: tuple[float, ...] = ()
+    """That deviation for each peer of a group; none: `noise_std` for all."""
+    ou_theta: float = 0.15
+    """Share by which the `ou` process returns to zero per step (Lillicrap et al. 2016)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("policy_delay", "noise_std", "ou_theta")
+        self._require_not_negative("target_noise", "target_noise_clip")
+        if self.peer_noise_std and min(self.peer_noise_std) <= 0:
+            raise ValueError(f"peer_noise_std must be positive, not {self.peer_noise_std}")
+        if self.updates < self.policy_delay:
+            raise ValueError(
+                f"{self.updates} updates an iteration are fewer than policy_delay "
+                f"{self.policy_delay}; raise updates_per_step or n_steps"
+            )
+        if self.exploration != "ou" and self.ou_theta != type(self).ou_theta:
+            raise ValueError(
+                f"ou_theta does nothing with exploration {self.exploration}; it is for ou"
+            )
+        if self.target_noise == 0 and self.target_noise_clip != type(self).target_noise_clip:
+            raise ValueError("target_noise_clip does nothing where target_noise is 0")
+
+    @property
+    def learners(self) -> type[TD3]:
+        """The stack of learners that these are the settings of."""
+        from dpd.agents.td3 import TD3
+
+        return TD3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPGConfig(TD3Config):
+    """Deep deterministic policy gradient (Lillicrap et al. 2016): TD3 without its three tricks."""
+
+    n_critics: int = 1
+    """Critics per learner; their least answer counts."""
+    policy_delay: int = 1
+    """Critic updates per update of the policy and of the targets."""
+    target_noise: float = 0.0
+    """Deviation of the noise on the target policy's action."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACConfig(OffPolicyConfig):
+    """Soft actor-critic with a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905)."""
+
+    squashed: ClassVar[bool] = True
+    state_std: ClassVar[bool] = True
+    alpha: float | None = None
+    """Temperature, the weight of the entropy; None: learned."""
+    alpha_init: float = 1.0
+    """Temperature at the start, if it is learned."""
+    target_entropy: float | None = None
+    """Entropy that a learned temperature aims at; None: minus the number of action dimensions
+    (paper)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha is not None and self.alpha < 0:
+            raise ValueError(f"alpha must not be negative, not {self.alpha}")
+        if self.alpha_init <= 0:
+            raise ValueError(f"alpha_init must be positive, not {self.alpha_init}")
+        if self.alpha is not None:
+            for name in ("alpha_init", "target_entropy"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"{name} is of a learned temperature; leave alpha out")
+
+    @property
+    def learners(self) -> type[SAC]:
+        """The stack of learners that these are the settings of."""
+        from dpd.agents.sac import SAC
+
+        return SAC
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig(LearnerConfig):
+    """Learners that collect and remember, and are moved by a distillation method's own steps.
+
+    Their policies are PPO's. Unless a source is named, defaults are a choice of ours.
+    """
+
+    n_step: ClassVar[int] = 1
+    """Rewards summed in what is remembered: none are learnt from."""
+    lr: float = 3e-4
+    """Adam's learning rate (Stable-Baselines3's of PPO and of SAC)."""
+    n_envs: int = 8
+    """Environments per learner."""
+    n_steps: int = 256
+    """Steps per environment and iteration: 8 x 256 = 2048 samples per learner, as PPO's."""
+    capacity: int = 200_000
+    """States a learner remembers."""
+    minibatch_size: int = 256
+    """States per learner and gradient step (Haarnoja et al. 2018)."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Hidden layers of the policy (Schulman et al. 2017)."""
+    sizes: tuple[str, ...] = ()
+    """Hidden layers of each peer of a group, all of one depth: words such as 64x64, or a width
+    alone at the depth of `hidden`; none: `hidden` for all."""
+    log_std_init: float = -0.5
+    """Initial log standard deviation (PPO's)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("capacity")
+        if len({len(layers_of(word, len(self.hidden))) for word in self.sizes}) > 1:
+            raise ValueError(
+                f"sizes {' '.join(self.sizes)} differ in depth, and one stack holds one depth; "
+                f"give all as many layers (a width alone has the {len(self.hidden)} of hidden)"
+            )
+        for name, least in (
+            ("minibatch_size", self.minibatch_size),
+            ("n_envs * n_steps", self.samples),
+        ):
+            if self.capacity < least:
+                raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
+
+    @property
+    def learners(self) -> type[Student]:
+        """The stack of learners that these are the settings of."""
+        from dpd.agents.student import Student
+
+        return Student
+
+    def hidden_of(self, peer: int) -> tuple[int, ...]:
+        """Return the hidden layers of a group's peer."""
+        return layers_of(self.sizes[peer], len(self.hidden)) if self.sizes else self.hidden
+
+    @property
+    def plan(self) -> str:
+        """What an iteration is, for the start-up table."""
+        return (
+            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} a learner, "
+            f"the latest {self.capacity:,} remembered"
+        )
+
+    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
+        """Return the memory that full replays of all learners take, in float32."""
+        return n_learners * bytes_held(self.capacity, self.n_envs, obs_dim, act_dim)
+
+
+def layers_of(word: str, depth: int) -> tuple[int, ...]:
+    """Read hidden layers: 64x32, or one width for all of a depth. Raises ValueError otherwise."""
+    widths = word.split("x")
+    if not all(w.isascii() and w.isdigit() and int(w) > 0 for w in widths):
+        raise ValueError(f"sizes must be words such as 64x64 or 64, not {word!r}")
+    layers = tuple(map(int, widths))
+    return layers * depth if len(layers) == 1 else layers

@@ -1,0 +1,139 @@
+"""Settings of `dpd cooperate`; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dpd.config import ForeignConfig, flag
+from dpd.errors import BadInput
+
+NOT_FOREIGN = ForeignConfig()
+Policies = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="POLICY ...")]
+AT_LEAST_1 = (
+    "total_steps",
+    "rounds",
+    "probes",
+    "probe_envs",
+    "probe_steps",
+    "horizon",
+    "proxy_steps",
+    "cf_steps",
+    "steps",
+    "batch",
+    "episodes",
+)
+POSITIVE = ("proxy_lr", "cf_lr", "cf_box", "lr")
+NOT_NEGATIVE = (
+    "margin",
+    "cf_alpha",
+    "cf_penalty",
+    "cf_distinct",
+    "anchor",
+    "trial_episodes",
+    "seed",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CooperateConfig:
+    """Let saved policies teach each other where one is really better, whatever trained them.
+
+    Cooperative knowledge distillation (Livanos et al., AAAI 2024) for continuous control.
+    """
+
+    paths: Policies = ()
+    """Policy files, Stable-Baselines3 zips, or run directories for the best policy in each."""
+    out: Path = Path("cooperative")
+    """Directory for policies/, cooperative.html, cooperative.json and TensorBoard's tb/."""
+    total_steps: int = 500_000
+    """Simulator steps of everything together, the evaluations before and after included."""
+    rounds: int = 2
+    """Times that all are judged and then taught."""
+    probes: int = 256
+    """States of every policy's own episodes, where all are judged."""
+    probe_envs: int = 8
+    """Environments they are collected in."""
+    probe_steps: int = 1000
+    """Steps of each of these, over which the states are spread."""
+    holdout: float = 0.2
+    """Share of the probe states that nothing learns from; gaps, drift and R² are of these."""
+    horizon: int = 50
+    """Steps that every policy is played from a state, to judge it there."""
+    gamma: float = 0.99
+    """Discount of these steps' rewards."""
+    margin: float = 0.1
+    """A gap counts from this share of the competences' standard deviation on."""
+    control: Literal["none", "unfocused"] = "none"
+    """unfocused: everyone imitates another on all states, better there or not."""
+    counterfactuals: bool = True
+    """Add states near those where a peer is better, where it is better by more."""
+    proxy_steps: int = 1000
+    """Gradient steps of the network that predicts the gap from the simulator's state."""
+    proxy_lr: float = 1e-3
+    """Its learning rate."""
+    cf_alpha: float = 0.5
+    """How far from its gap towards the largest ones a counterfactual is to go."""
+    cf_penalty: float = 0.05
+    """Price of a coordinate's change, in standard deviations."""
+    cf_lr: float = 0.02
+    """Step of the search, in standard deviations."""
+    cf_steps: int = 60
+    """Steps of the search."""
+    cf_box: float = 0.5
+    """Farthest change of a coordinate, in standard deviations."""
+    cf_distinct: float = 0.05
+    """Counterfactuals nearer to another state than this, in standard deviations, are dropped."""
+    steps: int = 1000
+    """Gradient steps of every student in a round."""
+    batch: int = 128
+    """States of a step: so many to learn, and so many to stay the same at."""
+    lr: float = 1e-3
+    """Learning rate of the students."""
+    anchor: float = 1.0
+    """Weight of staying the same where no other is better."""
+    trial_episodes: int = 5
+    """Whole episodes, others than those of the table, in which a round's student must do no worse
+    than before, or it stays as it was; 0: every lesson is kept."""
+    episodes: int = 20
+    """Deterministic episodes per policy, before and after; the same ones."""
+    seed: int = 0
+    """Seed of episodes, networks and minibatches."""
+    threads: int | None = None
+    """CPU threads of the simulation; None: all cores."""
+    foreign: Annotated[ForeignConfig, tyro.conf.OmitArgPrefixes] = NOT_FOREIGN
+    json: bool = False
+    """Print JSON instead of tables."""
+    resume: Path | None = None
+    """Go on with the cooperation in this directory, with its own settings; --total-steps and
+    --rounds may be raised."""
+
+    def __post_init__(self) -> None:
+        if self.resume is not None and self.paths:
+            raise BadInput("--resume goes on with the run's own policies; leave POLICY out")
+        if self.resume is None and len(self.paths) < 2:
+            raise BadInput("dpd cooperate needs two POLICYs or more, which teach each other")
+        for name in AT_LEAST_1:
+            if getattr(self, name) < 1:
+                raise BadInput(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name in POSITIVE:
+            if not getattr(self, name) > 0:
+                raise BadInput(f"{flag(name)} must be positive, not {getattr(self, name)}")
+        for name in NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise BadInput(f"{flag(name)} must not be negative, not {getattr(self, name)}")
+        if not 0 < self.gamma <= 1 or not 0 < self.holdout < 1:
+            raise BadInput("--gamma must lie in (0, 1], --holdout between 0 and 1")
+        if self.probes > self.probe_envs * self.probe_steps:
+            raise BadInput(
+                f"--probes {self.probes} are more states than --probe-envs {self.probe_envs} x "
+                f"--probe-steps {self.probe_steps} visit"
+            )
+
+    @property
+    def wants_counterfactuals(self) -> bool:
+        """Whether there are any: the control has no gap to raise."""
+        return self.counterfactuals and self.control == "none"

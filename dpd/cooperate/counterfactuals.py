@@ -1,0 +1,120 @@
+"""States near those where a teacher is better, at which it is better by more.
+
+Cooperative knowledge distillation calls them quintessential: no flip of the answer, but more of
+the same. The search moves the simulator's state and never an observation, which could be of no
+state at all. Letters: n states · D coordinates, in standard deviations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dpd.agents.nets import StackedNets, mlp, mlp_shapes
+from dpd.cooperate.config import CooperateConfig
+
+LARGE = 0.95  # quantile of the gaps that counts as the largest ones
+
+
+def search(h: Callable[[Tensor], Tensor], start: Tensor, config: CooperateConfig) -> Tensor:
+    """Move states [n, D] towards a larger predicted gap h [n] -> [n, D], inside a trust box."""
+    target = aim(h(start).detach(), config.cf_alpha)
+    shift = torch.zeros_like(start, requires_grad=True)
+    optimizer = torch.optim.Adam([shift], lr=config.cf_lr)
+    for _ in range(config.cf_steps):
+        loss = objective(h(start + shift), target, shift, config.cf_penalty)
+        (shift.grad,) = torch.autograd.grad(loss.sum(), shift)
+        optimizer.step()
+        with torch.no_grad():
+            shift.clamp_(-config.cf_box, config.cf_box)
+    return start + shift.detach()
+
+
+def aim(gap: Tensor, alpha: float) -> Tensor:
+    """Return the gaps to reach from those predicted [n]: y' = h + alpha (h_95 - h)_+."""
+    return gap + alpha * (gap.quantile(LARGE) - gap).clamp_min(0)
+
+
+def objective(gap: Tensor, target: Tensor, shift: Tensor, penalty: float) -> Tensor:
+    """Return (h(s') - y')^2 + penalty * |s' - s|_1 of each state [n]."""
+    return (gap - target).square() + penalty * shift.abs().sum(-1)
+
+
+def distinct(found: Tensor, known: Tensor, within: float) -> Tensor:
+    """Return which of found [n, D] are no nearer than `within` to a known state or one before."""
+    keep = torch.cdist(found, known).amin(1) >= within
+    near = torch.cdist(found, found) < within
+    for row in range(1, len(found)):
+        if keep[row] and bool((near[row, :row] & keep[:row]).any()):
+            keep[row] = False
+    return keep
+
+
+HIDDEN = (64, 64)
+BATCH = 128
+DECAY = 1e-2  # some hundred states would be learned by heart
+TINY = 1e-6  # a coordinate or a gap that hardly varies is not blown up
+
+
+class Proxies:
+    """h_ij of all pairs as one stack: standardised gaps from standardised coordinates."""
+
+    def __init__(self, coords: Tensor, gaps: Tensor, generator: torch.Generator) -> None:
+        """Take the scales from coords [n, D] and gaps [P, n]."""
+        self.mean, self.scale = coords.mean(0), coords.std(0).clamp_min(TINY)  # [D]
+        self.gap_mean = gaps.mean(1, keepdim=True)  # [P, 1]
+        self.gap_scale = gaps.std(1, keepdim=True).clamp_min(TINY)
+        shapes = mlp_shapes("gap", [coords.shape[1], *HIDDEN, 1])
+        self.nets = StackedNets(shapes, len(gaps), "tanh")
+        self.nets.init_uniform("gap", [generator] * len(gaps))
+
+    def standard(self, coords: Tensor) -> Tensor:
+        """Return coordinates [n, D] in standard deviations."""
+        return ((coords - self.mean) / self.scale).float()
+
+    def coordinates(self, z: Tensor) -> Tensor:
+        """Undo `standard` [n, D]."""
+        return z.double() * self.scale + self.mean
+
+    def standard_gap(self, gaps: Tensor) -> Tensor:
+        """Return gaps [P, n] in standard deviations of each pair."""
+        return ((gaps - self.gap_mean) / self.gap_scale).float()
+
+    def __call__(self, pair: int, z: Tensor) -> Tensor:
+        """Predict a pair's standardised gap at standardised coordinates [n, D] -> [n]."""
+        stack = [(w[pair : pair + 1], b[pair : pair + 1]) for w, b in self.nets.layers["gap"]]
+        return mlp(stack, z.unsqueeze(0), self.nets.activation)[0].view(-1)
+
+
+def fit(
+    coords: Tensor, gaps: Tensor, config: CooperateConfig, generator: torch.Generator
+) -> Proxies:
+    """Regress every pair's gap [P, n] on the coordinates [n, D]."""
+    proxies = Proxies(coords, gaps, generator)
+    nets, z, y = proxies.nets, proxies.standard(coords), proxies.standard_gap(gaps)
+    optimizer = torch.optim.AdamW([nets.flat], lr=config.proxy_lr, weight_decay=DECAY)
+    for _ in range(config.proxy_steps):
+        rows = torch.randint(len(z), (min(BATCH, len(z)),), generator=generator)
+        (found,) = nets(z[rows].expand(len(y), -1, -1), "gap")
+        optimizer.zero_grad()
+        squared_error(found.squeeze(-1), y[:, rows]).sum().backward()
+        optimizer.step()
+    return proxies
+
+
+def squared_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return each pair's mean squared error [P] of [P, B]."""
+    return (found - wanted).square().mean(1)
+
+
+@torch.no_grad()
+def r2(proxies: Proxies, pair: int, coords: Tensor, gap: Tensor) -> float | None:
+    """Return 1 - SSE/SST of a pair's gap [n] at coords [n, D]; None where the gap is constant."""
+    wanted = (gap - proxies.gap_mean[pair]) / proxies.gap_scale[pair]
+    total = (wanted - wanted.mean()).square().sum()
+    if not total > TINY:
+        return None
+    error = (proxies(pair, proxies.standard(coords)) - wanted).square().sum()
+    return float(1 - error / total)

@@ -1,0 +1,86 @@
+"""What a student is taught, and the teaching: its actor follows, everything else stays.
+
+Letters: n states to learn at · m states to stay the same at · O observation · A action.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpd.cooperate.config import CooperateConfig
+from dpd.policies.policyfile import Policy
+
+LEARNED = ("actor.", "log_std_head.")  # not a constant log_std, nor the normaliser
+
+
+class Lessons(NamedTuple):
+    """States for one student, of which either kind may be none."""
+
+    obs: Tensor  # [n, O] where another is better
+    target: Tensor  # [n, A] what that one does there
+    own: Tensor  # [m, O] where no other is better
+
+
+class Part(NamedTuple):
+    """What a student answers, and what it should."""
+
+    act: Tensor  # [B, A] before it is clipped, or its gradient would end where it is clipped
+    log_std: Tensor
+    target: Tensor  # [B, A]
+    old_log_std: Tensor
+
+
+def distance(part: Part) -> Tensor:
+    """Return the squared distance of each action [B], and of a noise that depends on the state.
+
+    Mean squared error of actions holds between any two families of policies. The deviation is no
+    part of the lesson: where it shares the actor's features, it is held where it was.
+    """
+    error = (part.act - part.target).square().mean(-1)
+    if part.log_std.requires_grad:
+        error = error + (part.log_std - part.old_log_std).square().mean(-1)
+    return error
+
+
+def loss(learn: Part | None, stay: Part | None, anchor: float) -> Tensor:
+    """Return E_{R u CF} D(best peer, student) + anchor * E_{competent} D(old, student)."""
+    taught = distance(learn).mean() if learn else torch.zeros(())
+    return taught + anchor * distance(stay).mean() if stay else taught
+
+
+def teach(
+    policy: Policy, lessons: Lessons, config: CooperateConfig, generator: torch.Generator
+) -> Policy:
+    """Return a copy of a policy that has learned; without a lesson, an equal one."""
+    learned = {k: v.clone() for k, v in policy.tensors.items() if k.startswith(LEARNED)}
+    student = Policy({**policy.tensors, **learned}, policy.meta)
+    if not len(lessons.obs):
+        return student
+    optimizer = torch.optim.Adam([t.requires_grad_() for t in learned.values()], lr=config.lr)
+    for _ in range(config.steps):
+        student = Policy({**policy.tensors, **learned}, policy.meta)
+        rows = draw(len(lessons.obs), config.batch, generator)
+        learn = answers(student, policy, lessons.obs[rows], lessons.target[rows])
+        own = lessons.own[draw(len(lessons.own), config.batch, generator)]
+        stay = answers(student, policy, own) if len(own) else None
+        optimizer.zero_grad()
+        loss(learn, stay, config.anchor).backward()
+        optimizer.step()
+    return Policy({k: v.detach() for k, v in student.tensors.items()}, policy.meta)
+
+
+def answers(student: Policy, old: Policy, obs: Tensor, target: Tensor | None = None) -> Part:
+    """Ask a student and what it was before at obs [B, O]; its own old action without a target."""
+    now = student.dist(obs)
+    with torch.no_grad():
+        before = old.dist(obs)
+    wanted = before.action(before.mean) if target is None else target
+    return Part(now.action(now.mean), now.log_std, wanted, before.log_std)
+
+
+def draw(n: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Draw rows of n [B], as many as there are at most."""
+    return torch.randint(max(n, 1), (min(batch, n),), generator=generator)

@@ -1,0 +1,289 @@
+"""What a run still knows of a policy it saved: its value function, the states it was trained on.
+
+Both lie in the checkpoint of the policy's step, of which a run keeps the latest few, and the best.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpd.agents.base import part
+from dpd.agents.learners import Learners
+from dpd.agents.rng import with_own_generators
+from dpd.agents.student import Student
+from dpd.config import RunConfig, TrainConfig
+from dpd.errors import BadInput
+from dpd.fidelity.measures import Answers
+from dpd.fidelity.states import drawn
+from dpd.policies.policyfile import Policy
+from dpd.run.checkpoint import JournalFiles, file_of, folder_of, read
+from dpd.run.runs import short_names
+from dpd.run.sources import (
+    Place,
+    is_zip,
+    load_any,
+    one_policy,
+    place_of,
+    refuse_shared_statistics,
+    require_place,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dpd.fidelity.config import FidelityConfig
+
+Value = Callable[[Tensor], Tensor]
+"""Raw observations [B, O] -> values [B] in raw reward units."""
+ReadRun = Callable[[Path], TrainConfig]
+"""Reads the settings of the run in a directory."""
+
+
+class Known(NamedTuple):
+    """What is known of a policy beyond its file."""
+
+    value: Value | None = None
+    """Its value function; students have none."""
+    states: Tensor | None = None  # [n, O] raw; what a student remembers, and learnt from
+
+
+def known_of(file: Path, policy: Policy, read_run: ReadRun) -> Known:
+    """Return what the run that a policy file lies in knows of it.
+
+    Nothing for a file that lies in no run, and where the checkpoint of its step is gone. Raises
+    BadInput or BadFile where settings or checkpoint can't be read.
+    """
+    steps, seed, peer = (policy.meta.provenance.get(k) for k in ("steps", "seed", "peer"))
+    above = file.resolve().parents[1:3]  # RUN/policies/, or RUN/policies/history/
+    run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
+    if run_dir is None or not isinstance(steps, int):
+        return Known()
+    if not any(run_dir.glob(f"checkpoints/**/{file_of(run_dir, steps).name}")):
+        return Known()
+    config = read_run(run_dir)
+    folder, seeds = share_of(config.run, run_dir, seed)
+    members = [[(s, p) for s in seeds for p in stack.peers] for stack in config.stacks]
+    k = next((k for k, who in enumerate(members) if (seed, peer) in who), None)
+    checkpoint = file_of(folder, steps)
+    if k is None or not checkpoint.is_file():
+        return Known()  # of another run
+    stack, who = config.stacks[k], members[k]
+    agent: Learners = stack.algo.build(policy.meta.obs_dim, policy.meta.act_dim, who)
+    state, facts = read(checkpoint)
+    # Nothing is drawn here, and a GPU's generators would not fit.
+    agent.load_state(with_own_generators(part(state, f"training.stack{k}.agent"), agent.state()))
+    n = next(row for row, each in enumerate(who) if each == (seed, peer))
+    own = {name: x for name, x in agent.export(n).items() if name.startswith("actor.")}
+    theirs = policy.tensors
+    if not all(name in theirs and torch.equal(x, theirs[name]) for name, x in own.items()):
+        return Known()  # another policy has taken the file's place
+    if isinstance(agent, Student):
+        segments = JournalFiles(folder, k).read(facts.replay)
+        return Known(states=remembered(agent, n, *segments))
+    return Known(value=lambda obs: value(agent, n, obs))
+
+
+def share_of(run: RunConfig, run_dir: Path, seed: object) -> tuple[Path, range]:
+    """Return where the checkpoints with a seed lie, and all the seeds that are in them.
+
+    A process of several (`--workers`, or torchrun) has a folder of its own.
+    """
+    if not folder_of(run_dir, 0).is_dir():
+        return folder_of(run_dir, None), range(run.seed, run.seed + run.seeds)
+    part = next((k for k in range(run.workers) if seed in run.seeds_of(k)), 0)
+    return folder_of(run_dir, part), run.seeds_of(part)
+
+
+def value(agent: Learners, n: int, obs: Tensor) -> Tensor:
+    """Ask learner n for its values of raw observations [B, O] -> [B]."""
+    found = agent.ask(obs.unsqueeze(0).expand(agent.n_learners, *obs.shape)).value
+    assert found is not None  # only students know none
+    return found[n]
+
+
+def remembered(agent: Student, n: int, begin: int, segments: list[Tensor]) -> Tensor:
+    """Return the raw states [n, O] that student n remembered, given its stack's replay."""
+    agent.replay.restart(begin)
+    for rows in segments:
+        agent.replay.extend(rows)
+    back = torch.arange(int(agent.replay.live[n])).unsqueeze(0)
+    return agent.replay.states(torch.full_like(back, n), back)[0]
+
+
+BATCH = 256
+CALLS, BATCHES, WARM_UP = 200, 30, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A policy, and what is known of it beyond its file."""
+
+    name: str
+    policy: Policy
+    file: Path | None = None
+    value: Callable[[Tensor], Tensor] | None = None
+    """Its value function in raw reward units, obs [B, O] -> [B], where it is known."""
+    train: Tensor | None = None
+    """The raw states [n, O] it was distilled on, where they are known."""
+    is_floor: bool = False
+    """It was trained without the teacher."""
+
+    @torch.no_grad()
+    def answers(self, obs: Tensor) -> Answers:
+        """Return what it says of states [n, O]."""
+        dist = self.policy.dist(obs)
+        value = None if self.value is None else self.value(obs)
+        return Answers(dist.mode(), dist, self.policy.features(obs), value)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where it comes from."""
+        meta, digest = self.policy.meta, None
+        if self.file is not None:
+            digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        return {
+            "name": self.name,
+            "file": None if self.file is None else str(self.file),
+            "sha256": digest,
+            "algo": meta.algo,
+            "env": meta.env_id,
+            "hidden": list(meta.hidden),
+            "provenance": meta.provenance,
+        }
+
+
+class Cost(NamedTuple):
+    """What a policy costs to keep and to run."""
+
+    parameters: int
+    bytes: int | None
+    latency_us: float
+    """Median microseconds of an action for one observation, on one thread."""
+    actions_per_s: float
+    """In batches of 256, on one thread."""
+
+
+def cost(subject: Subject) -> Cost:
+    """Count and time a policy."""
+    n_bytes = None if subject.file is None else subject.file.stat().st_size
+    obs = np.zeros((BATCH, subject.policy.meta.obs_dim), np.float32)
+    with one_thread():
+        single = median_seconds(subject.policy, obs[:1], CALLS)
+        batch = median_seconds(subject.policy, obs, BATCHES)
+    return Cost(n_parameters(subject.policy), n_bytes, 1e6 * single, BATCH / batch)
+
+
+def n_parameters(policy: Policy) -> int:
+    """Count what a policy acts by, its memory too, without its normaliser and bounds."""
+    learned = ("actor.", "log_std", "memory.")
+    return sum(t.numel() for name, t in policy.tensors.items() if name.startswith(learned))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread for a while."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def median_seconds(policy: Policy, obs: np.ndarray, calls: int) -> float:
+    """Time `policy.act_flat`; the median, because other programs disturb the mean."""
+    times = []
+    for _ in range(WARM_UP + calls):
+        start = time.perf_counter()
+        policy.act_flat(obs)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:])
+
+
+def read_subjects(
+    config: FidelityConfig, read_run: ReadRun
+) -> tuple[Subject, list[Subject], Place]:
+    """Read teacher and students, the floor last, and say where they act: where the teacher does.
+
+    Raises BadInput or NotAPolicy where one can't be read, or does not act as the teacher does.
+    """
+    floor = () if config.floor is None else (config.floor,)
+    paths = (config.teacher, *config.students, *floor)
+    files = [one_policy(path) for path in paths]
+    refuse_shared_statistics(files, config.foreign)
+    names = named(paths, len(config.students))
+    foreign, foreigners = config.foreign, any(map(is_zip, files))
+    subjects: list[Subject] = []
+    for k, (name, file) in enumerate(zip(names, files, strict=True)):
+        policy = load_any(file, foreign if is_zip(file) or not foreigners else foreign.without_zip)
+        if k == 0:
+            place = place_of(name, policy, foreign)
+            # a zip does not say its environment; it is the teacher's
+            kwargs = json.dumps(place.env_kwargs)
+            foreign = replace(foreign, env=place.env_id, env_kwargs=kwargs)
+        elif config.foreign.env_kwargs is None:
+            require_place(name, policy, place, f"{subjects[0].name}, its teacher, acts in")
+        is_floor = k > len(config.students)
+        value, seen = known_of(file, policy, read_run)
+        if seen is not None:
+            generator = torch.Generator().manual_seed(config.seed)
+            seen = None if is_floor else drawn(seen, config.states, generator)
+        subjects.append(
+            Subject(name=name, policy=policy, file=file, value=value, train=seen, is_floor=is_floor)
+        )
+    students = subjects[1:]
+    if config.train_states:
+        train = read_states(config.train_states, subjects[0])
+        students = [s if s.is_floor else replace(s, train=train) for s in students]
+    for student in students:
+        require_alike(subjects[0], student)
+    return subjects[0], students, place
+
+
+def named(paths: Sequence[Path], n_students: int) -> list[str]:
+    """Name paths shortly; a teacher may be its own student, but no student comes twice."""
+    short_names(paths[1 : 1 + n_students])
+    once = list({path.resolve(): path for path in paths}.values())
+    names = dict(zip((p.resolve() for p in once), short_names(once), strict=True))
+    return [names[path.resolve()] for path in paths]
+
+
+def read_states(path: Path, teacher: Subject) -> Tensor:
+    """Read raw observations [n, O] from an .npy. Raises BadInput where it holds no such thing."""
+    n_obs = teacher.policy.meta.obs_dim
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"{path} is no .npy of states: {error}") from error
+    is_good = isinstance(found, np.ndarray) and found.dtype.kind in "fiu"
+    if not is_good or found.ndim != 2 or found.shape[1] != n_obs or len(found) < 2:
+        raise BadInput(f"{path} must hold numbers [states, {n_obs}], two states at least")
+    states = torch.as_tensor(found.astype(np.float32))
+    if not states.isfinite().all():
+        raise BadInput(f"{path} holds NaN or infinity")
+    return states
+
+
+def require_alike(teacher: Subject, student: Subject) -> None:
+    """Raise BadInput unless a student sees and does what the teacher does."""
+    t, s = teacher.policy.meta, student.policy.meta
+    if (t.obs_dim, t.act_dim) != (s.obs_dim, s.act_dim):
+        raise BadInput(
+            f"{student.name} reads {s.obs_dim} observations and gives {s.act_dim} actions; "
+            f"its teacher {teacher.name} {t.obs_dim} and {t.act_dim}"
+        )
+    for name in ("act_low", "act_high"):
+        if not torch.allclose(teacher.policy.tensors[name], student.policy.tensors[name]):
+            raise BadInput(f"{student.name} acts within other bounds than {teacher.name}")

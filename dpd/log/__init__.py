@@ -1,0 +1,1 @@
+"""Logs of a run: metrics.csv, TensorBoard and the display."""

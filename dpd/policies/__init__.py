@@ -1,0 +1,1 @@
+"""Policy files: weights, normalizer, action bounds and metadata, without pickle."""

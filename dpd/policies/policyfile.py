@@ -1,0 +1,227 @@
+"""Policy files: one .safetensors file that acts by itself, without pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dpd.agents.dist import DiagGaussian
+from dpd.agents.nets import layers, mlp
+from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
+from dpd.envs.base import EnvSpec, bounds_defect
+from dpd.files import replacing
+from dpd.policies import memory
+from dpd.policies.memory import MemoryMeta, Neighbours
+from dpd.policies.metadata import NotAPolicy, PolicyMeta, read_meta, shapes, written
+
+# Far beyond any policy of ours: what exceeds them is refused before it costs memory or time.
+MAX_FILE = 2**30  # bytes
+MAX_HEADER = 2**20  # bytes of JSON: tensor names and the description
+
+
+class Policy:
+    """A trained policy: raw observations in, actions in the environment's own units out."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
+        self.tensors, self.meta = dict(tensors), meta
+        self._params = {k: v.unsqueeze(0) for k, v in tensors.items()}  # a stack of one
+        self._actor = layers(self._params, "actor")
+        self._log_std_head = layers(self._params, "log_std_head")
+        self._wide: Policy | None = None  # a copy in float64, made when it is asked for
+        self._memory: Neighbours | None = None
+        if meta.memory is not None and meta.memory.student_weight < 1:
+            keys, actions = self._params["memory.keys"], self._params["memory.actions"]
+            self._memory = Neighbours.of(keys, actions, meta.memory.k, meta.memory.tau)
+
+    def on(self, device: torch.device) -> Policy:
+        """Return the same policy on a device."""
+        return Policy({k: v.to(device) for k, v in self.tensors.items()}, self.meta)
+
+    def repeatable_mode(self, obs: Tensor) -> Tensor:
+        """Act as `mode`, in float64: raw obs [B, O] -> [B, A] float32, whatever B and the threads.
+
+        In float32, MKL rounds some rows of a product otherwise with another number of rows or
+        threads, and a chaotic task such as Humanoid makes another episode of the last bit. In
+        float64 such differences vanish when the action is rounded to float32.
+        """
+        if self._wide is None:
+            self._wide = Policy({k: v.double() for k, v in self.tensors.items()}, self.meta)
+        return self._wide.mode(obs.double()).float()
+
+    def dist(self, obs: Tensor) -> DiagGaussian:
+        """Return the policy at raw obs [B, O]: mean [B, A], log_std [B, A] or [1, A].
+
+        Actions are in [-1, 1], as the learner's were. A memory moves the mean alone.
+        """
+        p, meta = self._params, self.meta
+        mean, inputs = self._run(obs)
+        if meta.state_std:
+            log_std, _ = mlp(self._log_std_head, inputs[-1], meta.activation)
+            log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        else:
+            log_std = p["log_std"]
+        mean = mean.tanh() if meta.tanh_mean else mean
+        if self._memory is not None:
+            mean = self._ask_memory(self._memory, mean, inputs)
+        return DiagGaussian(mean.squeeze(0), log_std.squeeze(0), meta.squashed)
+
+    def _ask_memory(self, kept: Neighbours, mean: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """Mix an action [1, B, A], inside its box, with what the nearest entries say."""
+        meta = self.meta.memory
+        assert meta is not None
+        if memory.has_projection(meta):
+            query = memory.unit(inputs[-1] @ self._params["memory.projection"])
+        else:
+            query = memory.scaled(inputs[0])
+        weight = mean.new_full((1,), meta.student_weight)
+        return memory.mix(mean.clamp(-1, 1), kept.answer(query), weight)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Return the last hidden layer at raw obs [B, O] -> [B, H]; without one, its input."""
+        return self._run(obs)[1][-1].squeeze(0)
+
+    def _run(self, obs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the actor's output [1, B, A] at raw obs [B, O], and each layer's input."""
+        p, meta, x = self._params, self.meta, obs.unsqueeze(0)
+        if meta.norm_obs:
+            x = ((x - p["obs_mean"]) * p["obs_scale"]).clamp(-meta.clip_obs, meta.clip_obs)
+        return mlp(self._actor, x, meta.activation)
+
+    def mode(self, obs: Tensor) -> Tensor:
+        """Act without noise on raw obs [B, O] -> [B, A] in [-1, 1]."""
+        return self.dist(obs).mode()
+
+    def act(self, obs: np.ndarray | Tensor) -> np.ndarray:
+        """Act without noise on raw observations -> float32 actions in the environment's bounds.
+
+        Both have the shapes of the environment's spaces, behind any leading batch axes: obs
+        [..., O] -> [..., A] for vectors, [..., 3, 4] -> [..., 2, 3] for such matrices. Raises
+        ValueError for observations of another shape.
+        """
+        x, meta = np.asarray(obs), self.meta
+        batch = x.shape[: max(0, x.ndim - len(meta.full_obs_shape))]
+        if x.shape != (*batch, *meta.full_obs_shape):
+            raise ValueError(
+                f"observation of shape {x.shape}; the policy reads observations of shape "
+                f"{meta.full_obs_shape}, one or a batch"
+            )
+        return self.act_flat(x.reshape(-1, meta.obs_dim)).reshape((*batch, *meta.full_act_shape))
+
+    @torch.no_grad()
+    def act_flat(self, obs: np.ndarray | Tensor) -> np.ndarray:
+        """Act as `act` does on flattened observations [B, O] -> flattened actions [B, A]."""
+        act = self.mode(torch.as_tensor(np.asarray(obs), dtype=torch.float32))
+        low, high = self.tensors["act_low"], self.tensors["act_high"]
+        scaled = low + (act + 1) * 0.5 * (high - low)
+        return scaled.clamp(low, high).numpy()  # rounding may leave the bounds
+
+
+def bounds(spec: EnvSpec) -> dict[str, Tensor]:
+    """Return an environment's action bounds as a policy file holds them."""
+    return {
+        "act_low": torch.as_tensor(spec.act_low, dtype=torch.float32).clone(),
+        "act_high": torch.as_tensor(spec.act_high, dtype=torch.float32).clone(),
+    }
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
+    """Write a policy, under a temporary name first, so that no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
+    try:
+        with replacing(path) as draft:
+            save_file(data, draft, metadata={"dpd": written(meta)})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+def load(path: str | os.PathLike[str]) -> Policy:
+    """Read a policy file. Raises NotAPolicy with the reason where it is none.
+
+    The file may come from anyone: nothing in it is run, sizes are checked before they are
+    believed, and a tensor is read only where it fits the description.
+    """
+    path = Path(path)
+    try:
+        check_sizes(path)
+        with safe_open(path, framework="pt") as file:
+            meta = read_meta(path, (file.metadata() or {}).get("dpd"))
+            _check_layout(path, file, meta)
+            # cloned: the file is mapped, and could be cut short under a policy that acts
+            tensors = {k: file.get_tensor(k).clone() for k in shapes(meta)}
+    except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NotAPolicy(f"{path} is no policy file: {reason}") from error
+    check_values(path, tensors)
+    if meta.memory is not None:
+        _check_memory(path, meta.memory, tensors)
+    return Policy(tensors, meta)
+
+
+def check_sizes(path: Path) -> None:
+    """Raise NotAPolicy unless a regular file is there whose size and header's are bearable."""
+    if not path.is_file():
+        what = "a directory" if path.is_dir() else "no regular file"
+        raise NotAPolicy(f"{path} is no policy file: {what if path.exists() else 'no such file'}")
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        size = os.fstat(file.fileno()).st_size
+    if size > MAX_FILE or not 0 < header <= min(MAX_HEADER, size):
+        raise NotAPolicy(
+            f"{path} is no policy file: it has {size} bytes and claims a header of {header}"
+        )
+
+
+def refuse_memory(policy: Policy, what: str) -> None:
+    """Raise ValueError for a policy with a memory, which formats of others do not hold."""
+    if policy.meta.memory is not None:
+        raise ValueError(
+            f"the policy asks a memory of {policy.meta.memory.entries:,} states, which {what} "
+            "cannot hold; give --format dpd"
+        )
+
+
+def _check_layout(path: Path, file: safe_open, meta: PolicyMeta) -> None:
+    """Raise NotAPolicy unless exactly the described tensors are there; reads none of them."""
+    expected = shapes(meta)
+    found: dict[str, tuple[int, ...]] = {}
+    for name in file.keys():  # noqa: SIM118, no mapping
+        part = file.get_slice(name)
+        if part.get_dtype() != "F32":
+            raise NotAPolicy(
+                f"{path} is no policy file: tensor {name!r:.40} is {part.get_dtype()}, not F32"
+            )
+        found[name] = tuple(part.get_shape())
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise NotAPolicy(
+                f"{path} does not fit its description: tensor {name!r:.40} has shape "
+                f"{found.get(name)!s:.60}, expected {expected.get(name)}"
+            )
+
+
+def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise NotAPolicy unless a policy can act with these numbers."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise NotAPolicy(f"{path} can't act: {name} holds NaN or infinity")
+    for name in ("obs_scale", "obs_count"):
+        if not (tensors[name] > 0).all():
+            raise NotAPolicy(f"{path} can't act: {name} is not positive")
+    if defect := bounds_defect(tensors["act_low"].numpy(), tensors["act_high"].numpy()):
+        raise NotAPolicy(f"{path} can't act: {defect}")
+
+
+def _check_memory(path: Path, meta: MemoryMeta, tensors: Mapping[str, Tensor]) -> None:
+    """Raise NotAPolicy unless a memory can answer with these numbers."""
+    try:
+        memory.refuse_values(meta, tensors["memory.keys"], tensors["memory.actions"])
+    except ValueError as error:
+        raise NotAPolicy(f"{path} can't act: {error}") from error

@@ -1,0 +1,1 @@
+"""Reports of the analysis commands: statistics, tables, figures and pages."""

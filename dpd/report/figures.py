@@ -1,0 +1,272 @@
+"""Draw a run's learning curves from its metrics.csv."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dpd.files import replacing
+from dpd.log.csv import read_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curve = dict[int, list[float]]
+"""The values of all seeds at each step."""
+
+RETURNS = ("eval/return", "train/return")
+SIDE = {
+    "distill/action_distance": "action distance to the peer",
+    "distill/peer_ahead": "share of states where the peer is ahead",
+    "distill/agree_0.1": "states with every action within 0.1",
+    "distill/coverage": "states that the guide leaves",
+    "distill/student_weight": "weight of the student's own action",
+}
+SHARES = frozenset(SIDE) - {"distill/action_distance"}
+# Okabe and Ito's palette: distinct with every common colour blindness, and in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")
+INK, GREY, GRID = "#222222", "#6b6b6b", "#e4e4e4"
+BINS = 160
+MARKED = 12
+UNITS = ((1_000_000, "M"), (1_000, "k"), (1, ""))
+
+
+def learning_curves(
+    metrics_csv: Path, out_png: Path, title: str, names: Sequence[str] = ()
+) -> None:
+    """Draw evaluation and training returns, and what distillation logged of the panels in SIDE.
+
+    `names`: what each peer is called; none: its number.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    curves, seeds = read_curves(metrics_csv, (*RETURNS, *SIDE))
+    if not any(name in curves for name in RETURNS):
+        raise ValueError(f"{metrics_csv} holds no returns to draw; record eval/return first")
+    side = [name for name in SIDE if name in curves]
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09, wspace=0.03, hspace=0.04)
+    figure = Figure(figsize=(10.4 if side else 7.4, 4.5), dpi=200, layout=layout)
+    main, *others = panels(figure, len(side))
+    draw_returns(main, curves, seeds, names)
+    head(main, title, caption(curves, seeds))
+    for axes, name in zip(others, side, strict=True):
+        draw_side(axes, curves[name], name)
+    several = any(len(peers) > 1 for peers in curves.values())
+    finish(main, last_step(curves), "environment steps" + " of all peers together" * several)
+    for axes in others:
+        finish(axes, last_step(curves), "environment steps" * (axes is others[-1]))
+    with replacing(out_png) as draft:
+        figure.savefig(draft, format="png")
+
+
+def read_curves(path: Path, names: Iterable[str]) -> tuple[dict[str, dict[int, Curve]], int]:
+    """Read metrics as name -> peer -> step -> values over seeds, and count the seeds."""
+    curves: dict[str, dict[int, Curve]] = {}
+    wanted, seeds = frozenset(names), set()
+    for row in read_rows(path):
+        value = float(row["value"])
+        if row["metric"] in wanted and row["peer"] and math.isfinite(value):
+            peers = curves.setdefault(row["metric"], {})
+            curve = peers.setdefault(int(row["peer"]), defaultdict(list))
+            curve[int(row["step"])].append(value)
+            seeds.add(row["seed"])
+    ordered = {
+        name: {peer: dict(sorted(curve.items())) for peer, curve in peers.items()}
+        for name, peers in curves.items()
+    }
+    return ordered, len(seeds)
+
+
+def iqm(values: Sequence[float]) -> float:
+    """Take the interquartile mean; of fewer than four values it is the mean."""
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(values, 0.25))
+
+
+def last_step(curves: dict[str, dict[int, Curve]]) -> int:
+    """Find the right end of the x-axis."""
+    return max(step for peers in curves.values() for curve in peers.values() for step in curve)
+
+
+def binned(curve: Curve) -> tuple[list[float], list[float]]:
+    """Average steps and values in at most `BINS` bins: raw training curves hide the others."""
+    width = max(max(curve) / BINS, 1)
+    steps, means = [], []
+    for _, group in groupby(sorted(curve), key=lambda step: int(step / width)):
+        inside = list(group)
+        steps.append(float(np.mean(inside)))
+        means.append(float(np.mean([value for step in inside for value in curve[step]])))
+    return steps, means
+
+
+def panels(figure: "Figure", side: int) -> list["Axes"]:
+    """Put the returns at the left and `side` small panels one above the other at the right."""
+    if not side:
+        return [figure.add_subplot()]
+    grid = figure.add_gridspec(side, 2, width_ratios=(1.75, 1))
+    return [figure.add_subplot(grid[:, 0]), *(figure.add_subplot(grid[k, 1]) for k in range(side))]
+
+
+def style(peer: int) -> dict[str, Any]:
+    """Give a peer its colour; past the palette's end, its dashes differ."""
+    turn, colour = divmod(peer, len(COLOURS))
+    return {"color": COLOURS[colour], "linestyle": DASHES[turn % len(DASHES)]}
+
+
+def draw_returns(
+    axes: "Axes", curves: dict[str, dict[int, Curve]], seeds: int, names: Sequence[str] = ()
+) -> None:
+    """Draw evaluation returns with their range over seeds, and training returns faintly."""
+    evaluations, known = curves.get("eval/return", {}), dict(enumerate(names))
+    for peer, curve in sorted(curves.get("train/return", {}).items()):
+        label = known.get(peer, f"peer {peer}") if not evaluations else None
+        axes.plot(*binned(curve), **style(peer), label=label, alpha=0.35, linewidth=0.9)
+    for peer, curve in sorted(evaluations.items()):
+        draw_evaluations(axes, peer, curve, known.get(peer, f"peer {peer}"), band=seeds > 1)
+    axes.set_ylabel("return per episode", color=INK, fontsize=10)
+    if len(evaluations or curves["train/return"]) > 1:
+        legend = axes.legend(loc="best", frameon=False, fontsize=9.5, handlelength=1.6)
+        for line in legend.get_lines():
+            line.set(linewidth=2.6, alpha=1)
+
+
+def draw_evaluations(axes: "Axes", peer: int, curve: Curve, label: str, band: bool) -> None:
+    """Draw one peer's interquartile mean over seeds, and their range as a band."""
+    steps, values = list(curve), list(curve.values())
+    look = style(peer)
+    if band:
+        low, high = [min(seeds) for seeds in values], [max(seeds) for seeds in values]
+        axes.fill_between(steps, low, high, color=look["color"], alpha=0.14, linewidth=0)
+    marker = "o" if len(steps) <= MARKED else ""
+    middle = [iqm(seeds) for seeds in values]
+    axes.plot(steps, middle, **look, label=label, linewidth=2, marker=marker, markersize=4)
+
+
+def head(axes: "Axes", title: str, text: str) -> None:
+    """Write the title, and below it what the lines and bands are."""
+    pad = 24 + 11 * text.count("\n")
+    axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=pad)
+    axes.text(0, 1.02, text, transform=axes.transAxes, va="bottom", color=GREY, fontsize=8.5)
+
+
+def caption(curves: dict[str, dict[int, Curve]], seeds: int) -> str:
+    """Say what the lines and bands are."""
+    middle = "interquartile mean" if seeds > 3 else "mean"
+    words = []
+    if "eval/return" in curves:
+        spread = f", {middle} and range of {seeds} seeds" if seeds > 1 else ""
+        words.append(f"deterministic evaluation{spread}")
+    if "train/return" in curves:
+        words.append("faint: training episodes" if words else "training episodes")
+    return "; ".join(words)
+
+
+def draw_side(axes: "Axes", peers: dict[int, Curve], name: str) -> None:
+    """Draw one metric of every peer, its mean over seeds."""
+    for peer, curve in sorted(peers.items()):
+        axes.plot(*binned(curve), **style(peer), linewidth=1.5)
+    axes.set_title(SIDE[name], loc="left", color=INK, fontsize=9.5, pad=6)
+    if name in SHARES:
+        axes.set_ylim(0, 1)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    if name == "distill/peer_ahead":
+        axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    if name not in SHARES:
+        axes.set_ylim(bottom=0)
+
+
+def unframe(axes: "Axes") -> None:
+    """Take away the frame, and draw horizontal lines instead."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#b0b0b0")
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9, length=3, width=0.8)
+    axes.tick_params(axis="y", length=0)
+
+
+def finish(axes: "Axes", end: int, x_label: str) -> None:
+    """Take away the frame and set the ticks in thousands or millions of steps."""
+    unframe(axes)
+    axes.set_xlim(0, end * 1.01 or 1)
+    axes.locator_params(axis="x", nbins=6)
+    write_steps(axes, end)
+    if axes.get_ylim()[1] >= 1_000:
+        axes.yaxis.set_major_formatter(
+            lambda value, _: f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
+        )
+    if x_label:
+        axes.set_xlabel(x_label, color=INK, fontsize=10)
+    else:
+        axes.tick_params(labelbottom=False)
+
+
+def write_steps(axes: "Axes", end: int) -> None:
+    """Write the ticks of an axis of steps in thousands or millions."""
+    size, unit = next((size, unit) for size, unit in UNITS if end >= size or size == 1)
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step / size:g} {unit}" if step else "0")
+
+
+class Line(NamedTuple):
+    """A run's curve over seeds; without steps, one level across the whole picture."""
+
+    name: str
+    steps: list[int]
+    middle: list[float]
+    band: list[tuple[float, float]]  # empty, or low and high at each step
+    spread: str
+    """What the band is."""
+
+
+def compared_curves(lines: Sequence[Line], out_png: Path, title: str) -> None:
+    """Draw the curves of several runs over one another, with their bands."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(
+        figsize=(7.4, 4.5), dpi=200, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09)
+    )
+    axes = figure.add_subplot()
+    for k, line in enumerate(lines):
+        draw_line(axes, line, style(k))
+    axes.set_ylabel("return per episode", color=INK, fontsize=10)
+    axes.legend(loc="best", frameon=False, fontsize=9.5, handlelength=1.8)
+    head(axes, title, compared_caption(lines))
+    end = max(step for line in lines for step in line.steps)
+    finish(axes, end, "environment steps of all peers together")
+    with replacing(out_png) as draft:
+        figure.savefig(draft, format="png")
+
+
+def draw_line(axes: "Axes", line: Line, look: dict[str, Any]) -> None:
+    """Draw one run's curve and band, or its level."""
+    if not line.steps:
+        axes.axhline(line.middle[0], color=look["color"], linestyle="--", label=line.name)
+        return
+    if line.band:
+        low, high = zip(*line.band, strict=True)
+        axes.fill_between(line.steps, low, high, color=look["color"], alpha=0.14, linewidth=0)
+    marker = "o" if len(line.steps) <= MARKED else ""
+    axes.plot(
+        line.steps, line.middle, **look, label=line.name, linewidth=2, marker=marker, markersize=4
+    )
+
+
+def compared_caption(lines: Sequence[Line]) -> str:
+    """Say what the lines and bands of several runs are."""
+    words = []
+    if spreads := sorted({line.spread for line in lines if line.spread}):
+        words.append(f"bands: {' or '.join(spreads)}")
+    if any(not line.steps for line in lines):
+        words.append("dashed: fresh episodes of a saved policy")
+    lines_are = "deterministic evaluation: mean of a seed's peers, interquartile mean over seeds"
+    return f"{lines_are}\n{'; '.join(words)}".rstrip()

@@ -1,0 +1,119 @@
+"""Collection: drive the environments with the learners and keep what they saw."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dpd.agents.base import CPU, State, put_back
+from dpd.agents.rollout import Rollout
+from dpd.distill.method import Actor
+from dpd.envs.base import Env
+
+
+def collect(env: Env, actor: Actor, obs: Tensor, rollout: Rollout) -> Tensor:
+    """Fill a rollout from raw obs [N, E, O]; return the obs to go on from.
+
+    Actions are kept as sampled; the environment clips them to the box, as Stable-Baselines3 does.
+    """
+    n, n_steps, n_envs = rollout.reward.shape
+    noise = actor.noise()
+    for t in range(n_steps):
+        act = actor.act(obs, noise[:, t])
+        rollout.obs[:, t], rollout.act[:, t] = obs, act
+        step = env.step(act.view(n * n_envs, -1))
+        rollout.next_obs[:, t] = step.next_obs.view_as(obs)
+        rollout.reward[:, t] = step.reward.view(n, n_envs)
+        rollout.terminated[:, t] = step.terminated.view(n, n_envs)
+        rollout.truncated[:, t] = step.truncated.view(n, n_envs)
+        rollout.valid[:, t] = step.valid.view(n, n_envs)
+        obs = step.obs.view_as(obs)
+    return obs
+
+
+class EpisodeStatistics:
+    """Returns and lengths of the episodes that ended, per learner; means over the last few.
+
+    Few are at least 20, and as many as the learner has environments: these end at once where only
+    a time limit ends them. Episodes that were running when `skip_running` was called do not count.
+    """
+
+    def __init__(self, n: int, n_envs: int, device: torch.device = CPU, window: int = 20) -> None:
+        self.ret = torch.zeros(n, n_envs, dtype=torch.float64, device=device)  # of running episodes
+        self.length = torch.zeros_like(self.ret, dtype=torch.int64)
+        window = max(window, n_envs)
+        self.returns = self.ret.new_full((n, window), torch.nan)  # of ended ones
+        self.lengths = torch.full_like(self.returns, torch.nan)
+        self.ended = torch.zeros(n, dtype=torch.int64, device=device)
+        self.skipped = torch.zeros_like(self.ret, dtype=torch.bool)  # whether the running one is
+
+    def add(self, rollout: Rollout) -> None:
+        """Take in a rollout; waits for no device."""
+        done = rollout.done
+        reward = rollout.reward.double().masked_fill(~rollout.valid, 0.0)
+        ret, self.ret = _until_now(reward, self.ret, done)
+        length, self.length = _until_now(rollout.valid.long(), self.length, done)
+        first = done & (done.cumsum(1) == 1)
+        counted = done & ~(first & self.skipped.unsqueeze(1))
+        self.skipped &= ~done.any(1)
+        # In the order in which they ended; only the last of them that fit count.
+        done = counted.flatten(1)
+        place = self.ended.unsqueeze(1) + done.cumsum(1) - 1
+        self.ended += done.sum(1)
+        window = self.returns.shape[1]
+        kept = done & (place >= self.ended.unsqueeze(1) - window)
+        spare = torch.where(kept, place % window, window)  # a column for all that are not kept
+        self.returns = _put(self.returns, spare, ret.flatten(1))
+        self.lengths = _put(self.lengths, spare, length.flatten(1).double())
+
+    def restart(self) -> None:
+        """Forget the running episodes: new ones begin."""
+        self.ret.zero_()
+        self.length.zero_()
+        self.skipped.fill_(False)
+
+    def skip_running(self) -> None:
+        """Leave the running episodes out, because they are shortened."""
+        self.skipped.fill_(True)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return mean return and length [N]; NaN where no episode ended yet."""
+        return {
+            "train/return": self.returns.nanmean(1),
+            "train/length": self.lengths.nanmean(1),
+        }
+
+    def state(self) -> State:
+        """Return all statistics, as live tensors."""
+        return {
+            "ret": self.ret,
+            "length": self.length,
+            "returns": self.returns,
+            "lengths": self.lengths,
+            "ended": self.ended,
+            "skipped": self.skipped,
+        }
+
+    def load_state(self, state: State) -> None:
+        """Put a state back."""
+        put_back(self.state(), state)
+
+
+def _until_now(x: Tensor, before: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum x [N, T, E] within episodes that `done` [N, T, E] ends, beginning with before [N, E].
+
+    Returns the sums up to every step [N, T, E], and those of the episodes that go on [N, E].
+    """
+    total = x.cumsum(1) + before.unsqueeze(1)
+    steps = torch.arange(1, x.shape[1] + 1, device=x.device).view(1, -1, 1)
+    last = torch.where(done, steps, 0).cummax(1).values  # the latest end, counted from 1; 0: none
+    ended = torch.cat([torch.zeros_like(total[:, :1]), total], 1)  # [N, T + 1, E]
+    since = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], 1)
+    running = total[:, -1:] - ended.gather(1, last[:, -1:])
+    return total - ended.gather(1, since), running.squeeze(1)
+
+
+def _put(ring: Tensor, place: Tensor, x: Tensor) -> Tensor:
+    """Return a ring [N, W] with x [N, K] at place [N, K]; W is a place outside of it."""
+    room = torch.cat([ring, ring[:, :1]], 1)
+    return room.scatter(1, place, x)[:, :-1]

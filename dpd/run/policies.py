@@ -1,0 +1,124 @@
+"""The policies of a run on disk: each learner's last and best."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpd import __version__
+from dpd.agents.base import State, put_back
+from dpd.config import StackConfig, TrainConfig
+from dpd.envs.base import EnvSpec
+from dpd.log.naming import learner_name, peer_names, policy_name
+from dpd.policies import policyfile
+from dpd.policies.memory import MemoryMeta
+from dpd.policies.metadata import PolicyMeta
+
+
+class PolicySaver:
+    """Writes every learner's last and best policy with where it came from."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrainConfig,
+        spec: EnvSpec,
+        export: Callable[[int], tuple[StackConfig, Mapping[str, Tensor]]],
+        memory: Callable[[int], MemoryMeta | None] = lambda n: None,
+    ) -> None:
+        self.dir, self.names = run_dir / "policies", peer_names(config, run_dir)
+        self.config, self.spec, self.export, self.memory = config, spec, export, memory
+        self.n = config.run.seeds * config.run.peers
+        self.best = torch.full((self.n,), -torch.inf, dtype=torch.float64)
+        settings = json.dumps(config.as_json(), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()
+        self.origin = {
+            "config_sha256": digest,
+            "dpd": __version__,
+            "torch": torch.__version__,
+            "git": git_commit(),
+            "method": config.method,
+        }
+
+    def state(self) -> State:
+        """Return the best evaluations so far."""
+        return {"best": self.best}
+
+    def load_state(self, state: State) -> None:
+        """Put them back."""
+        put_back(self.state(), state)
+
+    def path(self, n: int, is_best: bool = False) -> Path:
+        """Return the file of learner n's last policy, or of its best."""
+        return self.dir / f"{policy_name(self._learner(n), is_best)}.safetensors"
+
+    def _learner(self, n: int) -> str:
+        seed, peer = self._who(n)
+        return learner_name(seed, self.names[peer])
+
+    def files(self) -> list[Path]:
+        """Return the files written so far, learner by learner."""
+        every = [self.path(n, s) for n in range(self.n) for s in (False, True)]
+        return [f for f in every if f.exists()]
+
+    def _who(self, n: int) -> tuple[int, int]:
+        """Return the seed and the peer of learner n."""
+        group, peer = divmod(n, self.config.run.peers)
+        return self.config.run.seed + group, peer
+
+    def save(self, steps: int, returns: Tensor) -> None:
+        """Write all policies, and those whose evaluation [N] is their best so far."""
+        for n, value in enumerate(returns.tolist()):
+            self._write(n, self.path(n), steps, value)
+            if self.config.run.keep_checkpoints:
+                name = policy_name(self._learner(n), steps=steps)
+                self._write(n, self.dir / "history" / f"{name}.safetensors", steps, value)
+            if value > self.best[n]:
+                self.best[n] = value
+                self._write(n, self.path(n, is_best=True), steps, value)
+
+    def save_last(self, steps: int) -> None:
+        """Write all policies as they are."""
+        for n in range(self.n):
+            self._write(n, self.path(n), steps, None)
+
+    def _write(self, n: int, path: Path, steps: int, value: float | None) -> None:
+        run, (seed, peer) = self.config.run, self._who(n)
+        stack, tensors = self.export(n)
+        algo = stack.algo
+        meta = PolicyMeta(
+            algo=stack.name,
+            env_id=run.env,
+            activation=algo.activation,
+            squashed=algo.squashed,
+            tanh_mean=algo.tanh_mean,
+            state_std=algo.state_std,
+            norm_obs=algo.norm_obs,
+            obs_dim=self.spec.obs_dim,
+            act_dim=self.spec.act_dim,
+            obs_shape=self.spec.obs_shape,
+            act_shape=self.spec.act_shape,
+            hidden=stack.hidden_of(peer),
+            env_kwargs=run.parsed_env_kwargs(),
+            memory=self.memory(n),
+            provenance=self.origin
+            | {"seed": seed, "peer": peer, "steps": steps, "eval_return": value},
+        )
+        policyfile.save(path, dict(tensors) | policyfile.bounds(self.spec), meta)
+
+
+def git_commit() -> str | None:
+    """Return the commit of the working directory, if it is in a repository."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,323 @@
+"""Compare runs: fresh deterministic episodes, and intervals over seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from rich.progress import Progress
+
+from dpd.errors import BadInput
+from dpd.log.terminal import make_console
+from dpd.report.figures import Line, compared_curves, iqm
+from dpd.report.stats import (
+    BOOTSTRAP_SEEDS,
+    CONFIDENCE,
+    NARROW,
+    Difference,
+    Interval,
+    bootstrap_interval,
+    difference,
+    family,
+    least_seeds,
+    trimmed,
+)
+from dpd.report.tables import Sheet, print_sheets, shown
+from dpd.run.episodes import evaluate_policy
+from dpd.run.runs import Member, Run, read_run, short_names
+
+if TYPE_CHECKING:
+    from dpd.study.config import CompareConfig
+
+FEW_SEEDS = 6  # the range says as much of fewer
+FEW = f"range, for fewer than {FEW_SEEDS} seeds"
+JUDGED = ["95 % interval", "p", "p adj.", "verdict"]
+PURPOSE = 2_000_003  # keeps the episodes apart from those of training and of `dpd evaluate`
+
+
+class Played(NamedTuple):
+    """A member and its returns on the test episodes."""
+
+    member: Member
+    returns: np.ndarray  # [K]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+
+class Replicate(NamedTuple):
+    """A seed: the unit of replication, since its peers are not independent."""
+
+    seed: int
+    peers: list[Played]
+
+    @property
+    def score(self) -> float:
+        """Mean over the peers."""
+        return float(np.mean([peer.mean for peer in self.peers]))
+
+    @property
+    def best(self) -> Played | None:
+        """The peer that did best in its last evaluation in training, not in the test."""
+        if len(self.peers) == 1:
+            return self.peers[0]
+        evaluations = [p.member.evaluation for p in self.peers]
+        known = [e for e in evaluations if e is not None]
+        return self.peers[evaluations.index(max(known))] if known == evaluations else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run and how its seeds did."""
+
+    run: Run
+    replicates: list[Replicate]
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Score by seed."""
+        return {r.seed: r.score for r in self.replicates}
+
+    @property
+    def iqm(self) -> float:
+        """Interquartile mean over seeds; of fewer than four it is the mean."""
+        return iqm(list(self.scores.values()))
+
+    def interval(self, seed: int) -> Interval | None:
+        """The interquartile mean's interval."""
+        return bootstrap_interval(trimmed, [list(self.scores.values())], seed)
+
+    @property
+    def best_scores(self) -> dict[int, float] | None:
+        """By seed the score of the peer that training's last evaluation chose, if it always did."""
+        best = {r.seed: r.best for r in self.replicates}
+        found = {seed: played.mean for seed, played in best.items() if played is not None}
+        return found if len(found) == len(best) else None
+
+    @property
+    def best_peers(self) -> float | None:
+        """Mean over seeds of these."""
+        best = self.best_scores
+        return None if best is None else float(np.mean(list(best.values())))
+
+
+def compare_paths(config: CompareConfig) -> int:
+    """Test all runs' last policies; print tables or JSON, and draw the learning curves."""
+    if not os.access(config.out.parent, os.W_OK):
+        raise BadInput(f"cannot write {config.out}: no such directory, or not writable; see --out")
+    names = short_names(config.paths)
+    runs = [read_run(path, name) for path, name in zip(config.paths, names, strict=True)]
+    require_one_env(runs)
+    results = play(runs, config)
+    first, *others = results
+    differences = family({r.run.name: difference(first.scores, r.scores) for r in others})
+    notes = remarks(runs)
+    if any(run.curve for run in runs):
+        compared_curves([line_of(r, config.seed) for r in results], config.out, runs[0].env[0])
+    else:
+        notes.append(f"{config.out} is not drawn: none of the PATHs has learning curves")
+    if config.json:
+        sys.stdout.write(json.dumps(as_json(config, results, differences, notes), indent=2) + "\n")
+    else:
+        console = make_console(highlight=False)
+        tables = [returns_sheet(config, results), differences_sheet(results, differences)]
+        print_sheets(tables, notes, console)
+        if any(run.curve for run in runs):
+            console.print(f"curves  {config.out}", markup=False, soft_wrap=True)
+    return 0
+
+
+def require_one_env(runs: Sequence[Run]) -> None:
+    """Raise BadInput unless all policies act in the same environment."""
+    seen = [
+        (run, m.policy.meta.env_id, m.policy.meta.env_kwargs) for run in runs for m in run.members
+    ]
+    first, env, kwargs = seen[0]
+    for run, other_env, other_kwargs in seen:
+        if (other_env, other_kwargs) != (env, kwargs):
+            raise BadInput(
+                f"{first.name} is of {env} {json.dumps(kwargs)}, {run.name} of {other_env} "
+                f"{json.dumps(other_kwargs)}; compare runs of one environment"
+            )
+
+
+def play(runs: Sequence[Run], config: CompareConfig) -> list[Result]:
+    """Play the test episodes; all policies of a seed, of whatever run, get the same ones."""
+    results = []
+    with Progress(console=make_console(stderr=True, highlight=False), transient=True) as progress:
+        task = progress.add_task("", total=sum(len(run.members) for run in runs))
+        for run in runs:
+            progress.update(task, description=f"evaluating {run.name}")
+            by_seed: dict[int, list[Played]] = {seed: [] for seed in run.seeds}
+            for m in run.members:
+                seed = episodes_seed(config.seed, m.seed)
+                outcome = evaluate_policy(
+                    m.policy, run.env[0], config.episodes, seed, config.threads
+                )
+                by_seed[m.seed].append(Played(m, outcome.returns[0]))
+                progress.advance(task)
+            results.append(Result(run, [Replicate(*item) for item in by_seed.items()]))
+    return results
+
+
+def episodes_seed(seed: int, training_seed: int) -> int:
+    """Return a seed of episodes that neither training nor its evaluations used."""
+    words = np.random.SeedSequence([seed, PURPOSE, training_seed]).generate_state(1, np.uint64)
+    return int(words[0])
+
+
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """Say what makes a comparison weak or unfair."""
+    notes = []
+    compared = len(runs) - 1
+    least = least_seeds(compared)
+    few = [f"{run.name} has {len(run.seeds)}" for run in runs if len(run.seeds) < least]
+    if few:
+        of = "a difference" if compared == 1 else f"{compared} differences"
+        notes.append(f"fewer than {least} seeds cannot decide {of}: {', '.join(few)}")
+    if any(1 < len(run.seeds) < BOOTSTRAP_SEEDS for run in runs):
+        notes.append(NARROW)
+    if not uses_equal_steps(runs):
+        used = ", ".join(f"{run.name} {steps_text(run)}" for run in runs)
+        notes.append(f"unfair: environment steps per seed differ: {used}")
+    notes += [
+        f"{run.name} is not finished: {steps_text(run)} of {run.budget:,} steps"
+        for run in runs
+        if run.is_unfinished
+    ]
+    if compared > 1:
+        notes.append(
+            f"p adj.: adjusted by Holm for {compared} differences, and followed by the verdicts; "
+            "the interval of a difference is not adjusted"
+        )
+    return notes
+
+
+def uses_equal_steps(runs: Sequence[Run]) -> bool:
+    """Say whether all runs used the same environment steps per seed, or none says."""
+    return len({frozenset(run.steps) for run in runs}) == 1
+
+
+def steps_text(run: Run) -> str:
+    """Word the environment steps of a seed."""
+    if not run.steps:
+        return "unknown"
+    low, high = min(run.steps), max(run.steps)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def line_of(result: Result, seed: int) -> Line:
+    """Return a run's learning curve over seeds; without one, the level of its test episodes."""
+    curve, n_seeds = result.run.curve, len(result.run.seeds)
+    name = f"{result.run.name} ({n_seeds} seed{'s' * (n_seeds > 1)})"
+    if not curve:
+        return Line(name, [], [float(np.mean(list(result.scores.values())))], [], "")
+    values = list(curve.values())
+    middle = [iqm(v) for v in values]
+    if n_seeds == 1:
+        return Line(name, list(curve), middle, [], "")
+    if n_seeds < FEW_SEEDS:
+        return Line(name, list(curve), middle, [(min(v), max(v)) for v in values], FEW)
+    intervals = [bootstrap_interval(trimmed, [v], seed) for v in values]
+    band = [(i.low, i.high) for i in intervals if i is not None]
+    return Line(name, list(curve), middle, band, "95 % bootstrap interval")
+
+
+def as_json(
+    config: CompareConfig,
+    results: Sequence[Result],
+    differences: Mapping[str, Difference],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Return everything measured, raw returns included."""
+    env, env_kwargs = results[0].run.env
+    first = results[0].run.name
+    return {
+        "env": env,
+        "env_kwargs": env_kwargs,
+        "episodes": config.episodes,
+        "seed": config.seed,
+        "confidence": CONFIDENCE,
+        "runs": [result_json(r, config.seed) for r in results],
+        "differences": [
+            {"run": run, "minus": first, **d._asdict()} for run, d in differences.items()
+        ],
+        "notes": list(notes),
+    }
+
+
+def result_json(result: Result, seed: int) -> dict[str, Any]:
+    """Return a run's figures and the returns behind them."""
+    scores = list(result.scores.values())
+    return {
+        "run": result.run.name,
+        "path": str(result.run.path),
+        "steps": sorted(result.run.steps),
+        "budget": result.run.budget,
+        "mean": float(np.mean(scores)),
+        "iqm": result.iqm,
+        "iqm_interval": result.interval(seed),
+        "worst": min(scores),
+        "best": max(scores),
+        "best_peer": result.best_peers,
+        "seeds": [replicate_json(r) for r in result.replicates],
+    }
+
+
+def replicate_json(replicate: Replicate) -> dict[str, Any]:
+    """Return a seed's score and its peers' returns."""
+    best = replicate.best
+    peers = [
+        {
+            "peer": p.member.peer,
+            "policy": str(p.member.file),
+            "last_evaluation": p.member.evaluation,
+            "mean": p.mean,
+            "returns": p.returns.tolist(),
+        }
+        for p in replicate.peers
+    ]
+    return {
+        "seed": replicate.seed,
+        "score": replicate.score,
+        "best_peer": None if best is None else best.member.peer,
+        "peers": peers,
+    }
+
+
+def returns_sheet(config: CompareConfig, results: Sequence[Result]) -> Sheet:
+    """Lay out each run's returns over seeds."""
+    runs = [r.run for r in results]
+    steps = f", {steps_text(runs[0])} steps per seed" if uses_equal_steps(runs) else ""
+    title = f"{runs[0].env[0]}{steps}\n{config.episodes} fresh episodes for each last policy, "
+    columns = ["run", "seeds", "mean", "IQM", "95 % interval", "worst", "best", "best peer"]
+    rows = []
+    for r in results:
+        scores = list(r.scores.values())
+        figures = [float(np.mean(scores)), r.iqm, r.interval(config.seed), min(scores), max(scores)]
+        rows.append([r.run.name, str(len(scores)), *map(shown, [*figures, r.best_peers])])
+    return Sheet(title + "mean of a seed's peers", columns, rows)
+
+
+def differences_sheet(results: Sequence[Result], differences: Mapping[str, Difference]) -> Sheet:
+    """Lay out how each run differs from the first."""
+    first, *others = results
+    rows = []
+    for r in others:
+        d, n, m = differences[r.run.name], len(r.scores), len(first.scores)
+        seeds = f"{n} pairs" if d.paired else f"{n} and {m}"
+        rows.append([r.run.name, seeds, *difference_cells(d)])
+    columns = ["run", "seeds", "difference", *JUDGED]
+    return Sheet(f"Mean return minus that of {first.run.name}", columns, rows)
+
+
+def difference_cells(d: Difference) -> list[str]:
+    """Lay out a difference, under a heading and those of JUDGED."""
+    return [*map(shown, (d.mean, d.interval, d.p, d.p_adjusted)), d.verdict]

@@ -1,0 +1,41 @@
+"""Presets of learners, beside those of a method."""
+
+import pytest
+
+from dpd.cli import parse_train
+from dpd.config import ALGORITHMS
+from dpd.distill.presets import LEARNERS
+
+LEARN = [name for name in ALGORITHMS if name != "student"]
+
+
+@pytest.mark.parametrize("algo", LEARN)
+@pytest.mark.parametrize("method", ["paper", "modern", "released", "none"])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_preset_of_learners_goes_with_every_one_of_the_method(name, method, algo) -> None:
+    words = ["--method", "none", "--preset", name] if method == "none" else []
+    for both in (words,) if words else (f"{method},{name}", f"{name},{method}"):
+        argv = both if words else ["--preset", str(both)]
+        config = parse_train([*argv, "--algo", algo, "--total-steps", "10000000"])
+        (_, learners) = config.algos[0]
+        assert learners.n_envs == LEARNERS[name][algo]["n_envs"]
+        assert learners.stagger
+        assert not parse_train(["--algo", algo, "--total-steps", "10000000"]).algos[0][1].stagger
+
+
+def test_the_larger_dose_is_for_steps_alone_and_yields_to_the_methods_own() -> None:
+    def dose(*argv: str) -> tuple[float | None, int | None]:
+        distill = parse_train([*argv, "--total-steps", "10000000"]).distill
+        return distill.lr, distill.batch_size  # type: ignore[union-attr]
+
+    assert dose("--preset", "paper,large") == (1e-4, 4096)
+    assert dose("--preset", "modern,large") == (None, None)  # a term in the loss has neither
+    assert dose("--preset", "released,large") == (None, 512)  # the 2020 code's
+    assert dose("--preset", "paper,large", "--distill.lr", "3e-5") == (3e-5, 4096)
+
+
+def test_unlike_peers_get_each_its_own() -> None:
+    config = parse_train(
+        ["--algo", "ppo,sac", "--preset", "modern,large", "--total-steps", "9999999"]
+    )
+    assert [algo.n_envs for _, algo in config.algos] == [2048, 128]

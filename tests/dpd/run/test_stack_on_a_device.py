@@ -1,0 +1,69 @@
+"""A stack of a run, with its environments, on another device: it waits once an iteration."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dpd.agents.config import PPOConfig, SACConfig
+from dpd.config import AlgoConfig, StackConfig
+from dpd.distill.config import DPDConfig
+from dpd.distill.method import Context
+from dpd.envs.base import OnDevice, Step
+from dpd.run.stack import Clock, Stack
+from tests.toy.meta_device import META, on_device
+
+O, A = 4, 2  # noqa: E741
+WHO = [(0, 0), (0, 1)]
+SMALL: dict[str, Any] = {"n_envs": 3, "n_steps": 8, "minibatch_size": 8, "hidden": (8, 8)}
+ALGOS: dict[str, AlgoConfig] = {
+    "ppo": PPOConfig(**SMALL, epochs=2),
+    "sac": SACConfig(**SMALL, capacity=96, learning_starts=0, n_step=3),
+}
+
+
+class Nowhere:
+    """Environments on a device, whose steps say nothing."""
+
+    def __init__(self, n_envs: int, device: torch.device) -> None:
+        self.n_envs, self.device = n_envs, device
+        self.spec: Any = SimpleNamespace(obs_dim=O, act_dim=A, can_snapshot=False)
+
+    def reset(self) -> torch.Tensor:
+        return torch.zeros(self.n_envs, O, device=self.device)
+
+    def start(self, act: torch.Tensor) -> None:
+        assert act.shape == (self.n_envs, A)
+
+    def wait(self) -> Step:
+        obs, no = self.reset(), torch.zeros(self.n_envs, dtype=torch.bool, device=self.device)
+        return Step(obs, obs, obs[:, 0], no, no, ~no)
+
+    def step(self, act: torch.Tensor) -> Step:
+        self.start(act)
+        return self.wait()
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotImplementedError(name)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("place", ["there", "on the host"])
+def test_an_iteration_waits_at_its_end_alone(algo: str, place: str) -> None:
+    config = StackConfig(algo, ALGOS[algo], (0, 1), 1)
+    env: Any = Nowhere(6, META if place == "there" else torch.device("cpu"))
+    env = env if place == "there" else OnDevice(env, META)
+    stack = Stack(config, WHO, env, lambda seeds: env, Clock(), META)
+    stack.method = DPDConfig(steps=2, batch_size=8).build(Context(stack.agent, 1, 2, WHO))
+    if stack.agent.journal is not None:
+        stack.agent.journal._ready = True  # type: ignore[attr-defined] # waited for until true
+    settled = []
+    stack.checks.settle = lambda: settled.append(1)  # type: ignore[method-assign]
+    with on_device():
+        for k in range(2):
+            metrics = stack.iterate(k / 2) | stack.episodes.metrics()
+    assert len(settled) == 2
+    assert all(x.device == META for x in metrics.values())
