@@ -183,7 +183,9 @@ class ArrayEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _array(self, obs: Any, call: str) -> np.ndarray:
         space = self.observation_space
         try:
-            array = np.asarray(obs, space.dtype)
+            array = np.array(
+                obs, space.dtype
+            )  # a copy: the reset may reuse the array of the last step
         except (TypeError, ValueError) as error:
             raise UnsupportedEnv(
                 f"{call}() of {self._env_id} gave the observation {obs!r:.60}, not an array"

@@ -147,7 +147,7 @@ class Embedding:
         return state_of(self._parts())
 
     def load_state(self, state: State) -> None:
-        """Put a state back."""
+        """Restore a state."""
         load_parts(self._parts(), state)
 
 

@@ -9,16 +9,12 @@ from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch
 from dpd.agents.config import OffPolicyConfig
 from dpd.agents.dist import DiagGaussian, divergence
 from dpd.agents.rollout import Rollout
-from dpd.distill.config import (
-    GradientConfig,
-    KickstartConfig,
-    ProximalConfig,
-)
+from dpd.distill.config import GradientConfig, KickstartConfig, ProximalConfig
 from dpd.distill.method import Context
-from dpd.distill.teaching import Answers, Taught
+from dpd.distill.teaching import Answers, TeacherMethod
 
 
-class InLoss(Taught):
+class InLoss(TeacherMethod):
     """The divergence from the teacher as a term in the loss of reinforcement learning.
 
     On-policy the teacher labels an iteration's states once, for all epochs. With a replay it labels
@@ -33,26 +29,26 @@ class InLoss(Taught):
         self.coef = 0.0
         self.asks = False
 
-    def prepare(self, batch: Batch, progress: float) -> None:
-        """Label the iteration's states, while the teacher still counts and students learn."""
+    def on_batch(self, batch: Batch, progress: float) -> None:
+        """Label the states of the iteration, while the term has a weight and students learn."""
         self.coef = self._coef(progress)
-        super().prepare(batch, progress)
+        super().on_batch(batch, progress)
         self.asks = self.coef > 0 and not self.agent.warming_up
         self.answers = self.ask(batch.raw_obs) if self.asks and not self.has_replay else None
 
     def _coef(self, progress: float) -> float:
-        """Return the iteration's weight, before its progress is noted."""
+        """Return the weight of the term, before `progress` is stored."""
         return self.config.coef_at(progress)
 
     @property
     def loss(self) -> ExtraLoss | None:
-        """The weighted divergence at the learner's own samples."""
+        """The weighted divergence from the teacher at the samples of the update."""
         return self._minibatch_loss if self.asks else None
 
     def _minibatch_loss(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        here = self._answers_at(batch)
-        target = DiagGaussian(here.mean, here.log_std, batch.dist.squashed)
-        distance = divergence(self.divergence, batch.dist, target, here.sample)
+        answers = self._answers_at(batch)
+        target = DiagGaussian(answers.mean, answers.log_std, batch.dist.squashed)
+        distance = divergence(self.divergence, batch.dist, target, answers.sample)
         loss = (self._weight(batch) * distance).mean(1)
         return self.coef * loss, {"distill/loss": distance.detach().mean(1)}
 
@@ -71,8 +67,8 @@ class InLoss(Taught):
         return torch.ones_like(batch.ratio)
 
     def step(self) -> Metrics:
-        """Take no steps of its own; report."""
-        return self._with_queries(self.metrics | {"distill/coef": self._each(self.coef)})
+        """Report; the learners take the gradient steps."""
+        return self._with_queries(self.metrics | {"distill/coef": self._repeat(self.coef)})
 
 
 class TrueGradient(InLoss):
@@ -81,23 +77,23 @@ class TrueGradient(InLoss):
     config: GradientConfig
 
     @torch.no_grad()
-    def see(self, rollout: Rollout) -> None:
-        """Give the rewards of distillation in the place of the task's."""
+    def on_rollout(self, rollout: Rollout) -> None:
+        """Replace the task's rewards by those of distillation."""
         n, steps, envs, size = rollout.next_obs.shape
         obs = rollout.next_obs.view(n, steps * envs, size)
-        said = self.ask(obs)
+        answers = self.ask(obs)
         student = self.agent.dist(self.agent.obs_norm(obs))
-        target = DiagGaussian(said.mean, said.log_std, student.squashed)
-        ell = divergence(self.divergence, student, target, said.sample).view_as(rollout.reward)
+        target = DiagGaussian(answers.mean, answers.log_std, student.squashed)
+        ell = divergence(self.divergence, student, target, answers.sample).view_as(rollout.reward)
         corrected = self._coef(0.0) * next_divergence_reward(ell, rollout.terminated)
         rollout.reward.mul_(self.config.reward_coef).add_(corrected)
 
     def _weight(self, batch: Minibatch) -> Tensor:
-        """Return the weight of each sample [N, B]: as much as rewards have, once normalised."""
+        """Return the weight of each sample [N, B]: the scale of normalised rewards."""
         return self.agent.reward_scale.reciprocal().expand_as(batch.ratio)
 
     def _coef(self, progress: float) -> float:
-        """Return the weight of both parts: rewards are given before the iteration's is known."""
+        """Return the weight of both parts: rewards are given before the progress is known."""
         return self.config.coef_at(self.progress)
 
 
@@ -107,7 +103,7 @@ def proximal_weight(ratio: Tensor, clip: float) -> Tensor:
 
 
 def next_divergence_reward(ell: Tensor, terminated: Tensor) -> Tensor:
-    """Return the reward -ell(s_{t+1}) of each step; none where there is no next state [...].
+    """Return the reward -ell(s_{t+1}) of each step [...]; 0 if there is no next state.
 
     With it, sum_t grad ell(s_t) - grad log pi(a_t | s_t) R_t is the gradient of
     E_student[sum_t ell(s_t)] (Czarnecki et al. 2019, theorem 2).

@@ -1,4 +1,7 @@
-"""What a distillation method is to the loop: who acts, on which states, towards what, how hard."""
+"""The interface between the training loop and a distillation method.
+
+A method answers four questions: who acts, on which states, towards whose answer, and how hard.
+"""
 
 from __future__ import annotations
 
@@ -16,103 +19,107 @@ from dpd.policies.memory import MemoryMeta
 
 
 @dataclass
-class Members:
-    """A stack of learners, and which peers of every group they are, peer by peer in each group."""
+class PeerStack:
+    """A stack of learners, and the numbers of its peers within every group."""
 
     agent: Learners
     peers: Sequence[int]
     batch: Batch | None = None
-    """What they collected last."""
+    """The latest batch of the stack; peers in other stacks draw states from it."""
 
     def to_rows(self, x: Tensor) -> Tensor:
-        """Show every member what its group has: [G, K, ...] -> [N, K, ...]."""
+        """Repeat values of groups for every peer of the stack: [G, K, ...] -> [N, K, ...]."""
         return x.unsqueeze(1).expand(-1, len(self.peers), *x.shape[1:]).flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is built on: the students' stack, their seeds, and who else is in a group."""
+    """Everything that a method is built from: students, seeds, peers and teachers."""
 
     agent: Learners
+    """The students' stack."""
     groups: int
     peers: int
-    """Of a group, in all its stacks."""
+    """Peers of a group, over all its stacks."""
     seeds: Sequence[Sequence[int]]
-    """Of the students; the last of each is which peer it is."""
+    """One sequence per student: its group's seed and its peer number."""
     teacher: Teacher | None = None
-    stacks: Sequence[Members] = ()
-    """All stacks that a group's peers are in; none: the students' is the only one."""
+    stacks: Sequence[PeerStack] = ()
+    """All stacks that hold peers of a group; empty: only the students'."""
 
     @property
-    def members(self) -> Sequence[Members]:
+    def peer_stacks(self) -> Sequence[PeerStack]:
         """All stacks of a group."""
-        return self.stacks or (Members(self.agent, range(self.peers)),)
+        return self.stacks or (PeerStack(self.agent, range(self.peers)),)
+
+    @property
+    def peer_numbers(self) -> list[int]:
+        """Number of every student within its group."""
+        return [seed[-1] for seed in self.seeds]
 
 
 class Actor(Protocol):
-    """Who acts while learners collect."""
+    """Chooses actions during collection: the learners, or a mixture with a teacher."""
 
     def noise(self) -> Tensor:
-        """Draw an iteration's random numbers in one block [N, T, E, ...]."""
+        """Draw the random numbers of an iteration in one block [N, T, E, ...]."""
         ...
 
     def act(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Act on raw obs [N, E, O] with a step's random numbers -> [N, E, A]."""
+        """Act on raw obs [N, E, O] with the random numbers of one step -> [N, E, A]."""
         ...
 
 
-class Deployed(Protocol):
-    """What a method makes of the learners' policies: this is evaluated, and written to files."""
+class DeployedPolicy(Protocol):
+    """The policies to evaluate and save, if a method changes the learners' own."""
 
     def mode(self, obs: Tensor) -> Tensor:
         """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
         ...
 
     def export(self, n: int) -> State:
-        """Return learner n's policy as a policy file holds it, with what belongs to it."""
+        """Return learner n's policy as a policy file stores it."""
         ...
 
     def memory_meta(self, n: int) -> MemoryMeta | None:
-        """Describe learner n's memory, if its policy has one."""
+        """Describe learner n's retrieval memory, if its policy has one."""
         ...
 
 
-class Method(Protocol):
-    """The loop lets `actor` collect, calls `prepare`, gives `loss` to the learners' update, then
-    calls `step`.
+class Method:
+    """A distillation method; a subclass overrides the hooks it needs.
+
+    In every iteration the loop lets `actor` collect, then calls `on_rollout` and `on_batch`, passes
+    `loss` to the learners' update, and calls `step`.
     """
 
-    @property
-    def actor(self) -> Actor:
-        """Who acts: as a rule the learners themselves."""
-        ...
+    def __init__(self, context: Context) -> None:
+        self.agent: Learners = context.agent
+        self.actor: Actor = context.agent
 
-    @property
-    def policy(self) -> Deployed | None:
-        """What is evaluated and saved; None: the learners as they are."""
-        ...
+    def on_rollout(self, rollout: Rollout) -> None:
+        """Read or change a rollout, for instance its rewards, before the learners use it."""
 
-    def see(self, rollout: Rollout) -> None:
-        """Look at what was collected before the learners do; may change its rewards."""
-        ...
-
-    def prepare(self, batch: Batch, progress: float) -> None:
-        """Choose states, targets and weights; `progress` in [0, 1] of the run."""
-        ...
+    def on_batch(self, batch: Batch, progress: float) -> None:
+        """Choose states, targets and weights; `progress` of the run is in [0, 1]."""
 
     @property
     def loss(self) -> ExtraLoss | None:
-        """The term to add inside the learners' loss, if any."""
-        ...
+        """A term for the learners' loss."""
+        return None
 
     def step(self) -> Metrics:
         """Take the method's own gradient steps; return metrics [N]."""
-        ...
+        return {}
+
+    @property
+    def policy(self) -> DeployedPolicy | None:
+        """The policies to evaluate and save; None: the learners' own."""
+        return None
 
     def state(self) -> State:
-        """Return what a checkpoint must hold."""
-        ...
+        """Return everything that a checkpoint must hold."""
+        return {}
 
     def load_state(self, state: State) -> None:
-        """Put a state back."""
-        ...
+        """Restore a state."""

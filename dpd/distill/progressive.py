@@ -98,9 +98,9 @@ class Progressive(Supervised):
         self.current = self.mixture.teacher = Teacher([self.stages[stage]])
         self.current.n_queries = asked
 
-    def prepare(self, batch: Batch, progress: float) -> None:
+    def on_batch(self, batch: Batch, progress: float) -> None:
         """Keep the iteration's states."""
-        super().prepare(batch, progress)
+        super().on_batch(batch, progress)
         last = len(self.stages) - 1
         due = stages.stage_at(progress, last, self.config.final_share)
         if self.config.switch == "saturate" and due < last:
@@ -127,7 +127,7 @@ class Progressive(Supervised):
         return super().state() | {"stage": torch.tensor(self.stage), "losses": losses}
 
     def load_state(self, state: State) -> None:
-        """Put a state back."""
+        """Restore a state."""
         self._enter(int(state["stage"]))
         super().load_state(state)
         self.losses = state["losses"].tolist()

@@ -13,7 +13,7 @@ from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.config import RetrievalConfig
 from dpd.distill.embedding import Embedding, others_answer, relational_loss
-from dpd.distill.method import Context, Deployed
+from dpd.distill.method import Context, DeployedPolicy
 from dpd.distill.supervised import Supervised
 from dpd.distill.targets import Targets, distance, order, take_steps
 from dpd.distill.teaching import spread
@@ -48,14 +48,14 @@ class Retrieval(Supervised):
         rng = RowRandom(context.seeds, Stream.DISTILL, self.agent.device)
         self.embedding = Embedding(config, self.agent, self.teacher, rng)
         fixed = 1.0 if config.student_weight is None else config.student_weight
-        self.weight = self._each(fixed)
+        self.weight = self._repeat(fixed)
         self.weights = self.weight.new_tensor(WEIGHTS)
         self.iteration = 0
         self.kept: Neighbours | None = None  # what follows from the replay is in no checkpoint
 
-    def prepare(self, batch: Batch, progress: float) -> None:
+    def on_batch(self, batch: Batch, progress: float) -> None:
         """Keep the iteration's states; what was remembered of earlier ones is out of date."""
-        super().prepare(batch, progress)
+        super().on_batch(batch, progress)
         self.kept = None
 
     def _learn(self, obs: Tensor, size: int) -> Metrics:
@@ -183,7 +183,7 @@ class Retrieval(Supervised):
         return self.embedding.project(features)
 
     @property
-    def policy(self) -> Deployed | None:
+    def policy(self) -> DeployedPolicy | None:
         """What is evaluated and saved: students with their memories, where these are asked."""
         return self if bool((self.weight < 1).any()) and self.iteration > 0 else None
 
@@ -233,7 +233,7 @@ class Retrieval(Supervised):
         return super().state() | own | nest(embedding=self.embedding.state())
 
     def load_state(self, state: State) -> None:
-        """Put a state back."""
+        """Restore a state."""
         super().load_state(state)
         put_back({"weight": self.weight}, {"weight": state["weight"]})
         self.embedding.load_state(part(state, "embedding"))

@@ -107,7 +107,7 @@ class Scaffold(Supervised):
         self.guide = StackedNets(mlp_shapes("guide", sizes), n, "elu", agent.dtype, agent.device)
         self.guide.init_uniform("guide", RowRandom(context.seeds, Stream.DISTILL).generators)
         self.guide_optimizer = StackedAdam(self.guide.flat, [config.guide_lr] * n)
-        self.multiplier = self._each(config.multiplier)
+        self.multiplier = self._repeat(config.multiplier)
 
     def _learn(self, obs: Tensor, size: int) -> Metrics:
         """Take the student's steps, then the guide's, on the same states."""
@@ -225,7 +225,7 @@ class Scaffold(Supervised):
         return super().state() | state_of(self._parts()) | {"multiplier": self.multiplier}
 
     def load_state(self, state: State) -> None:
-        """Put a state back."""
+        """Restore a state."""
         super().load_state(state)
         load_parts(self._parts(), state)
         put_back({"multiplier": self.multiplier}, {"multiplier": state["multiplier"]})

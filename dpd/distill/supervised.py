@@ -6,19 +6,15 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, Metrics, State
-from dpd.distill.config import (
-    SupervisedConfig,
-)
-from dpd.distill.exchange import memory_of
+from dpd.distill.config import SupervisedConfig
+from dpd.distill.exchange import state_source
 from dpd.distill.method import Context
-from dpd.distill.targets import Targets, descend, order
+from dpd.distill.targets import Targets, descend, distance, order
 from dpd.distill.teacher import Mixture
-from dpd.distill.teaching import (
-    Taught,
-)
+from dpd.distill.teaching import TeacherMethod
 
 
-class Supervised(Taught):
+class Supervised(TeacherMethod):
     """Students learn from the teacher's answers alone, on states that a mixture of both visits."""
 
     def __init__(self, config: SupervisedConfig, context: Context) -> None:
@@ -26,12 +22,12 @@ class Supervised(Taught):
         self.config = config
         self.actor = self.mixture = Mixture(self.agent, self.current, self.rng, config.explores)
         self.mixture.beta = config.beta(0.0)
-        self.memory = memory_of(self.agent, 0) if config.WHOLE_MEMORY else None
+        self.memory = state_source(self.agent, 0) if config.WHOLE_MEMORY else None
         self.batch: Batch | None = None
 
-    def prepare(self, batch: Batch, progress: float) -> None:
-        """Keep the iteration's states."""
-        super().prepare(batch, progress)
+    def on_batch(self, batch: Batch, progress: float) -> None:
+        """Store the states of the iteration."""
+        super().on_batch(batch, progress)
         self.batch = batch
 
     def step(self) -> Metrics:
@@ -39,7 +35,7 @@ class Supervised(Taught):
         assert self.batch is not None
         size = self.config.steps * self.agent.config.minibatch_size
         learnt = self._learn(self._states(self.batch, size), size)
-        beta = self._each(self.mixture.beta)
+        beta = self._repeat(self.mixture.beta)
         self.mixture.beta = self.config.beta(self.progress)
         return self._with_queries(self.metrics | learnt | {"distill/beta": beta})
 
@@ -47,16 +43,14 @@ class Supervised(Taught):
         """Take the steps on `size` of the raw states [N, K, O] of each learner."""
         c, agent = self.config, self.agent
         drawn = self._targets(obs).at(order(self.rng, obs.shape[1], size))
-        loss = descend(
-            agent,
-            agent.optimizer,
-            c.divergence,
-            drawn,
-            c.steps,
-            1.0,
-            c.max_grad_norm,
-        )
+        leaf = agent.nets.flat, agent.optimizer
+        loss = descend(leaf, self.imitation_loss, drawn, c.steps, c.max_grad_norm)
         return {"distill/loss": loss}
+
+    def imitation_loss(self, targets: Targets) -> Tensor:
+        """Return the mean divergence of every student from the teacher [N]."""
+        student = self.agent.dist(targets.obs)
+        return distance(self.config.divergence, student, targets).mean(1)
 
     def _states(self, batch: Batch, size: int) -> Tensor:
         """Return the raw states to learn from [N, K, O]."""
@@ -64,19 +58,20 @@ class Supervised(Taught):
             return batch.raw_obs
         rows = torch.arange(self.agent.n_learners, device=self.agent.device)
         own = rows.unsqueeze(1).expand(-1, size)
-        return self.memory.draw(self.rng, own).obs
+        obs, _ = self.memory.draw(self.rng, own)
+        return obs
 
     @torch.no_grad()
     def _targets(self, obs: Tensor) -> Targets:
         """Label raw states [N, K, O]."""
-        said = self.ask(obs)
-        return Targets(self.agent.obs_norm(obs), *said, weight=obs.new_ones(obs.shape[:2]))
+        answers = self.ask(obs)
+        return Targets(self.agent.obs_norm(obs), *answers, weight=obs.new_ones(obs.shape[:2]))
 
     def state(self) -> State:
-        """Return what a checkpoint must hold."""
+        """Return the state of the base class, and beta."""
         return super().state() | {"beta": torch.tensor(self.mixture.beta, dtype=torch.float64)}
 
     def load_state(self, state: State) -> None:
-        """Put a state back."""
+        """Restore a state."""
         super().load_state(state)
         self.mixture.beta = float(state["beta"])

@@ -1,4 +1,4 @@
-"""What to imitate, and the gradient steps towards it."""
+"""Targets of imitation, and gradient steps towards them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from torch import Tensor
 
 from dpd.agents.base import CPU, take
 from dpd.agents.dist import DiagGaussian, divergence
-from dpd.agents.learners import Learners
 from dpd.agents.optim import StackedOptimizer, clip_grad_norm
 from dpd.agents.rng import RowRandom
 
 
 class Targets(NamedTuple):
-    """What to imitate at each state, all constant; [N, K, ...]."""
+    """The policy to imitate at each state, and its weight, all constant; [N, K, ...]."""
 
     obs: Tensor  # normalised by the student
     mean: Tensor  # of the target policy, clipped to the action box
@@ -25,7 +24,7 @@ class Targets(NamedTuple):
     weight: Tensor  # [N, K]
 
     def at(self, idx: Tensor) -> Targets:
-        """Return those at positions idx [N, B]."""
+        """Return the targets at positions idx [N, B]."""
         return Targets(*(take(x, idx) for x in self))
 
     def batch(self, i: int, size: int) -> Targets:
@@ -34,15 +33,9 @@ class Targets(NamedTuple):
 
 
 def distance(kind: str, student: DiagGaussian, targets: Targets) -> Tensor:
-    """Return the divergence of students from their targets [N, B]."""
+    """Return the divergence of every student from its targets [N, B]."""
     target = DiagGaussian(targets.mean, targets.log_std, student.squashed)
     return divergence(kind, student, target, targets.sample)
-
-
-def imitation_loss(agent: Learners, kind: str, targets: Targets) -> Tensor:
-    """Return the weighted divergence of students from their targets [N]."""
-    student = agent.dist(targets.obs)
-    return weighted_loss(distance(kind, student, targets), targets.weight)
 
 
 def order(rng: RowRandom, k: int, length: int) -> Tensor:
@@ -51,48 +44,47 @@ def order(rng: RowRandom, k: int, length: int) -> Tensor:
     return torch.cat([rng.permutation(k) for _ in range(passes)], 1)[:, :length]
 
 
+Leaf = tuple[Tensor, StackedOptimizer]
+"""Parameters [N, D] with their optimizer."""
+
+
 def descend(
-    agent: Learners,
-    optimizer: StackedOptimizer,
-    kind: str,
+    leaf: Leaf,
+    loss_of: Callable[[Targets], Tensor],
     drawn: Targets,
     steps: int,
-    coef: float,
     max_grad_norm: float,
+    coef: float = 1.0,
     students: Tensor | None = None,
 ) -> Tensor:
-    """Take gradient steps on equal parts of `drawn`; return their mean loss [N].
+    """Take gradient steps on coef * loss_of(equal parts of `drawn`); return the mean loss [N].
 
-    Rows that are no students stay as they are, and so do those whose weights are all zero, which
-    must not move on by their momentum. `students` [N]; None: all are.
+    Rows outside `students` [N] (None: all rows) stay unchanged, and so do rows whose weights are
+    all zero: otherwise their momentum would move them.
     """
     size = drawn.weight.shape[1] // steps
     used = (drawn.weight.unflatten(1, (steps, size)).sum(2) > 0).T
     used = used if students is None else used & students
-    # As lists, rows move together; on another device that would have to be waited for.
+    # Lists move rows together on a CPU; reading them from another device would wait for it.
     active = used.tolist() if used.device == CPU else used.unbind(0)
-    return take_steps(
-        lambda i: imitation_loss(agent, kind, drawn.batch(i, size)),
-        steps,
-        [(agent.nets.flat, optimizer)],
-        max_grad_norm,
-        coef,
-        active,
-    )
+
+    def loss_at(i: int) -> Tensor:
+        return loss_of(drawn.batch(i, size))
+
+    return take_steps(loss_at, steps, [leaf], max_grad_norm, coef, active)
 
 
 def take_steps(
     loss_at: Callable[[int], Tensor],
     steps: int,
-    moved: Sequence[tuple[Tensor, StackedOptimizer]],
+    moved: Sequence[Leaf],
     max_grad_norm: float,
     coef: float = 1.0,
     active: Sequence[Sequence[bool] | Tensor] | None = None,
 ) -> Tensor:
     """Take gradient steps on coef * loss_at(i) [N]; return the mean loss [N].
 
-    `moved`: leaves [N, D], each with its optimizer, and clipped by itself. `active`: which rows
-    step i moves.
+    The gradient of each leaf in `moved` is clipped by itself. `active`: the rows that step i moves.
     """
     losses = []
     for i in range(steps):
@@ -103,11 +95,3 @@ def take_steps(
             optimizer.step(grad, None if active is None else active[i])
         losses.append(loss.detach())
     return torch.stack(losses).mean(0)
-
-
-def weighted_loss(distance: Tensor, weight: Tensor) -> Tensor:
-    """Return mean_B w(s) D(s) per learner: distance, weight [N, B] -> [N] (paper, Eq. 11)."""
-    if distance.shape != weight.shape:
-        # The 2020 code multiplied (B, 1) by (B,), and its weights cancelled.
-        raise ValueError(f"weight {tuple(weight.shape)} for distance {tuple(distance.shape)}")
-    return (weight * distance).mean(1)

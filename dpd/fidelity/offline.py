@@ -20,7 +20,7 @@ from dpd.agents.config import StudentConfig
 from dpd.agents.optim import StackedAdam, StackedSGD
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.student import Student
-from dpd.distill.targets import Targets, descend
+from dpd.distill.targets import Targets, descend, distance
 from dpd.fidelity.measures import why_no_kl
 from dpd.fidelity.states import NOISE
 from dpd.fidelity.variants import Variant
@@ -116,16 +116,13 @@ class Stack:
             steps = min(CHUNK, self.steps - done)
             rate = self.lr * 0.5 * (1 + math.cos(math.pi * done / self.steps))
             self.optimizer.lr = [rate] * len(self.rows)
-            descend(
-                self.agent,
-                self.optimizer,
-                self.lesson.divergence,
-                self._draw(steps * BATCH),
-                steps,
-                1.0,
-                MAX_GRAD_NORM,
-            )
+            leaf, drawn = (self.agent.nets.flat, self.optimizer), self._draw(steps * BATCH)
+            descend(leaf, self._loss, drawn, steps, MAX_GRAD_NORM)
             tell(steps)
+
+    def _loss(self, targets: Targets) -> Tensor:
+        student = self.agent.dist(targets.obs)
+        return distance(self.lesson.divergence, student, targets).mean(1)
 
     @torch.no_grad()
     def _draw(self, k: int) -> Targets:

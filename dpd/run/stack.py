@@ -14,7 +14,7 @@ from dpd.agents.base import CPU, Metrics, State, Stateful, load_parts, nest, par
 from dpd.agents.learners import Learners
 from dpd.agents.rng import Stream
 from dpd.config import StackConfig
-from dpd.distill.method import Deployed, Members, Method
+from dpd.distill.method import DeployedPolicy, Method, PeerStack
 from dpd.envs.base import Env
 from dpd.envs.errors import NonFiniteAction
 from dpd.run.collect import EpisodeStatistics, collect
@@ -59,14 +59,14 @@ class Stack:
         spec = env.spec
         self.agent: Learners = config.algo.build(spec.obs_dim, spec.act_dim, self.who, device)
         self.checks = Checks(self.who, device)
-        self.members = Members(self.agent, config.peers)
+        self.peer_stack = PeerStack(self.agent, config.peers)
         self.episodes = EpisodeStatistics(len(self.who), config.algo.n_envs, device)
         self.rollout = self.agent.new_rollout()
         self.obs = self._begin()
         self.has_seen = False
 
     @property
-    def policy(self) -> Deployed | Learners:
+    def policy(self) -> DeployedPolicy | Learners:
         """What is evaluated and saved: the learners, or what the method makes of them."""
         return self.agent if self.method.policy is None else self.method.policy
 
@@ -97,9 +97,9 @@ class Stack:
         with self.clock("update"):
             if not self.has_seen:  # else the first iteration, and its critic, are of no use
                 self.agent.observe(self.rollout)
-            batch = self.members.batch = self.agent.prepare(self.rollout)
+            batch = self.peer_stack.batch = self.agent.prepare(self.rollout)
         with self.clock("distill"):
-            self.method.prepare(batch, progress)
+            self.method.on_batch(batch, progress)
         with self.clock("update"):
             metrics = self.agent.update(batch, progress, self.method.loss)
             # Before anyone asks them: a peer must not learn from one that has diverged.
@@ -126,7 +126,7 @@ class Stack:
         self.checks.require("observation", self.rollout.obs)
         self.checks.require("reward", self.rollout.reward)
         self.episodes.add(self.rollout)
-        self.method.see(self.rollout)
+        self.method.on_rollout(self.rollout)
 
     def _parts(self) -> dict[str, Stateful]:
         return {"agent": self.agent, "method": self.method, "episodes": self.episodes}

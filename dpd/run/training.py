@@ -42,10 +42,10 @@ class Training:
         self.stacks = self._make_stacks()
         self.places = {who: (stack, n) for stack in self.stacks for n, who in enumerate(stack.who)}
         self.rows = [torch.tensor([self.who.index(w) for w in s.who]) for s in self.stacks]
-        members = [stack.members for stack in self.stacks]
+        peer_stacks = [stack.peer_stack for stack in self.stacks]
         teacher = None if self.teacher is None else self.teacher.on(self.device)
         for stack in self.stacks:
-            context = Context(stack.agent, run.seeds, run.peers, stack.who, teacher, members)
+            context = Context(stack.agent, run.seeds, run.peers, stack.who, teacher, peer_stacks)
             stack.method = config.distill.build(context)
         self.evaluator = Evaluator(self._make_on_cpu, self.seeds, run.peers, run.eval_episodes)
         self.iteration = 0

@@ -384,3 +384,30 @@ def test_an_error_of_the_environments_own_names_the_call_and_keeps_its_cause(cal
 
 def test_seeds_fit_numpys_legacy_generators() -> None:
     odd(seed=2**63 + 7).reset()  # RandomState raises from 2^32
+
+
+class Reusing(gymnasium.Env):
+    """Observes its step count in one array, which it writes to again and again."""
+
+    observation_space = spaces.Box(0, 10, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.obs = np.zeros(1, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.obs[:] = 0
+        return self.obs, {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.obs += 1
+        return self.obs, 1.0, bool(self.obs[0] == 2), False, {}
+
+
+def test_the_successor_outlives_a_reset_that_writes_to_the_same_array() -> None:
+    env = GymnasiumEnv(register_once("DpdTest/Reusing-v0", entry_point=Reusing), 1, [0])
+    env.reset()
+    env.step(zeros(env))
+    last = env.step(zeros(env))
+    assert last.terminated.all()
+    assert (last.next_obs.item(), last.obs.item()) == (2, 0)

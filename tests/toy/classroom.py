@@ -101,7 +101,7 @@ class Classroom:
 
     def iterate(self, progress: float) -> Metrics:
         """Run one iteration."""
-        self.method.prepare(self.collect(), progress)
+        self.method.on_batch(self.collect(), progress)
         self.last = self.method.step()
         return self.last
 

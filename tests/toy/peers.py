@@ -16,7 +16,7 @@ from dpd.agents.td3 import TD3
 from dpd.distill.config import DPDConfig
 from dpd.distill.method import Context
 from dpd.distill.peers import DualDistillation
-from dpd.distill.targets import Targets, imitation_loss
+from dpd.distill.targets import Targets
 
 O, A, S = 4, 2, 64  # noqa: E741
 ALGO = PPOConfig(n_envs=4, n_steps=16, minibatch_size=16, epochs=2, hidden=(16, 16))
@@ -105,12 +105,12 @@ class Setup:
     def choose(self) -> Targets:
         """Return the targets and weights of this iteration."""
         method = self.method
-        method.prepare(self.batch, 0.0)
+        method.on_batch(self.batch, 0.0)
         if method.config.dose != "loss":
-            targets, method.metrics = method._choose_for_steps()
+            targets, method.metrics = method.choose_for_steps()
             return targets
         if method.targets is None:
-            targets, method.metrics = method._next_targets(self.minibatch())
+            targets, method.metrics = method._targets_for(self.minibatch())
             return targets
         return method.targets
 
@@ -125,18 +125,18 @@ class Setup:
     def loss(self, targets: Targets) -> Tensor:
         """Return the weighted divergence [N] over all states."""
         idx = torch.arange(targets.weight.shape[1]).expand(targets.weight.shape)
-        return imitation_loss(self.agent, self.method.config.divergence, targets.at(idx))
+        return self.method.distillation_loss(targets.at(idx))
 
     def distil(self, progress: float = 0.0) -> Tensor:
         """Run one iteration of the method alone; return how all parameters moved [N, D]."""
         before = self.flat.clone()
-        self.method.prepare(self.batch, progress)
+        self.method.on_batch(self.batch, progress)
         self.method.step()
         return self.flat - before
 
     def extra_grad(self, progress: float = 0.0) -> Tensor:
         """Return the gradient that the method adds to the learners' own [N, D]."""
-        self.method.prepare(self.batch, progress)
+        self.method.on_batch(self.batch, progress)
         assert self.method.loss is not None
         loss, metrics = self.method.loss(self.minibatch())
         self.method.metrics |= metrics

@@ -41,7 +41,7 @@ class Trial:
         distances = []
         for i in range(iterations):
             batch = self.collect()
-            method.prepare(batch, i / iterations)
+            method.on_batch(batch, i / iterations)
             metrics = self.agent.update(batch, i / iterations, method.loss)
             metrics |= method.step()
             if "distill/action_distance" in metrics:  # there is none while learners only collect
@@ -51,7 +51,7 @@ class Trial:
 
     def distil_only(self, iterations: int, method: Method) -> None:
         for i in range(iterations):
-            method.prepare(self.collect(), i / iterations)
+            method.on_batch(self.collect(), i / iterations)
             method.step()
 
 
@@ -133,7 +133,7 @@ def gain(agent: Learners, config: DPDConfig, batch_of: Callable[[int], Batch]) -
     before, best = returns(agent.mode, held_out).mean(1), returns(steer, held_out).mean(1)
     assert (before < 20 * best).all()
     for i in range(3):
-        method.prepare(batch_of(i), i / 3)
+        method.on_batch(batch_of(i), i / 3)
         method.step()
     after = returns(agent.mode, held_out).mean(1)
     return ((after - before) / (best - before)).tolist()

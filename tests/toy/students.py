@@ -134,9 +134,9 @@ class School:
     def iterate(self, progress: float) -> Metrics:
         """Collect, learn and distil, as a stack of a run does."""
         self.obs = collect(self.env, self.method.actor, self.obs, self.rollout)
-        self.method.see(self.rollout)
+        self.method.on_rollout(self.rollout)
         batch = self.agent.prepare(self.rollout)
-        self.method.prepare(batch, progress)
+        self.method.on_batch(batch, progress)
         metrics = self.agent.update(batch, progress, self.method.loss)
         metrics |= self.method.step()
         self.agent.observe(self.rollout)

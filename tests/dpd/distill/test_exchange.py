@@ -95,7 +95,7 @@ def test_by_default_a_replay_gives_the_most_recent_thousand() -> None:
     assert set(seen(setup, None, source=0)) < set(range(280, 1280))
     assert min(seen(setup, None, source=0)) < 300
     assert min(seen(setup, 0, source=0)) < 20
-    assert PeerExchange(setup.context, "peer", 1.0, None).held == 1000
+    assert PeerExchange(setup.context, "peer", 1.0, None).size == 1000
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,4 @@ def test_nobody_exchanges_while_learners_only_collect_or_one_has_nothing_to_show
     ready.agent.replay.restart(0)
     ready.agent.prepare(rollout)
     assert not ready.method.exchange.ready
-    assert Setup(STEP).method.exchange.held == 0  # on-policy, before the first iteration
+    assert Setup(STEP).method.exchange.size == 0  # on-policy, before the first iteration

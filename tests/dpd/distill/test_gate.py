@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from dpd.distill.config import DPDConfig
-from dpd.distill.peers import effective_sample_size, gap, gate_weight
-from dpd.distill.targets import weighted_loss
+from dpd.distill.peers import dpd_loss, effective_sample_size, gap, gate_weight
 from tests.toy.peers import F64, f64
 
 ONE = torch.ones(1, 1)
@@ -144,13 +143,13 @@ def test_shuffled_weights_are_moved_as_the_permutation_says() -> None:
 
 def test_the_loss_worked_by_hand() -> None:
     # (1 * 3 + 0 * 5 + 2 * 0.5) / 3 = 4/3
-    assert weighted_loss(f64(3, 5, 0.5), f64(1, 0, 2)).tolist() == pytest.approx([4 / 3])
+    assert dpd_loss(f64(3, 5, 0.5), f64(1, 0, 2)).tolist() == pytest.approx([4 / 3])
 
 
 def test_a_weight_of_another_shape_is_refused() -> None:
     # (B, 1) weights on (B,) distances cancelled in the 2020 code (D1)
     with pytest.raises(ValueError, match=r"weight \(3, 1\) for distance \(1, 3\)"):
-        weighted_loss(f64(3, 5, 0.5), f64(1, 0, 2).T)
+        dpd_loss(f64(3, 5, 0.5), f64(1, 0, 2).T)
 
 
 def test_effective_sample_size_worked_by_hand() -> None:

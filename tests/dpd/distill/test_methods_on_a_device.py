@@ -13,7 +13,7 @@ from dpd.agents.config import StudentConfig
 from dpd.agents.graphs import Graphs
 from dpd.agents.learners import Learners
 from dpd.distill.config import DPDConfig
-from dpd.distill.method import Context, Members
+from dpd.distill.method import Context, PeerStack
 from dpd.distill.teacher import Teacher
 from dpd.policies.memory import MemoryMeta
 from dpd.policies.policyfile import Policy
@@ -105,9 +105,9 @@ def iterate(agent: Learners, method: Any, progress: float) -> Metrics:
     """Do what a stack of a run does, without an environment."""
     rollout, noise = agent.new_rollout(), method.actor.noise()
     rollout.act[:, 0] = method.actor.act(rollout.obs[:, 0], noise[:, 0])
-    method.see(rollout)
+    method.on_rollout(rollout)
     batch = agent.prepare(rollout)
-    method.prepare(batch, progress)
+    method.on_batch(batch, progress)
     metrics = agent.update(batch, progress, method.loss)
     metrics |= method.step()
     agent.observe(rollout)
@@ -152,7 +152,7 @@ def test_a_teacher_answers_on_the_device(policies: list[Policy]) -> None:
 def test_peers_of_unlike_algorithms_teach_each_other_on_the_device() -> None:
     kinds = {PPO: [(0, 0), (1, 0)], SAC: [(0, 1), (1, 1)]}
     agents = [on_meta(algo, seeds) for algo, seeds in kinds.items()]
-    members = [Members(agent, [peer]) for peer, agent in enumerate(agents)]
+    members = [PeerStack(agent, [peer]) for peer, agent in enumerate(agents)]
     config = DPDConfig(ruler="lcb", gate="hard", **FEW)
     methods = [
         config.build(Context(agent, 2, 2, seeds, None, members))

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from dpd.distill.config import DPDConfig
+from dpd.distill.independent import Independent
 from dpd.distill.method import Context
-from dpd.distill.peers import Independent
 from tests.toy.peers import DIVERGENCES, F64, LOSS, SHARED, STEP, A, O, S, Setup, vary
 
 
@@ -189,7 +189,7 @@ def test_of_three_peers_the_best_other_is_followed_on_states_of_both_others() ->
 def test_two_groups_in_one_stack_equal_two_groups_alone(config: DPDConfig) -> None:
     def train(setup: Setup) -> Tensor:
         for progress in (0.0, 0.5):
-            setup.method.prepare(setup.batch, progress)
+            setup.method.on_batch(setup.batch, progress)
             setup.agent.update(setup.batch, progress, setup.method.loss)
             setup.method.step()
         return setup.flat
@@ -264,7 +264,7 @@ def test_the_logged_action_distance_is_euclidean_between_clipped_means() -> None
     setup.choose()
     assert setup.method.metrics["distill/action_distance"].tolist() == pytest.approx([1, 1])
     independent = Independent(Context(setup.agent, 1, 2, setup.rows))
-    independent.prepare(setup.batch, 0.0)
+    independent.on_batch(setup.batch, 0.0)
     assert independent.step()["distill/action_distance"].tolist() == pytest.approx([1, 1])
 
 

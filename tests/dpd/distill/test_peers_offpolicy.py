@@ -12,7 +12,7 @@ from dpd.agents.base import Minibatch, State
 from dpd.agents.dist import STD_FLOOR
 from dpd.agents.offpolicy import OffPolicy
 from dpd.distill.config import DPDConfig
-from dpd.distill.peers import Independent
+from dpd.distill.independent import Independent
 from tests.toy.peers import DIVERGENCES, F64, LOSS, REPLAYED, SHARED, STEP, A, O, S, Setup, vary
 
 RULERS = ("value", "action", "lcb", "critics")
@@ -28,7 +28,7 @@ def everything_else(agent: OffPolicy[Any]) -> list[Tensor]:
 def iteration(setup: Setup, number: int) -> None:
     """Learn by reinforcement and from each other."""
     batch = setup.iterate(number)
-    setup.method.prepare(batch, 0.0)
+    setup.method.on_batch(batch, 0.0)
     setup.agent.update(batch, 0.0, setup.method.loss)
     setup.method.step()
 
@@ -142,7 +142,7 @@ def test_nothing_is_distilled_while_learners_only_collect(dose: str) -> None:
     assert setup.distil().eq(0).all()
     assert setup.method.loss is None
     independent = Independent(setup.context)
-    independent.prepare(setup.batch, 0.0)
+    independent.on_batch(setup.batch, 0.0)
     assert independent.step() == {}
     setup.batch = setup.iterate(1)  # 128 steps
     moved = setup.distil()
@@ -171,11 +171,11 @@ def with_known_actions(setup: Setup, *act: float) -> None:
 def test_the_term_of_every_update_is_on_states_of_its_own(states: str) -> None:
     # 64 states are held of each learner, and 5 minibatches of 16 are asked for
     setup = Setup(vary(LOSS, states=states, memory=None), groups=2, algo="ddpg")
-    setup.method.prepare(setup.batch, 0.0)
+    setup.method.on_batch(setup.batch, 0.0)
     seen = []
     for i in range(5):
         raw_obs = setup.batch.raw_obs[:, 12 * i : 12 * i + 16]
-        targets, metrics = setup.method._next_targets(
+        targets, metrics = setup.method._targets_for(
             Minibatch(setup.agent.dist(raw_obs), torch.ones(4, 16), raw_obs=raw_obs)
         )
         assert targets.weight.shape == (4, 16)
@@ -199,7 +199,7 @@ def test_the_term_of_an_update_worked_by_hand() -> None:
     # 0.5 * 2 * (0.5 + 0.1) / 2 * (1 - 0.5^2) = 0.225.
     setup = Setup(LOSS, algo="ddpg")
     with_known_actions(setup, 0.5, -0.1)
-    setup.method.prepare(setup.batch, 0.0)
+    setup.method.on_batch(setup.batch, 0.0)
     assert setup.method.loss is not None
     loss, metrics = setup.method.loss(setup.minibatch())
     assert loss.tolist() == pytest.approx([0.18, 0.18])
@@ -211,10 +211,10 @@ def test_the_term_of_an_update_worked_by_hand() -> None:
 def test_targets_of_an_update_are_the_peers_as_they_are_at_it() -> None:
     setup = Setup(LOSS, algo="ddpg")
     with_known_actions(setup, 0.5, -0.1)
-    setup.method.prepare(setup.batch, 0.0)
+    setup.method.on_batch(setup.batch, 0.0)
     for act in (-0.1, 0.3):
         with_known_actions(setup, 0.5, act)
-        targets, _ = setup.method._next_targets(setup.minibatch())
+        targets, _ = setup.method._targets_for(setup.minibatch())
         torch.testing.assert_close(targets.mean[0], torch.full_like(targets.mean[0], act))
 
 

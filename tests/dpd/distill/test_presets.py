@@ -8,8 +8,7 @@ import torch
 from dpd.agents.config import DDPGConfig
 from dpd.config import ALGORITHMS, RunConfig, TrainConfig
 from dpd.distill.config import DPDConfig
-from dpd.distill.peers import Dose, dose_of, gate_weight
-from dpd.distill.targets import weighted_loss
+from dpd.distill.peers import Dose, dose_of, dpd_loss, gate_weight
 from tests.toy.peers import F64, LOSS, REPLAYED, STEP, Setup, f64, vary
 
 PRESETS = DPDConfig.PRESETS
@@ -96,7 +95,7 @@ def test_a_cancelled_loss_is_that_of_every_weight_times_every_distance() -> None
     # weights 1, 0, 1, 0; distances 1, 2, 3, 4: sum_ij w_i D_j = 2 * 10, over 4 * 4 pairs
     config = DPDConfig(gate="hard", control="cancelled")
     weight = gate_weight(f64(3, -1, 2, -2), torch.ones(1, 1), config)
-    assert weighted_loss(f64(1, 2, 3, 4), weight).tolist() == [20 / 16]
+    assert dpd_loss(f64(1, 2, 3, 4), weight).tolist() == [20 / 16]
 
 
 def test_in_the_released_code_two_critics_judge_one_action() -> None:
@@ -131,7 +130,7 @@ def test_released_ppo_hardly_moves_for_its_peer() -> None:
     assert (config.coef, config.every) == (1 / 512, 5)
     setup = Setup(config, algo=algo)
     before = setup.flat.clone()
-    setup.method.prepare(setup.batch, 0.0)
+    setup.method.on_batch(setup.batch, 0.0)
     setup.agent.update(setup.batch, 0.0)
     between = setup.flat.clone()
     setup.method.step()

@@ -133,7 +133,7 @@ def test_all_critics_of_a_group_judge_all_its_actions(
     generator = torch.Generator().manual_seed(0)
     obs = torch.randn(6, 20, O, generator=generator, dtype=F64)
     act = torch.rand(6, 3, 20, 2, generator=generator, dtype=F64)
-    (q,) = exchange.judge_all(obs, act)
+    (q,) = exchange.judge(obs, act)
     assert q.shape == (6, 3, 2, 3, 20)
     for n in range(6):
         for acting in range(3):

@@ -11,7 +11,7 @@ from torch import Tensor
 from dpd.agents.dist import DiagGaussian
 from dpd.distill.config import ScaffoldConfig
 from dpd.distill.scaffold import Scaffold
-from dpd.distill.targets import imitation_loss
+from dpd.distill.targets import distance
 from tests.toy.classroom import Classroom, Function, network
 
 SIZES = ("2", "4", "8")
@@ -83,14 +83,14 @@ def test_without_a_guide_it_is_gaussian_likelihood():
     assert isinstance(method, Scaffold)
     agent.nets.views["log_std"].fill_(torch.tensor(0.2, dtype=F64).log())
     batch = with_label.collect()
-    method.prepare(batch, 0.0)
+    method.on_batch(batch, 0.0)
     before = method.rng.state()
     lesson = method._lesson(batch.raw_obs)
     method.rng.load_state(before)
     targets = method._targets(batch.raw_obs)
     assert torch.equal(lesson.label, targets.sample)
     ours = method._student_loss(lesson, True)
-    theirs = imitation_loss(agent, "nll", targets)
+    theirs = distance("nll", agent.dist(targets.obs), targets).mean(1)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     grads = [torch.autograd.grad(loss.sum(), agent.nets.flat)[0] for loss in (ours, theirs)]
     views = agent.nets.views

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dpd.distill.config import DPDConfig
-from dpd.distill.exchange import Found, PeerExchange
-from dpd.distill.method import Context, Members
+from dpd.distill.exchange import PeerExchange, States
+from dpd.distill.method import Context, PeerStack
 from dpd.distill.peers import DualDistillation
 from dpd.distill.targets import Targets
 from tests.toy.peers import ALGO, F64, KINDS, REPLAYED, STEP, A, O, Setup, vary
@@ -18,7 +18,7 @@ from tests.toy.peers import ALGO, F64, KINDS, REPLAYED, STEP, A, O, Setup, vary
 ROWS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def apart(config: DPDConfig, *algos: Any) -> tuple[list[DualDistillation], list[Members]]:
+def apart(config: DPDConfig, *algos: Any) -> tuple[list[DualDistillation], list[PeerStack]]:
     """Return the methods of two groups of two peers, each peer in a stack of its own."""
     stacks = []
     for peer, algo in enumerate(algos):
@@ -26,7 +26,7 @@ def apart(config: DPDConfig, *algos: Any) -> tuple[list[DualDistillation], list[
         setup = Setup(DPDConfig(), peers=2, algo=algo)  # fills rollouts; its learners are not used
         setup.rows, setup.agent = seeds, KINDS[type(algo)](algo, O, A, seeds, F64)
         setup.agent.nets.views["actor.2.weight"].mul_(20 if algo is ALGO else 3)
-        stacks.append(Members(setup.agent, [peer], setup.iterate()))
+        stacks.append(PeerStack(setup.agent, [peer], setup.iterate()))
     methods = []
     for peer, each in enumerate(stacks):
         seeds = [row for row in ROWS if row[1] == peer]
@@ -34,10 +34,10 @@ def apart(config: DPDConfig, *algos: Any) -> tuple[list[DualDistillation], list[
     return methods, stacks
 
 
-def chosen(method: DualDistillation, members: Members) -> Targets:
+def chosen(method: DualDistillation, members: PeerStack) -> Targets:
     assert members.batch is not None
-    method.prepare(members.batch, 0.0)
-    return method._choose_for_steps()[0]
+    method.on_batch(members.batch, 0.0)
+    return method.choose_for_steps()[0]
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_stacks_of_one_kind_teach_each_other_as_rows_of_one_stack_do(
 ) -> None:
     draw = PeerExchange._draw_from
 
-    def with_the_same_numbers(exchange: PeerExchange, i: int, source: Tensor) -> Found:
+    def with_the_same_numbers(exchange: PeerExchange, i: int, source: Tensor) -> States:
         before = exchange.rng.state()
         found = draw(exchange, i, source)
-        if i == 0 < len(exchange.members) - 1:
+        if i == 0 < len(exchange.peer_stacks) - 1:
             exchange.rng.load_state(before)  # or the second stack's states would be other draws
         return found
 
@@ -81,7 +81,7 @@ def test_every_peer_is_asked_whatever_its_algorithm() -> None:
     methods, (ppo, sac) = apart(config, ALGO, REPLAYED["sac"])
     exchange: PeerExchange = methods[0].exchange
     obs = torch.randn(2, 5, O, dtype=F64)
-    answers, _ = exchange.ask_all(obs)
+    answers, _ = exchange.ask(obs)
     assert not answers.squashed  # of both kinds: what they do is compared, not how it comes about
     torch.testing.assert_close(answers.mode()[:, 0], ppo.agent.ask(obs).dist.mode())
     torch.testing.assert_close(answers.mode()[:, 1], sac.agent.ask(obs).dist.mode())
@@ -91,12 +91,12 @@ def test_the_critics_of_those_who_have_any_judge_the_actions_of_all() -> None:
     config = DPDConfig(ruler="action", gate="hard", steps=4, batch_size=16)
     methods, (ppo, sac) = apart(config, ALGO, REPLAYED["sac"])
     for method in methods:
-        method.prepare((ppo if method.agent is ppo.agent else sac).batch, 0.0)  # type: ignore[arg-type]
+        method.on_batch((ppo if method.agent is ppo.agent else sac).batch, 0.0)  # type: ignore[arg-type]
     for peer, method in enumerate(methods):
         exchange = method.exchange
         states = exchange.draw(7)
-        answers, _ = exchange.ask_all(states.obs)
-        (judged,) = exchange.judge_all(states.obs, answers.mode())
+        answers, _ = exchange.ask(states.obs)
+        (judged,) = exchange.judge(states.obs, answers.mode())
         assert judged.shape == (2, 1, 2, 2, 7)  # students, SAC, twin critics, whose action, states
         for acting in (0, 1):
             said = sac.agent.q(states.obs, answers.mode()[:, acting])  # type: ignore[attr-defined]
@@ -108,7 +108,7 @@ def test_states_come_from_the_peer_they_are_said_to_come_from() -> None:
     config = DPDConfig(ruler="action", gate="hard", states="mixed", steps=4, batch_size=16)
     methods, (ppo, sac) = apart(config, ALGO, REPLAYED["td3"])
     method = methods[1]
-    method.prepare(sac.batch, 0.0)  # type: ignore[arg-type]
+    method.on_batch(sac.batch, 0.0)  # type: ignore[arg-type]
     states = method.exchange.draw(64)
     for n in (0, 1):
         for peer, members in ((0, ppo), (1, sac)):
@@ -125,10 +125,10 @@ def test_each_stack_moves_its_own_learners_alone_and_towards_the_other() -> None
     for k, (method, members) in enumerate(zip(methods, stacks, strict=True)):
         before = [each.agent.nets.flat.detach().clone() for each in stacks]
         assert members.batch is not None
-        method.prepare(members.batch, 0.0)
+        method.on_batch(members.batch, 0.0)
         first = method.step()["distill/action_distance"].clone()
         for _ in range(5):
-            method.prepare(members.batch, 0.0)
+            method.on_batch(members.batch, 0.0)
             last = method.step()["distill/action_distance"]
         assert (last < 0.7 * first).all()
         for j, each in enumerate(stacks):

@@ -17,8 +17,8 @@ from dpd.agents.replay import Transitions
 from dpd.config import AlgoConfig
 from dpd.distill.config import KickstartConfig, ProximalConfig, TeachingConfig
 from dpd.distill.in_loss import InLoss, proximal_weight
+from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method
-from dpd.distill.peers import Independent
 from dpd.distill.teacher import Teacher
 from dpd.policies.policyfile import Policy
 from tests.toy.students import PLAIN, SAC, STUDENT, TD3, A, O, School, constant, drawn
@@ -164,7 +164,7 @@ def test_kickstarted_rows_equal_kickstarted_learners_alone(name: str) -> None:
             getattr(rollout, name).copy_(x)
         for i in range(2):
             batch = agent.prepare(rollout)
-            method.prepare(batch, i / 10)
+            method.on_batch(batch, i / 10)
             agent.update(batch, i / 10, method.loss)
             method.step()
             agent.observe(rollout)

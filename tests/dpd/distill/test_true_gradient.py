@@ -123,11 +123,11 @@ def seen(config: GradientConfig, progress: float = 0.0) -> tuple[School, Tensor,
         school.iterate(progress / 2)
     collected = school.rollout.reward.clone()
 
-    def note(rollout: object, see: object = school.method.see) -> None:
+    def note(rollout: object, see: object = school.method.on_rollout) -> None:
         collected.copy_(school.rollout.reward)
         see(rollout)  # type: ignore[operator]
 
-    school.method.see = note  # type: ignore[method-assign]
+    school.method.on_rollout = note  # type: ignore[method-assign]
     before = school.agent.state()
     policy = {name: x.clone() for name, x in before.items()}
     school.iterate(progress)
@@ -212,7 +212,7 @@ def test_normalised_rewards_scale_both_parts_alike() -> None:
 def gradient(school: School) -> Tensor:
     """Return what PPO and the method descend together [N, D], on the latest rollout."""
     batch = school.agent.prepare(school.rollout)
-    school.method.prepare(batch, 0.0)
+    school.method.on_batch(batch, 0.0)
     idx = torch.arange(batch.data.adv.shape[1]).expand_as(batch.data.adv)
     extra = school.method.loss
     assert extra is not None

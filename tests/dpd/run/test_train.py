@@ -111,10 +111,10 @@ def test_the_first_rollout_is_normalised_by_itself_and_later_ones_by_those_befor
     training.iterate()
     first = stack.rollout.flat_obs().double()  # 2 envs x 64 steps
     assert stack.agent.obs_norm.moments.count.flatten().tolist() == [128.0001] * 2  # once
-    assert_normalised(stack.members.batch, first, first)
+    assert_normalised(stack.peer_stack.batch, first, first)
     training.iterate()
     assert stack.agent.obs_norm.moments.count.flatten().tolist() == [256.0001] * 2
-    assert_normalised(stack.members.batch, stack.rollout.flat_obs().double(), first)
+    assert_normalised(stack.peer_stack.batch, stack.rollout.flat_obs().double(), first)
 
 
 def assert_normalised(batch, obs, seen):

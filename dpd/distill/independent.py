@@ -1,0 +1,43 @@
+"""Peers without distillation: the control `none`."""
+
+from __future__ import annotations
+
+from dpd.agents.base import Batch, Metrics, State
+from dpd.distill.exchange import PeerExchange, action_distance, pick
+from dpd.distill.method import Context, Method
+from dpd.distill.peers import gap, gap_metrics
+
+MEASURED = 256  # states per learner and iteration
+
+
+class Independent(Method):
+    """Peers that ignore each other; logs how far apart they are and who is ahead."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.exchange = PeerExchange(context, "peer", 1.0, None)
+
+    def on_batch(self, batch: Batch, progress: float) -> None:
+        """Store the states of the iteration to measure on."""
+        self.exchange.remember(batch)
+
+    def step(self) -> Metrics:
+        """Return the distance and the gap between peers at each other's states [N]."""
+        x = self.exchange
+        if x.peers == 1 or not x.ready:
+            return {}
+        states = x.draw(MEASURED)
+        policies, values = x.ask(states.obs)
+        metrics = {"distill/action_distance": action_distance(policies, x.student, states.source)}
+        if len(x.peer_stacks) > 1:  # values of unlike learners estimate different quantities
+            return metrics
+        student = x.student.expand_as(states.source)
+        return metrics | gap_metrics(gap(pick(values, student), pick(values, states.source)))
+
+    def state(self) -> State:
+        """Return the state of the exchange: nothing else outlives an iteration."""
+        return self.exchange.state()
+
+    def load_state(self, state: State) -> None:
+        """Restore a state."""
+        self.exchange.load_state(state)
