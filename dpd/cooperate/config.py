@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -108,12 +111,12 @@ class CooperateConfig:
     json: bool = False
     """Print JSON instead of tables."""
     resume: Path | None = None
-    """Go on with the cooperation in this directory, with its own settings; --total-steps and
-    --rounds may be raised."""
+    """Resume the cooperation in this directory with its saved settings; --total-steps and --rounds
+    may be raised, and --threads changed."""
 
     def __post_init__(self) -> None:
         if self.resume is not None and self.paths:
-            raise BadInput("--resume goes on with the run's own policies; leave POLICY out")
+            raise BadInput("--resume uses the policies of the saved run; leave POLICY out")
         if self.resume is None and len(self.paths) < 2:
             raise BadInput("dpd cooperate needs two POLICYs or more, which teach each other")
         for name in AT_LEAST_1:
@@ -137,3 +140,38 @@ class CooperateConfig:
     def wants_counterfactuals(self) -> bool:
         """Whether there are any: the control has no gap to raise."""
         return self.counterfactuals and self.control == "none"
+
+
+NOT_SAVED = ("paths", "foreign", "resume", "json")
+CHANGEABLE = ("total_steps", "rounds", "threads", "json")
+"""Settings that a resumed cooperation may change."""
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the contents of a folder's cooperative.json.
+
+    Raises BadInput if it is missing, or if it or the code inside the block finds it malformed.
+    """
+    path = folder / "cooperative.json"
+    try:
+        yield json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadInput(f"{folder} is no run of dpd cooperate: it holds no {path.name}") from error
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{path} was not written by dpd cooperate: {error!r}") from error
+
+
+def saved_config(folder: Path) -> CooperateConfig:
+    """Return the settings of the cooperation in a folder, as defaults for `--resume`."""
+    with reading(folder) as saved:
+        settings = {k: v for k, v in saved["settings"].items() if k not in NOT_SAVED}
+        return CooperateConfig(**settings | {"out": folder}, resume=folder)
+
+
+def require_saved_settings(config: CooperateConfig, saved: CooperateConfig) -> None:
+    """Raise BadInput if a flag would change a setting that a resumed cooperation must keep."""
+    for given, kept in ((config, saved), (config.foreign, saved.foreign)):
+        for name in (f.name for f in fields(given) if f.name not in (*CHANGEABLE, "foreign")):
+            if getattr(given, name) != getattr(kept, name):
+                raise BadInput(f"--resume uses the saved settings; leave {flag(name)} out")

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from dpd.config import flag
-from dpd.cooperate.config import CooperateConfig
+from dpd.cooperate.config import NOT_SAVED, CooperateConfig, reading
 from dpd.cooperate.policies import Subject, require_fit_task
 from dpd.cooperate.rounds import Pair, Round, Trial
 from dpd.cooperate.simulator import PURPOSES, Budget, Spent
-from dpd.errors import BadInput
 from dpd.policies.policyfile import Policy, load
 from dpd.report.stats import (
     CONFIDENCE,
@@ -26,11 +24,6 @@ from dpd.report.stats import (
     mean_interval,
     paired_difference,
 )
-
-if TYPE_CHECKING:
-    from dpd.cooperate.config import CooperateConfig
-
-NOT_SAVED = ("paths", "foreign", "resume", "json")
 
 
 @dataclass(kw_only=True)
@@ -160,38 +153,14 @@ def worded(gain: Difference) -> str:
     return gain.verdict.replace("seeds", "episodes")
 
 
-CHANGEABLE = ("total_steps", "rounds", "threads")
-
-
 def read_outcome(config: CooperateConfig) -> Outcome:
-    """Return what the directory of --resume holds, after the last round that ended.
+    """Read the cooperation in `config.out` as of its last completed round.
 
-    What follows is bit for bit what would have followed there. Raises BadInput where it holds no
-    such run, or settings are given that are the run's own.
+    Resuming it gives bit for bit what the uninterrupted run would have given. Raises BadInput if
+    the folder holds no cooperation.
     """
-    folder = config.resume
-    assert folder is not None
-    path = folder / "cooperative.json"
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return outcome_of(saved, changed(config, saved["settings"], folder))
-    except FileNotFoundError as error:
-        raise BadInput(f"{folder} is no run of dpd cooperate: it holds no {path.name}") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"{path} is not what dpd cooperate wrote: {error!r}") from error
-
-
-def changed(config: CooperateConfig, saved: dict[str, Any], folder: Path) -> CooperateConfig:
-    """Return a run's own settings with those that may be given anew."""
-    given = {
-        f.name: getattr(config, f.name)
-        for f in fields(config)
-        if f.name not in ("paths", "resume", "json") and getattr(config, f.name) != f.default
-    }
-    for name in given.keys() - set(CHANGEABLE):
-        raise BadInput(f"--resume goes on with the run's own settings; leave {flag(name)} out")
-    own = replace(config, **{k: v for k, v in saved.items() if k not in NOT_SAVED})
-    return replace(own, **given, out=folder)
+    with reading(config.out) as saved:
+        return outcome_of(saved, config)
 
 
 def outcome_of(saved: dict[str, Any], config: CooperateConfig) -> Outcome:

@@ -196,16 +196,33 @@ def test_a_run_that_cannot_go_on_says_so_in_one_line(
         (tmp_path / name / "cooperative.json").write_text(text)
     cases = [
         (["--resume", str(tmp_path / "none")], "is no run of dpd cooperate"),
-        (["--resume", str(tmp_path / "torn")], "is not what dpd cooperate wrote"),
-        (["--resume", str(tmp_path / "other")], "is not what dpd cooperate wrote"),
-        (["--resume", str(tmp_path / "old")], "is not what dpd cooperate wrote"),
-        (["--resume", str(tmp_path / "old"), "--lr", "1"], "own settings; leave --lr out"),
-        (["--resume", str(tmp_path / "old"), "x"], "own policies; leave POLICY out"),
+        (["--resume", str(tmp_path / "torn")], "was not written by dpd cooperate"),
+        (["--resume", str(tmp_path / "other")], "was not written by dpd cooperate"),
+        (["--resume", str(tmp_path / "old")], "was not written by dpd cooperate"),
+        (["--resume", str(tmp_path / "old"), "--lr", "1"], "saved settings; leave --lr out"),
+        (["--resume", str(tmp_path / "old"), "--env", "Ant-v5"], "saved settings; leave --env out"),
+        (["--resume", str(tmp_path / "old"), "--out", "x"], "saved settings; leave --out out"),
+        (["--resume", str(tmp_path / "old"), "x"], "policies of the saved run; leave POLICY out"),
     ]
     for argv, says in cases:
         assert main(["cooperate", *argv]) == 2, says
         said = capsys.readouterr()
         assert says in said.err and said.err.count("\n") == 1 and not said.out, said.err
+
+
+def test_flags_equal_to_their_defaults_count_on_resume(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert cooperate(*files, "--rounds", "1", "--total-steps", "9000", "--out", out) == 0
+    # the defaults: 2 rounds, 500,000 steps, as many threads as there are cores
+    flags = ["--rounds", "2", "--total-steps", "500000", "--threads", "None"]
+    capsys.readouterr()
+    assert main(["cooperate", "--resume", str(out), *flags]) == 0
+    assert capsys.readouterr().err.count("round 2/2") == 1
+    settings = json.loads((out / "cooperative.json").read_text())["settings"]
+    assert (settings["rounds"], settings["total_steps"]) == (2, 500_000)
+    assert settings["threads"] is None and settings["probes"] == 24  # saved, and not its default
 
 
 def test_the_page_shows_everybody_and_nothing_that_a_name_smuggles_in(
