@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from dpd.cooperate.outcome import Outcome, as_text, read_outcome
-from dpd.cooperate.policies import read_subjects
-from dpd.cooperate.report import round_line, sheets, write
+from dpd.cooperate.outcome import Cooperation, cooperation_text, read_cooperation
+from dpd.cooperate.policies import read_policies
+from dpd.cooperate.report import cooperation_tables, round_line, write_cooperation
 from dpd.cooperate.rounds import Round, cooperate
 from dpd.cooperate.simulator import Budget, Simulator
 from dpd.errors import BadInput
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dpd.cooperate.config import CooperateConfig
 
 
-class Pace(ProgressColumn):
+class StepsPerSecond(ProgressColumn):
     """Simulator steps per second."""
 
     def render(self, task: Task) -> Text:
@@ -31,10 +31,16 @@ class Pace(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.0f} steps/s")
 
 
-def bar(console: Console) -> Progress:
+def steps_progress(console: Console) -> Progress:
     """Return a progress bar of simulator steps."""
     steps = TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps")
-    columns = [TextColumn("{task.description}"), BarColumn(), steps, Pace(), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        steps,
+        StepsPerSecond(),
+        TimeRemainingColumn(),
+    ]
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
@@ -43,10 +49,10 @@ def cooperate_paths(config: CooperateConfig) -> int:
 
     Ctrl-C leaves the policies of the last round that ended.
     """
-    outcome = begun(config) if config.resume is None else read_outcome(config)
+    outcome = new_cooperation(config) if config.resume is None else read_cooperation(config)
     config, budget = outcome.config, outcome.budget
     console = make_console(stderr=True, highlight=False)
-    with bar(console) as progress:
+    with steps_progress(console) as progress:
         task = progress.add_task("", completed=budget.spent, total=config.total_steps)
 
         def tell(purpose: str, steps: int) -> None:
@@ -55,30 +61,32 @@ def cooperate_paths(config: CooperateConfig) -> int:
         budget.tell = tell
         world = Simulator(outcome.env_id, budget, config)
         require_enough(outcome, world)
-        progress.update(task, total=min(config.total_steps, budget.spent + planned(world, outcome)))
+        progress.update(
+            task, total=min(config.total_steps, budget.spent + max_steps_left(world, outcome))
+        )
         try:
-            status = run(world, outcome, console)
+            status = run_rounds(world, outcome, console)
         finally:
             world.close()
-    report(outcome)
+    print_cooperation(outcome)
     return status
 
 
-def begun(config: CooperateConfig) -> Outcome:
+def new_cooperation(config: CooperateConfig) -> Cooperation:
     """Return the beginning: policies that fit each other, and a directory that can be written."""
-    subjects, env_id = read_subjects(config)
+    subjects, env_id = read_policies(config)
     require_new(config.out)
     budget = Budget(config.total_steps)
-    return Outcome(subjects=subjects, env_id=env_id, config=config, budget=budget)
+    return Cooperation(subjects=subjects, env_id=env_id, config=config, budget=budget)
 
 
-def run(world: Simulator, outcome: Outcome, console: Console) -> int:
+def run_rounds(world: Simulator, outcome: Cooperation, console: Console) -> int:
     """Evaluate, go through the rounds that are left, evaluate again; return the exit status."""
     config, budget, policies = outcome.config, outcome.budget, outcome.policies
 
     def done(found: Round) -> None:
         outcome.add(found)
-        write(outcome)
+        write_cooperation(outcome)
         console.print(round_line(outcome), soft_wrap=True)
 
     try:
@@ -89,13 +97,13 @@ def run(world: Simulator, outcome: Outcome, console: Console) -> int:
         outcome.spent = cooperate(world, policies, config, done, first)
         if outcome.rounds:
             outcome.after = world.evaluate([p.repeatable_mode for p in outcome.policies])
-            write(outcome)
+            write_cooperation(outcome)
     except KeyboardInterrupt:
         outcome.stopped = True
     return 130 if outcome.stopped else 0
 
 
-def planned(world: Simulator, outcome: Outcome) -> int:
+def max_steps_left(world: Simulator, outcome: Cooperation) -> int:
     """Return the most steps that what is left takes; counterfactuals are never so many."""
     c, k = world.config, len(outcome.subjects)
     n = k * c.probes
@@ -109,7 +117,7 @@ def planned(world: Simulator, outcome: Outcome) -> int:
     return left * per_round + evaluations * k * world.most_steps("evaluation")
 
 
-def require_enough(outcome: Outcome, world: Simulator) -> None:
+def require_enough(outcome: Cooperation, world: Simulator) -> None:
     """Raise BadInput where nothing is left to do, or to do it with."""
     done, config = len(outcome.rounds), outcome.config
     if done and done >= config.rounds and outcome.is_finished:
@@ -131,14 +139,14 @@ def require_new(out: Path) -> None:
         raise BadInput(f"{out} holds policies already; give --out another")
 
 
-def report(outcome: Outcome) -> None:
+def print_cooperation(outcome: Cooperation) -> None:
     """Print what came of it, and where it is."""
     if outcome.config.json and not outcome.stopped:
-        sys.stdout.write(as_text(outcome))
+        sys.stdout.write(cooperation_text(outcome))
         return
     console = make_console(markup=False, highlight=False)
     if not outcome.stopped:
-        for sheet in sheets(outcome):
+        for sheet in cooperation_tables(outcome):
             print_sheet(sheet, console)
     for line in outcome.remarks():
         console.print(line, soft_wrap=True)

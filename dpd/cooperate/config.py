@@ -16,7 +16,7 @@ from dpd.errors import BadInput
 
 NOT_FOREIGN = ForeignConfig()
 Policies = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="POLICY ...")]
-AT_LEAST_1 = (
+AT_LEAST_ONE = (
     "total_steps",
     "rounds",
     "probes",
@@ -119,7 +119,7 @@ class CooperateConfig:
             raise BadInput("--resume uses the policies of the saved run; leave POLICY out")
         if self.resume is None and len(self.paths) < 2:
             raise BadInput("dpd cooperate needs two POLICYs or more, which teach each other")
-        for name in AT_LEAST_1:
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise BadInput(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in POSITIVE:
@@ -148,7 +148,7 @@ CHANGEABLE = ("total_steps", "rounds", "threads", "json")
 
 
 @contextmanager
-def reading(folder: Path) -> Iterator[dict[str, Any]]:
+def cooperation_file(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the contents of a folder's cooperative.json.
 
     Raises BadInput if it is missing, or if it or the code inside the block finds it malformed.
@@ -164,7 +164,7 @@ def reading(folder: Path) -> Iterator[dict[str, Any]]:
 
 def saved_config(folder: Path) -> CooperateConfig:
     """Return the settings of the cooperation in a folder, as defaults for `--resume`."""
-    with reading(folder) as saved:
+    with cooperation_file(folder) as saved:
         settings = {k: v for k, v in saved["settings"].items() if k not in NOT_SAVED}
         return CooperateConfig(**settings | {"out": folder}, resume=folder)
 

@@ -15,16 +15,16 @@ from torch import Tensor
 from dpd.agents.nets import StackedNets, mlp, mlp_shapes
 from dpd.cooperate.config import CooperateConfig
 
-LARGE = 0.95  # quantile of the gaps that counts as the largest ones
+LARGE_QUANTILE = 0.95  # quantile of the gaps that counts as the largest ones
 
 
-def search(h: Callable[[Tensor], Tensor], start: Tensor, config: CooperateConfig) -> Tensor:
+def search_states(h: Callable[[Tensor], Tensor], start: Tensor, config: CooperateConfig) -> Tensor:
     """Move states [n, D] towards a larger predicted gap h [n] -> [n, D], inside a trust box."""
-    target = aim(h(start).detach(), config.cf_alpha)
+    target = target_gaps(h(start).detach(), config.cf_alpha)
     shift = torch.zeros_like(start, requires_grad=True)
     optimizer = torch.optim.Adam([shift], lr=config.cf_lr)
     for _ in range(config.cf_steps):
-        loss = objective(h(start + shift), target, shift, config.cf_penalty)
+        loss = search_loss(h(start + shift), target, shift, config.cf_penalty)
         (shift.grad,) = torch.autograd.grad(loss.sum(), shift)
         optimizer.step()
         with torch.no_grad():
@@ -32,17 +32,17 @@ def search(h: Callable[[Tensor], Tensor], start: Tensor, config: CooperateConfig
     return start + shift.detach()
 
 
-def aim(gap: Tensor, alpha: float) -> Tensor:
+def target_gaps(gap: Tensor, alpha: float) -> Tensor:
     """Return the gaps to reach from those predicted [n]: y' = h + alpha (h_95 - h)_+."""
-    return gap + alpha * (gap.quantile(LARGE) - gap).clamp_min(0)
+    return gap + alpha * (gap.quantile(LARGE_QUANTILE) - gap).clamp_min(0)
 
 
-def objective(gap: Tensor, target: Tensor, shift: Tensor, penalty: float) -> Tensor:
+def search_loss(gap: Tensor, target: Tensor, shift: Tensor, penalty: float) -> Tensor:
     """Return (h(s') - y')^2 + penalty * |s' - s|_1 of each state [n]."""
     return (gap - target).square() + penalty * shift.abs().sum(-1)
 
 
-def distinct(found: Tensor, known: Tensor, within: float) -> Tensor:
+def are_distinct(found: Tensor, known: Tensor, within: float) -> Tensor:
     """Return which of found [n, D] are no nearer than `within` to a known state or one before."""
     keep = torch.cdist(found, known).amin(1) >= within
     near = torch.cdist(found, found) < within
@@ -52,21 +52,21 @@ def distinct(found: Tensor, known: Tensor, within: float) -> Tensor:
     return keep
 
 
-HIDDEN = (64, 64)
-BATCH = 128
-DECAY = 1e-2  # some hundred states would be learned by heart
-TINY = 1e-6  # a coordinate or a gap that hardly varies is not blown up
+PROXY_HIDDEN = (64, 64)
+PROXY_BATCH = 128
+PROXY_WEIGHT_DECAY = 1e-2  # some hundred states would be learned by heart
+MIN_SCALE = 1e-6  # a coordinate or a gap that hardly varies is not blown up
 
 
-class Proxies:
+class GapProxies:
     """h_ij of all pairs as one stack: standardised gaps from standardised coordinates."""
 
     def __init__(self, coords: Tensor, gaps: Tensor, generator: torch.Generator) -> None:
         """Take the scales from coords [n, D] and gaps [P, n]."""
-        self.mean, self.scale = coords.mean(0), coords.std(0).clamp_min(TINY)  # [D]
+        self.mean, self.scale = coords.mean(0), coords.std(0).clamp_min(MIN_SCALE)  # [D]
         self.gap_mean = gaps.mean(1, keepdim=True)  # [P, 1]
-        self.gap_scale = gaps.std(1, keepdim=True).clamp_min(TINY)
-        shapes = mlp_shapes("gap", [coords.shape[1], *HIDDEN, 1])
+        self.gap_scale = gaps.std(1, keepdim=True).clamp_min(MIN_SCALE)
+        shapes = mlp_shapes("gap", [coords.shape[1], *PROXY_HIDDEN, 1])
         self.nets = StackedNets(shapes, len(gaps), "tanh")
         self.nets.init_uniform("gap", [generator] * len(gaps))
 
@@ -88,15 +88,15 @@ class Proxies:
         return mlp(stack, z.unsqueeze(0), self.nets.activation)[0].view(-1)
 
 
-def fit(
+def fit_proxies(
     coords: Tensor, gaps: Tensor, config: CooperateConfig, generator: torch.Generator
-) -> Proxies:
+) -> GapProxies:
     """Regress every pair's gap [P, n] on the coordinates [n, D]."""
-    proxies = Proxies(coords, gaps, generator)
+    proxies = GapProxies(coords, gaps, generator)
     nets, z, y = proxies.nets, proxies.standard(coords), proxies.standard_gap(gaps)
-    optimizer = torch.optim.AdamW([nets.flat], lr=config.proxy_lr, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW([nets.flat], lr=config.proxy_lr, weight_decay=PROXY_WEIGHT_DECAY)
     for _ in range(config.proxy_steps):
-        rows = torch.randint(len(z), (min(BATCH, len(z)),), generator=generator)
+        rows = torch.randint(len(z), (min(PROXY_BATCH, len(z)),), generator=generator)
         (found,) = nets(z[rows].expand(len(y), -1, -1), "gap")
         optimizer.zero_grad()
         squared_error(found.squeeze(-1), y[:, rows]).sum().backward()
@@ -110,11 +110,11 @@ def squared_error(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def r2(proxies: Proxies, pair: int, coords: Tensor, gap: Tensor) -> float | None:
+def proxy_r2(proxies: GapProxies, pair: int, coords: Tensor, gap: Tensor) -> float | None:
     """Return 1 - SSE/SST of a pair's gap [n] at coords [n, D]; None where the gap is constant."""
     wanted = (gap - proxies.gap_mean[pair]) / proxies.gap_scale[pair]
     total = (wanted - wanted.mean()).square().sum()
-    if not total > TINY:
+    if not total > MIN_SCALE:
         return None
     error = (proxies(pair, proxies.standard(coords)) - wanted).square().sum()
     return float(1 - error / total)

@@ -24,7 +24,7 @@ class Lessons(NamedTuple):
     own: Tensor  # [m, O] where no other is better
 
 
-class Part(NamedTuple):
+class LessonBatch(NamedTuple):
     """What a student answers, and what it should."""
 
     act: Tensor  # [B, A] before it is clipped, or its gradient would end where it is clipped
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     old_log_std: Tensor
 
 
-def distance(part: Part) -> Tensor:
+def imitation_error(part: LessonBatch) -> Tensor:
     """Return the squared distance of each action [B], and of a noise that depends on the state.
 
     Mean squared error of actions holds between any two families of policies. The deviation is no
@@ -45,10 +45,10 @@ def distance(part: Part) -> Tensor:
     return error
 
 
-def loss(learn: Part | None, stay: Part | None, anchor: float) -> Tensor:
+def lesson_loss(learn: LessonBatch | None, stay: LessonBatch | None, anchor: float) -> Tensor:
     """Return E_{R u CF} D(best peer, student) + anchor * E_{competent} D(old, student)."""
-    taught = distance(learn).mean() if learn else torch.zeros(())
-    return taught + anchor * distance(stay).mean() if stay else taught
+    taught = imitation_error(learn).mean() if learn else torch.zeros(())
+    return taught + anchor * imitation_error(stay).mean() if stay else taught
 
 
 def teach(
@@ -62,25 +62,27 @@ def teach(
     optimizer = torch.optim.Adam([t.requires_grad_() for t in learned.values()], lr=config.lr)
     for _ in range(config.steps):
         student = Policy({**policy.tensors, **learned}, policy.meta)
-        rows = draw(len(lessons.obs), config.batch, generator)
-        learn = answers(student, policy, lessons.obs[rows], lessons.target[rows])
-        own = lessons.own[draw(len(lessons.own), config.batch, generator)]
-        stay = answers(student, policy, own) if len(own) else None
+        rows = draw_minibatch(len(lessons.obs), config.batch, generator)
+        learn = lesson_batch(student, policy, lessons.obs[rows], lessons.target[rows])
+        own = lessons.own[draw_minibatch(len(lessons.own), config.batch, generator)]
+        stay = lesson_batch(student, policy, own) if len(own) else None
         optimizer.zero_grad()
-        loss(learn, stay, config.anchor).backward()
+        lesson_loss(learn, stay, config.anchor).backward()
         optimizer.step()
     return Policy({k: v.detach() for k, v in student.tensors.items()}, policy.meta)
 
 
-def answers(student: Policy, old: Policy, obs: Tensor, target: Tensor | None = None) -> Part:
+def lesson_batch(
+    student: Policy, old: Policy, obs: Tensor, target: Tensor | None = None
+) -> LessonBatch:
     """Ask a student and what it was before at obs [B, O]; its own old action without a target."""
     now = student.dist(obs)
     with torch.no_grad():
         before = old.dist(obs)
     wanted = before.action(before.mean) if target is None else target
-    return Part(now.action(now.mean), now.log_std, wanted, before.log_std)
+    return LessonBatch(now.action(now.mean), now.log_std, wanted, before.log_std)
 
 
-def draw(n: int, batch: int, generator: torch.Generator) -> Tensor:
+def draw_minibatch(n: int, batch: int, generator: torch.Generator) -> Tensor:
     """Draw rows of n [B], as many as there are at most."""
     return torch.randint(max(n, 1), (min(batch, n),), generator=generator)

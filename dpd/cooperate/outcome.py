@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dpd.cooperate.config import NOT_SAVED, CooperateConfig, reading
-from dpd.cooperate.policies import Subject, require_fit_task
+from dpd.cooperate.config import NOT_SAVED, CooperateConfig, cooperation_file
+from dpd.cooperate.policies import CooperatingPolicy, require_fit_task
 from dpd.cooperate.rounds import Pair, Round, Trial
-from dpd.cooperate.simulator import PURPOSES, Budget, Spent
+from dpd.cooperate.simulator import PURPOSES, Budget, BudgetExceeded
 from dpd.policies.policyfile import Policy, load
 from dpd.report.stats import (
     CONFIDENCE,
@@ -27,10 +27,10 @@ from dpd.report.stats import (
 
 
 @dataclass(kw_only=True)
-class Outcome:
+class Cooperation:
     """Everything found so far. Letters: k policies · K episodes."""
 
-    subjects: list[Subject]
+    subjects: list[CooperatingPolicy]
     env_id: str
     config: CooperateConfig
     budget: Budget
@@ -39,7 +39,7 @@ class Outcome:
     """Simulator steps at the end of each round."""
     before: np.ndarray | None = None  # [k, K]
     after: np.ndarray | None = None  # [k, K], the same episodes
-    spent: Spent | None = None
+    spent: BudgetExceeded | None = None
     """Why the rounds ended early."""
     stopped: bool = False
     """Whether the user ended them."""
@@ -94,12 +94,12 @@ class Outcome:
             )
 
 
-def as_text(outcome: Outcome) -> str:
+def cooperation_text(outcome: Cooperation) -> str:
     """Return the JSON."""
-    return json.dumps(as_json(outcome), indent=2, allow_nan=False) + "\n"
+    return json.dumps(cooperation_json(outcome), indent=2, allow_nan=False) + "\n"
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
+def cooperation_json(outcome: Cooperation) -> dict[str, Any]:
     """Return everything measured, raw returns included."""
     rounds = zip(outcome.rounds, outcome.steps, strict=True)
     return {
@@ -122,7 +122,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def policies_json(outcome: Outcome) -> list[dict[str, Any]]:
+def policies_json(outcome: Cooperation) -> list[dict[str, Any]]:
     """Return every policy's figures and the returns behind them."""
     found: list[dict[str, Any]] = []
     for k, subject in enumerate(outcome.subjects):
@@ -144,53 +144,55 @@ def gain_json(gain: Difference) -> dict[str, Any]:
         "interval_gain": gain.interval,
         "p": gain.p,
         "p_adjusted": gain.p_adjusted,
-        "verdict": worded(gain),
+        "verdict": gain_verdict(gain),
     }
 
 
-def worded(gain: Difference) -> str:
+def gain_verdict(gain: Difference) -> str:
     """Return the verdict on a gain, whose replicates are episodes."""
     return gain.verdict.replace("seeds", "episodes")
 
 
-def read_outcome(config: CooperateConfig) -> Outcome:
+def read_cooperation(config: CooperateConfig) -> Cooperation:
     """Read the cooperation in `config.out` as of its last completed round.
 
     Resuming it gives bit for bit what the uninterrupted run would have given. Raises BadInput if
     the folder holds no cooperation.
     """
-    with reading(config.out) as saved:
-        return outcome_of(saved, config)
+    with cooperation_file(config.out) as saved:
+        return saved_cooperation(saved, config)
 
 
-def outcome_of(saved: dict[str, Any], config: CooperateConfig) -> Outcome:
+def saved_cooperation(saved: dict[str, Any], config: CooperateConfig) -> Cooperation:
     """Return an outcome from its JSON and the policies beside it."""
-    subjects = [subject(said, config, k) for k, said in enumerate(saved["policies"])]
+    subjects = [saved_policy(said, config, k) for k, said in enumerate(saved["policies"])]
     require_fit_task(saved["env"], subjects)
     budget = Budget(config.total_steps)
     budget.used = {purpose: int(saved["steps"][purpose]) for purpose in PURPOSES}
     last = len(saved["rounds"]) - 1
     policies = [s.policy for s in subjects]
-    return Outcome(
+    return Cooperation(
         subjects=subjects,
         env_id=saved["env"],
         config=config,
         budget=budget,
-        rounds=[round_of(r, policies if k == last else []) for k, r in enumerate(saved["rounds"])],
+        rounds=[
+            saved_round(r, policies if k == last else []) for k, r in enumerate(saved["rounds"])
+        ],
         steps=[int(r["steps"]) for r in saved["rounds"]],
         before=np.array([p["returns_before"] for p in saved["policies"]], dtype=float),
         is_finished="returns_after" in saved["policies"][0],
     )
 
 
-def subject(said: dict[str, Any], config: CooperateConfig, k: int) -> Subject:
+def saved_policy(said: dict[str, Any], config: CooperateConfig, k: int) -> CooperatingPolicy:
     """Return a policy as it is now, with where it came from."""
     origin = {name: said[name] for name in ("name", "sha256", "algo", "steps")}
     now = load(config.out / "policies" / f"peer{k}.safetensors")
-    return Subject(name=said["name"], file=Path(said["file"]), origin=origin, policy=now)
+    return CooperatingPolicy(name=said["name"], file=Path(said["file"]), origin=origin, policy=now)
 
 
-def round_of(said: dict[str, Any], policies: list[Any]) -> Round:
+def saved_round(said: dict[str, Any], policies: list[Any]) -> Round:
     """Return a round's figures."""
     trials = said["trials"]
     return Round(

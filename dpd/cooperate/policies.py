@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class CooperatingPolicy:
     """A policy as it came, and where from."""
 
     name: str
@@ -33,7 +33,7 @@ class Subject:
     policy: Policy
 
 
-def read_subjects(config: CooperateConfig) -> tuple[list[Subject], str]:
+def read_policies(config: CooperateConfig) -> tuple[list[CooperatingPolicy], str]:
     """Read all policies and name their task.
 
     Raises BadInput or NotAPolicy where one can't be read, or they don't fit each other and a task
@@ -44,7 +44,7 @@ def read_subjects(config: CooperateConfig) -> tuple[list[Subject], str]:
     if len({file.resolve() for file in files}) < len(files):
         raise BadInput("a policy is given twice; give each once")
     refuse_shared_statistics(files, config.foreign)
-    subjects: list[Subject] = []
+    subjects: list[CooperatingPolicy] = []
     foreign, zips = config.foreign, any(map(is_zip, files))
     for name, file in zip(names, files, strict=True):
         own = foreign if is_zip(file) or not zips else only_env(foreign)
@@ -53,25 +53,25 @@ def read_subjects(config: CooperateConfig) -> tuple[list[Subject], str]:
             policy = moved(policy, Place(policy.meta.env_id, kwargs))
         # a zip does not say its environment; it is the others'
         foreign = replace(foreign, env=foreign.env or policy.meta.env_id)
-        said = origin(name, file, policy)
-        subjects.append(Subject(name=name, file=file, origin=said, policy=policy))
+        said = policy_origin(name, file, policy)
+        subjects.append(CooperatingPolicy(name=name, file=file, origin=said, policy=policy))
     env_id = str(foreign.env)
     require_fit_task(env_id, subjects, config.foreign.env is not None)
     return subjects, env_id
 
 
-def origin(name: str, file: Path, policy: Policy) -> dict[str, Any]:
+def policy_origin(name: str, file: Path, policy: Policy) -> dict[str, Any]:
     """Say where a policy comes from."""
     digest, meta = hashlib.sha256(file.read_bytes()).hexdigest(), policy.meta
     steps = meta.provenance.get("steps")
     return {"name": name, "sha256": digest, "algo": meta.algo, "steps": steps}
 
 
-def require_fit_task(env_id: str, subjects: list[Subject], is_given: bool = True) -> None:
+def require_fit_task(env_id: str, subjects: list[CooperatingPolicy], is_given: bool = True) -> None:
     """Raise BadInput unless policies act alike in a task whose states can be restored."""
     spec = restorable(env_id, subjects)
     for subject in subjects:
-        require_alike(subject, subjects[0], spec, is_given)
+        require_acts_in(subject, subjects[0], spec, is_given)
 
 
 def only_env(foreign: ForeignConfig) -> ForeignConfig:
@@ -79,7 +79,7 @@ def only_env(foreign: ForeignConfig) -> ForeignConfig:
     return replace(foreign, vecnormalize=None, activation=None)
 
 
-def restorable(env_id: str, subjects: list[Subject]) -> EnvSpec:
+def restorable(env_id: str, subjects: list[CooperatingPolicy]) -> EnvSpec:
     """Return a task's description. Raises BadInput where its states can't be restored."""
     try:
         for subject in subjects:  # whose own arguments count in any task, or they would be dropped
@@ -89,7 +89,9 @@ def restorable(env_id: str, subjects: list[Subject]) -> EnvSpec:
         raise BadInput(f"policies are judged from restored states of the task: {error}") from error
 
 
-def require_alike(subject: Subject, first: Subject, spec: EnvSpec, is_given: bool) -> None:
+def require_acts_in(
+    subject: CooperatingPolicy, first: CooperatingPolicy, spec: EnvSpec, is_given: bool
+) -> None:
     """Raise BadInput unless a policy acts in the task as the first one does."""
     meta = subject.policy.meta
     if (meta.obs_dim, meta.act_dim) != (spec.obs_dim, spec.act_dim):

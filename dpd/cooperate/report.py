@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpd import __version__
-from dpd.cooperate.outcome import Outcome, as_text, worded
+from dpd.cooperate.outcome import Cooperation, cooperation_text, gain_verdict
 from dpd.cooperate.rounds import Round
 from dpd.files import replacing
 from dpd.policies import policyfile
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-def round_line(outcome: Outcome) -> str:
+def round_line(outcome: Cooperation) -> str:
     """Say in one line what came of the last round."""
     found, total = outcome.rounds[-1], outcome.budget.total
     words = [f"round {found.number}/{outcome.config.rounds}"]
@@ -39,17 +39,17 @@ def round_line(outcome: Outcome) -> str:
     return "  ".join([*words, f"{outcome.budget.spent:,}/{total:,} steps"])
 
 
-def sheets(outcome: Outcome) -> Iterator[Sheet]:
+def cooperation_tables(outcome: Cooperation) -> Iterator[Sheet]:
     """Return the tables, the most important one first."""
-    yield returns_sheet(outcome)
+    yield before_after_table(outcome)
     if outcome.gains:
-        yield gains_sheet(outcome)
-    yield pairs_sheet(outcome)
+        yield gains_table(outcome)
+    yield pairs_table(outcome)
     if any(found.trials for found in outcome.rounds):
-        yield trials_sheet(outcome)
+        yield trials_table(outcome)
 
 
-def returns_sheet(outcome: Outcome) -> Sheet:
+def before_after_table(outcome: Cooperation) -> Sheet:
     """Lay out every policy's returns, before and after."""
     title = (
         f"{outcome.env_id}: the same {outcome.config.episodes} deterministic episodes before and "
@@ -65,13 +65,13 @@ def returns_sheet(outcome: Outcome) -> Sheet:
     return Sheet(title, ["policy", "before", "95 %", "after", "95 %"], rows)
 
 
-def gains_sheet(outcome: Outcome) -> Sheet:
+def gains_table(outcome: Cooperation) -> Sheet:
     """Lay out every policy's gain and what it decides."""
     rows = [
         [
             f"{k} {outcome.name(k)}",
             *map(shown, (gain.mean, gain.interval, gain.p, gain.p_adjusted)),
-            worded(gain),
+            gain_verdict(gain),
         ]
         for k, gain in enumerate(outcome.gains)
     ]
@@ -79,7 +79,7 @@ def gains_sheet(outcome: Outcome) -> Sheet:
     return Sheet("After minus before, episode by episode", columns, rows)
 
 
-def pairs_sheet(outcome: Outcome) -> Sheet:
+def pairs_table(outcome: Cooperation) -> Sheet:
     """Lay out every pair's figures in every round."""
     rows = []
     for found in outcome.rounds:
@@ -93,10 +93,15 @@ def pairs_sheet(outcome: Outcome) -> Sheet:
     return Sheet("Who taught whom (teacher→student)", columns, rows)
 
 
-def trials_sheet(outcome: Outcome) -> Sheet:
+def trials_table(outcome: Cooperation) -> Sheet:
     """Lay out what the trials of every round decided."""
     rows = [
-        [f"{found.number} {outcome.name(k)}", shown(t.before), shown(t.after), kept(t.passed)]
+        [
+            f"{found.number} {outcome.name(k)}",
+            shown(t.before),
+            shown(t.after),
+            trial_result(t.passed),
+        ]
         for found in outcome.rounds
         for k, t in enumerate(found.trials or ())
     ]
@@ -104,12 +109,12 @@ def trials_sheet(outcome: Outcome) -> Sheet:
     return Sheet(title, ["round, policy", "before", "after", "lessons"], rows)
 
 
-def kept(passed: bool) -> str:
+def trial_result(passed: bool) -> str:
     """Word what a trial decides."""
     return "kept" if passed else "given up"
 
 
-MEANINGS = {
+COOPERATION_MEANINGS = {
     "before, after, gain": "mean return of whole deterministic episodes, the same ones; 95 % t "
     "interval over episodes, of the gain paired by episode: of these very policies, whatever "
     "another seed would have made of them",
@@ -130,7 +135,7 @@ MEANINGS = {
     "trial": "whole episodes, others than those of the first table: who got worse in them stays "
     "as it was",
 }
-PURPOSES = {
+PURPOSE_MEANINGS = {
     "probe": "episodes that give the states",
     "competence": "playing every policy from every state",
     "counterfactual": "playing teacher and student from states that were found",
@@ -139,36 +144,36 @@ PURPOSES = {
 }
 
 
-def page(outcome: Outcome) -> str:
+def cooperation_page(outcome: Cooperation) -> str:
     """Return the page."""
-    tables = [table(sheet) for sheet in sheets(outcome)]
+    tables = [table(sheet) for sheet in cooperation_tables(outcome)]
     n = 1 + bool(outcome.gains)  # the tables of returns
     parts = [
-        f"<p>{escape(verdict(outcome))}</p>",
+        f"<p>{escape(gains_sentence(outcome))}</p>",
         *(f"<p>{escape(line)}.</p>" for line in outcome.remarks()),
         *tables[:n],
-        returns(outcome),
-        f"<h2>What was taught</h2>{gaps(outcome)}",
+        returns_chart(outcome),
+        f"<h2>What was taught</h2>{gaps_chart(outcome)}",
         *tables[n:],
-        f"<h2>What it cost</h2>{table(costs_sheet(outcome))}",
-        f"<h2>What the numbers mean</h2>{definitions(MEANINGS)}",
-        f"<h2>Where it comes from</h2>{provenance(outcome)}",
+        f"<h2>What it cost</h2>{table(steps_table(outcome))}",
+        f"<h2>What the numbers mean</h2>{definitions(COOPERATION_MEANINGS)}",
+        f"<h2>Where it comes from</h2>{sources_html(outcome)}",
     ]
     return document(f"Cooperation in {outcome.env_id}", parts)
 
 
-def verdict(outcome: Outcome) -> str:
+def gains_sentence(outcome: Cooperation) -> str:
     """Say in a sentence who got better, as far as the episodes tell."""
     if not outcome.gains:
         return "The policies were not evaluated after the last round."
     words: dict[str, list[str]] = {"higher": [], "lower": []}
     for k, gain in enumerate(outcome.gains):
-        words.setdefault(worded(gain), []).append(outcome.name(k))
+        words.setdefault(gain_verdict(gain), []).append(outcome.name(k))
     said = (f"{what}: {', '.join(names)}" for what, names in words.items() if names)
     return f"By the adjusted p of the gain {'; '.join(said)}."
 
 
-def returns(outcome: Outcome) -> str:
+def returns_chart(outcome: Cooperation) -> str:
     """Draw every policy's returns before and after, with their intervals."""
     k = len(outcome.subjects)
     figure = new_figure(8.4, 1.1 + 0.5 * k)
@@ -176,7 +181,7 @@ def returns(outcome: Outcome) -> str:
     for turn, (name, found) in enumerate((("before", outcome.before), ("after", outcome.after))):
         if found is not None:
             marks = {"color": look(turn)["color"], "label": name}
-            draw_returns(axes, found, (0.12, -0.12)[turn], marks)
+            draw_intervals(axes, found, (0.12, -0.12)[turn], marks)
     axes.set_yticks(range(k), [f"{j} {outcome.name(j)}" for j in range(k)])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a file may have dollars in its name
@@ -189,7 +194,7 @@ def returns(outcome: Outcome) -> str:
     return svg(figure, "returns")
 
 
-def draw_returns(axes: Axes, found: np.ndarray, shift: float, marks: dict[str, str]) -> None:
+def draw_intervals(axes: Axes, found: np.ndarray, shift: float, marks: dict[str, str]) -> None:
     """Draw a dot and an interval for the returns of every policy [k, K]."""
     means = found.mean(1)
     ends = np.array([mean_interval(row) or (m, m) for row, m in zip(found, means, strict=True)])
@@ -198,7 +203,7 @@ def draw_returns(axes: Axes, found: np.ndarray, shift: float, marks: dict[str, s
     axes.errorbar(means, at, xerr=spread, fmt="o", markersize=5, linewidth=1.6, **marks)  # type: ignore[arg-type]
 
 
-def gaps(outcome: Outcome) -> str:
+def gaps_chart(outcome: Cooperation) -> str:
     """Draw the gap of every pair before and after each round's lessons."""
     taught = [(r.number, p) for r in outcome.rounds for p in r.pairs if p.gap_before is not None]
     if not taught:
@@ -217,15 +222,15 @@ def gaps(outcome: Outcome) -> str:
     return svg(figure, "gaps")
 
 
-def costs_sheet(outcome: Outcome) -> Sheet:
+def steps_table(outcome: Cooperation) -> Sheet:
     """Lay out the simulator's steps by what they were for."""
     used = outcome.budget.used
-    rows = [[f"{what}: {PURPOSES[what]}", f"{n:,}"] for what, n in used.items()]
+    rows = [[f"{what}: {PURPOSE_MEANINGS[what]}", f"{n:,}"] for what, n in used.items()]
     total = [f"all, of {outcome.budget.total:,}", f"{outcome.budget.spent:,}"]
     return Sheet("Simulator steps", ["purpose", "steps"], [*rows, total])
 
 
-def provenance(outcome: Outcome) -> str:
+def sources_html(outcome: Cooperation) -> str:
     """Name the files with their digests, and the settings."""
     said = ", ".join(f"{k} {v}" for k, v in outcome.settings.items())
     files = "".join(
@@ -236,18 +241,18 @@ def provenance(outcome: Outcome) -> str:
     return f"<dl>{files}</dl><p>{escape(said)}.</p>"
 
 
-def write(outcome: Outcome) -> None:
+def write_cooperation(outcome: Cooperation) -> None:
     """Write the policies of the last round, and all figures."""
     out = outcome.config.out
     for k in range(len(outcome.subjects)):
-        write_policy(outcome, k, out / "policies" / f"peer{k}.safetensors")
-    for name, text in (("json", as_text(outcome)), ("html", page(outcome))):
+        write_improved_policy(outcome, k, out / "policies" / f"peer{k}.safetensors")
+    for name, text in (("json", cooperation_text(outcome)), ("html", cooperation_page(outcome))):
         with replacing(out / f"cooperative.{name}") as draft:
             draft.write_text(text, encoding="utf-8")
-    write_events(outcome, out / "tb")
+    write_cooperation_events(outcome, out / "tb")
 
 
-def write_policy(outcome: Outcome, k: int, path: Path) -> None:
+def write_improved_policy(outcome: Cooperation, k: int, path: Path) -> None:
     """Write a policy with where it came from."""
     policy, rounds = outcome.rounds[-1].policies[k], len(outcome.rounds)
     config = outcome.config
@@ -266,7 +271,7 @@ def write_policy(outcome: Outcome, k: int, path: Path) -> None:
     policyfile.save(path, policy.tensors, meta)
 
 
-def write_events(outcome: Outcome, folder: Path) -> None:
+def write_cooperation_events(outcome: Cooperation, folder: Path) -> None:
     """Write TensorBoard's events, in place of those after an earlier round.
 
     One run per policy and one per pair of them, with the same tags: they share charts.
@@ -291,13 +296,13 @@ def write_events(outcome: Outcome, folder: Path) -> None:
                 add_scalars(writers[run], values, steps)
 
 
-Runs = dict[str, dict[str, float | None]]
+TaggedRuns = dict[str, dict[str, float | None]]
 """Figures by TensorBoard run and tag."""
 
 
-def round_tags(found: Round) -> Runs:
+def round_tags(found: Round) -> TaggedRuns:
     """Name a round's figures: of pairs in the runs peer<teacher>-to-peer<student>, else peer<k>."""
-    runs: Runs = {}
+    runs: TaggedRuns = {}
     for pair in found.pairs:
         i, j, *values = pair
         tags = {f"coop/{k}": v for k, v in zip(pair._fields[2:], values, strict=True)}
@@ -311,9 +316,9 @@ def round_tags(found: Round) -> Runs:
     return runs
 
 
-def return_tags(outcome: Outcome) -> Runs:
+def return_tags(outcome: Cooperation) -> TaggedRuns:
     """Name the returns before and after."""
-    runs: Runs = {}
+    runs: TaggedRuns = {}
     for name, returns in (("before", outcome.before), ("after", outcome.after)):
         for j, mine in enumerate(() if returns is None else returns):
             runs.setdefault(f"peer{j}", {})[f"coop/return_{name}"] = float(mine.mean())

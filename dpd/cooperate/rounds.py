@@ -13,16 +13,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from dpd.cooperate import counterfactuals as cf
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.counterfactuals import Proxies, fit, r2
+from dpd.cooperate.counterfactuals import (
+    GapProxies,
+    are_distinct,
+    fit_proxies,
+    proxy_r2,
+    search_states,
+)
 from dpd.cooperate.lessons import Lessons, teach
-from dpd.cooperate.simulator import Spent, States, World, joined
+from dpd.cooperate.simulator import BudgetExceeded, SimStates, World, concatenate_states
+from dpd.fidelity.states import ActFunction
 from dpd.policies.policyfile import Policy
 
-NOBODY = -1
+NO_TEACHER = -1
 
 
 class Competence(NamedTuple):
@@ -42,7 +47,7 @@ class Competence(NamedTuple):
         return self.score[i] - self.score[j]
 
 
-def judge(score: np.ndarray, margin: float) -> Competence:
+def find_teachers(score: np.ndarray, margin: float) -> Competence:
     """Find each policy's teachers from score [k, n]; of several that are better, the best.
 
     R_{i->j} = {s: G_i - G_j > margin * std(G)}. With more than two policies every state of a
@@ -51,15 +56,12 @@ def judge(score: np.ndarray, margin: float) -> Competence:
     threshold = margin * float(score.std())
     best = score.argmax(0)  # [n]
     ahead = score.max(0) - score > threshold  # [k, n]; the best is not ahead of itself
-    return Competence(score, threshold, np.where(ahead, best, NOBODY))
+    return Competence(score, threshold, np.where(ahead, best, NO_TEACHER))
 
 
-def pairs(k: int) -> list[tuple[int, int]]:
+def teacher_student_pairs(k: int) -> list[tuple[int, int]]:
     """Return all (teacher, student) of k policies."""
     return list(permutations(range(k), 2))
-
-
-Mode = Callable[[Tensor], Tensor]
 
 
 class Pair(NamedTuple):
@@ -109,10 +111,10 @@ class Round:
     """Mean |change| of each one's actions, in halves of their range, where it was competent."""
 
 
-class Found(NamedTuple):
+class Counterfactuals(NamedTuple):
     """The counterfactuals of a pair, and how many were looked for and looked at."""
 
-    states: States | None
+    states: SimStates | None
     tried: int
     looked_at: int
     risen: int
@@ -124,18 +126,18 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class RoundContext:
     """A round's world, policies as they were before it, states and judgement."""
 
     world: World
     policies: Sequence[Policy]
     config: CooperateConfig
-    probes: States
+    probes: SimStates
     held: np.ndarray  # [n] bool: nothing learns from these
     found: Competence
     generator: torch.Generator
 
-    def modes(self, *which: int) -> list[Mode]:
+    def modes(self, *which: int) -> list[ActFunction]:
         """Return how some of the policies act."""
         return [self.policies[i].mode for i in which]
 
@@ -154,106 +156,115 @@ def cooperate(
     config: CooperateConfig,
     done: Callable[[Round], None] = lambda found: None,
     first: int = 1,
-) -> Spent | None:
+) -> BudgetExceeded | None:
     """Run all rounds from the first; `done` hears of each. Return why they ended early, if so."""
     try:
         for number in range(first, config.rounds + 1):
-            found = one_round(world, policies, config, number)
+            found = run_round(world, policies, config, number)
             policies = found.policies
             done(found)
-    except Spent as spent:
+    except BudgetExceeded as spent:
         return spent
     return None
 
 
-def one_round(
+def run_round(
     world: World, policies: Sequence[Policy], config: CooperateConfig, number: int
 ) -> Round:
     """Judge, search, teach, and measure again; all policies teach as they were before.
 
     Raises Spent where the budget ends before the round does.
     """
-    s = judged(world, policies, config, number)
-    proxies = predicted(s) if config.wants_counterfactuals else None
-    extra = {pair: searched(s, pair, proxies) for pair in pairs(len(policies))}
-    after = [teach(p, lessons(s, j, extra), config, s.generator) for j, p in enumerate(policies)]
-    gaps = remaining(s, after)
-    trials = tried(s, after) if config.trial_episodes else None
+    s = judge_policies(world, policies, config, number)
+    proxies = fit_gap_proxies(s) if config.wants_counterfactuals else None
+    extra = {
+        pair: find_counterfactuals(s, pair, proxies)
+        for pair in teacher_student_pairs(len(policies))
+    }
+    after = [
+        teach(p, student_lessons(s, j, extra), config, s.generator) for j, p in enumerate(policies)
+    ]
+    gaps = remaining_gaps(s, after)
+    trials = run_trials(s, after) if config.trial_episodes else None
     return Round(
         number=number,
-        policies=after if trials is None else passed(policies, after, trials),
+        policies=after if trials is None else accepted_policies(policies, after, trials),
         trials=trials,
-        pairs=[figures(s, pair, extra[pair], proxies, gaps[pair]) for pair in extra],
-        drift=[drift(s, j, new) for j, new in enumerate(after)],
+        pairs=[pair_figures(s, pair, extra[pair], proxies, gaps[pair]) for pair in extra],
+        drift=[action_drift(s, j, new) for j, new in enumerate(after)],
     )
 
 
-def judged(
+def judge_policies(
     world: World, policies: Sequence[Policy], config: CooperateConfig, number: int
-) -> Setting:
+) -> RoundContext:
     """Collect states of every policy, and play every policy from all of them."""
     seeds = np.random.SeedSequence([config.seed, number]).generate_state(len(policies) + 2)
     first, *own = seeds.tolist()
     visits = zip(policies, own, strict=False)
-    probes = joined([world.visit(p.mode, config.probes, seed) for p, seed in visits])
+    probes = concatenate_states([world.visit(p.mode, config.probes, seed) for p, seed in visits])
     rng = np.random.default_rng(own[-1])
     held = rng.permutation(len(probes)) < round(config.holdout * len(probes))
     score = world.score(probes, [p.mode for p in policies], "competence")
-    return Setting(
+    return RoundContext(
         world=world,
         policies=policies,
         config=config,
         probes=probes,
         held=held,
-        found=judge(score, config.margin),
+        found=find_teachers(score, config.margin),
         generator=torch.Generator().manual_seed(first),
     )
 
 
-def predicted(s: Setting) -> Proxies:
+def fit_gap_proxies(s: RoundContext) -> GapProxies:
     """Fit the gaps of all pairs on the states that may be learned from."""
-    gaps = np.stack([s.found.gap(i, j)[~s.held] for i, j in pairs(len(s.policies))])
+    gaps = np.stack([s.found.gap(i, j)[~s.held] for i, j in teacher_student_pairs(len(s.policies))])
     coords = s.probes.coords[torch.as_tensor(~s.held)]
-    return fit(coords, torch.from_numpy(gaps), s.config, s.generator)
+    return fit_proxies(coords, torch.from_numpy(gaps), s.config, s.generator)
 
 
-def searched(s: Setting, pair: tuple[int, int], proxies: Proxies | None) -> Found:
+def find_counterfactuals(
+    s: RoundContext, pair: tuple[int, int], proxies: GapProxies | None
+) -> Counterfactuals:
     """Look for states near a pair's deficient ones where the true gap is larger."""
     start = s.learns(*pair)
     if proxies is None or not start.any():
-        return Found(None, 0, 0, 0)
-    number = pairs(len(s.policies)).index(pair)
+        return Counterfactuals(None, 0, 0, 0)
+    number = teacher_student_pairs(len(s.policies)).index(pair)
     z = proxies.standard(s.probes.coords[torch.as_tensor(start)])
-    moved = cf.search(lambda x: proxies(number, x), z, s.config)
+    moved = search_states(lambda x: proxies(number, x), z, s.config)
     near = s.world.moved(s.probes.rows(start), proxies.coordinates(moved))
     # compared as the world made them: it may have turned a state back
-    keep = cf.distinct(proxies.standard(near.coords), z, s.config.cf_distinct).numpy()
+    keep = are_distinct(proxies.standard(near.coords), z, s.config.cf_distinct).numpy()
     if not keep.any():
-        return Found(None, len(z), 0, 0)
+        return Counterfactuals(None, len(z), 0, 0)
     near = near.rows(keep)
     score = s.world.score(near, s.modes(*pair), "counterfactual")
     gap = score[0] - score[1]
     risen = int((gap > s.found.gap(*pair)[start][keep]).sum())
     good = gap > s.found.threshold
-    return Found(near.rows(good) if good.any() else None, len(z), len(near), risen)
+    return Counterfactuals(near.rows(good) if good.any() else None, len(z), len(near), risen)
 
 
 @torch.no_grad()
-def lessons(s: Setting, j: int, extra: dict[tuple[int, int], Found]) -> Lessons:
+def student_lessons(
+    s: RoundContext, j: int, extra: dict[tuple[int, int], Counterfactuals]
+) -> Lessons:
     """Put together what student j learns, and where it is to stay as it is."""
     if s.config.control == "unfocused":
-        return everything(s, j)
+        return unfocused_lessons(s, j)
     obs, target = [s.probes.obs[:0]], [s.policies[j].mode(s.probes.obs[:0])]
     for i in (i for i in range(len(s.policies)) if i != j):
         new = extra[i, j].states
         some = [s.probes.obs[torch.as_tensor(s.learns(i, j))], *([] if new is None else [new.obs])]
         obs += some
         target += [s.policies[i].mode(o) for o in some]
-    own = torch.as_tensor((s.found.teacher[j] == NOBODY) & ~s.held)
+    own = torch.as_tensor((s.found.teacher[j] == NO_TEACHER) & ~s.held)
     return Lessons(torch.cat(obs), torch.cat(target), s.probes.obs[own])
 
 
-def everything(s: Setting, j: int) -> Lessons:
+def unfocused_lessons(s: RoundContext, j: int) -> Lessons:
     """Let student j follow a randomly drawn other policy at every state, better there or not."""
     obs = s.probes.obs[torch.as_tensor(~s.held)]
     others = [i for i in range(len(s.policies)) if i != j]
@@ -262,20 +273,20 @@ def everything(s: Setting, j: int) -> Lessons:
     return Lessons(obs, answers[drawn, torch.arange(len(obs))], obs[:0])
 
 
-def remaining(s: Setting, after: Sequence[Policy]) -> dict[tuple[int, int], float | None]:
+def remaining_gaps(s: RoundContext, after: Sequence[Policy]) -> dict[tuple[int, int], float | None]:
     """Play the students again where they were deficient -> each pair's gap that is left."""
     left: dict[tuple[int, int], float | None] = {}
     for j, student in enumerate(after):
-        which = (s.found.teacher[j] != NOBODY) & s.held
+        which = (s.found.teacher[j] != NO_TEACHER) & s.held
         score = np.full(len(which), np.nan)
         if which.any():
             score[which] = s.world.score(s.probes.rows(which), [student.mode], "competence")[0]
         for i in (i for i in range(len(after)) if i != j):
-            left[i, j] = mean((s.found.score[i] - score)[s.tests(i, j)])
+            left[i, j] = mean_or_none((s.found.score[i] - score)[s.tests(i, j)])
     return left
 
 
-def tried(s: Setting, after: Sequence[Policy]) -> list[Trial]:
+def run_trials(s: RoundContext, after: Sequence[Policy]) -> list[Trial]:
     """Play whole episodes with all policies, as they were and as they are now.
 
     Short horizons do not show a gait that falls later, nor what two gaits are together.
@@ -285,7 +296,7 @@ def tried(s: Setting, after: Sequence[Policy]) -> list[Trial]:
     return [Trial(*pair) for pair in zip(found[: len(after)], found[len(after) :], strict=True)]
 
 
-def passed(
+def accepted_policies(
     before: Sequence[Policy], after: Sequence[Policy], trials: Sequence[Trial]
 ) -> list[Policy]:
     """Return each student as it is now, or as it was where it got worse."""
@@ -293,31 +304,35 @@ def passed(
     return [new if trial.passed else old for old, new, trial in each]
 
 
-def figures(
-    s: Setting, pair: tuple[int, int], new: Found, proxies: Proxies | None, after: float | None
+def pair_figures(
+    s: RoundContext,
+    pair: tuple[int, int],
+    new: Counterfactuals,
+    proxies: GapProxies | None,
+    after: float | None,
 ) -> Pair:
     """Put a pair's figures together."""
     held, gap = torch.as_tensor(s.held), torch.from_numpy(s.found.gap(*pair))
-    number = pairs(len(s.policies)).index(pair)
+    number = teacher_student_pairs(len(s.policies)).index(pair)
     return Pair(
         *pair,
         n_deficient=int(s.found.deficient(*pair).sum()),
         n_counterfactuals=new.n,
         cf_success=new.n / new.tried if new.tried else None,
         cf_gap_up=new.risen / new.looked_at if new.looked_at else None,
-        gap_before=mean(gap.numpy()[s.tests(*pair)]),
+        gap_before=mean_or_none(gap.numpy()[s.tests(*pair)]),
         gap_after=after,
-        proxy_r2=r2(proxies, number, s.probes.coords[held], gap[held]) if proxies else None,
+        proxy_r2=proxy_r2(proxies, number, s.probes.coords[held], gap[held]) if proxies else None,
     )
 
 
 @torch.no_grad()
-def drift(s: Setting, j: int, new: Policy) -> float | None:
+def action_drift(s: RoundContext, j: int, new: Policy) -> float | None:
     """Return how far student j's actions moved where no other was better, on unseen states."""
-    obs = s.probes.obs[torch.as_tensor((s.found.teacher[j] == NOBODY) & s.held)]
-    return mean((new.mode(obs) - s.policies[j].mode(obs)).abs().numpy())
+    obs = s.probes.obs[torch.as_tensor((s.found.teacher[j] == NO_TEACHER) & s.held)]
+    return mean_or_none((new.mode(obs) - s.policies[j].mode(obs)).abs().numpy())
 
 
-def mean(values: np.ndarray) -> float | None:
+def mean_or_none(values: np.ndarray) -> float | None:
     """Return the mean, or None of nothing."""
     return float(values.mean()) if values.size else None

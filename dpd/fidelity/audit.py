@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dpd.fidelity.measures import CLOSE, Scores, retained, scores, why_no_kl
-from dpd.fidelity.policies import Cost, Subject, cost
+from dpd.fidelity.measures import CLOSE, Scores, retained_return, score, why_no_kl
+from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost
 from dpd.fidelity.states import (
     HELD_OUT,
     SETS,
-    Setting,
-    either,
-    perturbed,
-    uniform,
+    AuditSettings,
+    coin_flip_policy,
+    perturbed_states,
+    uniform_policy,
     visit,
 )
 from dpd.report.stats import (
@@ -28,10 +28,10 @@ from dpd.report.stats import (
     unpaired_difference,
 )
 
-SHOWN = 1_000  # states whose actions are kept for the pictures
+N_DRAWN_STATES = 1_000  # states whose actions are kept for the pictures
 
 
-class Gap(NamedTuple):
+class GeneralisationGap(NamedTuple):
     """How much closer a student follows on states it has seen."""
 
     seen: str
@@ -46,16 +46,16 @@ class Gap(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class StudentAudit:
     """A student and how closely it follows."""
 
-    subject: Subject
+    subject: ComparedPolicy
     cost: Cost
     compression: float
     """Parameters of the teacher per parameter of the student."""
     scores: dict[str, Scores]
     """By set of states."""
-    gap: Gap
+    gap: GeneralisationGap
     returns: np.ndarray  # [K]
     ratio: float | None
     """Mean return over the teacher's."""
@@ -69,33 +69,35 @@ class Finding:
 class Audit:
     """Everything found."""
 
-    setting: Setting
-    teacher: Subject
+    setting: AuditSettings
+    teacher: ComparedPolicy
     cost: Cost
     returns: np.ndarray  # [K]
     random: np.ndarray  # [K], of uniform actions
-    findings: list[Finding]
+    findings: list[StudentAudit]
     notes: list[str]
 
 
 def audit(
-    teacher: Subject,
-    students: Sequence[Subject],
-    setting: Setting,
+    teacher: ComparedPolicy,
+    students: Sequence[ComparedPolicy],
+    setting: AuditSettings,
     tell: Callable[[str], None] = lambda what: None,
 ) -> Audit:
     """Play, collect states, and compare; `tell` hears what is being done."""
     tell(teacher.name)
     mode, n = teacher.policy.repeatable_mode, setting.n_states
     returns, obs = visit(setting, mode, n)
-    random = visit(setting, uniform(setting, teacher.policy.meta.act_dim)).returns
+    random = visit(setting, uniform_policy(setting, teacher.policy.meta.act_dim)).returns
     states = {"teacher": obs, "heldout": visit(setting, mode, n, HELD_OUT).obs}
-    states |= perturbed(setting, obs)
-    own_cost = cost(teacher)
+    states |= perturbed_states(setting, obs)
+    own_cost = measure_cost(teacher)
     findings = []
     for student in students:
         tell(student.name)
-        findings.append(examine(teacher, student, setting, states, (returns, random), own_cost))
+        findings.append(
+            audit_student(teacher, student, setting, states, (returns, random), own_cost)
+        )
     return Audit(
         setting=setting,
         teacher=teacher,
@@ -103,38 +105,40 @@ def audit(
         returns=returns,
         random=random,
         findings=findings,
-        notes=remarks(teacher, findings, setting, returns, random),
+        notes=audit_notes(teacher, findings, setting, returns, random),
     )
 
 
-def examine(
-    teacher: Subject,
-    student: Subject,
-    setting: Setting,
+def audit_student(
+    teacher: ComparedPolicy,
+    student: ComparedPolicy,
+    setting: AuditSettings,
     common: Mapping[str, Tensor],
     baselines: tuple[np.ndarray, np.ndarray],
     teachers_cost: Cost,
-) -> Finding:
+) -> StudentAudit:
     """Compare one student with its teacher.
 
     `common`: states that all students share; `baselines`: returns of the teacher, and random ones.
     """
     mode = student.policy.repeatable_mode
     returns, obs = visit(setting, mode, setting.n_states)
-    coin = either(setting, teacher.policy.repeatable_mode, mode)
+    coin = coin_flip_policy(setting, teacher.policy.repeatable_mode, mode)
     states = {**common, "student": obs, "mixed": visit(setting, coin, setting.n_states).obs}
     if student.train is not None:
         states["train"] = student.train
-    found = {name: measured(teacher, student, states[name]) for name in SETS if name in states}
-    some = common["heldout"][:SHOWN]
-    own_cost = cost(student)
-    ratio, kept, interval = against(returns, *baselines, setting.seed)
-    return Finding(
+    found = {
+        name: compare_policies(teacher, student, states[name]) for name in SETS if name in states
+    }
+    some = common["heldout"][:N_DRAWN_STATES]
+    own_cost = measure_cost(student)
+    ratio, kept, interval = compare_returns(returns, *baselines, setting.seed)
+    return StudentAudit(
         subject=student,
         cost=own_cost,
         compression=teachers_cost.parameters / own_cost.parameters,
         scores=found,
-        gap=gap(found),
+        gap=generalisation_gap(found),
         returns=returns,
         ratio=ratio,
         retained=kept,
@@ -143,27 +147,27 @@ def examine(
     )
 
 
-def measured(teacher: Subject, student: Subject, obs: Tensor) -> Scores:
+def compare_policies(teacher: ComparedPolicy, student: ComparedPolicy, obs: Tensor) -> Scores:
     """Compare two policies on states [n, O]."""
     has_kl = why_no_kl(teacher.policy.meta, student.policy.meta) is None
-    return scores(teacher.answers(obs), student.answers(obs), has_kl)
+    return score(teacher.answers(obs), student.answers(obs), has_kl)
 
 
-def gap(found: Mapping[str, Scores]) -> Gap:
+def generalisation_gap(found: Mapping[str, Scores]) -> GeneralisationGap:
     """Compare held-out states with those seen in training, or with the teacher's others."""
     seen = "train" if "train" in found else "teacher"
     before, after = found[seen].values, found["heldout"].values
-    values = {name: minus(after[name], before[name]) for name in after}
+    values = {name: subtract(after[name], before[name]) for name in after}
     agree = f"agree_{CLOSE}"
-    return Gap(seen, values, 1 - (before[agree] or 0), -(values[agree] or 0))
+    return GeneralisationGap(seen, values, 1 - (before[agree] or 0), -(values[agree] or 0))
 
 
-def minus(a: float | None, b: float | None) -> float | None:
+def subtract(a: float | None, b: float | None) -> float | None:
     """Subtract where both are known."""
     return None if a is None or b is None else a - b
 
 
-def against(
+def compare_returns(
     student: np.ndarray, teacher: np.ndarray, random: np.ndarray, seed: int
 ) -> tuple[float | None, float | None, Interval | None]:
     """Return R_S / R_T, the return retained, and its interval over episodes, paired by their seed.
@@ -175,21 +179,21 @@ def against(
         return ratio, None, None
     with np.errstate(divide="ignore", invalid="ignore"):
         samples: Any = [student, teacher, random]
-        interval = bootstrap_interval(retained, samples, seed, paired=True)
+        interval = bootstrap_interval(retained_return, samples, seed, paired=True)
     if interval is not None and not np.isfinite(interval).all():
         interval = None
-    return ratio, float(retained(student, teacher, random)), interval
+    return ratio, float(retained_return(student, teacher, random)), interval
 
 
-def remarks(
-    teacher: Subject,
-    findings: Sequence[Finding],
-    setting: Setting,
+def audit_notes(
+    teacher: ComparedPolicy,
+    findings: Sequence[StudentAudit],
+    setting: AuditSettings,
     returns: np.ndarray,
     random: np.ndarray,
 ) -> list[str]:
     """Say what was left out, what the gaps mean, and what weakens the numbers."""
-    notes = [fit_text(f) for f in findings if f.gap.seen == "train"]
+    notes = [fit_note(f) for f in findings if f.gap.seen == "train"]
     unknown = [f.subject.name for f in findings if f.gap.seen != "train" and not f.subject.is_floor]
     if unknown:
         notes.append(
@@ -222,7 +226,7 @@ def remarks(
     return notes
 
 
-def fit_text(f: Finding) -> str:
+def fit_note(f: StudentAudit) -> str:
     """Separate what a student was not brought to follow from what it does not generalise."""
     return (
         f"{f.subject.name} is off by more than {CLOSE} on {f.gap.unfitted:.1%} of its training "

@@ -40,7 +40,7 @@ MEASURES = {
 }
 
 
-class Answers(NamedTuple):
+class PolicyOutputs(NamedTuple):
     """What a policy says of n states."""
 
     act: Tensor  # [n, A] without noise, in [-1, 1]
@@ -59,17 +59,17 @@ class Scores(NamedTuple):
     """R² of each action dimension; None where the teacher's action is constant."""
 
 
-def scores(teacher: Answers, student: Answers, has_kl: bool) -> Scores:
+def score(teacher: PolicyOutputs, student: PolicyOutputs, has_kl: bool) -> Scores:
     """Compare answers to the same states by every measure."""
     gap = (student.act - teacher.act).double().abs()
-    each = r2(teacher.act, student.act)
+    each = r2_per_dimension(teacher.act, student.act)
     known = [x for x in each if x is not None]
     forward, reverse = kl_both_ways(teacher.dist, student.dist) if has_kl else (None, None)
     values = {
         "kl_forward": forward,
         "kl_reverse": reverse,
-        "action_error": number(gap.mean()),
-        "action_mse": number(gap.square().mean()),
+        "action_error": finite_or_none(gap.mean()),
+        "action_mse": finite_or_none(gap.square().mean()),
         f"agree_{CLOSE}": agreement(gap, CLOSE),
         f"agree_{NEAR}": agreement(gap, NEAR),
         "r2_mean": sum(known) / len(known) if known else None,
@@ -80,7 +80,7 @@ def scores(teacher: Answers, student: Answers, has_kl: bool) -> Scores:
     return Scores(len(gap), values, each)
 
 
-def number(value: Tensor) -> float | None:
+def finite_or_none(value: Tensor) -> float | None:
     """Return a scalar, or None where it is not finite."""
     found = float(value)
     return found if np.isfinite(found) else None
@@ -91,7 +91,7 @@ def agreement(gap: Tensor, within: float) -> float:
     return float((gap.amax(-1) <= within).double().mean())
 
 
-def r2(teacher: Tensor, student: Tensor) -> list[float | None]:
+def r2_per_dimension(teacher: Tensor, student: Tensor) -> list[float | None]:
     """Return 1 - SSE/SST of each dimension [n, A] -> A; None where the teacher is constant."""
     t, s = teacher.double(), student.double()
     error, spread = (s - t).square().mean(0), (t - t.mean(0)).square().mean(0)
@@ -111,7 +111,7 @@ def cka(x: Tensor, y: Tensor) -> float | None:
     # scaled first: squares of large features would overflow, and the ratio does not change
     x, y = (z / z.abs().max().clamp_min(1e-300) for z in (x, y))
     norm = (x.T @ x).norm() * (y.T @ y).norm()
-    return number((x.T @ y).norm().square() / norm) if norm > 0 else None
+    return finite_or_none((x.T @ y).norm().square() / norm) if norm > 0 else None
 
 
 def kl_both_ways(teacher: DiagGaussian, student: DiagGaussian) -> tuple[float | None, float | None]:
@@ -119,7 +119,7 @@ def kl_both_ways(teacher: DiagGaussian, student: DiagGaussian) -> tuple[float | 
     t, s = (
         p._replace(mean=p.mean.double(), log_std=p.log_std.double()) for p in (teacher, student)
     )
-    return number(kl(t, s).mean()), number(kl(s, t).mean())
+    return finite_or_none(kl(t, s).mean()), finite_or_none(kl(s, t).mean())
 
 
 def why_no_kl(teacher: PolicyMeta, student: PolicyMeta) -> str | None:
@@ -136,10 +136,10 @@ def value_gap(teacher: Tensor | None, student: Tensor | None) -> float | None:
     """Return the mean |difference| of values [n]; None unless both have some."""
     if teacher is None or student is None:
         return None
-    return number((student - teacher).double().abs().mean())
+    return finite_or_none((student - teacher).double().abs().mean())
 
 
-def retained(
+def retained_return(
     student: np.ndarray, teacher: np.ndarray, random: np.ndarray, axis: int = -1
 ) -> np.ndarray:
     """Return (R_S - R_random) / (R_T - R_random) of mean returns along an axis.

@@ -22,15 +22,15 @@ from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.student import Student
 from dpd.distill.targets import Targets, descend
 from dpd.fidelity.measures import why_no_kl
-from dpd.fidelity.states import NOISE
+from dpd.fidelity.states import NOISE_SCALE
 from dpd.fidelity.variants import Variant
 from dpd.policies.policyfile import Policy
 
-BATCH, MAX_GRAD_NORM = 256, 10.0
-CHUNK = 20  # gradient steps whose states are drawn at once, with one learning rate
+OFFLINE_BATCH, MAX_GRAD_NORM = 256, 10.0
+CHUNK_STEPS = 20  # gradient steps whose states are drawn at once, with one learning rate
 
 
-class Row(NamedTuple):
+class SweepStudent(NamedTuple):
     """A student of a stack."""
 
     variant: Variant
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class OfflineData:
     """What students learn from."""
 
     teacher: Policy
@@ -54,7 +54,7 @@ class Lesson:
         student = replace(meta, algo="student", squashed=False, tanh_mean=False)
         return "kl_forward" if why_no_kl(meta, student) is None else "mse"
 
-    def own(self, row: Row) -> Tensor:
+    def own(self, row: SweepStudent) -> Tensor:
         """Return the positions in the pool that a student learns from; more hold those of fewer."""
         generator = torch.Generator().manual_seed(row.seed)
         return torch.randperm(len(self.pool), generator=generator)[: row.variant.states]
@@ -68,10 +68,10 @@ class Lesson:
         return scaled.clamp(-meta.clip_obs, meta.clip_obs)
 
 
-class Stack:
+class StudentStack:
     """Students that are trained together: of one optimiser and one number of steps."""
 
-    def __init__(self, lesson: Lesson, rows: Sequence[Row]) -> None:
+    def __init__(self, lesson: OfflineData, rows: Sequence[SweepStudent]) -> None:
         self.lesson, self.rows = lesson, rows
         teacher = lesson.teacher.meta
         widths = ["x".join(map(str, r.variant.hidden(teacher.hidden))) for r in rows]
@@ -81,8 +81,8 @@ class Stack:
             sizes=tuple(sizes),
             activation=teacher.activation,  # type: ignore[arg-type]
             norm_obs=False,  # they share the teacher's normaliser, see `normalised`
-            minibatch_size=BATCH,
-            capacity=BATCH,  # nothing is collected
+            minibatch_size=OFFLINE_BATCH,
+            capacity=OFFLINE_BATCH,  # nothing is collected
             n_envs=1,
             n_steps=1,
         )
@@ -112,15 +112,15 @@ class Stack:
 
     def train(self, tell: Callable[[int], None]) -> None:
         """Take all gradient steps; `tell` hears how many were taken."""
-        for done in range(0, self.steps, CHUNK):
-            steps = min(CHUNK, self.steps - done)
+        for done in range(0, self.steps, CHUNK_STEPS):
+            steps = min(CHUNK_STEPS, self.steps - done)
             rate = self.lr * 0.5 * (1 + math.cos(math.pi * done / self.steps))
             self.optimizer.lr = [rate] * len(self.rows)
             descend(
                 self.agent,
                 self.optimizer,
                 self.lesson.divergence,
-                self._draw(steps * BATCH),
+                self._draw(steps * OFFLINE_BATCH),
                 steps,
                 1.0,
                 MAX_GRAD_NORM,
@@ -132,7 +132,7 @@ class Stack:
         """Draw k states for every student, changed as it wants, with the teacher's answers."""
         obs = self._states(self.batches, k)
         if any(self.is_like["noise"]):
-            noise = self.noise.normal(*obs.shape[1:]) * (NOISE * self.spread)
+            noise = self.noise.normal(*obs.shape[1:]) * (NOISE_SCALE * self.spread)
             obs = torch.where(self._mask("noise"), obs + noise, obs)
         if any(self.is_like["mixup"]):
             share = self.noise.uniform(k, 1)  # Beta(1, 1)
@@ -174,9 +174,9 @@ class Stack:
         return found
 
 
-def stacks(lesson: Lesson, rows: Sequence[Row]) -> list[Stack]:
+def make_stacks(lesson: OfflineData, rows: Sequence[SweepStudent]) -> list[StudentStack]:
     """Put students that can be trained together into stacks."""
-    kinds: dict[tuple[str, int, bool], list[Row]] = {}
+    kinds: dict[tuple[str, int, bool], list[SweepStudent]] = {}
     for row in rows:
         kinds.setdefault(row.variant.stack, []).append(row)
-    return [Stack(lesson, some) for some in kinds.values()]
+    return [StudentStack(lesson, some) for some in kinds.values()]

@@ -25,8 +25,8 @@ from dpd.agents.rng import with_own_generators
 from dpd.agents.student import Student
 from dpd.config import RunConfig, TrainConfig
 from dpd.errors import BadInput
-from dpd.fidelity.measures import Answers
-from dpd.fidelity.states import drawn
+from dpd.fidelity.measures import PolicyOutputs
+from dpd.fidelity.states import draw_rows
 from dpd.policies.policyfile import Policy
 from dpd.run.checkpoint import JournalFiles, file_of, folder_of, read
 from dpd.run.runs import short_names
@@ -45,21 +45,21 @@ if TYPE_CHECKING:
 
     from dpd.fidelity.config import FidelityConfig
 
-Value = Callable[[Tensor], Tensor]
+ValueFunction = Callable[[Tensor], Tensor]
 """Raw observations [B, O] -> values [B] in raw reward units."""
-ReadRun = Callable[[Path], TrainConfig]
+RunReader = Callable[[Path], TrainConfig]
 """Reads the settings of the run in a directory."""
 
 
-class Known(NamedTuple):
+class RunLookup(NamedTuple):
     """What is known of a policy beyond its file."""
 
-    value: Value | None = None
+    value: ValueFunction | None = None
     """Its value function; students have none."""
     states: Tensor | None = None  # [n, O] raw; what a student remembers, and learnt from
 
 
-def known_of(file: Path, policy: Policy, read_run: ReadRun) -> Known:
+def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
     """Return what the run that a policy file lies in knows of it.
 
     Nothing for a file that lies in no run, and where the checkpoint of its step is gone. Raises
@@ -69,16 +69,16 @@ def known_of(file: Path, policy: Policy, read_run: ReadRun) -> Known:
     above = file.resolve().parents[1:3]  # RUN/policies/, or RUN/policies/history/
     run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
     if run_dir is None or not isinstance(steps, int):
-        return Known()
+        return RunLookup()
     if not any(run_dir.glob(f"checkpoints/**/{file_of(run_dir, steps).name}")):
-        return Known()
+        return RunLookup()
     config = read_run(run_dir)
-    folder, seeds = share_of(config.run, run_dir, seed)
+    folder, seeds = checkpoint_folder(config.run, run_dir, seed)
     members = [[(s, p) for s in seeds for p in stack.peers] for stack in config.stacks]
     k = next((k for k, who in enumerate(members) if (seed, peer) in who), None)
     checkpoint = file_of(folder, steps)
     if k is None or not checkpoint.is_file():
-        return Known()  # of another run
+        return RunLookup()  # of another run
     stack, who = config.stacks[k], members[k]
     agent: Learners = stack.algo.build(policy.meta.obs_dim, policy.meta.act_dim, who)
     state, facts = read(checkpoint)
@@ -88,14 +88,14 @@ def known_of(file: Path, policy: Policy, read_run: ReadRun) -> Known:
     own = {name: x for name, x in agent.export(n).items() if name.startswith("actor.")}
     theirs = policy.tensors
     if not all(name in theirs and torch.equal(x, theirs[name]) for name, x in own.items()):
-        return Known()  # another policy has taken the file's place
+        return RunLookup()  # another policy has taken the file's place
     if isinstance(agent, Student):
         segments = JournalFiles(folder, k).read(facts.replay)
-        return Known(states=remembered(agent, n, *segments))
-    return Known(value=lambda obs: value(agent, n, obs))
+        return RunLookup(states=remembered_states(agent, n, *segments))
+    return RunLookup(value=lambda obs: learner_values(agent, n, obs))
 
 
-def share_of(run: RunConfig, run_dir: Path, seed: object) -> tuple[Path, range]:
+def checkpoint_folder(run: RunConfig, run_dir: Path, seed: object) -> tuple[Path, range]:
     """Return where the checkpoints with a seed lie, and all the seeds that are in them.
 
     A process of several (`--workers`, or torchrun) has a folder of its own.
@@ -106,14 +106,14 @@ def share_of(run: RunConfig, run_dir: Path, seed: object) -> tuple[Path, range]:
     return folder_of(run_dir, part), run.seeds_of(part)
 
 
-def value(agent: Learners, n: int, obs: Tensor) -> Tensor:
+def learner_values(agent: Learners, n: int, obs: Tensor) -> Tensor:
     """Ask learner n for its values of raw observations [B, O] -> [B]."""
     found = agent.ask(obs.unsqueeze(0).expand(agent.n_learners, *obs.shape)).value
     assert found is not None  # only students know none
     return found[n]
 
 
-def remembered(agent: Student, n: int, begin: int, segments: list[Tensor]) -> Tensor:
+def remembered_states(agent: Student, n: int, begin: int, segments: list[Tensor]) -> Tensor:
     """Return the raw states [n, O] that student n remembered, given its stack's replay."""
     agent.replay.restart(begin)
     for rows in segments:
@@ -122,12 +122,12 @@ def remembered(agent: Student, n: int, begin: int, segments: list[Tensor]) -> Te
     return agent.replay.states(torch.full_like(back, n), back)[0]
 
 
-BATCH = 256
-CALLS, BATCHES, WARM_UP = 200, 30, 20
+TIMING_BATCH = 256
+SINGLE_CALLS, BATCH_CALLS, WARM_UP = 200, 30, 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class ComparedPolicy:
     """A policy, and what is known of it beyond its file."""
 
     name: str
@@ -141,11 +141,11 @@ class Subject:
     """It was trained without the teacher."""
 
     @torch.no_grad()
-    def answers(self, obs: Tensor) -> Answers:
+    def answers(self, obs: Tensor) -> PolicyOutputs:
         """Return what it says of states [n, O]."""
         dist = self.policy.dist(obs)
         value = None if self.value is None else self.value(obs)
-        return Answers(dist.mode(), dist, self.policy.features(obs), value)
+        return PolicyOutputs(dist.mode(), dist, self.policy.features(obs), value)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -175,14 +175,14 @@ class Cost(NamedTuple):
     """In batches of 256, on one thread."""
 
 
-def cost(subject: Subject) -> Cost:
+def measure_cost(subject: ComparedPolicy) -> Cost:
     """Count and time a policy."""
     n_bytes = None if subject.file is None else subject.file.stat().st_size
-    obs = np.zeros((BATCH, subject.policy.meta.obs_dim), np.float32)
+    obs = np.zeros((TIMING_BATCH, subject.policy.meta.obs_dim), np.float32)
     with one_thread():
-        single = median_seconds(subject.policy, obs[:1], CALLS)
-        batch = median_seconds(subject.policy, obs, BATCHES)
-    return Cost(n_parameters(subject.policy), n_bytes, 1e6 * single, BATCH / batch)
+        single = median_seconds(subject.policy, obs[:1], SINGLE_CALLS)
+        batch = median_seconds(subject.policy, obs, BATCH_CALLS)
+    return Cost(n_parameters(subject.policy), n_bytes, 1e6 * single, TIMING_BATCH / batch)
 
 
 def n_parameters(policy: Policy) -> int:
@@ -212,9 +212,9 @@ def median_seconds(policy: Policy, obs: np.ndarray, calls: int) -> float:
     return statistics.median(times[WARM_UP:])
 
 
-def read_subjects(
-    config: FidelityConfig, read_run: ReadRun
-) -> tuple[Subject, list[Subject], Place]:
+def read_teacher_and_students(
+    config: FidelityConfig, read_run: RunReader
+) -> tuple[ComparedPolicy, list[ComparedPolicy], Place]:
     """Read teacher and students, the floor last, and say where they act: where the teacher does.
 
     Raises BadInput or NotAPolicy where one can't be read, or does not act as the teacher does.
@@ -223,9 +223,9 @@ def read_subjects(
     paths = (config.teacher, *config.students, *floor)
     files = [one_policy(path) for path in paths]
     refuse_shared_statistics(files, config.foreign)
-    names = named(paths, len(config.students))
+    names = short_policy_names(paths, len(config.students))
     foreign, foreigners = config.foreign, any(map(is_zip, files))
-    subjects: list[Subject] = []
+    subjects: list[ComparedPolicy] = []
     for k, (name, file) in enumerate(zip(names, files, strict=True)):
         policy = load_any(file, foreign if is_zip(file) or not foreigners else foreign.without_zip)
         if k == 0:
@@ -236,23 +236,25 @@ def read_subjects(
         elif config.foreign.env_kwargs is None:
             require_place(name, policy, place, f"{subjects[0].name}, its teacher, acts in")
         is_floor = k > len(config.students)
-        value, seen = known_of(file, policy, read_run)
+        value, seen = look_up_run(file, policy, read_run)
         if seen is not None:
             generator = torch.Generator().manual_seed(config.seed)
-            seen = None if is_floor else drawn(seen, config.states, generator)
+            seen = None if is_floor else draw_rows(seen, config.states, generator)
         subjects.append(
-            Subject(name=name, policy=policy, file=file, value=value, train=seen, is_floor=is_floor)
+            ComparedPolicy(
+                name=name, policy=policy, file=file, value=value, train=seen, is_floor=is_floor
+            )
         )
     students = subjects[1:]
     if config.train_states:
         train = read_states(config.train_states, subjects[0])
         students = [s if s.is_floor else replace(s, train=train) for s in students]
     for student in students:
-        require_alike(subjects[0], student)
+        require_same_spaces(subjects[0], student)
     return subjects[0], students, place
 
 
-def named(paths: Sequence[Path], n_students: int) -> list[str]:
+def short_policy_names(paths: Sequence[Path], n_students: int) -> list[str]:
     """Name paths shortly; a teacher may be its own student, but no student comes twice."""
     short_names(paths[1 : 1 + n_students])
     once = list({path.resolve(): path for path in paths}.values())
@@ -260,7 +262,7 @@ def named(paths: Sequence[Path], n_students: int) -> list[str]:
     return [names[path.resolve()] for path in paths]
 
 
-def read_states(path: Path, teacher: Subject) -> Tensor:
+def read_states(path: Path, teacher: ComparedPolicy) -> Tensor:
     """Read raw observations [n, O] from an .npy. Raises BadInput where it holds no such thing."""
     n_obs = teacher.policy.meta.obs_dim
     try:
@@ -276,7 +278,7 @@ def read_states(path: Path, teacher: Subject) -> Tensor:
     return states
 
 
-def require_alike(teacher: Subject, student: Subject) -> None:
+def require_same_spaces(teacher: ComparedPolicy, student: ComparedPolicy) -> None:
     """Raise BadInput unless a student sees and does what the teacher does."""
     t, s = teacher.policy.meta, student.policy.meta
     if (t.obs_dim, t.act_dim) != (s.obs_dim, s.act_dim):

@@ -14,10 +14,10 @@ import torch
 from rich import markup
 from rich.progress import Progress
 
-from dpd.fidelity.audit import Audit, Finding, audit
+from dpd.fidelity.audit import Audit, StudentAudit, audit
 from dpd.fidelity.measures import CLOSE, MEASURES, NEAR
-from dpd.fidelity.policies import ReadRun, Subject, read_subjects
-from dpd.fidelity.states import SETS, setting_of
+from dpd.fidelity.policies import ComparedPolicy, RunReader, read_teacher_and_students
+from dpd.fidelity.states import SETS, audit_settings
 from dpd.log.terminal import make_console
 from dpd.report.page import (
     INK,
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from dpd.fidelity.config import FidelityConfig
 
 
-def label(f: Finding) -> str:
+def student_label(f: StudentAudit) -> str:
     """Name a student; the floor is called so."""
     return f"{f.subject.name} (floor)" if f.subject.is_floor else f.subject.name
 
 
-def returns_sheet(found: Audit) -> Sheet:
+def retained_return_table(found: Audit) -> Sheet:
     """Lay out what is left of the teacher's return."""
     columns = ["policy", "return", "ratio", "retained", "95 % interval", "held-out ≤0.05"]
     rows = [
@@ -53,53 +53,56 @@ def returns_sheet(found: Audit) -> Sheet:
     for f in found.findings:
         agree = f.scores["heldout"].values[f"agree_{CLOSE}"]
         figures = [float(f.returns.mean()), f.ratio, f.retained, f.interval, agree]
-        rows.append([label(f), *map(shown, figures)])
+        rows.append([student_label(f), *map(shown, figures)])
     title = f"{found.setting.env_id}: returns of {found.setting.episodes} deterministic episodes"
     return Sheet(title, columns, rows)
 
 
-def costs_sheet(found: Audit) -> Sheet:
+def policy_cost_table(found: Audit) -> Sheet:
     """Lay out what the policies cost."""
     columns = ["policy", "parameters", "× smaller", "bytes", "µs/action", "actions/s"]
     rows = []
     for name, cost, smaller in [
         (f"{found.teacher.name} (teacher)", found.cost, 1.0),
-        *((label(f), f.cost, f.compression) for f in found.findings),
+        *((student_label(f), f.cost, f.compression) for f in found.findings),
     ]:
         figures = [cost.bytes, cost.latency_us, cost.actions_per_s]
         rows.append([name, f"{cost.parameters:,}", shown(smaller), *map(shown, figures)])
     return Sheet("Cost, on one thread; actions/s in batches of 256", columns, rows)
 
 
-def fidelity_sheet(found: Audit, f: Finding) -> Sheet:
+def student_fidelity_table(found: Audit, f: StudentAudit) -> Sheet:
     """Lay out how closely a student follows on every set of states, and the gap."""
     known = {k for row in f.scores.values() for k, v in row.values.items() if v is not None}
     names = [name for name in MEASURES if name in known and name != "action_mse"]
     rows = [[s, *(shown(row.values[n]) for n in names)] for s, row in f.scores.items()]
     rows.append(["gap", *(shown(f.gap.values[n]) for n in names)])
-    title = f"{label(f)} against {found.teacher.name}, on states of (gap: heldout − {f.gap.seen})"
+    title = (
+        f"{student_label(f)} compared with {found.teacher.name} on each set of states "
+        f"(gap: heldout − {f.gap.seen})"
+    )
     return Sheet(title, ["states", *(MEASURES[n].title for n in names)], rows)
 
 
-def r2_sheet(f: Finding) -> Sheet:
+def r2_table(f: StudentAudit) -> Sheet:
     """Lay out R² of each action dimension."""
     n_act = len(next(iter(f.scores.values())).r2)
     rows = [[s, *map(shown, row.r2)] for s, row in f.scores.items()]
     columns = ["states", *(f"action {k}" for k in range(n_act))]
-    return Sheet(f"{label(f)}: R² of each action dimension", columns, rows)
+    return Sheet(f"{student_label(f)}: R² of each action dimension", columns, rows)
 
 
-def sheets(found: Audit) -> Sequence[Sheet]:
+def fidelity_tables(found: Audit) -> Sequence[Sheet]:
     """Return the terminal's tables."""
-    by_states = [fidelity_sheet(found, f) for f in found.findings]
-    return [*by_states, returns_sheet(found), costs_sheet(found)]
+    by_states = [student_fidelity_table(found, f) for f in found.findings]
+    return [*by_states, retained_return_table(found), policy_cost_table(found)]
 
 
-MAX_DIMS = 8
-LEAST, MOST = 1e-4, 2.0  # |difference| of actions
+MAX_SCATTER_DIMS = 8
+MIN_ERROR, MAX_ERROR = 1e-4, 2.0  # |difference| of actions
 
 
-def bars(found: Audit) -> str:
+def agreement_bars(found: Audit) -> str:
     """Draw agreement and action error of every student on every set of states."""
     figure = new_figure(8.4, 4.6)
     names = list(dict.fromkeys(s for f in found.findings for s in f.scores))
@@ -116,7 +119,7 @@ def bars(found: Audit) -> str:
                 (f.scores[s].values[measure] or 0) if s in f.scores else np.nan for s in names
             ]
             at = np.arange(len(names)) + (k + 0.5) * width - 0.4
-            axes.bar(at, heights, 0.94 * width, color=look(k)["color"], label=label(f))
+            axes.bar(at, heights, 0.94 * width, color=look(k)["color"], label=student_label(f))
         axes.set_xticks(range(len(names)), names)
         plain(axes, title)
         if measure.startswith("agree"):
@@ -125,14 +128,14 @@ def bars(found: Audit) -> str:
     return svg(figure, "bars")
 
 
-def histogram(found: Audit) -> str:
+def error_histogram(found: Audit) -> str:
     """Draw how far the worst action of a held-out state is off."""
     figure = new_figure(8.4, 2.9)
     axes = figure.add_subplot()
-    edges = np.geomspace(LEAST, MOST, 61).tolist()
+    edges = np.geomspace(MIN_ERROR, MAX_ERROR, 61).tolist()
     for k, f in enumerate(found.findings):
         teacher, student = f.acts
-        worst = (student - teacher).abs().amax(-1).clamp(LEAST, MOST).numpy()
+        worst = (student - teacher).abs().amax(-1).clamp(MIN_ERROR, MAX_ERROR).numpy()
         share = np.full(len(worst), 1 / len(worst))
         axes.hist(
             worst,
@@ -141,12 +144,12 @@ def histogram(found: Audit) -> str:
             histtype="step",
             linewidth=1.8,
             **look(k),
-            label=label(f),
+            label=student_label(f),
         )
     for within in (CLOSE, NEAR):
         axes.axvline(within, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_xscale("log")
-    axes.set_xlim(LEAST * 0.9, MOST)
+    axes.set_xlim(MIN_ERROR * 0.9, MAX_ERROR)
     axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["≤0.0001", "0.001", "0.01", "0.1", "1"])
     axes.minorticks_off()
     plain(axes, "held-out states by their worst action's |difference|; dashed: 0.05 and 0.1")
@@ -154,21 +157,21 @@ def histogram(found: Audit) -> str:
     return svg(figure, "histogram")
 
 
-def worst_dims(f: Finding) -> Sequence[int]:
+def worst_dims(f: StudentAudit) -> Sequence[int]:
     """Return the action dimensions to draw: all, or those with the largest error."""
     teacher, student = f.acts
     error = (student - teacher).double().square().mean(0)
-    return sorted(torch.topk(error, min(MAX_DIMS, len(error))).indices.tolist())
+    return sorted(torch.topk(error, min(MAX_SCATTER_DIMS, len(error))).indices.tolist())
 
 
-def ends(*acts: np.ndarray) -> tuple[float, float]:
+def axis_limits(*acts: np.ndarray) -> tuple[float, float]:
     """Return the ends of an axis that shows all actions."""
     low, high = min(a.min() for a in acts), max(a.max() for a in acts)
     margin = 0.05 * (high - low) or 0.05
     return float(low - margin), float(high + margin)
 
 
-def scatter(f: Finding, k: int) -> str:
+def action_scatter(f: StudentAudit, k: int) -> str:
     """Draw a student's actions over its teacher's, a panel per dimension; k: its place."""
     dims = worst_dims(f)
     columns = min(4, len(dims))
@@ -177,7 +180,7 @@ def scatter(f: Finding, k: int) -> str:
     teacher, student = (x.numpy() for x in f.acts)
     for place, a in enumerate(dims):
         axes = figure.add_subplot(rows, columns, place + 1)
-        low, high = ends(teacher[:, a], student[:, a])
+        low, high = axis_limits(teacher[:, a], student[:, a])
         axes.plot([low, high], [low, high], color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
         # one image instead of a thousand elements
         dots: dict[str, Any] = {"s": 4, "alpha": 0.5, "linewidths": 0, "rasterized": True}
@@ -188,7 +191,7 @@ def scatter(f: Finding, k: int) -> str:
     return svg(figure, f"scatter{k}")
 
 
-MORE = {
+OTHER_MEANINGS = {
     "retained": "return above random actions, as a share of the teacher's; 95 % bootstrap interval "
     f"over episodes, paired by their seed; too narrow for fewer than {BOOTSTRAP_SEEDS} episodes",
     "ratio": "mean return over the teacher's; it misleads where returns are negative",
@@ -200,40 +203,45 @@ MORE = {
 }
 
 
-def page(found: Audit) -> str:
+def fidelity_page(found: Audit) -> str:
     """Return the page."""
     title = f"Fidelity to {found.teacher.name} in {found.setting.env_id}"
     parts = [
         *notes(found.notes),
-        table(returns_sheet(found)),
-        table(costs_sheet(found)),
-        f"<h2>By set of states</h2>{bars(found)}{histogram(found)}",
-        *(student(found, f, k) for k, f in enumerate(found.findings)),
-        f"<h2>What the numbers mean</h2>{meanings()}",
-        f"<h2>Where it comes from</h2>{provenance(found)}",
+        table(retained_return_table(found)),
+        table(policy_cost_table(found)),
+        f"<h2>By set of states</h2>{agreement_bars(found)}{error_histogram(found)}",
+        *(student_section(found, f, k) for k, f in enumerate(found.findings)),
+        f"<h2>What the numbers mean</h2>{definitions_html()}",
+        f"<h2>Where it comes from</h2>{provenance_html(found)}",
     ]
     return document(title, parts)
 
 
-def student(found: Audit, f: Finding, k: int) -> str:
+def student_section(found: Audit, f: StudentAudit, k: int) -> str:
     """Lay out one student's tables, and its actions over the teacher's."""
     n_act = f.acts[0].shape[1]
-    which = f"; the {MAX_DIMS} of {n_act} with the largest error" if n_act > MAX_DIMS else ""
+    which = (
+        f"; the {MAX_SCATTER_DIMS} of {n_act} with the largest error"
+        if n_act > MAX_SCATTER_DIMS
+        else ""
+    )
     return (
-        f"<h2>{escape(label(f))}</h2>{table(fidelity_sheet(found, f))}{table(r2_sheet(f))}"
+        f"<h2>{escape(student_label(f))}</h2>"
+        f"{table(student_fidelity_table(found, f))}{table(r2_table(f))}"
         f"<p>The student's action (up) over the teacher's (right) on held-out states{which}.</p>"
-        f"{scatter(f, k)}"
+        f"{action_scatter(f, k)}"
     )
 
 
-def meanings() -> str:
+def definitions_html() -> str:
     """Say in a line each what the numbers and the sets of states are."""
-    lines = {m.title: m.meaning for m in MEASURES.values()} | MORE
+    lines = {m.title: m.meaning for m in MEASURES.values()} | OTHER_MEANINGS
     lines |= {f"states: {name}": meaning for name, meaning in SETS.items()}
     return definitions(lines)
 
 
-def provenance(found: Audit) -> str:
+def provenance_html(found: Audit) -> str:
     """Name the files with their digests, and the settings."""
     subjects = [found.teacher, *(f.subject for f in found.findings)]
     setting = found.setting
@@ -241,21 +249,21 @@ def provenance(found: Audit) -> str:
         f"{setting.env_id} {json.dumps(setting.env_kwargs)}, {setting.episodes} episodes each, "
         f"{setting.n_states:,} states in each set, seed {setting.seed}"
     )
-    return f"<p>{escape(line)}.</p><dl>{''.join(map(origin, subjects))}</dl>"
+    return f"<p>{escape(line)}.</p><dl>{''.join(map(policy_origin_html, subjects))}</dl>"
 
 
-def origin(subject: Subject) -> str:
+def policy_origin_html(subject: ComparedPolicy) -> str:
     """Say where a policy comes from."""
     said = {k: v for k, v in subject.origin.items() if k != "name" and v is not None}
     lines = (f"{escape(k)} <code>{escape(json.dumps(v))}</code>" for k, v in said.items())
     return f"<dt>{escape(subject.name)}</dt><dd>{'<br>'.join(lines)}</dd>"
 
 
-def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
+def fidelity_paths(config: FidelityConfig, read_run: RunReader) -> int:
     """Audit all students; print tables or JSON, and write what is kept."""
     require_writable(config.out)
-    teacher, students, place = read_subjects(config, read_run)
-    setting = setting_of(config, teacher.policy, place)
+    teacher, students, place = read_teacher_and_students(config, read_run)
+    setting = audit_settings(config, teacher.policy, place)
     with Progress(console=make_console(stderr=True, highlight=False), transient=True) as progress:
         task = progress.add_task("", total=1 + len(students))
 
@@ -263,14 +271,16 @@ def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
             progress.update(task, description=f"playing {markup.escape(name)}", advance=1)
 
         found = audit(teacher, students, setting, tell)
-    report = Report("fidelity", as_json(found), page(found), sheets(found), found.notes)
+    report = Report(
+        "fidelity", fidelity_json(found), fidelity_page(found), fidelity_tables(found), found.notes
+    )
     deliver(report, config.out, config.json)
     for finding in found.findings:
-        write_events(found, finding, config.out / "tb")
+        write_student_events(found, finding, config.out / "tb")
     return 0
 
 
-def as_json(found: Audit) -> dict[str, Any]:
+def fidelity_json(found: Audit) -> dict[str, Any]:
     """Return everything measured, raw returns included."""
     setting = found.setting
     return {
@@ -286,13 +296,13 @@ def as_json(found: Audit) -> dict[str, Any]:
             **mean_and_each(found.returns),
         },
         "random": mean_and_each(found.random),
-        "students": [finding_json(f) for f in found.findings],
+        "students": [student_audit_json(f) for f in found.findings],
         "measures": {name: m.meaning for name, m in MEASURES.items()},
         "notes": found.notes,
     }
 
 
-def finding_json(f: Finding) -> dict[str, Any]:
+def student_audit_json(f: StudentAudit) -> dict[str, Any]:
     """Return a student's figures and the returns behind them."""
     return {
         **f.subject.origin,
@@ -313,7 +323,7 @@ def finding_json(f: Finding) -> dict[str, Any]:
     }
 
 
-def write_events(found: Audit, f: Finding, folder: Path) -> None:
+def write_student_events(found: Audit, f: StudentAudit, folder: Path) -> None:
     """Write a student's figures as one TensorBoard sub-run, in place of an earlier audit's."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -324,10 +334,10 @@ def write_events(found: Audit, f: Finding, folder: Path) -> None:
         old.unlink()
     steps = f.subject.policy.meta.provenance.get("steps")
     with SummaryWriter(run) as writer:
-        add_scalars(writer, tags(found, f), steps if isinstance(steps, int) else 0)
+        add_scalars(writer, student_tags(found, f), steps if isinstance(steps, int) else 0)
 
 
-def tags(found: Audit, f: Finding) -> dict[str, float | None]:
+def student_tags(found: Audit, f: StudentAudit) -> dict[str, float | None]:
     """Name a student's figures for TensorBoard."""
     return {
         **{f"fidelity/{s}/{k}": v for s, row in f.scores.items() for k, v in row.values.items()},

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dpd.config import TrainConfig
 from dpd.distill.teacher import Returns, Teacher
-from dpd.fidelity.audit import measured
+from dpd.fidelity.audit import compare_policies
 from dpd.fidelity.measures import NEAR
-from dpd.fidelity.policies import Cost, Subject, cost, one_thread
-from dpd.fidelity.states import HELD_OUT, Setting, visit, visit_together
+from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
+from dpd.fidelity.states import HELD_OUT, AuditSettings, visit, visit_together
 from dpd.files import replacing
 from dpd.policies import policyfile
 from dpd.report.figures import COLOURS, GREY, INK, head, unframe
@@ -30,8 +30,8 @@ from dpd.run.teachers import kept_teacher
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EPISODES, STATES_EACH = 4, 500  # at most, so that a student costs a second
-FIGURES = {
+MAX_EPISODES, STATES_EACH = 4, 500  # at most, so that a student costs a second
+SIZE_FIGURES = {
     "return": "mean return of the episodes of the final table",
     "retained": "return above random actions, as a share of the teacher's",
     "agree": f"share of held-out states of the teacher with every action within {NEAR}",
@@ -41,7 +41,7 @@ FIGURES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
+class StudentResult:
     """A learner's last policy, and how closely it follows; with several teachers, their mean."""
 
     name: str
@@ -55,7 +55,7 @@ class Student:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class SizeGroup:
     """All students of one algorithm and size."""
 
     name: str
@@ -63,7 +63,7 @@ class Size:
     """Their mean: some students may carry a memory, and others of the same size none."""
     compression: float
     """Parameters of all teachers together per parameter of the student."""
-    students: list[Student]
+    students: list[StudentResult]
 
     def of(self, figure: str) -> list[float]:
         """Return a figure of every seed, its students' mean, where it is known."""
@@ -84,7 +84,7 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class SizeComparison:
     """Everything found, the smallest students first."""
 
     env_id: str
@@ -93,18 +93,18 @@ class Sizes:
     returns: Returns
     costs: list[Cost]
     """Of the teachers."""
-    sizes: list[Size]
+    sizes: list[SizeGroup]
 
 
-def by_size(
+def compare_sizes(
     config: TrainConfig, teacher: Teacher, files: Sequence[Path], outcomes: Sequence[Outcome]
-) -> Sizes:
+) -> SizeComparison:
     """Compare a run's students with their teachers; `outcomes`: the returns they got."""
     run, returns = config.run, teacher.returns
     if returns is None:
         raise ValueError("the teachers' returns are not known; measure them first")
-    episodes = min(EPISODES, run.final_episodes)
-    setting = Setting(
+    episodes = min(MAX_EPISODES, run.final_episodes)
+    setting = AuditSettings(
         env_id=run.env,
         env_kwargs=run.parsed_env_kwargs(),
         episodes=episodes,
@@ -112,25 +112,25 @@ def by_size(
         seed=run.seed,
         threads=run.threads,
     )
-    teachers = [Subject(name="teacher", policy=policy) for policy in teacher.policies]
+    teachers = [ComparedPolicy(name="teacher", policy=policy) for policy in teacher.policies]
     lessons = [
         (t, visit(setting, t.policy.repeatable_mode, setting.n_states, HELD_OUT).obs)
         for t in teachers
     ]
-    subjects = [Subject(name=f.stem, policy=policyfile.load(f), file=f) for f in files]
+    subjects = [ComparedPolicy(name=f.stem, policy=policyfile.load(f), file=f) for f in files]
     modes = [s.policy.repeatable_mode for s in subjects]
     visited = visit_together(setting, modes, setting.n_states)
-    sizes: dict[str, list[Student]] = {}
+    sizes: dict[str, list[StudentResult]] = {}
     for subject, own, outcome in zip(subjects, visited, outcomes, strict=True):
         got = float(outcome.returns.mean())
         figures = {"return": got, "retained": returns.retained(got)}
-        student = examine(subject, lessons, own.obs, figures)
+        student = compare_student(subject, lessons, own.obs, figures)
         sizes.setdefault(student.size, []).append(student)
-    costs = [cost(t) for t in teachers]
+    costs = [measure_cost(t) for t in teachers]
     whole = sum(each.parameters for each in costs)
-    found = [sized(name, some, whole) for name, some in sizes.items()]
+    found = [size_group(name, some, whole) for name, some in sizes.items()]
     found.sort(key=lambda size: size.parameters)
-    return Sizes(
+    return SizeComparison(
         env_id=run.env,
         n_states=setting.n_states,
         returns=returns,
@@ -139,18 +139,22 @@ def by_size(
     )
 
 
-def examine(
-    subject: Subject,
-    lessons: Sequence[tuple[Subject, Tensor]],
+def compare_student(
+    subject: ComparedPolicy,
+    lessons: Sequence[tuple[ComparedPolicy, Tensor]],
     own: Tensor,
     figures: Mapping[str, float | None],
-) -> Student:
+) -> StudentResult:
     """Compare a student with each of its teachers, on held-out states of that and on its own."""
-    agree = [measured(t, subject, obs).values[f"agree_{NEAR}"] for t, obs in lessons]
-    error = [measured(t, subject, own).values["action_error"] for t, _ in lessons]
-    spent, meta = cost(subject), subject.policy.meta
-    measures = {"agree": mean(agree), "own_error": mean(error), "latency_us": spent.latency_us}
-    return Student(
+    agree = [compare_policies(t, subject, obs).values[f"agree_{NEAR}"] for t, obs in lessons]
+    error = [compare_policies(t, subject, own).values["action_error"] for t, _ in lessons]
+    spent, meta = measure_cost(subject), subject.policy.meta
+    measures = {
+        "agree": mean_of_known(agree),
+        "own_error": mean_of_known(error),
+        "latency_us": spent.latency_us,
+    }
+    return StudentResult(
         name=subject.name,
         size="x".join(map(str, meta.hidden)) + f" {meta.algo}" * (meta.algo != "student"),
         seed=int(meta.provenance["seed"]),
@@ -160,20 +164,20 @@ def examine(
     )
 
 
-def mean(values: Sequence[float | None]) -> float | None:
+def mean_of_known(values: Sequence[float | None]) -> float | None:
     """Return the mean of what is known."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
-def sized(name: str, students: list[Student], teachers_parameters: int) -> Size:
+def size_group(name: str, students: list[StudentResult], teachers_parameters: int) -> SizeGroup:
     """Put students of one size together."""
     own = round(float(np.mean([student.cost.parameters for student in students])))
     smaller = teachers_parameters / own
-    return Size(name=name, parameters=own, compression=smaller, students=students)
+    return SizeGroup(name=name, parameters=own, compression=smaller, students=students)
 
 
-def sizes_sheet(found: Sizes) -> Sheet:
+def sizes_table(found: SizeComparison) -> Sheet:
     """Lay out a row per size, and the teacher."""
     several = any(len(size.of("return")) > 1 for size in found.sizes)
     columns = ["student", "params", "smaller", "µs", "return", "retained"]
@@ -197,7 +201,7 @@ def sizes_sheet(found: Sizes) -> Sheet:
     return Sheet(title, columns, rows)
 
 
-def notes(found: Sizes) -> list[str]:
+def size_notes(found: SizeComparison) -> list[str]:
     """Say what weakens the numbers."""
     said = []
     if found.returns.teacher <= found.returns.floor:
@@ -211,7 +215,7 @@ def notes(found: Sizes) -> list[str]:
     return said
 
 
-def as_json(found: Sizes) -> dict[str, Any]:
+def sizes_json(found: SizeComparison) -> dict[str, Any]:
     """Return everything measured."""
     returns = found.returns
     teachers = [
@@ -224,20 +228,20 @@ def as_json(found: Sizes) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "teachers": teachers,
         "random": {"return": returns.floor, "returns": returns.random},
-        "sizes": [size_json(size) for size in found.sizes],
-        "measures": FIGURES,
-        "notes": notes(found),
+        "sizes": [size_group_json(size) for size in found.sizes],
+        "measures": SIZE_FIGURES,
+        "notes": size_notes(found),
     }
 
 
-def size_json(size: Size) -> dict[str, Any]:
+def size_group_json(size: SizeGroup) -> dict[str, Any]:
     """Return a size's figures, their t intervals over seeds, and those of every student."""
     return {
         "name": size.name,
         "parameters": size.parameters,
         "compression": size.compression,
-        **{name: size.mean(name) for name in FIGURES},
-        "intervals": {name: size.interval(name) for name in FIGURES},
+        **{name: size.mean(name) for name in SIZE_FIGURES},
+        "intervals": {name: size.interval(name) for name in SIZE_FIGURES},
         "students": [
             {
                 "policy": s.name,
@@ -251,21 +255,21 @@ def size_json(size: Size) -> dict[str, Any]:
     }
 
 
-def write_json(found: Sizes, path: Path) -> None:
+def write_sizes_json(found: SizeComparison, path: Path) -> None:
     """Write everything measured."""
     with replacing(path) as draft:
-        draft.write_text(json.dumps(as_json(found), indent=2, allow_nan=False) + "\n")
+        draft.write_text(json.dumps(sizes_json(found), indent=2, allow_nan=False) + "\n")
 
 
 RETURN, AGREE = "return", "agree"
-TITLES = {
+FIGURE_LABELS = {
     RETURN: "return per episode",
     AGREE: f"held-out states with every action within {NEAR}",
 }
-LABELS = {"parameters": "parameters", "latency_us": "microseconds per action, one thread"}
+COST_LABELS = {"parameters": "parameters", "latency_us": "microseconds per action, one thread"}
 
 
-def draw_sizes(found: Sizes, out_png: Path, title: str) -> None:
+def draw_sizes(found: SizeComparison, out_png: Path, title: str) -> None:
     """Draw return and agreement of every size, its seeds faintly, and the teacher's."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -273,12 +277,12 @@ def draw_sizes(found: Sizes, out_png: Path, title: str) -> None:
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09, wspace=0.04, hspace=0.05)
     figure = Figure(figsize=(10.4, 6.8), dpi=200, layout=layout)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
-    for row, figure_name in enumerate(TITLES):
-        for column, axis in enumerate(LABELS):
-            draw(panels[row, column], found, figure_name, axis)
-    for column, label in enumerate(LABELS.values()):
+    for row, figure_name in enumerate(FIGURE_LABELS):
+        for column, axis in enumerate(COST_LABELS):
+            draw_panel(panels[row, column], found, figure_name, axis)
+    for column, label in enumerate(COST_LABELS.values()):
         panels[1, column].set_xlabel(label, color=INK, fontsize=10)
-    for row, text in enumerate(TITLES.values()):
+    for row, text in enumerate(FIGURE_LABELS.values()):
         panels[row, 0].set_ylabel(text, color=INK, fontsize=10)
     seeds = max(len(size.of(RETURN)) for size in found.sizes)
     means = f"means of {seeds} seeds, faint: each seed; " if seeds > 1 else ""
@@ -287,7 +291,7 @@ def draw_sizes(found: Sizes, out_png: Path, title: str) -> None:
         figure.savefig(draft, format="png")
 
 
-def draw(axes: Axes, found: Sizes, figure: str, cost: str) -> None:
+def draw_panel(axes: Axes, found: SizeComparison, figure: str, cost: str) -> None:
     """Draw one figure of every size over one of its costs."""
     for k, size in enumerate(found.sizes):
         value, colour = size.mean(figure), COLOURS[k % (len(COLOURS) - 1)]
@@ -295,8 +299,8 @@ def draw(axes: Axes, found: Sizes, figure: str, cost: str) -> None:
             continue
         seeds = size.of(figure)
         faint = {"color": colour, "s": 14, "alpha": 0.35, "linewidths": 0}
-        axes.scatter([place(size, cost)] * len(seeds), seeds, **faint)  # type: ignore[arg-type]
-        axes.scatter([place(size, cost)], [value], color=colour, s=46, zorder=3)
+        axes.scatter([cost_of(size, cost)] * len(seeds), seeds, **faint)  # type: ignore[arg-type]
+        axes.scatter([cost_of(size, cost)], [value], color=colour, s=46, zorder=3)
         if cost == "parameters":  # latencies lie too close; the colour says which it is
             place_of = (size.parameters, value)
             look = {"fontsize": 8.5, "color": colour, "textcoords": "offset points"}
@@ -308,15 +312,15 @@ def draw(axes: Axes, found: Sizes, figure: str, cost: str) -> None:
         linestyle=(0, (4, 3)),
         zorder=1,
     )
-    finish(axes, cost)
+    finish_panel(axes, cost)
 
 
-def place(size: Size, cost: str) -> float:
+def cost_of(size: SizeGroup, cost: str) -> float:
     """Return where a size stands on an axis of costs."""
     return size.parameters if cost == "parameters" else size.mean(cost) or 0.0
 
 
-def finish(axes: Axes, cost: str) -> None:
+def finish_panel(axes: Axes, cost: str) -> None:
     """Take away the frame, and spread parameters by their logarithm."""
     unframe(axes)
     axes.margins(x=0.15)
@@ -339,8 +343,8 @@ def report_students(
     `last` are the outcomes of the students' last policies.
     """
     with console.status("comparing the students with their teacher"), one_thread():
-        found = by_size(config, kept_teacher(run_dir), list(last), list(last.values()))
-    print_sheets([sizes_sheet(found)], notes(found), console)
-    write_json(found, run_dir / FIDELITY)
+        found = compare_sizes(config, kept_teacher(run_dir), list(last), list(last.values()))
+    print_sheets([sizes_table(found)], size_notes(found), console)
+    write_sizes_json(found, run_dir / FIDELITY)
     if len(found.sizes) > 1:
         draw_sizes(found, run_dir / STUDENTS, title(config))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dpd.fidelity.measures import MEASURES, NEAR
-from dpd.fidelity.report import origin
-from dpd.fidelity.sweep import Result, Sweep
+from dpd.fidelity.report import policy_origin_html
+from dpd.fidelity.sweep import Sweep, SweepResult
 from dpd.fidelity.variants import FACTORS, Variant
 from dpd.report.page import (
     GRID,
@@ -28,27 +28,27 @@ from dpd.report.page import (
 )
 from dpd.report.tables import Sheet, mean_and_each, shown
 
-Figure = Callable[[Result], float | None]
+ResultFigure = Callable[[SweepResult], float | None]
 
 
-def on(states: str, measure: str) -> Figure:
+def measure_on(states: str, measure: str) -> ResultFigure:
     """Return a measure on a set of states, of a student."""
     return lambda result: result.scores[states].values[measure]
 
 
-FIGURES: dict[str, Figure] = {
-    "train_kl": on("train", "kl_forward"),
-    "heldout_kl": on("heldout", "kl_forward"),
-    "train_error": on("train", "action_error"),
-    "heldout_error": on("heldout", "action_error"),
+SWEEP_FIGURES: dict[str, ResultFigure] = {
+    "train_kl": measure_on("train", "kl_forward"),
+    "heldout_kl": measure_on("heldout", "kl_forward"),
+    "train_error": measure_on("train", "action_error"),
+    "heldout_error": measure_on("heldout", "action_error"),
     "gap_error": lambda result: result.gap.values["action_error"],
-    "student_error": on("student", "action_error"),
-    f"heldout_agree_{NEAR}": on("heldout", f"agree_{NEAR}"),
+    "student_error": measure_on("student", "action_error"),
+    f"heldout_agree_{NEAR}": measure_on("heldout", f"agree_{NEAR}"),
     "start_kl": lambda result: result.start.values["kl_forward"],
     "return": lambda result: float(result.returns.mean()),
     "retained": lambda result: result.retained,
 }
-COLUMNS = {
+SWEEP_COLUMNS = {
     "train_kl": "KL seen",
     "heldout_kl": "held",
     "train_error": "error",
@@ -57,7 +57,7 @@ COLUMNS = {
     "student_error": "own",
     "retained": "retained",
 }
-LIKENESS = {
+FIDELITY_FIGURES = {
     "KL(T‖S), held-out": ("heldout_kl", -1),
     "error, held-out": ("heldout_error", -1),
     "error, own states": ("student_error", -1),
@@ -66,14 +66,14 @@ LIKENESS = {
 """Figures that fidelity is read from; -1: less is more."""
 
 
-def of(found: Sweep, variant: Variant) -> list[Result]:
+def results_of(found: Sweep, variant: Variant) -> list[SweepResult]:
     """Return a variant's students, one of each seed."""
     return [result for result in found.results if result.row.variant == variant]
 
 
-def mean(results: Sequence[Result], name: str) -> float | None:
+def mean_figure(results: Sequence[SweepResult], name: str) -> float | None:
     """Return a figure's mean over seeds, where all have it."""
-    values = [value for result in results if (value := FIGURES[name](result)) is not None]
+    values = [value for result in results if (value := SWEEP_FIGURES[name](result)) is not None]
     return float(np.mean(values)) if values and len(values) == len(results) else None
 
 
@@ -81,32 +81,34 @@ def correlation(found: Sweep, name: str) -> float | None:
     """Return Spearman's correlation of fidelity with return over all students; None: no spread."""
     from scipy.stats import spearmanr
 
-    figure, sign = LIKENESS[name]
-    pairs = [(FIGURES[figure](r), float(r.returns.mean())) for r in found.results]
+    figure, sign = FIDELITY_FIGURES[name]
+    pairs = [(SWEEP_FIGURES[figure](r), float(r.returns.mean())) for r in found.results]
     known = [(sign * value, got) for value, got in pairs if value is not None]
     if len(known) < 3 or any(len(set(column)) < 2 for column in zip(*known, strict=True)):
         return None
     return float(spearmanr(*zip(*known, strict=True)).statistic)
 
 
-def sweep_sheet(found: Sweep) -> Sheet:
+def variants_table(found: Sweep) -> Sheet:
     """Lay out a row per variant, means over seeds; the base comes once for every factor."""
-    known = [k for k in COLUMNS if any(FIGURES[k](r) is not None for r in found.results)]
+    known = [
+        k for k in SWEEP_COLUMNS if any(SWEEP_FIGURES[k](r) is not None for r in found.results)
+    ]
     rows = []
     for factor in found.factors:
         for variant in factor.variants:
-            results = of(found, variant)
-            figures = [shown(mean(results, name)) for name in known]
+            results = results_of(found, variant)
+            figures = [shown(mean_figure(results, name)) for name in known]
             rows.append([factor.label(variant), *figures])
     seeds = f", means of {found.config.seeds} seeds" if found.config.seeds > 1 else ""
     title = (
         f"{found.setting.env_id}: students of {found.teacher.name}, one thing changed at a time"
         f"{seeds}. KL and error of actions on states it learned from (seen), held out, and its own"
     )
-    return Sheet(title, ["changed", *(COLUMNS[name] for name in known)], rows)
+    return Sheet(title, ["changed", *(SWEEP_COLUMNS[name] for name in known)], rows)
 
 
-def baselines_sheet(found: Sweep) -> Sheet:
+def baselines_table(found: Sweep) -> Sheet:
     """Lay out between which returns students lie."""
     rows = [
         [f"{found.teacher.name} (teacher)", shown(float(found.returns.mean()))],
@@ -115,19 +117,19 @@ def baselines_sheet(found: Sweep) -> Sheet:
     return Sheet(f"Returns of {found.setting.episodes} episodes", ["policy", "return"], rows)
 
 
-def correlation_sheet(found: Sweep) -> Sheet:
+def correlation_table(found: Sweep) -> Sheet:
     """Lay out whether students that follow more closely get more."""
-    rows = [[name, shown(correlation(found, name))] for name in LIKENESS]
+    rows = [[name, shown(correlation(found, name))] for name in FIDELITY_FIGURES]
     title = f"Spearman correlation of fidelity with return, over {len(found.results)} students"
     return Sheet(title, ["fidelity by", "correlation"], rows)
 
 
-def sheets(found: Sweep) -> list[Sheet]:
+def sweep_tables(found: Sweep) -> list[Sheet]:
     """Return the terminal's tables."""
-    return [sweep_sheet(found), baselines_sheet(found), correlation_sheet(found)]
+    return [variants_table(found), baselines_table(found), correlation_table(found)]
 
 
-def as_json(found: Sweep) -> dict[str, Any]:
+def sweep_json(found: Sweep) -> dict[str, Any]:
     """Return everything measured, raw returns included."""
     config, setting = found.config, found.setting
     settings = ("sizes", "steps", "lr", "sgd_lr", "seeds", "seed", "episodes", "states")
@@ -148,31 +150,31 @@ def as_json(found: Sweep) -> dict[str, Any]:
             }
             for factor in found.factors
         },
-        "students": [student_json(result) for result in found.results],
-        "correlation": {name: correlation(found, name) for name in LIKENESS},
+        "students": [sweep_student_json(result) for result in found.results],
+        "correlation": {name: correlation(found, name) for name in FIDELITY_FIGURES},
         "measures": {name: m.meaning for name, m in MEASURES.items()},
         "notes": found.notes,
     }
 
 
-def student_json(result: Result) -> dict[str, Any]:
+def sweep_student_json(result: SweepResult) -> dict[str, Any]:
     """Return how a student was made, and its figures."""
     return {
         **asdict(result.row.variant),
         "seed": result.row.seed,
         "parameters": result.parameters,
-        **{name: figure(result) for name, figure in FIGURES.items()},
+        **{name: figure(result) for name, figure in SWEEP_FIGURES.items()},
         "sets": {name: {"n": s.n, **s.values, "r2": s.r2} for name, s in result.scores.items()},
         "returns": result.returns.tolist(),
     }
 
 
-LINES = {
+ERROR_LABELS = {
     "train_error": "states it learned from",
     "heldout_error": "held-out states",
     "student_error": "its own states",
 }
-MEANINGS = {
+SWEEP_MEANINGS = {
     "KL": "KL(T‖S), by how many nats the student's Gaussian misses the teacher's",
     "error": "mean |difference| of actions, in halves of their range",
     "gap": "error on held-out states less that on those it learned from: too little data",
@@ -181,7 +183,7 @@ MEANINGS = {
 }
 
 
-def page(found: Sweep) -> str:
+def sweep_page(found: Sweep) -> str:
     """Return the page."""
     config = found.config
     seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
@@ -193,20 +195,21 @@ def page(found: Sweep) -> str:
     )
     parts = [
         *notes(found.notes),
-        by_factor(found),
-        table(sweep_sheet(found)),
-        f"<h2>Does fidelity bring return?</h2>{scatter(found)}",
-        table(correlation_sheet(found)),
-        table(baselines_sheet(found)),
-        f"<h2>What the numbers mean</h2>{definitions(MEANINGS)}",
-        f"<h2>Where it comes from</h2><p>{escape(said)}.</p><dl>{origin(found.teacher)}</dl>",
+        factor_charts(found),
+        table(variants_table(found)),
+        f"<h2>Does fidelity bring return?</h2>{return_scatter(found)}",
+        table(correlation_table(found)),
+        table(baselines_table(found)),
+        f"<h2>What the numbers mean</h2>{definitions(SWEEP_MEANINGS)}",
+        f"<h2>Settings and teacher</h2><p>{escape(said)}.</p>"
+        f"<dl>{policy_origin_html(found.teacher)}</dl>",
     ]
     return document(
         f"What makes students follow {found.teacher.name} in {found.setting.env_id}?", parts
     )
 
 
-def by_factor(found: Sweep) -> str:
+def factor_charts(found: Sweep) -> str:
     """Draw the error on three sets of states over the values of every factor."""
     figure = new_figure(8.4, 2.5 * -(-len(found.factors) // 3))
     for place, factor in enumerate(found.factors):
@@ -215,8 +218,10 @@ def by_factor(found: Sweep) -> str:
             f"{value:,}" if isinstance(value := factor.value(v), int) else str(value)
             for v in factor.variants
         ]
-        for k, (name, label) in enumerate(LINES.items()):
-            heights = [mean(of(found, variant), name) or 0.0 for variant in factor.variants]
+        for k, (name, label) in enumerate(ERROR_LABELS.items()):
+            heights = [
+                mean_figure(results_of(found, variant), name) or 0.0 for variant in factor.variants
+            ]
             axes.plot(names, heights, **look(k), marker="o", markersize=4, label=label)
         axes.set_ylim(bottom=0)
         plain(axes, FACTORS[factor.name])
@@ -224,16 +229,16 @@ def by_factor(found: Sweep) -> str:
     return svg(figure, "factors")
 
 
-def scatter(found: Sweep) -> str:
+def return_scatter(found: Sweep) -> str:
     """Draw the return of every student over its error on held-out states, by factor."""
     figure = new_figure(8.4, 3.6)
     axes = figure.add_subplot()
-    common = base(found)
+    common = common_variant(found)
     kinds = {"all in common": [common], **{f.name: f.variants for f in found.factors}}
     for k, (name, variants) in enumerate(kinds.items()):
         own = [v for v in variants if k == 0 or v != common]
-        results = [result for variant in own for result in of(found, variant)]
-        errors = [FIGURES["heldout_error"](result) or 0.0 for result in results]
+        results = [result for variant in own for result in results_of(found, variant)]
+        errors = [SWEEP_FIGURES["heldout_error"](result) or 0.0 for result in results]
         returns = [float(result.returns.mean()) for result in results]
         colour = INK if k == 0 else look(k - 1)["color"]
         axes.scatter(errors, returns, s=22, color=colour, label=name)
@@ -244,7 +249,7 @@ def scatter(found: Sweep) -> str:
     return svg(figure, "returns")
 
 
-def base(found: Sweep) -> Variant:
+def common_variant(found: Sweep) -> Variant:
     """Return the variant that all factors have in common."""
     first, *others = (set(factor.variants) for factor in found.factors)
     (common,) = first.intersection(*others)

@@ -12,7 +12,7 @@ AUGMENTATIONS = ("none", "noise", "mixup")
 OPTIMISERS = ("adam", "sgd")
 LENGTHS = (1, 4)
 CAPACITIES = (0.25, 0.5, 1.0, 2.0)
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+START_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FACTORS = {
     "states": "states to learn from",
     "augmentation": "augmentation of the states",
@@ -21,7 +21,7 @@ FACTORS = {
     "capacity": "width, times the teacher's",
     "weight": "start: weight on the teacher",
 }
-LABELS = {
+FACTOR_LABELS = {
     "states": "data {:,}",
     "augmentation": "augment {}",
     "optimiser": "optimiser {}",
@@ -71,10 +71,10 @@ class Factor:
 
     def label(self, variant: Variant) -> str:
         """Say shortly what this factor is in a variant."""
-        return LABELS[self.name].format(self.value(variant))
+        return FACTOR_LABELS[self.name].format(self.value(variant))
 
 
-def factors(sizes: Sequence[int], has_weights: bool) -> list[Factor]:
+def make_factors(sizes: Sequence[int], has_weights: bool) -> list[Factor]:
     """Return all factors with their variants; the base is one of each."""
     ordered = sorted(sizes)
     base = Variant(states=ordered[len(ordered) // 2])
@@ -84,7 +84,7 @@ def factors(sizes: Sequence[int], has_weights: bool) -> list[Factor]:
         "optimiser": OPTIMISERS,
         "length": LENGTHS,
         "capacity": CAPACITIES,
-        "weight": WEIGHTS if has_weights else (),
+        "weight": START_WEIGHTS if has_weights else (),
     }
     return [
         Factor(name=name, variants=[replace(base, **{name: value}) for value in some])
@@ -93,7 +93,7 @@ def factors(sizes: Sequence[int], has_weights: bool) -> list[Factor]:
     ]
 
 
-def distinct(found: Sequence[Factor]) -> list[Variant]:
+def distinct_variants(found: Sequence[Factor]) -> list[Variant]:
     """Return every variant once."""
     return list(dict.fromkeys(v for factor in found for v in factor.variants))
 

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dpd.cli import main
 from dpd.fidelity.measures import MEASURES
-from dpd.fidelity.states import SETS, Setting
+from dpd.fidelity.states import SETS, AuditSettings
 from dpd.policies.policyfile import Policy, load
 from dpd.run.episodes import evaluate_policy
 from tests.toy import policies as made
@@ -78,7 +78,7 @@ def test_a_policy_is_wholly_faithful_to_itself(
 
 def evaluated_again(found: dict[str, Any], file: Path) -> float:
     """Return the mean return that `dpd evaluate`'s own function finds for the same episodes."""
-    seed = Setting(env_id=found["env"], seed=found["seed"]).seed_of(0)
+    seed = AuditSettings(env_id=found["env"], seed=found["seed"]).seed_of(0)
     return float(evaluate_policy(load(file), found["env"], 3, seed, 1).returns.mean())
 
 
