@@ -1,4 +1,4 @@
-"""`dpd cooperate`: read policies, let them teach each other, and write what came of it."""
+"""`dpd cooperate`: read policies, let them teach each other, and write the results."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class StepsPerSecond(ProgressColumn):
-    """Simulator steps per second."""
+    """Progress column with the simulator steps per second."""
 
     def render(self, task: Task) -> Text:
-        """Write it."""
+        """Return the speed, or nothing before the first step."""
         return Text("" if task.speed is None else f"{task.speed:,.0f} steps/s")
 
 
@@ -45,9 +45,9 @@ def steps_progress(console: Console) -> Progress:
 
 
 def cooperate_paths(config: CooperateConfig) -> int:
-    """Run all rounds; print tables or JSON, and write policies and figures.
+    """Run all rounds; print tables or JSON, and write the policies and the report.
 
-    Ctrl-C leaves the policies of the last round that ended.
+    Ctrl-C keeps the policies of the last completed round.
     """
     outcome = new_cooperation(config) if config.resume is None else read_cooperation(config)
     config, budget = outcome.config, outcome.budget
@@ -73,7 +73,7 @@ def cooperate_paths(config: CooperateConfig) -> int:
 
 
 def new_cooperation(config: CooperateConfig) -> Cooperation:
-    """Return the beginning: policies that fit each other, and a directory that can be written."""
+    """Start a cooperation: read policies that fit each other and check the output directory."""
     subjects, env_id = read_policies(config)
     require_new(config.out)
     budget = Budget(config.total_steps)
@@ -81,11 +81,11 @@ def new_cooperation(config: CooperateConfig) -> Cooperation:
 
 
 def run_rounds(world: Simulator, outcome: Cooperation, console: Console) -> int:
-    """Evaluate, go through the rounds that are left, evaluate again; return the exit status."""
+    """Evaluate, run the remaining rounds and evaluate again; return the exit status."""
     config, budget, policies = outcome.config, outcome.budget, outcome.policies
 
-    def done(found: Round) -> None:
-        outcome.add(found)
+    def done(finished: Round) -> None:
+        outcome.add(finished)
         write_cooperation(outcome)
         console.print(round_line(outcome), soft_wrap=True)
 
@@ -104,7 +104,7 @@ def run_rounds(world: Simulator, outcome: Cooperation, console: Console) -> int:
 
 
 def max_steps_left(world: Simulator, outcome: Cooperation) -> int:
-    """Return the most steps that what is left takes; counterfactuals are never so many."""
+    """Return an upper bound on the remaining simulator steps."""
     c, k = world.config, len(outcome.subjects)
     n = k * c.probes
     held = round(c.holdout * n)
@@ -118,29 +118,29 @@ def max_steps_left(world: Simulator, outcome: Cooperation) -> int:
 
 
 def require_enough(outcome: Cooperation, world: Simulator) -> None:
-    """Raise BadInput where nothing is left to do, or to do it with."""
+    """Raise BadInput if all rounds are done or the budget allows none."""
     done, config = len(outcome.rounds), outcome.config
     if done and done >= config.rounds and outcome.is_finished:
         raise BadInput(f"all {done} rounds are done; raise --rounds")
     evaluations = (1 if done else 2) * len(outcome.subjects) * world.most_steps("evaluation")
     if outcome.budget.spent + evaluations >= config.total_steps:
-        used = f" and the {outcome.budget.spent:,} steps that were made" if done else ""
+        used = f" and the {outcome.budget.spent:,} steps already taken" if done else ""
         when = "after" if done else "before and after"
         raise BadInput(
-            f"--total-steps {config.total_steps:,} leaves nothing beside the evaluations {when}, "
-            f"{evaluations:,}{used}; raise it, or lower --episodes"
+            f"--total-steps {config.total_steps:,} only covers the evaluations {when}, which take "
+            f"{evaluations:,} steps{used}; raise it, or lower --episodes"
         )
 
 
 def require_new(out: Path) -> None:
-    """Raise BadInput unless a directory can be written that holds no policies yet."""
+    """Raise BadInput unless the directory is writable and holds no policies yet."""
     require_writable(out)
     if (out / "policies").exists():
-        raise BadInput(f"{out} holds policies already; give --out another")
+        raise BadInput(f"{out} already holds policies; choose another --out")
 
 
 def print_cooperation(outcome: Cooperation) -> None:
-    """Print what came of it, and where it is."""
+    """Print the results and the paths of the files."""
     if outcome.config.json and not outcome.stopped:
         sys.stdout.write(cooperation_text(outcome))
         return

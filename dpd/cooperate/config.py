@@ -43,7 +43,7 @@ NOT_NEGATIVE = (
 
 @dataclass(frozen=True, kw_only=True)
 class CooperateConfig:
-    """Let saved policies teach each other where one is really better, whatever trained them.
+    """Let saved policies teach each other, each where it earns more, however they were trained.
 
     Cooperative knowledge distillation (Livanos et al., AAAI 2024) for continuous control.
     """
@@ -53,58 +53,58 @@ class CooperateConfig:
     out: Path = Path("cooperative")
     """Directory for policies/, cooperative.html, cooperative.json and TensorBoard's tb/."""
     total_steps: int = 500_000
-    """Simulator steps of everything together, the evaluations before and after included."""
+    """Budget of simulator steps, including the evaluations before and after."""
     rounds: int = 2
-    """Times that all are judged and then taught."""
+    """Rounds of comparing all policies and then teaching them."""
     probes: int = 256
-    """States of every policy's own episodes, where all are judged."""
+    """Probe states from the episodes of each policy; all policies are compared on all of them."""
     probe_envs: int = 8
-    """Environments they are collected in."""
+    """Environments that collect the probe states."""
     probe_steps: int = 1000
-    """Steps of each of these, over which the states are spread."""
+    """Steps of each of these environments; the probe states are spread over them."""
     holdout: float = 0.2
-    """Share of the probe states that nothing learns from; gaps, drift and R² are of these."""
+    """Share of the probe states excluded from learning; gaps, drift and R² are measured on it."""
     horizon: int = 50
-    """Steps that every policy is played from a state, to judge it there."""
+    """Steps for which every policy is played from a state to measure its return there."""
     gamma: float = 0.99
-    """Discount of these steps' rewards."""
+    """Discount of the rewards in these returns."""
     margin: float = 0.1
-    """A gap counts from this share of the competences' standard deviation on."""
+    """Smallest gap that counts, as a multiple of the standard deviation of all returns."""
     control: Literal["none", "unfocused"] = "none"
-    """unfocused: everyone imitates another on all states, better there or not."""
+    """unfocused: every policy imitates a random other one on all states, better or not."""
     counterfactuals: bool = True
-    """Add states near those where a peer is better, where it is better by more."""
+    """Search for states near those where a peer is better, at which its lead is larger."""
     proxy_steps: int = 1000
     """Gradient steps of the network that predicts the gap from the simulator's state."""
     proxy_lr: float = 1e-3
-    """Its learning rate."""
+    """Learning rate of that network."""
     cf_alpha: float = 0.5
-    """How far from its gap towards the largest ones a counterfactual is to go."""
+    """Target gap of a counterfactual: 0 is the gap where it starts, 1 is among the largest."""
     cf_penalty: float = 0.05
-    """Price of a coordinate's change, in standard deviations."""
+    """Penalty on the change of a coordinate, per standard deviation."""
     cf_lr: float = 0.02
-    """Step of the search, in standard deviations."""
+    """Step size of the search, in standard deviations."""
     cf_steps: int = 60
-    """Steps of the search."""
+    """Gradient steps of the search."""
     cf_box: float = 0.5
-    """Farthest change of a coordinate, in standard deviations."""
+    """Largest change of a coordinate, in standard deviations."""
     cf_distinct: float = 0.05
-    """Counterfactuals nearer to another state than this, in standard deviations, are dropped."""
+    """Counterfactuals closer than this to another state, in standard deviations, are dropped."""
     steps: int = 1000
-    """Gradient steps of every student in a round."""
+    """Gradient steps per student and round."""
     batch: int = 128
-    """States of a step: so many to learn, and so many to stay the same at."""
+    """States per gradient step: this many to learn from, and this many to stay unchanged on."""
     lr: float = 1e-3
     """Learning rate of the students."""
     anchor: float = 1.0
-    """Weight of staying the same where no other is better."""
+    """Weight of staying unchanged where no other policy is better."""
     trial_episodes: int = 5
-    """Whole episodes, others than those of the table, in which a round's student must do no worse
-    than before, or it stays as it was; 0: every lesson is kept."""
+    """Whole episodes, different from those of the evaluation, that test every student after a
+    round; a student that got worse is rolled back. 0: no test."""
     episodes: int = 20
-    """Deterministic episodes per policy, before and after; the same ones."""
+    """Deterministic episodes per policy in the evaluations; the same before and after."""
     seed: int = 0
-    """Seed of episodes, networks and minibatches."""
+    """Seed of the episodes, networks and minibatches."""
     threads: int | None = None
     """CPU threads of the simulation; None: all cores."""
     foreign: Annotated[ForeignConfig, tyro.conf.OmitArgPrefixes] = NOT_FOREIGN
@@ -118,7 +118,7 @@ class CooperateConfig:
         if self.resume is not None and self.paths:
             raise BadInput("--resume uses the policies of the saved run; leave POLICY out")
         if self.resume is None and len(self.paths) < 2:
-            raise BadInput("dpd cooperate needs two POLICYs or more, which teach each other")
+            raise BadInput("dpd cooperate needs at least two POLICYs, which teach each other")
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise BadInput(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
@@ -132,13 +132,13 @@ class CooperateConfig:
             raise BadInput("--gamma must lie in (0, 1], --holdout between 0 and 1")
         if self.probes > self.probe_envs * self.probe_steps:
             raise BadInput(
-                f"--probes {self.probes} are more states than --probe-envs {self.probe_envs} x "
-                f"--probe-steps {self.probe_steps} visit"
+                f"--probes {self.probes} is more than the states that --probe-envs "
+                f"{self.probe_envs} x --probe-steps {self.probe_steps} visit"
             )
 
     @property
     def wants_counterfactuals(self) -> bool:
-        """Whether there are any: the control has no gap to raise."""
+        """True if counterfactuals are searched for; the control has no gap to increase."""
         return self.counterfactuals and self.control == "none"
 
 

@@ -1,6 +1,6 @@
-"""What a student is taught, and the teaching: its actor follows, everything else stays.
+"""Lessons of a student and their loss: only its actor learns, everything else stays unchanged.
 
-Letters: n states to learn at · m states to stay the same at · O observation · A action.
+Letters: n states to learn from · m states to stay unchanged on · O observation · A action.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from torch import Tensor
 from dpd.cooperate.config import CooperateConfig
 from dpd.policies.policyfile import Policy
 
-LEARNED = ("actor.", "log_std_head.")  # not a constant log_std, nor the normaliser
+LEARNED = ("actor.", "log_std_head.")  # neither a constant log_std nor the normaliser
 
 
 class Lessons(NamedTuple):
-    """States for one student, of which either kind may be none."""
+    """States for one student; either kind may be empty."""
 
-    obs: Tensor  # [n, O] where another is better
-    target: Tensor  # [n, A] what that one does there
-    own: Tensor  # [m, O] where no other is better
+    obs: Tensor  # [n, O] where another policy is better
+    target: Tensor  # [n, A] actions of that policy
+    own: Tensor  # [m, O] where no other policy is better
 
 
 class LessonBatch(NamedTuple):
-    """What a student answers, and what it should."""
+    """Outputs of a student on a minibatch, and their targets."""
 
-    act: Tensor  # [B, A] before it is clipped, or its gradient would end where it is clipped
+    act: Tensor  # [B, A] before clipping, which would stop the gradient
     log_std: Tensor
     target: Tensor  # [B, A]
     old_log_std: Tensor
 
 
 def imitation_error(part: LessonBatch) -> Tensor:
-    """Return the squared distance of each action [B], and of a noise that depends on the state.
+    """Return the squared error of each action [B], plus that of a state-dependent log_std.
 
-    Mean squared error of actions holds between any two families of policies. The deviation is no
-    part of the lesson: where it shares the actor's features, it is held where it was.
+    The squared error of actions is defined between any two families of policies. The deviation is
+    not taught: if it shares the actor's features, the loss keeps it at its old value.
     """
     error = (part.act - part.target).square().mean(-1)
     if part.log_std.requires_grad:
@@ -54,7 +54,7 @@ def lesson_loss(learn: LessonBatch | None, stay: LessonBatch | None, anchor: flo
 def teach(
     policy: Policy, lessons: Lessons, config: CooperateConfig, generator: torch.Generator
 ) -> Policy:
-    """Return a copy of a policy that has learned; without a lesson, an equal one."""
+    """Return a trained copy of a policy; without states to learn from, an identical one."""
     learned = {k: v.clone() for k, v in policy.tensors.items() if k.startswith(LEARNED)}
     student = Policy({**policy.tensors, **learned}, policy.meta)
     if not len(lessons.obs):
@@ -75,7 +75,7 @@ def teach(
 def lesson_batch(
     student: Policy, old: Policy, obs: Tensor, target: Tensor | None = None
 ) -> LessonBatch:
-    """Ask a student and what it was before at obs [B, O]; its own old action without a target."""
+    """Evaluate a student at obs [B, O]; without a target, the target is its own old action."""
     now = student.dist(obs)
     with torch.no_grad():
         before = old.dist(obs)
@@ -84,5 +84,5 @@ def lesson_batch(
 
 
 def draw_minibatch(n: int, batch: int, generator: torch.Generator) -> Tensor:
-    """Draw rows of n [B], as many as there are at most."""
+    """Draw up to `batch` of n row indices [B], with replacement."""
     return torch.randint(max(n, 1), (min(batch, n),), generator=generator)

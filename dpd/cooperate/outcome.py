@@ -1,4 +1,4 @@
-"""What was found by cooperation, and its JSON."""
+"""State and results of a cooperation, written to JSON and read again to resume it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dpd.report.stats import (
 
 @dataclass(kw_only=True)
 class Cooperation:
-    """Everything found so far. Letters: k policies · K episodes."""
+    """State of a cooperation so far. Letters: k policies · K episodes."""
 
     subjects: list[CooperatingPolicy]
     env_id: str
@@ -40,29 +40,29 @@ class Cooperation:
     before: np.ndarray | None = None  # [k, K]
     after: np.ndarray | None = None  # [k, K], the same episodes
     spent: BudgetExceeded | None = None
-    """Why the rounds ended early."""
+    """Reason why the rounds ended early."""
     stopped: bool = False
-    """Whether the user ended them."""
+    """True if the user interrupted the rounds."""
     is_finished: bool = False
-    """Whether all of it was done before, the evaluation after it too."""
+    """True if a saved cooperation includes the evaluation after its last round."""
 
-    def add(self, found: Round) -> None:
-        """Take in a round that ended."""
-        self.rounds.append(found)
+    def add(self, finished: Round) -> None:
+        """Add a completed round."""
+        self.rounds.append(finished)
         self.steps.append(self.budget.spent)
 
     @property
     def policies(self) -> list[Policy]:
-        """The policies as they are now."""
+        """The current policies."""
         return self.rounds[-1].policies if self.rounds else [s.policy for s in self.subjects]
 
     def name(self, k: int) -> str:
-        """Name a policy."""
+        """Return the name of policy k."""
         return self.subjects[k].name
 
     @property
     def gains(self) -> list[Difference]:
-        """Every policy's gain over the same episodes, as one family; none before the end."""
+        """Gains of all policies over the same episodes, as one family; empty before the end."""
         if self.before is None or self.after is None:
             return []
         gaps = (self.after - self.before).tolist()
@@ -70,16 +70,16 @@ class Cooperation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings that a file can say."""
-        said = {k: v for k, v in asdict(self.config).items() if k not in NOT_SAVED}
-        return {k: str(v) if isinstance(v, Path) else v for k, v in said.items()}
+        """Settings as stored in cooperative.json."""
+        saved = {k: v for k, v in asdict(self.config).items() if k not in NOT_SAVED}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in saved.items()}
 
     def remarks(self) -> Iterator[str]:
-        """Say what was used, and what to know of the figures."""
+        """Yield notes on the steps used, an early end and weak evidence."""
         done = f"the policies are those of round {len(self.rounds)}"
         if not self.rounds:
-            done = "no round ended, and nothing was written"
-        resume = f"; go on with: dpd cooperate --resume {shlex.quote(str(self.config.out))}"
+            done = "no round was completed, and nothing was written"
+        resume = f"; resume with: dpd cooperate --resume {shlex.quote(str(self.config.out))}"
         if self.stopped:
             yield f"stopped; {done}{resume if self.rounds else ''}"
         if self.spent is not None:
@@ -95,7 +95,7 @@ class Cooperation:
 
 
 def cooperation_text(outcome: Cooperation) -> str:
-    """Return the JSON."""
+    """Return the contents of cooperative.json."""
     return json.dumps(cooperation_json(outcome), indent=2, allow_nan=False) + "\n"
 
 
@@ -123,22 +123,22 @@ def cooperation_json(outcome: Cooperation) -> dict[str, Any]:
 
 
 def policies_json(outcome: Cooperation) -> list[dict[str, Any]]:
-    """Return every policy's figures and the returns behind them."""
-    found: list[dict[str, Any]] = []
+    """Return the figures of every policy, raw returns included."""
+    records: list[dict[str, Any]] = []
     for k, subject in enumerate(outcome.subjects):
-        found.append({**subject.origin, "file": str(subject.file)})
+        records.append({**subject.origin, "file": str(subject.file)})
         for name, returns in (("before", outcome.before), ("after", outcome.after)):
             if returns is not None:
-                found[k][f"return_{name}"] = float(returns[k].mean())
-                found[k][f"interval_{name}"] = mean_interval(returns[k])
-                found[k][f"returns_{name}"] = returns[k].tolist()
-    for policy, gain in zip(found, outcome.gains, strict=False):
+                records[k][f"return_{name}"] = float(returns[k].mean())
+                records[k][f"interval_{name}"] = mean_interval(returns[k])
+                records[k][f"returns_{name}"] = returns[k].tolist()
+    for policy, gain in zip(records, outcome.gains, strict=False):
         policy |= gain_json(gain)
-    return found
+    return records
 
 
 def gain_json(gain: Difference) -> dict[str, Any]:
-    """Return a policy's gain."""
+    """Return the figures of a policy's gain."""
     return {
         "gain": gain.mean,
         "interval_gain": gain.interval,
@@ -149,7 +149,7 @@ def gain_json(gain: Difference) -> dict[str, Any]:
 
 
 def gain_verdict(gain: Difference) -> str:
-    """Return the verdict on a gain, whose replicates are episodes."""
+    """Return the verdict on a gain, in terms of episodes: they are its replicates."""
     return gain.verdict.replace("seeds", "episodes")
 
 
@@ -164,8 +164,8 @@ def read_cooperation(config: CooperateConfig) -> Cooperation:
 
 
 def saved_cooperation(saved: dict[str, Any], config: CooperateConfig) -> Cooperation:
-    """Return an outcome from its JSON and the policies beside it."""
-    subjects = [saved_policy(said, config, k) for k, said in enumerate(saved["policies"])]
+    """Return a cooperation from its JSON and the policy files next to it."""
+    subjects = [saved_policy(record, config, k) for k, record in enumerate(saved["policies"])]
     require_fit_task(saved["env"], subjects)
     budget = Budget(config.total_steps)
     budget.used = {purpose: int(saved["steps"][purpose]) for purpose in PURPOSES}
@@ -185,20 +185,22 @@ def saved_cooperation(saved: dict[str, Any], config: CooperateConfig) -> Coopera
     )
 
 
-def saved_policy(said: dict[str, Any], config: CooperateConfig, k: int) -> CooperatingPolicy:
-    """Return a policy as it is now, with where it came from."""
-    origin = {name: said[name] for name in ("name", "sha256", "algo", "steps")}
+def saved_policy(record: dict[str, Any], config: CooperateConfig, k: int) -> CooperatingPolicy:
+    """Return the current policy k with the origin of the original one."""
+    origin = {name: record[name] for name in ("name", "sha256", "algo", "steps")}
     now = load(config.out / "policies" / f"peer{k}.safetensors")
-    return CooperatingPolicy(name=said["name"], file=Path(said["file"]), origin=origin, policy=now)
+    return CooperatingPolicy(
+        name=record["name"], file=Path(record["file"]), origin=origin, policy=now
+    )
 
 
-def saved_round(said: dict[str, Any], policies: list[Any]) -> Round:
-    """Return a round's figures."""
-    trials = said["trials"]
+def saved_round(record: dict[str, Any], policies: list[Any]) -> Round:
+    """Return a round from its JSON."""
+    trials = record["trials"]
     return Round(
-        number=said["round"],
+        number=record["round"],
         policies=policies,
         trials=None if trials is None else [Trial(t["before"], t["after"]) for t in trials],
-        pairs=[Pair(**pair) for pair in said["pairs"]],
-        drift=said["drift_competent"],
+        pairs=[Pair(**pair) for pair in record["pairs"]],
+        drift=record["drift_competent"],
     )

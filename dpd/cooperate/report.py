@@ -1,4 +1,4 @@
-"""What terminal and page show of cooperation: a line per round, and tables."""
+"""Report of a cooperation: a line per round, tables, HTML page, policies and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
 
 
 def round_line(outcome: Cooperation) -> str:
-    """Say in one line what came of the last round."""
-    found, total = outcome.rounds[-1], outcome.budget.total
-    words = [f"round {found.number}/{outcome.config.rounds}"]
-    for p in found.pairs:
+    """Summarise the last round in one line."""
+    last, total = outcome.rounds[-1], outcome.budget.total
+    words = [f"round {last.number}/{outcome.config.rounds}"]
+    for p in last.pairs:
         gap = f", gap {shown(p.gap_before)} → {shown(p.gap_after)}" if p.n_deficient else ""
         words.append(f"{p.teacher}→{p.student}: {p.n_deficient}+{p.n_counterfactuals} states{gap}")
-    for k, trial in enumerate(found.trials or ()):
-        kept = "" if trial.passed else ", not kept"
+    for k, trial in enumerate(last.trials or ()):
+        kept = "" if trial.passed else ", rolled back"
         words.append(f"trial {k}: {shown(trial.before)} → {shown(trial.after)}{kept}")
     return "  ".join([*words, f"{outcome.budget.spent:,}/{total:,} steps"])
 
 
 def cooperation_tables(outcome: Cooperation) -> Iterator[Sheet]:
-    """Return the tables, the most important one first."""
+    """Yield the tables, the most important one first."""
     yield before_after_table(outcome)
     if outcome.gains:
         yield gains_table(outcome)
     yield pairs_table(outcome)
-    if any(found.trials for found in outcome.rounds):
+    if any(record.trials for record in outcome.rounds):
         yield trials_table(outcome)
 
 
 def before_after_table(outcome: Cooperation) -> Sheet:
-    """Lay out every policy's returns, before and after."""
+    """Tabulate the returns of every policy before and after."""
     title = (
         f"{outcome.env_id}: the same {outcome.config.episodes} deterministic episodes before and "
         "after"
@@ -58,15 +58,15 @@ def before_after_table(outcome: Cooperation) -> Sheet:
     rows = []
     for k in range(len(outcome.subjects)):
         row = [f"{k} {outcome.name(k)}"]
-        for found in (outcome.before, outcome.after):
-            row.append(shown(None if found is None else float(found[k].mean())))
-            row.append(shown(None if found is None else mean_interval(found[k])))
+        for returns in (outcome.before, outcome.after):
+            row.append(shown(None if returns is None else float(returns[k].mean())))
+            row.append(shown(None if returns is None else mean_interval(returns[k])))
         rows.append(row)
     return Sheet(title, ["policy", "before", "95 %", "after", "95 %"], rows)
 
 
 def gains_table(outcome: Cooperation) -> Sheet:
-    """Lay out every policy's gain and what it decides."""
+    """Tabulate every policy's gain and its verdict."""
     rows = [
         [
             f"{k} {outcome.name(k)}",
@@ -80,72 +80,72 @@ def gains_table(outcome: Cooperation) -> Sheet:
 
 
 def pairs_table(outcome: Cooperation) -> Sheet:
-    """Lay out every pair's figures in every round."""
+    """Tabulate every pair's figures in every round."""
     rows = []
-    for found in outcome.rounds:
-        for p in found.pairs:
+    for record in outcome.rounds:
+        for p in record.pairs:
             figures = [p.cf_success, p.cf_gap_up, p.gap_before, p.gap_after, p.proxy_r2]
             counts = [f"{p.n_deficient:,}", f"{p.n_counterfactuals:,}"]
-            drift = shown(found.drift[p.student])
-            rows.append([f"{found.number} {p.teacher}→{p.student}", *counts])
+            drift = shown(record.drift[p.student])
+            rows.append([f"{record.number} {p.teacher}→{p.student}", *counts])
             rows[-1] += [*map(shown, figures), drift]
     columns = ["round, pair", "states", "new", "success", "gap up", "gap", "left", "R²", "drift"]
-    return Sheet("Who taught whom (teacher→student)", columns, rows)
+    return Sheet("Lessons by pair (teacher→student)", columns, rows)
 
 
 def trials_table(outcome: Cooperation) -> Sheet:
-    """Lay out what the trials of every round decided."""
+    """Tabulate the trials of every round."""
     rows = [
         [
-            f"{found.number} {outcome.name(k)}",
+            f"{record.number} {outcome.name(k)}",
             shown(t.before),
             shown(t.after),
             trial_result(t.passed),
         ]
-        for found in outcome.rounds
-        for k, t in enumerate(found.trials or ())
+        for record in outcome.rounds
+        for k, t in enumerate(record.trials or ())
     ]
-    title = f"On trial in {outcome.config.trial_episodes} other episodes, after each round"
+    title = f"Trial in {outcome.config.trial_episodes} other episodes after each round"
     return Sheet(title, ["round, policy", "before", "after", "lessons"], rows)
 
 
 def trial_result(passed: bool) -> str:
-    """Word what a trial decides."""
-    return "kept" if passed else "given up"
+    """Return what a trial decides about the lessons, as text."""
+    return "kept" if passed else "rolled back"
 
 
 COOPERATION_MEANINGS = {
-    "before, after, gain": "mean return of whole deterministic episodes, the same ones; 95 % t "
-    "interval over episodes, of the gain paired by episode: of these very policies, whatever "
-    "another seed would have made of them",
-    "p": "how often a mean gain at least as far from 0 comes up when the sign of every episode's "
-    "gain is drawn by a coin (an exact test for up to 13 episodes)",
-    "p adj.": "p adjusted by Holm for all policies; the verdict follows it, not the interval: "
+    "before, after, gain": "mean return of the same whole deterministic episodes, with a 95 % t "
+    "interval over episodes, paired by episode for the gain; it describes these policies only, not "
+    "what other training seeds would give",
+    "p": "probability of a mean gain at least as far from 0 if the sign of every episode's gain is "
+    "random (sign-flip test, exact for up to 13 episodes)",
+    "p adj.": "p with Holm's correction over all policies; the verdict uses it, not the interval: "
     "higher or lower at 0.05 or less",
-    "states": "where the student is deficient: the teacher gets more from there, over the horizon, "
-    "by more than the margin, and of several the most",
-    "new": "counterfactuals: states found near those where the played gap is above the threshold",
-    "success": "share of the searches that gave one",
-    "gap up": "share of the states found whose played gap is larger than where the search began",
-    "gap, left": "how much more the teacher gets over the horizon than the student, at deficient "
-    "states that nothing learned from: before the lessons, and after them",
-    "R²": "of the network that predicts the gap, on such states",
-    "drift": "mean |change| of the student's actions, in halves of their range, at such states "
-    "where no other was better",
-    "trial": "whole episodes, others than those of the first table: who got worse in them stays "
-    "as it was",
+    "states": "states where the student is deficient: from there the teacher's return over the "
+    "horizon is higher by more than the margin, and the highest of all policies",
+    "new": "counterfactuals: new states near these at which the measured gap exceeds the margin",
+    "success": "share of the searches that gave a new state",
+    "gap up": "share of the states reached whose measured gap is larger than at the start",
+    "gap, left": "teacher's return over the horizon minus the student's, on deficient states "
+    "excluded from learning: before the lessons, and after them",
+    "R²": "R² of the network that predicts the gap, on probe states excluded from learning",
+    "drift": "mean |change| of the student's actions, in units of half their range, on states "
+    "excluded from learning where no other policy was better",
+    "trial": "whole episodes, different from those of the first table: a student that got worse in "
+    "them is rolled back",
 }
 PURPOSE_MEANINGS = {
-    "probe": "episodes that give the states",
-    "competence": "playing every policy from every state",
-    "counterfactual": "playing teacher and student from states that were found",
+    "probe": "episodes that provide the probe states",
+    "competence": "every policy played from every probe state",
+    "counterfactual": "teacher and student played from new states",
     "trial": "whole episodes after each round",
     "evaluation": "whole episodes of the first table",
 }
 
 
 def cooperation_page(outcome: Cooperation) -> str:
-    """Return the page."""
+    """Return the HTML page."""
     tables = [table(sheet) for sheet in cooperation_tables(outcome)]
     n = 1 + bool(outcome.gains)  # the tables of returns
     parts = [
@@ -153,35 +153,35 @@ def cooperation_page(outcome: Cooperation) -> str:
         *(f"<p>{escape(line)}.</p>" for line in outcome.remarks()),
         *tables[:n],
         returns_chart(outcome),
-        f"<h2>What was taught</h2>{gaps_chart(outcome)}",
+        f"<h2>Lessons</h2>{gaps_chart(outcome)}",
         *tables[n:],
-        f"<h2>What it cost</h2>{table(steps_table(outcome))}",
+        f"<h2>Simulator steps</h2>{table(steps_table(outcome))}",
         f"<h2>What the numbers mean</h2>{definitions(COOPERATION_MEANINGS)}",
-        f"<h2>Where it comes from</h2>{sources_html(outcome)}",
+        f"<h2>Files and settings</h2>{sources_html(outcome)}",
     ]
     return document(f"Cooperation in {outcome.env_id}", parts)
 
 
 def gains_sentence(outcome: Cooperation) -> str:
-    """Say in a sentence who got better, as far as the episodes tell."""
+    """Return a sentence with the verdict on every policy."""
     if not outcome.gains:
         return "The policies were not evaluated after the last round."
     words: dict[str, list[str]] = {"higher": [], "lower": []}
     for k, gain in enumerate(outcome.gains):
         words.setdefault(gain_verdict(gain), []).append(outcome.name(k))
-    said = (f"{what}: {', '.join(names)}" for what, names in words.items() if names)
-    return f"By the adjusted p of the gain {'; '.join(said)}."
+    verdicts = (f"{what} ({', '.join(names)})" for what, names in words.items() if names)
+    return f"Gains by adjusted p: {', '.join(verdicts)}."
 
 
 def returns_chart(outcome: Cooperation) -> str:
-    """Draw every policy's returns before and after, with their intervals."""
+    """Draw the returns of every policy before and after, with intervals."""
     k = len(outcome.subjects)
     figure = new_figure(8.4, 1.1 + 0.5 * k)
     axes = figure.add_subplot()
-    for turn, (name, found) in enumerate((("before", outcome.before), ("after", outcome.after))):
-        if found is not None:
+    for turn, (name, returns) in enumerate((("before", outcome.before), ("after", outcome.after))):
+        if returns is not None:
             marks = {"color": look(turn)["color"], "label": name}
-            draw_intervals(axes, found, (0.12, -0.12)[turn], marks)
+            draw_intervals(axes, returns, (0.12, -0.12)[turn], marks)
     axes.set_yticks(range(k), [f"{j} {outcome.name(j)}" for j in range(k)])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a file may have dollars in its name
@@ -194,12 +194,12 @@ def returns_chart(outcome: Cooperation) -> str:
     return svg(figure, "returns")
 
 
-def draw_intervals(axes: Axes, found: np.ndarray, shift: float, marks: dict[str, str]) -> None:
+def draw_intervals(axes: Axes, returns: np.ndarray, shift: float, marks: dict[str, str]) -> None:
     """Draw a dot and an interval for the returns of every policy [k, K]."""
-    means = found.mean(1)
-    ends = np.array([mean_interval(row) or (m, m) for row, m in zip(found, means, strict=True)])
+    means = returns.mean(1)
+    ends = np.array([mean_interval(row) or (m, m) for row, m in zip(returns, means, strict=True)])
     spread = np.abs(ends.T - means)
-    at = np.arange(len(found)) - shift
+    at = np.arange(len(returns)) - shift
     axes.errorbar(means, at, xerr=spread, fmt="o", markersize=5, linewidth=1.6, **marks)  # type: ignore[arg-type]
 
 
@@ -207,7 +207,7 @@ def gaps_chart(outcome: Cooperation) -> str:
     """Draw the gap of every pair before and after each round's lessons."""
     taught = [(r.number, p) for r in outcome.rounds for p in r.pairs if p.gap_before is not None]
     if not taught:
-        return "<p>No state was held out at which another policy was better.</p>"
+        return "<p>No state excluded from learning had another policy that was better.</p>"
     figure = new_figure(8.4, 2.7)
     axes = figure.add_subplot()
     for turn, name in enumerate(("before", "after")):
@@ -217,13 +217,13 @@ def gaps_chart(outcome: Cooperation) -> str:
     axes.axhline(0, color=INK, linewidth=0.8)
     names = [f"{p.teacher}→{p.student}\n{number}" for number, p in taught]
     axes.set_xticks(range(len(taught)), names)
-    plain(axes, "gap at deficient states that nothing learned from; below: teacher→student, round")
+    plain(axes, "gap on deficient states excluded from learning; below: teacher→student, round")
     legend(figure)
     return svg(figure, "gaps")
 
 
 def steps_table(outcome: Cooperation) -> Sheet:
-    """Lay out the simulator's steps by what they were for."""
+    """Tabulate the simulator steps by purpose."""
     used = outcome.budget.used
     rows = [[f"{what}: {PURPOSE_MEANINGS[what]}", f"{n:,}"] for what, n in used.items()]
     total = [f"all, of {outcome.budget.total:,}", f"{outcome.budget.spent:,}"]
@@ -231,18 +231,18 @@ def steps_table(outcome: Cooperation) -> Sheet:
 
 
 def sources_html(outcome: Cooperation) -> str:
-    """Name the files with their digests, and the settings."""
-    said = ", ".join(f"{k} {v}" for k, v in outcome.settings.items())
+    """Return the policy files with their digests, and the settings."""
+    settings = ", ".join(f"{k} {v}" for k, v in outcome.settings.items())
     files = "".join(
         f"<dt>{k} {escape(s.name)}</dt><dd>{escape(str(s.file))}<br>"
         f"<code>{escape(json.dumps(s.origin))}</code></dd>"
         for k, s in enumerate(outcome.subjects)
     )
-    return f"<dl>{files}</dl><p>{escape(said)}.</p>"
+    return f"<dl>{files}</dl><p>{escape(settings)}.</p>"
 
 
 def write_cooperation(outcome: Cooperation) -> None:
-    """Write the policies of the last round, and all figures."""
+    """Write the policies of the last round and the report."""
     out = outcome.config.out
     for k in range(len(outcome.subjects)):
         write_improved_policy(outcome, k, out / "policies" / f"peer{k}.safetensors")
@@ -253,7 +253,7 @@ def write_cooperation(outcome: Cooperation) -> None:
 
 
 def write_improved_policy(outcome: Cooperation, k: int, path: Path) -> None:
-    """Write a policy with where it came from."""
+    """Write policy k, with its origin in the provenance."""
     policy, rounds = outcome.rounds[-1].policies[k], len(outcome.rounds)
     config = outcome.config
     provenance = {
@@ -272,9 +272,9 @@ def write_improved_policy(outcome: Cooperation, k: int, path: Path) -> None:
 
 
 def write_cooperation_events(outcome: Cooperation, folder: Path) -> None:
-    """Write TensorBoard's events, in place of those after an earlier round.
+    """Write TensorBoard events; those written after an earlier round are replaced.
 
-    One run per policy and one per pair of them, with the same tags: they share charts.
+    Every policy and every pair has its own run. The tags are the same, so that runs share charts.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -300,24 +300,24 @@ TaggedRuns = dict[str, dict[str, float | None]]
 """Figures by TensorBoard run and tag."""
 
 
-def round_tags(found: Round) -> TaggedRuns:
-    """Name a round's figures: of pairs in the runs peer<teacher>-to-peer<student>, else peer<k>."""
+def round_tags(record: Round) -> TaggedRuns:
+    """Return a round's figures: pairs in runs peer<teacher>-to-peer<student>, others in peer<k>."""
     runs: TaggedRuns = {}
-    for pair in found.pairs:
+    for pair in record.pairs:
         i, j, *values = pair
         tags = {f"coop/{k}": v for k, v in zip(pair._fields[2:], values, strict=True)}
         runs[f"peer{i}-to-peer{j}"] = tags
-    for j, trial in enumerate(found.trials or ()):
+    for j, trial in enumerate(record.trials or ()):
         own = runs.setdefault(f"peer{j}", {})
         own |= {f"coop/trial_{k}": v for k, v in trial._asdict().items()}
         own["coop/passed"] = float(trial.passed)
-    for j, drift in enumerate(found.drift):
+    for j, drift in enumerate(record.drift):
         runs.setdefault(f"peer{j}", {})["coop/drift_competent"] = drift
     return runs
 
 
 def return_tags(outcome: Cooperation) -> TaggedRuns:
-    """Name the returns before and after."""
+    """Return the mean returns before and after, by run and tag."""
     runs: TaggedRuns = {}
     for name, returns in (("before", outcome.before), ("after", outcome.after)):
         for j, mine in enumerate(() if returns is None else returns):

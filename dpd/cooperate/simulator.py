@@ -1,4 +1,4 @@
-"""What cooperation asks of a world, and what may be spent in it.
+"""Simulator with restorable states, and the budget of its steps.
 
 Letters: k policies · n states · O observation · A action · D coordinates of a state · K episodes.
 """
@@ -27,11 +27,11 @@ PURPOSES = ("probe", "competence", "counterfactual", "trial", "evaluation")
 
 
 class SimStates(NamedTuple):
-    """States that a world can go on from."""
+    """States from which a world can resume."""
 
-    obs: Tensor  # [n, O] raw: what policies see
-    coords: Tensor  # [n, D] float64: what may be moved
-    inner: dict[str, np.ndarray]  # everything the future depends on, a row per state
+    obs: Tensor  # [n, O] raw observations
+    coords: Tensor  # [n, D] float64 coordinates that a search may change
+    inner: dict[str, np.ndarray]  # full state of the simulator, a row per state
 
     def __len__(self) -> int:
         return len(self.obs)
@@ -45,13 +45,13 @@ class SimStates(NamedTuple):
 
 
 def concatenate_states(parts: Sequence[SimStates]) -> SimStates:
-    """Put states of one world behind each other."""
+    """Concatenate states of one world."""
     inner = {k: np.concatenate([p.inner[k] for p in parts]) for k in parts[0].inner}
     return SimStates(torch.cat([p.obs for p in parts]), torch.cat([p.coords for p in parts]), inner)
 
 
 class World(Protocol):
-    """Where policies act. Every step counts in its budget; `Spent` before one that's too many."""
+    """Environment of a cooperation; its methods raise BudgetExceeded before they step."""
 
     def visit(self, act: ActFunction, n: int, seed: int) -> SimStates:
         """Return n states of a policy's own episodes."""
@@ -62,34 +62,34 @@ class World(Protocol):
         ...
 
     def moved(self, states: SimStates, coords: Tensor) -> SimStates:
-        """Return the states at other coordinates [n, D], as possible as the world can make them."""
+        """Return the states moved to coordinates [n, D], or to the nearest feasible ones."""
         ...
 
     def evaluate(self, acts: Sequence[ActFunction], purpose: str = "evaluation") -> np.ndarray:
-        """Play the same whole episodes with every policy -> returns [k, K]; others for a trial."""
+        """Play the same whole episodes with every policy -> returns [k, K]; a trial has others."""
         ...
 
 
 class BudgetExceeded(Exception):
-    """The budget does not suffice for what comes next; the message says for what."""
+    """The budget is too small for the next step of a round; the message names it."""
 
 
 class Budget:
-    """Counts every simulator step by what it was for; `tell` hears of each."""
+    """Counter of simulator steps by purpose; `tell` receives purpose and steps."""
 
     def __init__(self, total: int, tell: Callable[[str, int], None] = lambda what, n: None) -> None:
         self.total, self.tell = total, tell
         self.reserved = 0
-        """Steps that only evaluations may take."""
+        """Steps reserved for evaluations."""
         self.used = dict.fromkeys(PURPOSES, 0)
 
     @property
     def spent(self) -> int:
-        """All steps so far."""
+        """Total steps so far."""
         return sum(self.used.values())
 
     def require(self, purpose: str, at_most: int) -> None:
-        """Raise Spent unless so many steps are left for a purpose."""
+        """Raise BudgetExceeded unless `at_most` steps are left for a purpose."""
         left = self.total - self.spent - (0 if purpose == "evaluation" else self.reserved)
         if at_most > left:
             raise BudgetExceeded(
@@ -97,21 +97,21 @@ class Budget:
             )
 
     def count(self, purpose: str, steps: int) -> None:
-        """Take in steps that were made."""
+        """Count steps that were taken."""
         self.used[purpose] += steps
         self.tell(purpose, steps)
 
 
-BATCH_ENVS = 512  # environments of a batch: more are no faster, and Humanoid's take memory
+BATCH_ENVS = 512  # environments per batch: more are no faster, and Humanoid's need much memory
 FREE, BALL = int(mujoco.mjtJoint.mjJNT_FREE), int(mujoco.mjtJoint.mjJNT_BALL)
-EPISODE_SEEDS = {"evaluation": 29, "trial": 31}  # the purposes of their seeds
+EPISODE_SEEDS = {"evaluation": 29, "trial": 31}  # keep the seeds of the two purposes apart
 
 
 class Simulator:
-    """A task on the native backend, whose snapshots go from one batch of environments to another.
+    """World of a task on the native backend, whose snapshots fit any batch of environments.
 
-    A state's coordinates are qpos and qvel, less the leading positions that the observation leaves
-    out: neither the physics nor a policy depends on them, and a network would learn them by heart.
+    A state's coordinates are qpos and qvel, without the leading positions that the observation
+    excludes: neither the physics nor a policy depends on them, and a network would memorise them.
     """
 
     def __init__(self, env_id: str, budget: Budget, config: CooperateConfig) -> None:
@@ -122,7 +122,7 @@ class Simulator:
         self.skip = self.task.skip_qpos
 
     def batch(self, m: int) -> NativeEnv:
-        """Return m environments, which keep nothing from before; the last ones if so many."""
+        """Return m environments to restore states in; reuse the last batch if it has that size."""
         if self._env is None or self._env.n_envs != m:
             self.close()
             self._env = NativeEnv(self.env_id, m, [0] * m, self.config.threads)
@@ -135,7 +135,7 @@ class Simulator:
             self._env = None
 
     def step(self, env: NativeEnv, act: Tensor, purpose: str) -> Step:
-        """Step a batch, and count it."""
+        """Step a batch and count its steps."""
         self.budget.count(purpose, env.n_envs)
         return env.step(act)
 
@@ -168,20 +168,20 @@ class Simulator:
     def score(self, states: SimStates, acts: Sequence[ActFunction], purpose: str) -> np.ndarray:
         """Play every policy from every state -> discounted sums of rewards [k, n].
 
-        Raises Spent before the first step where the budget does not suffice for all.
+        Raises BudgetExceeded before the first step if the budget does not cover all of them.
         """
         n, k = len(states), len(acts)
         self.budget.require(purpose, k * n * self.config.horizon)
         width = max(1, BATCH_ENVS // k)
         chunks = [np.arange(a, min(a + width, n)) for a in range(0, n, width)]
-        found = [self._play(states.rows(chunk), acts, purpose) for chunk in chunks]
-        return np.concatenate(found, axis=1) if found else np.zeros((k, 0))
+        scores = [self._play(states.rows(chunk), acts, purpose) for chunk in chunks]
+        return np.concatenate(scores, axis=1) if scores else np.zeros((k, 0))
 
     def _play(self, states: SimStates, acts: Sequence[ActFunction], purpose: str) -> np.ndarray:
-        """Score one batch; a policy's environments stand beside each other."""
+        """Score one batch; the environments of a policy are adjacent."""
         k, n = len(acts), len(states)
         env, snapshot = self.batch(k * n), repeat_rows(states.inner, k)
-        snapshot["elapsed"][:] = 0  # everyone gets the whole horizon, wherever the episode stood
+        snapshot["elapsed"][:] = 0  # the whole horizon, even late in an episode
         obs, total = env.restore(snapshot), np.zeros(k * n)
         running = np.ones(k * n, dtype=bool)
         for t in range(self.config.horizon):
@@ -189,14 +189,14 @@ class Simulator:
                 break
             act = torch.cat([a(o) for a, o in zip(acts, obs.view(k, n, -1), strict=True)])
             step = self.step(env, act, purpose)
-            happened = running & step.valid.numpy()  # not where the physics became unstable
+            happened = running & step.valid.numpy()  # not if the physics became unstable
             total += self.config.gamma**t * np.where(happened, step.reward.double().numpy(), 0.0)
             running &= ~(step.terminated | step.truncated).numpy()
             obs = step.obs
         return total.reshape(k, n)
 
     def moved(self, states: SimStates, coords: Tensor) -> SimStates:
-        """Return the states at other coordinates [n, D], with the simulator's observations of them.
+        """Return the states moved to coordinates [n, D], with the simulator's observations.
 
         Quaternions are normalised and joints stay within their limits; no step is taken.
         """
@@ -234,29 +234,29 @@ class Simulator:
             env.close()
 
     def episodes(self, purpose: str) -> int:
-        """Return how many episodes of a policy are played."""
+        """Return the number of episodes per policy."""
         return self.config.trial_episodes if purpose == "trial" else self.config.episodes
 
     def most_steps(self, purpose: str) -> int:
-        """Return the most steps that a policy's episodes take."""
+        """Return the largest number of steps of a policy's episodes."""
         return self.episodes(purpose) * self.task.max_steps
 
 
 def probe_times(n: int, steps: int, seed: int) -> np.ndarray:
-    """Draw one of the steps from each of n equal parts of an episode [n], in order."""
+    """Draw one step from each of n equal parts of an episode [n], in order."""
     ends = np.arange(n + 1) * steps // n
     return np.random.default_rng([seed, 0]).integers(ends[:-1], ends[1:])
 
 
 def repeat_rows(snapshot: Snapshot, k: int) -> Snapshot:
-    """Put k copies of a snapshot's rows behind each other."""
+    """Concatenate k copies of a snapshot's rows."""
     return {name: np.concatenate([rows] * k) for name, rows in snapshot.items()}
 
 
 def feasible_positions(model: mujoco.MjModel, qpos: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Return positions [n, nq] that the joints allow: unit quaternions, and within the limits.
+    """Project positions [n, nq] to feasible ones: unit quaternions, joints within their limits.
 
-    The limits are soft: a joint that was beyond one may stay there, but goes no farther.
+    The limits are soft: a joint that was beyond one before may stay there, but goes no farther.
     """
     qpos = qpos.copy()
     for kind, limited, (low, high), at in zip(

@@ -1,4 +1,4 @@
-"""`dpd sweep`: distil a teacher offline in many ways, and see which students follow it."""
+"""`dpd sweep`: distil a teacher offline in many ways, and measure which students follow it."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from dpd.run.sources import load_any, one_policy, place_of
 if TYPE_CHECKING:
     from dpd.fidelity.config import SweepConfig
 
-MIN_STUDENTS = 30  # students: a correlation over fewer is little more than chance
+MIN_STUDENTS = 30  # a correlation over fewer students is little more than chance
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """A student, and what became of it."""
+    """A trained student with its scores and returns."""
 
     row: SweepStudent
     policy: Policy
     start: Scores
-    """On held-out states, before the first gradient step."""
+    """Scores on held-out states before the first gradient step."""
     scores: dict[str, Scores]
     """By set of states: train, heldout, student."""
     gap: GeneralisationGap
@@ -53,16 +53,16 @@ class SweepResult:
 
     @property
     def parameters(self) -> int:
-        """How many it has."""
+        """Number of the student's parameters."""
         return n_parameters(self.policy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Everything found."""
+    """Result of a sweep."""
 
     config: SweepConfig
-    setting: AuditSettings
+    settings: AuditSettings
     teacher: ComparedPolicy
     divergence: str
     factors: list[Factor]
@@ -73,33 +73,35 @@ class Sweep:
 
 
 def sweep_teacher(config: SweepConfig) -> int:
-    """Train and compare all students; print a table or JSON, and write what is kept."""
+    """Train and compare all students; print tables or JSON, and write the report."""
     from dpd.fidelity.sweep_report import sweep_json, sweep_page, sweep_tables
 
     config = config.resolved()
     require_writable(config.out)
-    teacher, setting = read_sweep_teacher(config)
+    teacher, settings = read_sweep_teacher(config)
     with progress_bar() as progress, one_thread():
-        found = sweep(config, teacher, setting, progress)
-    report = Report("sweep", sweep_json(found), sweep_page(found), sweep_tables(found), found.notes)
+        result = sweep(config, teacher, settings, progress)
+    report = Report(
+        "sweep", sweep_json(result), sweep_page(result), sweep_tables(result), result.notes
+    )
     deliver(report, config.out, config.json)
     return 0
 
 
 def read_sweep_teacher(config: SweepConfig) -> tuple[ComparedPolicy, AuditSettings]:
-    """Read the teacher, and where it acts. Raises BadInput or NotAPolicy."""
+    """Read the teacher and the environment it acts in. Raises BadInput or NotAPolicy."""
     file = one_policy(config.teacher)
     policy = load_any(file, config.foreign)
     meta = policy.meta
     if not meta.hidden:
-        raise BadInput(f"{file} has no hidden layers whose width could be changed")
-    setting = audit_settings(config, policy, place_of(file, policy, config.foreign))
+        raise BadInput(f"{file} has no hidden layers whose width the sweep could change")
+    settings = audit_settings(config, policy, place_of(file, policy, config.foreign))
     (name,) = short_names([config.teacher])
-    return ComparedPolicy(name=name, policy=policy, file=file), setting
+    return ComparedPolicy(name=name, policy=policy, file=file), settings
 
 
 def progress_bar() -> Progress:
-    """Return a bar with the speed and the time left."""
+    """Return a progress bar with the speed and the time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -111,14 +113,14 @@ def progress_bar() -> Progress:
 
 
 def sweep(
-    config: SweepConfig, teacher: ComparedPolicy, setting: AuditSettings, progress: Progress
+    config: SweepConfig, teacher: ComparedPolicy, settings: AuditSettings, progress: Progress
 ) -> Sweep:
     """Collect states, train all students, and compare them with their teacher."""
     mode, meta = teacher.policy.repeatable_mode, teacher.policy.meta
     bar = progress.add_task("playing the teacher", total=None, rate="")
-    returns, held_out = visit(setting, mode, setting.n_states, HELD_OUT)
-    random = visit(setting, uniform_policy(setting, meta.act_dim), 0, HELD_OUT).returns
-    pool = visit(setting, mode, max(config.sizes), TRAIN).obs
+    returns, held_out = visit(settings, mode, settings.n_states, HELD_OUT)
+    random = visit(settings, uniform_policy(settings, meta.act_dim), 0, HELD_OUT).returns
+    pool = visit(settings, mode, max(config.sizes), TRAIN).obs
     rates = {"adam": config.lr, "sgd": config.sgd_lr}
     lesson = OfflineData(teacher=teacher.policy, pool=pool, steps=config.steps, lr=rates)
     no_weights = why_no_weights(meta)
@@ -127,10 +129,10 @@ def sweep(
     rows = [SweepStudent(variant, seed) for variant in distinct_variants(changed) for seed in seeds]
     trained = train_students(lesson, rows, teacher, held_out, progress)
     progress.update(bar, description="playing the students")
-    results = score_students(teacher, lesson, setting, trained, held_out, (returns, random))
+    results = score_students(teacher, lesson, settings, trained, held_out, (returns, random))
     return Sweep(
         config=config,
-        setting=setting,
+        settings=settings,
         teacher=teacher,
         divergence=lesson.divergence,
         factors=changed,
@@ -142,7 +144,7 @@ def sweep(
 
 
 TrainedStudents = list[tuple[SweepStudent, Policy, Scores]]
-"""Students, and their scores before training."""
+"""Students, their policies, and their scores before training."""
 
 
 def train_students(
@@ -153,7 +155,7 @@ def train_students(
     progress: Progress,
 ) -> TrainedStudents:
     """Train all students, stack by stack."""
-    found: TrainedStudents = []
+    trained: TrainedStudents = []
     parts = make_stacks(lesson, rows)
     total = sum(part.steps * len(part.rows) for part in parts)
     bar = progress.add_task("training the students", total=total, rate="")
@@ -166,30 +168,30 @@ def train_students(
             progress.update(bar, rate="" if speed is None else f"{speed:,.0f} student steps/s")
 
         part.train(tell)
-        found += zip(part.rows, part.policies(), start, strict=True)
-    return found
+        trained += zip(part.rows, part.policies(), start, strict=True)
+    return trained
 
 
 def score_student(teacher: ComparedPolicy, policy: Policy, obs: Tensor) -> Scores:
-    """Compare a student with its teacher on states [n, O]."""
+    """Score a student against its teacher on states [n, O]."""
     return compare_policies(teacher, ComparedPolicy(name="student", policy=policy), obs)
 
 
 def score_students(
     teacher: ComparedPolicy,
     lesson: OfflineData,
-    setting: AuditSettings,
+    settings: AuditSettings,
     trained: TrainedStudents,
     held_out: Tensor,
     baselines: tuple[np.ndarray, np.ndarray],
 ) -> list[SweepResult]:
-    """Compare every student on what it learned from, on held-out states and on its own."""
+    """Score every student on its training states, on held-out states and on its own states."""
     acts = [policy.repeatable_mode for _, policy, _ in trained]
-    visited = visit_together(setting, acts, setting.n_states, HELD_OUT)
+    visited = visit_together(settings, acts, settings.n_states, HELD_OUT)
     is_better = baselines[0].mean() > baselines[1].mean()
     results = []
     for (row, policy, start), (returns, own) in zip(trained, visited, strict=True):
-        seen = lesson.pool[lesson.own(row)][: setting.n_states]
+        seen = lesson.pool[lesson.own(row)][: settings.n_states]
         sets = {"train": seen, "heldout": held_out, "student": own}
         scores = {name: score_student(teacher, policy, obs) for name, obs in sets.items()}
         kept = float(retained_return(returns, *baselines)) if is_better else None
@@ -210,12 +212,10 @@ def score_students(
 def sweep_notes(
     n_students: int, no_weights: str | None, returns: np.ndarray, random: np.ndarray
 ) -> list[str]:
-    """Say what was left out, and what weakens the numbers."""
+    """Return notes on what was left out and on weak evidence."""
     notes = [] if no_weights is None else [no_weights]
     if returns.mean() <= random.mean():
-        notes.append(
-            "the teacher is no better than random actions: nothing of it is to be retained"
-        )
+        notes.append("the teacher is no better than random actions: there is no return to retain")
     if n_students < MIN_STUDENTS:
         notes.append(f"a correlation over fewer than {MIN_STUDENTS} students means little")
     return notes

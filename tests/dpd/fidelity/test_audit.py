@@ -77,7 +77,7 @@ def test_values_are_compared_where_both_have_some(policy: Policy) -> None:
     heard: list[str] = []
     found = audit(teacher, [student], setting, heard.append)
     assert heard == ["teacher", "student"]
-    scores = found.findings[0].scores
+    scores = found.entries[0].scores
     assert scores["train"].n == 3
     assert all(row.values["value_gap"] == pytest.approx(2) for row in scores.values())
     assert "value gap" in fidelity_page(found) and not any("value" in note for note in found.notes)
@@ -133,6 +133,6 @@ def test_the_gap_finds_out_too_little_data_and_too_little_training(policy: Polic
         ComparedPolicy(name=name, policy=distilled(policy, obs, steps), train=obs)
         for name, obs, steps in [("few", seen[:2], 200), ("short", seen, 4)]
     )
-    found = [f.gap for f in audit(teacher, [few, short], setting).findings]
+    found = [f.gap for f in audit(teacher, [few, short], setting).entries]
     assert found[0].unfitted == 0 and found[0].ungeneralised > 0.1  # two states learned by heart
     assert found[1].unfitted > 0.5 > 0.1 > abs(found[1].ungeneralised)

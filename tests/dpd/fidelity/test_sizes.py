@@ -72,7 +72,7 @@ def test_what_weakens_the_numbers_is_said() -> None:
     two = size_group("8", [student("8", k, 50) for k in range(2)], 400)
     assert size_notes(found(two)) == []
     assert size_notes(found(size_group("8", [student("8", 0, 50)], 400), teacher=-1.0)) == [
-        "the teacher is no better than random actions: nothing of it is to be retained"
+        "the teacher is no better than random actions: there is no return to retain"
     ]
 
 

@@ -53,7 +53,7 @@ def test_a_run_evaluates_what_it_saves(teacher: Path, tmp_path: Path) -> None:
     returns, costs = Returns([[1.0]], [0.0]), [student.cost]
     found = SizeComparison(env_id="", n_states=1, returns=returns, costs=costs, sizes=[of_size])
     assert size_notes(found) == [
-        "1 of 2 students ask a memory of their teacher, which is in their params and µs"
+        "1 of 2 students query a memory of their teacher, which counts in their params and µs"
     ]
 
 
