@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpd.agents.dist import kl
 from dpd.fidelity.offline import CHUNK_STEPS, OfflineData, StudentStack, SweepStudent, make_stacks
-from dpd.fidelity.variants import (
+from dpd.fidelity.sweep import (
     START_WEIGHTS,
     Variant,
     distinct_variants,
