@@ -11,7 +11,7 @@ import numpy as np
 
 from dpd.envs.base import EnvSpec
 from dpd.envs.errors import UnsupportedEnv
-from dpd.envs.make import check, choose
+from dpd.envs.make import check, choose_backend
 from dpd.errors import BadInput
 from dpd.policies.policyfile import Policy
 from dpd.run.runs import short_names
@@ -83,7 +83,7 @@ def restorable(env_id: str, subjects: list[Subject]) -> EnvSpec:
     """Return a task's description. Raises BadInput where its states can't be restored."""
     try:
         for subject in subjects:  # whose own arguments count in any task, or they would be dropped
-            choose(env_id, "native", subject.policy.meta.env_kwargs)
+            choose_backend(env_id, "native", subject.policy.meta.env_kwargs)
         return check(env_id, "native")
     except UnsupportedEnv as error:
         raise BadInput(f"policies are judged from restored states of the task: {error}") from error
