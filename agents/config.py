@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -159,14 +159,33 @@ EXTRA_COLUMNS = 4
 """Numbers stored per transition besides obs, act and next_obs: reward, terminated, done, valid."""
 
 
-def bytes_held(capacity: int, n_envs: int, obs_dim: int, act_dim: int) -> int:
-    """Return the size in bytes of a learner's full replay in float32."""
-    samples = capacity // n_envs * n_envs
-    return samples * (4 * (2 * obs_dim + act_dim + EXTRA_COLUMNS) + 8)
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig(LearnerConfig):
+    """Settings shared by all learners with a replay."""
+
+    capacity: int
+    """Transitions in a learner's replay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("capacity")
+        sizes = {"minibatch_size": self.minibatch_size, "n_envs * n_steps": self.samples}
+        self._require_capacity(sizes)
+
+    def _require_capacity(self, sizes: Mapping[str, int]) -> None:
+        for name, least in sizes.items():
+            if self.capacity < least:
+                raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
+
+    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
+        """Return the size in bytes of all learners' full replays in float32."""
+        samples = self.capacity // self.n_envs * self.n_envs
+        # plus 8 bytes for the sample's index in the list of valid ones
+        return n_learners * samples * (4 * (2 * obs_dim + act_dim + EXTRA_COLUMNS) + 8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig(LearnerConfig):
+class OffPolicyConfig(ReplayConfig):
     """Settings shared by TD3, DDPG and SAC.
 
     Unless a source is named, defaults are Stable-Baselines3's.
@@ -213,7 +232,7 @@ class OffPolicyConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("capacity", "updates_per_step", "n_step", "n_critics")
+        self._require_positive("updates_per_step", "n_step", "n_critics")
         if self.critic_lr is not None and self.critic_lr <= 0:
             raise ValueError(f"critic_lr must be positive, not {self.critic_lr}")
         self._require_not_negative("learning_starts", "extra_policy_updates")
@@ -221,17 +240,11 @@ class OffPolicyConfig(LearnerConfig):
             raise ValueError("peer_lr sets the critics' learning rates too; leave critic_lr out")
         if not 0 < self.tau <= 1:
             raise ValueError(f"tau must lie in (0, 1], not {self.tau}")
-        self._check_replay()
-
-    def _check_replay(self) -> None:
-        for name, least in (
-            ("minibatch_size", self.minibatch_size),
-            ("n_envs * n_steps", self.samples),
-            ("learning_starts", self.learning_starts),
-            ("n_envs * n_step", self.n_envs * self.n_step),
-        ):
-            if self.capacity < least:
-                raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
+        steps = {
+            "learning_starts": self.learning_starts,
+            "n_envs * n_step": self.n_envs * self.n_step,
+        }
+        self._require_capacity(steps)
         if self.samples * self.updates_per_step < 1:
             raise ValueError(
                 f"updates_per_step {self.updates_per_step} makes less than one update in the "
@@ -251,10 +264,6 @@ class OffPolicyConfig(LearnerConfig):
     def updates(self) -> int:
         """Gradient steps per iteration."""
         return round(self.samples * self.updates_per_step)
-
-    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
-        """Return the size in bytes of all learners' full replays in float32."""
-        return n_learners * bytes_held(self.capacity, self.n_envs, obs_dim, act_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +352,7 @@ class SACConfig(OffPolicyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentConfig(LearnerConfig):
+class StudentConfig(ReplayConfig):
     """Students: learners that collect and store data, and that only a method's steps train.
 
     Their policies are like PPO's. Defaults without a source are our choice.
@@ -371,18 +380,11 @@ class StudentConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("capacity")
         if len({len(layers_of(word, len(self.hidden))) for word in self.sizes}) > 1:
             raise ValueError(
                 f"sizes {' '.join(self.sizes)} differ in depth, but all peers need the same depth; "
                 f"give each as many layers (a single width gives {len(self.hidden)} layers)"
             )
-        for name, least in (
-            ("minibatch_size", self.minibatch_size),
-            ("n_envs * n_steps", self.samples),
-        ):
-            if self.capacity < least:
-                raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer."""
@@ -395,10 +397,6 @@ class StudentConfig(LearnerConfig):
             f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} per learner, "
             f"the latest {self.capacity:,} stored"
         )
-
-    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
-        """Return the size in bytes of all learners' full replays in float32."""
-        return n_learners * bytes_held(self.capacity, self.n_envs, obs_dim, act_dim)
 
 
 def layers_of(word: str, depth: int) -> tuple[int, ...]:

@@ -332,7 +332,7 @@ def test_without_a_time_limit_of_gymnasiums_nothing_can_be_staggered() -> None:
     late = register_once("DpdTest/Late-v0", vector_entry_point=LateCounter)
     env = GymnasiumEnv(late, 2, [0, 1])  # limits its episodes itself
     env.reset()
-    with pytest.raises(UnsupportedEnv, match=f"{late} has no TimeLimit wrapper .* use --no-stagger"):
+    with pytest.raises(UnsupportedEnv, match=f"{late} has no TimeLimit .* use --no-stagger"):
         env.stagger(np.zeros(2))
 
 
