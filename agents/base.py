@@ -1,6 +1,6 @@
-"""What a stack of learners is to the rest of the suite.
+"""Types that all learners share: answers, batches, metrics and checkpoint state.
 
-Legend, used in every file:
+Notation in every file:
 N learners = G groups x P peers · E environments per learner · T steps · S = T x E samples
 B batch · O observation · A action · C critics of a learner · D parameters of one learner.
 Row n is peer n % P of group n // P.
@@ -19,29 +19,29 @@ from dpd.agents.dist import DiagGaussian
 CPU = torch.device("cpu")
 
 Metrics = dict[str, Tensor]
-"""Detached, one value per learner [N], until the logger reads them."""
+"""Named values per learner [N], detached; they stay on the device until the logger reads them."""
 
 
 class Answer(NamedTuple):
-    """What a learner says about states it is asked about; values in raw reward units."""
+    """A learner's policy and values at given states; values in raw reward units."""
 
     dist: DiagGaussian  # mean, log_std [N, B, A]
     value: Tensor | None  # [N, B]
 
 
 class Batch(NamedTuple):
-    """An iteration's samples, for the learners (`data`) and for whoever distils."""
+    """An iteration's samples: `data` for the learners, the rest for the distillation method."""
 
     data: Any
     raw_obs: Tensor  # [N, S, O]
-    returns: Tensor | None  # [N, S] lambda-returns in raw reward units, of who learns on-policy
+    returns: Tensor | None  # [N, S] lambda-returns in raw reward units; on-policy only
     valid: Tensor  # [N, S]
 
 
 class Minibatch(NamedTuple):
-    """The samples of one gradient step, as a loss added to the learner's own may use them.
+    """The samples of one gradient step, as passed to a method's loss.
 
-    They are known by `idx` on-policy, and by `raw_obs` where they come from a replay.
+    On-policy learners set `idx`; learners with a replay set `raw_obs`.
     """
 
     dist: DiagGaussian  # differentiable
@@ -51,68 +51,67 @@ class Minibatch(NamedTuple):
 
 
 ExtraLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]
-"""A method's loss inside the learner's own: minibatch -> (loss [N], metrics)."""
+"""A method's loss, added to the learner's own: minibatch -> (loss [N], metrics)."""
 
 
 State = dict[str, Tensor]
-"""All that a part's future depends on; rows first, as everywhere."""
+"""A component's checkpoint state: named tensors whose first axis is the learner."""
 
 
 class Stateful(Protocol):
-    """Something a checkpoint holds."""
+    """A component that is saved in checkpoints."""
 
     def state(self) -> State:
-        """Return all that its future depends on; may be live tensors."""
+        """Return everything the component's future depends on; tensors may be live."""
         ...
 
     def load_state(self, state: State) -> None:
-        """Put a state back. Raises ValueError where it is not one of the same shape."""
+        """Restore a state. Raises ValueError if names, shapes or dtypes differ."""
         ...
 
 
 def nest(**states: State) -> State:
-    """Join states under dotted names."""
+    """Merge states into one; keys become `name.key`."""
     return {f"{name}.{key}": x for name, state in states.items() for key, x in state.items()}
 
 
 def part(state: State, name: str) -> State:
-    """Return what `nest` put under a name."""
+    """Return the state that `nest` merged under a name."""
     return {k.removeprefix(f"{name}."): x for k, x in state.items() if k.startswith(f"{name}.")}
 
 
 def state_of(parts: Mapping[str, Stateful]) -> State:
-    """Return the states of parts under their names."""
-    return nest(**{name: each.state() for name, each in parts.items()})
+    """Return the merged state of named components."""
+    return nest(**{name: component.state() for name, component in parts.items()})
 
 
 def load_parts(parts: Mapping[str, Stateful], state: State) -> None:
-    """Put the states of parts back."""
-    for name, each in parts.items():
-        each.load_state(part(state, name))
+    """Restore the components of a state that `state_of` returned."""
+    for name, component in parts.items():
+        component.load_state(part(state, name))
 
 
 def put_back(live: State, saved: State) -> None:
-    """Copy a saved state into the tensors it was taken from, in place.
+    """Copy a saved state into live tensors, in place.
 
-    Raises ValueError, before any is changed, unless names, shapes and dtypes agree.
+    Raises ValueError, before any tensor is changed, unless names, shapes and dtypes agree.
     """
     if live.keys() != saved.keys():
         raise ValueError(f"a state of {sorted(saved)} does not fit {sorted(live)}")
     for name, x in live.items():
-        kept = saved[name]
-        if (kept.shape, kept.dtype) != (x.shape, x.dtype):
+        y = saved[name]
+        if (y.shape, y.dtype) != (x.shape, x.dtype):
             raise ValueError(
-                f"the saved {name} is {kept.dtype} {tuple(kept.shape)}, "
-                f"not {x.dtype} {tuple(x.shape)}"
+                f"the saved {name} is {y.dtype} {tuple(y.shape)}, not {x.dtype} {tuple(x.shape)}"
             )
     for name, x in live.items():
         x.copy_(saved[name])
 
 
 def per_row(values: Sequence[float], default: float, seeds: Sequence[Sequence[int]]) -> Tensor:
-    """Return every learner's setting [N], float64: its peer's own where there are any.
+    """Return a setting of every learner [N], float64: `values` by peer number, else `default`.
 
-    The last of a learner's seeds is which peer of its group it is.
+    The last integer of a learner's seeds is its peer number.
     """
     chosen = [values[seed[-1]] if values else default for seed in seeds]
     return torch.tensor(chosen, dtype=torch.float64)

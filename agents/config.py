@@ -1,9 +1,8 @@
-"""Settings of the learners, algorithm by algorithm; imports no torch."""
+"""Settings of all algorithms; imports no torch."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,42 +10,38 @@ if TYPE_CHECKING:
     import torch
 
     from dpd.agents.learners import Learners
-    from dpd.agents.ppo import PPO
-    from dpd.agents.sac import SAC
-    from dpd.agents.student import Student
-    from dpd.agents.td3 import TD3
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerConfig(ABC):
-    """What a stack of any algorithm is told; each has defaults of its own, and says whose."""
+class LearnerConfig:
+    """Settings of every algorithm. Subclasses override the defaults and name their sources."""
 
     squashed: ClassVar[bool] = False
-    """Whether actions are the tanh of a Gaussian's sample."""
+    """True if actions are the tanh of a Gaussian sample."""
     tanh_mean: ClassVar[bool] = False
-    """Whether the Gaussian's mean is the tanh of the actor's output, with noise added behind it."""
+    """True if the Gaussian's mean is the tanh of the actor's output, with noise added after it."""
     state_std: ClassVar[bool] = False
-    """Whether the actor also gives the standard deviation."""
+    """True if the actor also outputs the standard deviation."""
     lr: float = 3e-4
     """Adam's learning rate."""
     peer_lr: tuple[float, ...] = ()
-    """Learning rate of each peer of a group; none: `lr` for all."""
+    """Learning rate of each peer of a group; empty: `lr` for all."""
     n_envs: int
     """Environments per learner."""
     n_steps: int
     """Steps per environment and iteration."""
     stagger: bool = False
-    """Begin each environment's first episode at a random age, so that it is cut early: else all of
-    a learner's environments go through their episodes in step, where only a time limit ends them
-    (rsl_rl's init_at_random_ep_len). First episodes are then left out of train/return."""
+    """Truncate each environment's first episode at a random age, so that a learner's environments
+    are not all in the same phase of their episodes when only a time limit ends them (rsl_rl's
+    init_at_random_ep_len). First episodes are then left out of train/return."""
     minibatch_size: int
     """Samples per learner and gradient step."""
     gamma: float = 0.99
-    """Discount."""
+    """Discount factor."""
     peer_gamma: tuple[float, ...] = ()
-    """Discount of each peer of a group; none: `gamma` for all."""
+    """Discount factor of each peer of a group; empty: `gamma` for all."""
     hidden: tuple[int, ...]
-    """Hidden layers."""
+    """Widths of the hidden layers."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Activation of the hidden layers."""
     norm_obs: bool = True
@@ -71,11 +66,6 @@ class LearnerConfig(ABC):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 
-    @property
-    @abstractmethod
-    def learners(self) -> Callable[..., Learners]:
-        """The stack of learners that these are the settings of."""
-
     def build(
         self,
         obs_dim: int,
@@ -83,10 +73,11 @@ class LearnerConfig(ABC):
         seeds: Sequence[Sequence[int]],
         device: torch.device | None = None,
     ) -> Learners:
-        """Return a stack of learners, one for each of `seeds`; no device is the CPU."""
+        """Return a stack of learners, one for each of `seeds`, on a device (None: the CPU)."""
         from dpd.agents.base import CPU
+        from dpd.agents.build import LEARNER_CLASSES  # here: settings must not import torch
 
-        return self.learners(self, obs_dim, act_dim, seeds, device=device or CPU)
+        return LEARNER_CLASSES[type(self)](self, obs_dim, act_dim, seeds, device=device or CPU)
 
     @property
     def samples(self) -> int:
@@ -98,18 +89,18 @@ class LearnerConfig(ABC):
 class PPOConfig(LearnerConfig):
     """Proximal policy optimization (Schulman et al. 2017).
 
-    Unless a source is named, defaults are those of the paper's MuJoCo experiments, which
-    Stable-Baselines3 shares.
+    Unless a source is named, defaults are those of the paper's MuJoCo experiments and of
+    Stable-Baselines3.
     """
 
     lr: float = 3e-4
     """Adam's learning rate."""
     lr_schedule: Literal["linear", "constant"] = "linear"
-    """Linear to zero over the run, as the paper and tianshou's MuJoCo benchmark do."""
+    """Decay linearly to zero over the run (the paper, tianshou's MuJoCo benchmark), or not."""
     n_envs: int = 16
     """Environments per learner."""
     n_steps: int = 128
-    """Steps per environment and iteration: 16 x 128 = 2048 samples per learner, the paper's."""
+    """Steps per environment and iteration: 16 x 128 = 2048 samples per learner, as in the paper."""
     minibatch_size: int = 64
     """Samples per learner and gradient step."""
     epochs: int = 10
@@ -117,30 +108,30 @@ class PPOConfig(LearnerConfig):
     lam: float = 0.95
     """Lambda of generalised advantage estimation."""
     clip: float = 0.2
-    """Bound on the probability ratio."""
+    """Clip range of the probability ratio."""
     value_coef: float = 0.5
     """Weight of the squared value error (Stable-Baselines3)."""
     value_clip: float | None = None
-    """Value clipping (OpenAI Baselines' ppo2: 0.2): the loss is the larger of a value's squared
-    error and that of the value held within this distance of the old one, in normalised reward
+    """Value clipping (OpenAI Baselines' ppo2: 0.2): the loss is the larger of the value's squared
+    error and that of the value clipped to this distance from the old one, in normalised reward
     units. None: no clipping (the paper, Stable-Baselines3)."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     max_grad_norm: float = 0.5
-    """Bound on each learner's gradient norm (Stable-Baselines3)."""
+    """Upper bound on each learner's gradient norm (Stable-Baselines3)."""
     adam_eps: float = 1e-5
-    """Epsilon of Adam (Stable-Baselines3)."""
+    """Adam's epsilon (Stable-Baselines3)."""
     target_kl: float | None = None
-    """Stop a learner's iteration after the epoch in which its KL to the old policy exceeds
-    1.5 times this (Stable-Baselines3, there per minibatch); None: never."""
+    """End a learner's iteration after the epoch in which its KL to the old policy exceeds 1.5
+    times this value (Stable-Baselines3 checks every minibatch); None: never."""
     hidden: tuple[int, ...] = (64, 64)
-    """Hidden layers of the policy and, apart, of the value function."""
+    """Hidden layers of the policy and of the separate value function."""
     log_std_init: float = -0.5
     """Initial log standard deviation (tianshou's MuJoCo benchmark; Andrychowicz et al. 2021)."""
     norm_adv: bool = True
     """Centre and scale advantages within each minibatch (Stable-Baselines3)."""
     norm_reward: bool = True
-    """Scale rewards by the running deviation of the return (VecNormalize)."""
+    """Divide rewards by the running standard deviation of the return (VecNormalize)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,70 +147,82 @@ class PPOConfig(LearnerConfig):
             )
 
     @property
-    def learners(self) -> type[PPO]:
-        """The stack of learners that these are the settings of."""
-        from dpd.agents.ppo import PPO
-
-        return PPO
-
-    @property
     def plan(self) -> str:
-        """What an iteration is, for the start-up table."""
+        """A description of one iteration for the start-up table."""
         return (
-            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} a learner, "
+            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} per learner, "
             f"{self.epochs} epochs of {self.minibatch_size}"
         )
 
 
-COLUMNS = 4
-"""Numbers in a stored transition beside obs, act and next_obs: reward, ends, validity."""
-
-
-def bytes_held(capacity: int, n_envs: int, obs_dim: int, act_dim: int) -> int:
-    """Return the memory that a learner's full replay takes, in float32."""
-    held = capacity // n_envs * n_envs
-    return held * (4 * (2 * obs_dim + act_dim + COLUMNS) + 8)
+EXTRA_COLUMNS = 4
+"""Numbers stored per transition besides obs, act and next_obs: reward, terminated, done, valid."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig(LearnerConfig):
-    """What all learners with a replay share.
+class ReplayConfig(LearnerConfig):
+    """Settings shared by all learners with a replay."""
+
+    capacity: int
+    """Transitions in a learner's replay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("capacity")
+        sizes = {"minibatch_size": self.minibatch_size, "n_envs * n_steps": self.samples}
+        self._require_capacity(sizes)
+
+    def _require_capacity(self, sizes: Mapping[str, int]) -> None:
+        for name, least in sizes.items():
+            if self.capacity < least:
+                raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
+
+    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
+        """Return the size in bytes of all learners' full replays in float32."""
+        samples = self.capacity // self.n_envs * self.n_envs
+        # plus 8 bytes for the sample's index in the list of valid ones
+        return n_learners * samples * (4 * (2 * obs_dim + act_dim + EXTRA_COLUMNS) + 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyConfig(ReplayConfig):
+    """Settings shared by TD3, DDPG and SAC.
 
     Unless a source is named, defaults are Stable-Baselines3's.
     """
 
     lr: float = 3e-4
-    """Adam's learning rate of the policy and, unless it has its own, of the critics."""
+    """Adam's learning rate of the policy, and of the critics unless `critic_lr` is set."""
     critic_lr: float | None = None
-    """Adam's learning rate of the critics; None: as the policy's."""
+    """Adam's learning rate of the critics; None: `lr`."""
     peer_lr: tuple[float, ...] = ()
-    """Learning rate of each peer of a group, and of its critics; none: `lr` for all."""
+    """Learning rate of each peer of a group and of its critics; empty: `lr` for all."""
     n_envs: int = 1
     """Environments per learner."""
     n_steps: int = 50
-    """Steps per environment between updates: Spinning Up's 50. Random numbers are drawn and the
-    simulation is called for that many at once; the policy acts that many steps behind."""
+    """Steps per environment between updates (Spinning Up: 50). Random numbers are drawn for that
+    many steps at once; the acting policy is up to that many steps old."""
     capacity: int = 1_000_000
-    """Transitions a learner remembers (Lillicrap et al. 2016)."""
+    """Transitions in a learner's replay (Lillicrap et al. 2016)."""
     minibatch_size: int = 256
     """Transitions per learner and gradient step (Haarnoja et al. 2018)."""
     learning_starts: int = 10_000
-    """A learner's environment steps with uniformly random actions and no updates, in whole
-    iterations (Fujimoto et al. 2018 for HalfCheetah and Ant; rl-zoo3)."""
+    """Initial environment steps of a learner with uniformly random actions and no updates, rounded
+    up to whole iterations (Fujimoto et al. 2018 for HalfCheetah and Ant; rl-zoo3)."""
     updates_per_step: float = 1.0
     """Gradient steps per environment step of a learner."""
     extra_policy_updates: int = 0
-    """Further updates of the policy alone after each of its own, on minibatches of their own: a
-    control for methods that add some (the 2020 code's peers move their policies twice as often)."""
+    """Additional policy-only updates after each policy update, on separate minibatches: a control
+    for methods that add updates (in the 2020 code, peers update their policies twice as often)."""
     share_replay: bool = False
-    """Draw minibatches from the replays of all peers of a group: a control that shares data, and
-    no policies."""
+    """Draw minibatches from the replays of all peers of a group: a control that shares data but
+    not policies."""
     n_step: int = 1
-    """Rewards summed before the value of the state that follows takes over."""
+    """Number of rewards in a target before it bootstraps."""
     tau: float = 0.005
-    """How far the target networks move towards their originals per update."""
+    """Polyak coefficient: the step of the target networks towards the trained ones per update."""
     n_critics: int = 2
-    """Critics per learner; their least answer counts (Fujimoto et al. 2018)."""
+    """Critics per learner; the minimum of their values is used (Fujimoto et al. 2018)."""
     hidden: tuple[int, ...] = (256, 256)
     """Hidden layers of the policy and of every critic (Haarnoja et al. 2018)."""
     activation: Literal["tanh", "relu", "elu"] = "relu"
@@ -229,36 +232,30 @@ class OffPolicyConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("capacity", "updates_per_step", "n_step", "n_critics")
+        self._require_positive("updates_per_step", "n_step", "n_critics")
         if self.critic_lr is not None and self.critic_lr <= 0:
             raise ValueError(f"critic_lr must be positive, not {self.critic_lr}")
         self._require_not_negative("learning_starts", "extra_policy_updates")
         if self.peer_lr and self.critic_lr is not None:
-            raise ValueError("peer_lr is of the critics too; leave critic_lr out")
+            raise ValueError("peer_lr sets the critics' learning rates too; leave critic_lr out")
         if not 0 < self.tau <= 1:
             raise ValueError(f"tau must lie in (0, 1], not {self.tau}")
-        self._check_replay()
-
-    def _check_replay(self) -> None:
-        for name, least in (
-            ("minibatch_size", self.minibatch_size),
-            ("n_envs * n_steps", self.samples),
-            ("learning_starts", self.learning_starts),
-            ("n_envs * n_step", self.n_envs * self.n_step),
-        ):
-            if self.capacity < least:
-                raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
+        steps = {
+            "learning_starts": self.learning_starts,
+            "n_envs * n_step": self.n_envs * self.n_step,
+        }
+        self._require_capacity(steps)
         if self.samples * self.updates_per_step < 1:
             raise ValueError(
-                f"updates_per_step {self.updates_per_step} is no whole update in the n_envs * "
-                f"n_steps = {self.samples} steps of an iteration; raise it or n_steps"
+                f"updates_per_step {self.updates_per_step} makes less than one update in the "
+                f"n_envs * n_steps = {self.samples} steps of an iteration; raise it or n_steps"
             )
 
     @property
     def plan(self) -> str:
-        """What an iteration is, for the start-up table."""
+        """A description of one iteration for the start-up table."""
         return (
-            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} a learner, "
+            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} per learner, "
             f"{self.updates:,} updates of {self.minibatch_size}; "
             f"the first {self.learning_starts:,} steps at random"
         )
@@ -268,10 +265,6 @@ class OffPolicyConfig(LearnerConfig):
         """Gradient steps per iteration."""
         return round(self.samples * self.updates_per_step)
 
-    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
-        """Return the memory that full replays of all learners take, in float32."""
-        return n_learners * bytes_held(self.capacity, self.n_envs, obs_dim, act_dim)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TD3Config(OffPolicyConfig):
@@ -279,24 +272,25 @@ class TD3Config(OffPolicyConfig):
 
     tanh_mean: ClassVar[bool] = True
     lr: float = 1e-3
-    """Adam's learning rate of the policy and, unless it has its own, of the critics (paper)."""
+    """Adam's learning rate of the policy, and of the critics unless `critic_lr` is set (paper)."""
     policy_delay: int = 2
-    """Critic updates per update of the policy and of the targets (paper)."""
+    """Critic updates per update of the policy and the target networks (paper)."""
     target_noise: float = 0.2
-    """Deviation of the noise on the target policy's action (paper)."""
+    """Standard deviation of the noise on the target policy's action (paper)."""
     target_noise_clip: float = 0.5
-    """Bound on that noise (paper)."""
+    """Clip range of that noise (paper)."""
     exploration: Literal["gaussian", "ou", "param"] = "gaussian"
-    """Noise that explores: independent (paper); an Ornstein-Uhlenbeck process (Lillicrap et al.
-    2016), which runs on through the ends of episodes; or adaptive noise on the policy's
-    parameters, drawn anew for every episode of every environment (Plappert et al. 2018)."""
+    """Exploration noise: independent per step (paper); an Ornstein-Uhlenbeck process (Lillicrap
+    et al. 2016), which continues across episodes; or adaptive noise on the policy's parameters,
+    redrawn for every episode of every environment (Plappert et al. 2018)."""
     noise_std: float = 0.1
-    """Deviation of the action noise (paper); of the `ou` process's increments (Lillicrap et al.
-    2016: 0.2); of the actions that `param` aims at (Plappert et al. 2018: 0.2)."""
+    """Standard deviation of the action noise (paper). With `ou`, that of the process's increments
+    (Lillicrap et al. 2016: 0.2); with `param`, the target distance between the actions of the
+    perturbed and the unperturbed policy (Plappert et al. 2018: 0.2)."""
     peer_noise_std: tuple[float, ...] = ()
-    """That deviation for each peer of a group; none: `noise_std` for all."""
+    """`noise_std` of each peer of a group; empty: `noise_std` for all."""
     ou_theta: float = 0.15
-    """Share by which the `ou` process returns to zero per step (Lillicrap et al. 2016)."""
+    """Mean reversion of the `ou` process per step (Lillicrap et al. 2016)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -314,14 +308,7 @@ class TD3Config(OffPolicyConfig):
                 f"ou_theta does nothing with exploration {self.exploration}; it is for ou"
             )
         if self.target_noise == 0 and self.target_noise_clip != type(self).target_noise_clip:
-            raise ValueError("target_noise_clip does nothing where target_noise is 0")
-
-    @property
-    def learners(self) -> type[TD3]:
-        """The stack of learners that these are the settings of."""
-        from dpd.agents.td3 import TD3
-
-        return TD3
+            raise ValueError("target_noise_clip does nothing if target_noise is 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,11 +316,11 @@ class DDPGConfig(TD3Config):
     """Deep deterministic policy gradient (Lillicrap et al. 2016): TD3 without its three tricks."""
 
     n_critics: int = 1
-    """Critics per learner; their least answer counts."""
+    """Critics per learner."""
     policy_delay: int = 1
-    """Critic updates per update of the policy and of the targets."""
+    """Critic updates per update of the policy and the target networks."""
     target_noise: float = 0.0
-    """Deviation of the noise on the target policy's action."""
+    """Standard deviation of the noise on the target policy's action."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,9 +332,9 @@ class SACConfig(OffPolicyConfig):
     alpha: float | None = None
     """Temperature, the weight of the entropy; None: learned."""
     alpha_init: float = 1.0
-    """Temperature at the start, if it is learned."""
+    """Initial value of a learned temperature."""
     target_entropy: float | None = None
-    """Entropy that a learned temperature aims at; None: minus the number of action dimensions
+    """Target entropy of a learned temperature; None: minus the number of action dimensions
     (paper)."""
 
     def __post_init__(self) -> None:
@@ -359,84 +346,61 @@ class SACConfig(OffPolicyConfig):
         if self.alpha is not None:
             for name in ("alpha_init", "target_entropy"):
                 if getattr(self, name) != getattr(type(self), name):
-                    raise ValueError(f"{name} is of a learned temperature; leave alpha out")
-
-    @property
-    def learners(self) -> type[SAC]:
-        """The stack of learners that these are the settings of."""
-        from dpd.agents.sac import SAC
-
-        return SAC
+                    raise ValueError(
+                        f"{name} applies to a learned temperature only; leave alpha out"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentConfig(LearnerConfig):
-    """Learners that collect and remember, and are moved by a distillation method's own steps.
+class StudentConfig(ReplayConfig):
+    """Students: learners that collect and store data, and that only a method's steps train.
 
-    Their policies are PPO's. Unless a source is named, defaults are a choice of ours.
+    Their policies are like PPO's. Defaults without a source are our choice.
     """
 
     n_step: ClassVar[int] = 1
-    """Rewards summed in what is remembered: none are learnt from."""
+    """Required by the replay; students do not learn from rewards."""
     lr: float = 3e-4
-    """Adam's learning rate (Stable-Baselines3's of PPO and of SAC)."""
+    """Adam's learning rate (as PPO and SAC in Stable-Baselines3)."""
     n_envs: int = 8
     """Environments per learner."""
     n_steps: int = 256
-    """Steps per environment and iteration: 8 x 256 = 2048 samples per learner, as PPO's."""
+    """Steps per environment and iteration: 8 x 256 = 2048 samples per learner, as in PPO."""
     capacity: int = 200_000
-    """States a learner remembers."""
+    """States in a learner's replay."""
     minibatch_size: int = 256
     """States per learner and gradient step (Haarnoja et al. 2018)."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of the policy (Schulman et al. 2017)."""
     sizes: tuple[str, ...] = ()
-    """Hidden layers of each peer of a group, all of one depth: words such as 64x64, or a width
-    alone at the depth of `hidden`; none: `hidden` for all."""
+    """Hidden layers of each peer of a group, such as 64x64, or a single width for every layer of
+    `hidden`. All peers need the same depth. Empty: `hidden` for all."""
     log_std_init: float = -0.5
-    """Initial log standard deviation (PPO's)."""
+    """Initial log standard deviation (as in PPO)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("capacity")
         if len({len(layers_of(word, len(self.hidden))) for word in self.sizes}) > 1:
             raise ValueError(
-                f"sizes {' '.join(self.sizes)} differ in depth, and one stack holds one depth; "
-                f"give all as many layers (a width alone has the {len(self.hidden)} of hidden)"
+                f"sizes {' '.join(self.sizes)} differ in depth, but all peers need the same depth; "
+                f"give each as many layers (a single width gives {len(self.hidden)} layers)"
             )
-        for name, least in (
-            ("minibatch_size", self.minibatch_size),
-            ("n_envs * n_steps", self.samples),
-        ):
-            if self.capacity < least:
-                raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
-
-    @property
-    def learners(self) -> type[Student]:
-        """The stack of learners that these are the settings of."""
-        from dpd.agents.student import Student
-
-        return Student
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
-        """Return the hidden layers of a group's peer."""
+        """Return the hidden layers of a peer."""
         return layers_of(self.sizes[peer], len(self.hidden)) if self.sizes else self.hidden
 
     @property
     def plan(self) -> str:
-        """What an iteration is, for the start-up table."""
+        """A description of one iteration for the start-up table."""
         return (
-            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} a learner, "
-            f"the latest {self.capacity:,} remembered"
+            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} per learner, "
+            f"the latest {self.capacity:,} stored"
         )
-
-    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
-        """Return the memory that full replays of all learners take, in float32."""
-        return n_learners * bytes_held(self.capacity, self.n_envs, obs_dim, act_dim)
 
 
 def layers_of(word: str, depth: int) -> tuple[int, ...]:
-    """Read hidden layers: 64x32, or one width for all of a depth. Raises ValueError otherwise."""
+    """Parse hidden layers: 64x32, or one width for `depth` layers. Raises ValueError otherwise."""
     widths = word.split("x")
     if not all(w.isascii() and w.isdigit() and int(w) > 0 for w in widths):
         raise ValueError(f"sizes must be words such as 64x64 or 64, not {word!r}")

@@ -13,9 +13,9 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class DiagGaussian(NamedTuple):
-    """Independent Gaussians per action dimension; `squashed`: the action is tanh of the sample.
+    """Independent Gaussians per action dimension; if `squashed`, the action is tanh of the sample.
 
-    Everything is asked in terms of the sample before the tanh, so that no inverse is taken.
+    All methods take the sample before the tanh, so that no inverse tanh is needed.
     """
 
     mean: Tensor  # [..., A]
@@ -45,21 +45,21 @@ class DiagGaussian(NamedTuple):
         return logp
 
     def entropy(self) -> Tensor:
-        """Return the entropy of the Gaussian [...]; a squashed one has no closed form: raises."""
+        """Return the entropy [...]. Raises ValueError if squashed: there is no closed form."""
         if self.squashed:
             raise ValueError("a squashed Gaussian has no closed-form entropy; use -logp(sample)")
         return (self.log_std + 0.5 * (1 + LOG_2PI)).sum(-1)
 
 
 STD_FLOOR = 0.05
-"""Least deviation of a target, or the divergence from a nearly deterministic one explodes."""
+"""Lower bound on a target's deviation: divergences from near-deterministic targets explode."""
 
 
 def as_target(dist: DiagGaussian) -> DiagGaussian:
-    """Return what to imitate of a policy: teachers and peers alike.
+    """Return the distribution to imitate for a teacher's or peer's policy.
 
-    The deviation is at least STD_FLOOR. Where the sample is the action, the mean is clipped to the
-    action box: beyond it a policy acts as on its edge, and a student need not go there.
+    The deviation is at least STD_FLOOR. An unsquashed mean is clipped to the action box: the
+    environment clips actions anyway, so a student need not imitate a mean outside the box.
     """
     mean = dist.mean if dist.squashed else dist.mean.clamp(-1, 1)
     log_std = dist.log_std.expand_as(mean).clamp(min=math.log(STD_FLOOR))
@@ -69,8 +69,8 @@ def as_target(dist: DiagGaussian) -> DiagGaussian:
 def kl(p: DiagGaussian, q: DiagGaussian) -> Tensor:
     """Return KL(p || q) [...] in closed form.
 
-    Of two squashed policies it is that before the tanh, which is a bijection. Raises ValueError
-    between a squashed and a plain one, where no closed form holds.
+    For two squashed policies it is the KL before the tanh, which is equal: tanh is a bijection.
+    Raises ValueError for a squashed and an unsquashed policy, which have no closed form.
     """
     if p.squashed != q.squashed:
         raise ValueError("no closed-form KL between a squashed and a plain Gaussian; use mse")
@@ -80,10 +80,10 @@ def kl(p: DiagGaussian, q: DiagGaussian) -> Tensor:
 
 
 def divergence(kind: str, student: DiagGaussian, target: DiagGaussian, sample: Tensor) -> Tensor:
-    """Return the distance of a student from a target [...]; the target must carry no gradient.
+    """Return the divergence of a student from a target [...]; the target must carry no gradient.
 
-    `mse` compares the student's mean action with `sample` (the target's mean, or a draw of it),
-    averaged over the action's dimensions; `nll` is the student's -log p(sample).
+    `mse` is the squared error between the student's mean action and `sample` (the target's mean
+    or a sample of the target), averaged over action dimensions; `nll` is -log p(sample).
     """
     match kind:
         case "mse":

@@ -1,38 +1,31 @@
-"""Updates recorded as CUDA graphs: launched as one, without Python in between."""
+"""Updates recorded as CUDA graphs: one launch per update, with no Python in between."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Metrics
-
-Work = Callable[..., Metrics]
-"""A function of tensors alone, that changes in place what outlives it."""
+Result = TypeVar("Result")
+"""The result of an update: a tensor, or tensors in dicts and tuples."""
 
 
 class NotRecorded(RuntimeError):
-    """CUDA refused to record an update; the message says why."""
-
-
-class Replay(Protocol):
-    """Work that was recorded."""
-
-    def replay(self, args: tuple[Tensor, ...]) -> Metrics:
-        """Do the work once; the results are the caller's."""
-        ...
+    """CUDA refused to record an update; the message gives the reason."""
 
 
 class Recording:
-    """One function at one place in memory; arguments are copied there, results from there."""
+    """One recorded update. Arguments are copied to its memory, and results from it.
 
-    def __init__(self, work: Work, args: tuple[Tensor, ...]) -> None:
+    The update is a function of tensors only; it changes persistent state in place.
+    """
+
+    def __init__(self, work: Callable[..., Any], args: tuple[Tensor, ...]) -> None:
         self.inputs = tuple(x.clone() for x in args)
         self.graph = torch.cuda.CUDAGraph()
         recording = torch.cuda.graph(self.graph, pool=shared_pool())
@@ -40,22 +33,30 @@ class Recording:
             self.outputs = work(*self.inputs)
         _alive.add(self)
 
-    def replay(self, args: tuple[Tensor, ...]) -> Metrics:
-        """Do the work once."""
+    def replay(self, args: tuple[Tensor, ...]) -> Any:
+        """Run the update once; the caller owns the results."""
         for kept, given in zip(self.inputs, args, strict=True):
             kept.copy_(given)
         self.graph.replay()
-        return {name: x.clone() for name, x in self.outputs.items()}
+        return cloned(self.outputs)
 
 
 _alive: WeakSet[Recording] = WeakSet()
 
 
+def cloned(result: Any) -> Any:
+    """Copy a result: a tensor, or tensors in dicts and tuples."""
+    if isinstance(result, dict):
+        return {name: cloned(x) for name, x in result.items()}
+    return tuple(map(cloned, result)) if isinstance(result, tuple) else result.clone()
+
+
 def shared_pool() -> Any:
     """Return the handle of the memory pool that all recordings of this process share.
 
-    They may: they run one after the other, and their results are copied at once. A pool ends with
-    its last recording, and torch refuses its handle from then on, so a live recording is asked.
+    Sharing is safe: recordings run one after the other, and their results are copied at once. A
+    pool dies with its last recording, and torch then rejects its handle, so the handle is taken
+    from a live recording.
     """
     for recording in _alive:
         return recording.graph.pool()
@@ -64,9 +65,9 @@ def shared_pool() -> Any:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Keep Python's garbage collector away; `torch.cuda.graph` does not.
+    """Disable Python's garbage collector, which `torch.cuda.graph` does not.
 
-    A recording or an array that it frees meanwhile is a CUDA call that breaks the recording.
+    If it frees another recording or a CUDA array meanwhile, that CUDA call breaks the recording.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -79,9 +80,9 @@ def no_collection() -> Iterator[None]:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn what goes wrong in a recording into NotRecorded, but for a lack of memory.
+    """Turn an error during a recording into NotRecorded, except for a lack of memory.
 
-    The end of a broken recording is an error too, and hides the one that broke it.
+    Ending a broken recording raises a second error, which hides the first; that one is reported.
     """
     try:
         yield
@@ -96,19 +97,19 @@ def clear_errors() -> Iterator[None]:
 class Graphs:
     """The recordings of a stack's updates.
 
-    A first call runs as it is, which makes workspaces; a second one is recorded. What the work
-    reads beside its arguments must stay where it is, and numbers are those of the recording:
-    `forget` where one has changed. On a device without graphs, and where `enabled` is set to
-    False, work runs as it is.
+    The first call of an update runs it directly, which allocates workspaces; the second call
+    records it. Tensors that the update reads besides its arguments must stay at their addresses,
+    and plain numbers are fixed at recording time: call `forget` after one of them has changed.
+    Updates run directly on a device without graphs, and if `enabled` is set to False.
     """
 
-    def __init__(self, device: torch.device, record: Callable[..., Replay] = Recording) -> None:
+    def __init__(self, device: torch.device, record: Callable[..., Any] = Recording) -> None:
         self.enabled = device.type == "cuda"
         self._record = record
-        self._recordings: dict[Hashable, Replay | None] = {}
+        self._recordings: dict[Hashable, Any] = {}
 
-    def run(self, key: Hashable, work: Work, *args: Tensor) -> Metrics:
-        """Do the work that is known by `key`; the results are the caller's."""
+    def run(self, key: Hashable, work: Callable[..., Result], *args: Tensor) -> Result:
+        """Run the update known by `key`; the caller owns the results."""
         if not self.enabled:
             return work(*args)
         if key not in self._recordings:
@@ -116,8 +117,9 @@ class Graphs:
             return work(*args)
         if (recording := self._recordings[key]) is None:
             recording = self._recordings[key] = self._record(work, args)
-        return recording.replay(args)
+        result: Result = recording.replay(args)
+        return result
 
     def forget(self) -> None:
-        """Record anew from now on."""
+        """Discard all recordings; later calls record anew."""
         self._recordings.clear()

@@ -1,10 +1,10 @@
-"""A stack of learners as the loop and the distillation methods see it, whatever its algorithm."""
+"""The base class of every algorithm: a stack of N learners that acts and updates as one."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,146 +22,34 @@ from dpd.agents.base import (
     put_back,
     state_of,
 )
-from dpd.agents.config import LearnerConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.graphs import Graphs
 from dpd.agents.nets import StackedNets
 from dpd.agents.norm import ObsNorm
 from dpd.agents.optim import StackedAdam
+from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.rollout import Rollout
 
 
-class Journal(Protocol):
-    """A memory that grows at one end, so that a checkpoint need only add to the last one's."""
+class Learners(ABC):
+    """N learners, each with its own discount, learning rate, normaliser and random numbers.
 
-    total: int
-    """Steps ever added."""
-
-    @property
-    def held(self) -> int:
-        """Steps that are still there."""
-        ...
-
-    def since(self, total: int) -> Tensor:
-        """Return a copy of what was added after the first `total` steps [N, T, ...]."""
-        ...
-
-    def restart(self, total: int) -> None:
-        """Forget everything, and count on from `total` steps."""
-        ...
-
-    def extend(self, rows: Tensor) -> None:
-        """Add what `since` returned."""
-        ...
-
-
-class Learners(Protocol):
-    """N learners that collect, update and answer as one stack."""
-
-    config: Any
-    n_learners: int
-    obs_dim: int
-    act_dim: int
-    dtype: torch.dtype
-    device: torch.device
-    nets: StackedNets
-    """The policies' networks; `flat` is what a distillation loss moves."""
-    optimizer: StackedAdam
-    """The policies'."""
-    obs_norm: ObsNorm
-    graphs: Graphs
-    """The recordings of their updates."""
-    gamma: Tensor  # [N, 1]
-
-    @property
-    def journal(self) -> Journal | None:
-        """The replay, which is no part of `state`."""
-        ...
-
-    @property
-    def warming_up(self) -> bool:
-        """Whether they only collect as yet."""
-        ...
-
-    @property
-    def reward_scale(self) -> Tensor:
-        """Raw reward units per unit of reward they learn from [N, 1]."""
-        ...
-
-    def new_rollout(self) -> Rollout:
-        """Return an empty buffer for one iteration."""
-        ...
-
-    def noise(self) -> Tensor:
-        """Draw an iteration's exploration noise [N, T, E, A] in one block."""
-        ...
-
-    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Explore on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A]."""
-        ...
-
-    def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
-        ...
-
-    def dist(self, obs: Tensor) -> DiagGaussian:
-        """Return the policy at normalised obs [N, B, O], differentiably."""
-        ...
-
-    def ask(self, obs: Tensor) -> Answer:
-        """Answer on raw obs [N, B, O]; values in raw reward units."""
-        ...
-
-    def prepare(self, rollout: Rollout) -> Batch:
-        """Take in a rollout; return what `update` learns from."""
-        ...
-
-    def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
-        """Learn from an iteration; `extra` adds a loss to every update of the policy."""
-        ...
-
-    def observe(self, rollout: Rollout) -> None:
-        """Take a rollout into the normalisers, after its last use."""
-        ...
-
-    def state(self) -> State:
-        """Return all that the learners' future depends on, but for the journal."""
-        ...
-
-    def load_state(self, state: State) -> None:
-        """Put a state back."""
-        ...
-
-    def retry(self, rows: Sequence[int], attempt: int) -> None:
-        """Give rows new random numbers and half the learning rate, after they diverged."""
-        ...
-
-    def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
-        """Give learner n a policy and its normaliser, as `export` returns them."""
-        ...
-
-    def export(self, n: int) -> dict[str, Tensor]:
-        """Return learner n's policy and normaliser, as a policy file holds them."""
-        ...
-
-
-Config = TypeVar("Config", bound=LearnerConfig)
-
-
-class Stacked(ABC, Generic[Config]):
-    """N learners with a discount, a learning rate, a normaliser and random numbers each.
-
-    `seeds`: one sequence of integers per learner, from which all its random numbers follow; the
-    last is which peer of its group it is.
+    `seeds` holds one sequence of integers per learner. All of the learner's random numbers derive
+    from it, and its last integer is the learner's peer number within its group.
     """
 
+    config: Any
+    """The algorithm's settings; subclasses narrow the type."""
     nets: StackedNets
+    """The policies' networks; a distillation loss moves `nets.flat`."""
     optimizer: StackedAdam
+    """The optimizer of `nets`."""
+    replay: Replay | None = None
 
     def __init__(
         self,
-        config: Config,
+        config: Any,
         obs_dim: int,
         act_dim: int,
         seeds: Sequence[Sequence[int]],
@@ -169,32 +57,33 @@ class Stacked(ABC, Generic[Config]):
         device: torch.device = CPU,
     ) -> None:
         n = self.n_learners = len(seeds)
-        self.config: Config = config
+        self.config = config
         self.obs_dim, self.act_dim, self.dtype, self.device = obs_dim, act_dim, dtype, device
         self.graphs = Graphs(device)
         self.explore = RowRandom(seeds, Stream.EXPLORE, device)
         gamma = per_row(config.peer_gamma, config.gamma, seeds)
-        self.gamma = gamma.to(device, dtype).unsqueeze(1)
+        self.gamma = gamma.to(device, dtype).unsqueeze(1)  # [N, 1]
         self.lr = per_row(config.peer_lr, config.lr, seeds)
         self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs, device)
         self._make(seeds)
 
     @abstractmethod
     def _make(self, seeds: Sequence[Sequence[int]]) -> None:
-        """Make `nets`, the `optimizer` and whatever else the algorithm has."""
+        """Create `nets`, the `optimizer` and everything else that the algorithm needs."""
 
-    @abstractmethod
-    def dist(self, obs: Tensor) -> DiagGaussian:
-        """Return the policy at normalised obs [N, B, O]."""
+    @property
+    def journal(self) -> Replay | None:
+        """The replay. It is not part of `state`: a checkpoint appends its new steps to files."""
+        return self.replay
 
     @property
     def warming_up(self) -> bool:
-        """Whether they only collect as yet: never, unless a subclass says so."""
+        """True while the learners only collect data, without updates."""
         return False
 
     @property
     def reward_scale(self) -> Tensor:
-        """Raw reward units per unit of reward they learn from [N, 1]: rewards are not scaled."""
+        """Raw reward units per unit of the reward that the learners train on [N, 1]."""
         return torch.ones_like(self.gamma)
 
     def new_rollout(self) -> Rollout:
@@ -208,13 +97,37 @@ class Stacked(ABC, Generic[Config]):
         c = self.config
         return self.explore.normal(c.n_steps, c.n_envs, self.act_dim, dtype=self.dtype)
 
+    @abstractmethod
+    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Explore on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A]."""
+
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
         """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
         return self.dist(self.obs_norm(obs)).mode()
 
+    @abstractmethod
+    def dist(self, obs: Tensor) -> DiagGaussian:
+        """Return the policy at normalised obs [N, B, O], differentiably."""
+
+    @abstractmethod
+    def ask(self, obs: Tensor) -> Answer:
+        """Return the policy and the values at raw obs [N, B, O]; values in raw reward units."""
+
+    @abstractmethod
+    def prepare(self, rollout: Rollout) -> Batch:
+        """Store or process a rollout; return the batch that `update` learns from."""
+
+    @abstractmethod
+    def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
+        """Learn from an iteration; return metrics [N].
+
+        `progress` in [0, 1] is the share of training that is done. `extra` adds a loss to every
+        update of the policy, on the same minibatch.
+        """
+
     def observe(self, rollout: Rollout) -> None:
-        """Take a rollout into the normaliser, after its last use."""
+        """Update the normalisers with a rollout, after its last use."""
         self.obs_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
 
     def _parts(self) -> dict[str, Stateful]:
@@ -226,20 +139,34 @@ class Stacked(ABC, Generic[Config]):
         }
 
     def _own_state(self) -> State:
-        """Return what is in no part."""
+        """Return the state that belongs to none of `_parts`."""
         return {"lr": self.lr}
 
     def state(self) -> State:
-        """Return all that the learners' future depends on, but for the journal."""
+        """Return everything that the learners' future depends on, except the replay."""
         return state_of(self._parts()) | self._own_state()
 
     def load_state(self, state: State) -> None:
-        """Put a state back. Raises ValueError where it is of other learners."""
+        """Restore a state. Raises ValueError if it does not fit these learners."""
         load_parts(self._parts(), state)
         own = self._own_state()
         put_back(own, {name: state[name] for name in own})
+        self.graphs.forget()  # a recording keeps the numbers it was made with
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
-        """Give rows new random numbers and half the learning rate, after they diverged."""
+        """Give diverged rows new random numbers and half the learning rate."""
         self.explore.reseed(rows, attempt)
         self.lr[list(rows)] *= 0.5
+        self.graphs.forget()  # rows of equal learning rate are recorded as one call
+
+    @abstractmethod
+    def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
+        """Give learner n a policy and its normaliser, as returned by `export`.
+
+        Critics and value functions keep their initial parameters. Raises ValueError or
+        RuntimeError for a policy of other widths.
+        """
+
+    @abstractmethod
+    def export(self, n: int) -> dict[str, Tensor]:
+        """Return learner n's policy and normaliser in the format of a policy file."""

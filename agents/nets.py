@@ -1,4 +1,4 @@
-"""Stacked networks: every row's parameters lie in one flat leaf, layers are views of it."""
+"""Stacked networks: all parameters of a row lie in one flat leaf, and layers are views of it."""
 
 from __future__ import annotations
 
@@ -18,31 +18,29 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Activation(NamedTuple):
-    """A function in place, and its gradient from that of the output and the output itself.
-
-    The gradient takes the place of the output's.
-    """
+    """An in-place function, and its in-place backward pass (gradient, output) -> gradient."""
 
     forward_: Callable[[Tensor], Tensor]
     backward_: Callable[[Tensor, Tensor], Tensor]
 
 
-_aten = torch.ops.aten
+ATEN = torch.ops.aten
 ACTIVATIONS: dict[str, Activation] = {
     "tanh": Activation(
-        torch.tanh_, lambda grad, out: _aten.tanh_backward(grad, out, grad_input=grad)
+        torch.tanh_, lambda grad, out: ATEN.tanh_backward(grad, out, grad_input=grad)
     ),
     "relu": Activation(
-        torch.relu_, lambda grad, out: _aten.threshold_backward(grad, out, 0, grad_input=grad)
+        torch.relu_, lambda grad, out: ATEN.threshold_backward(grad, out, 0, grad_input=grad)
     ),
     "elu": Activation(
         torch.nn.functional.elu_,
-        lambda grad, out: _aten.elu_backward(grad, 1, 1, 1, True, out, grad_input=grad),
+        lambda grad, out: ATEN.elu_backward(grad, 1, 1, 1, True, out, grad_input=grad),
     ),
 }
 
-# Columns of a product up to which MKL takes several times as long as for its transpose (for
-# [4, 256, 256] x [4, 256, 1], 0.41 ms against 0.11); a gradient's inner dimension is the batch.
+# Up to this many columns, MKL takes several times as long for a product as for its transpose
+# ([4, 256, 256] x [4, 256, 1]: 0.41 instead of 0.11 ms). In a gradient the inner dimension is the
+# batch, hence another threshold.
 NARROW, NARROW_GRADIENT = 12, 31
 
 
@@ -54,14 +52,14 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def affine_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient of the weight [N, in, out] of an `affine` from its output's."""
+    """Return the weight's gradient [N, in, out] of an `affine` from that of its output."""
     if grad.shape[2] > NARROW_GRADIENT:
         return torch.bmm(x.mT, grad)
     return torch.bmm(grad.mT, x).mT
 
 
 def into_input(grad: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of the input [N, B, in] of an `affine` from its output's."""
+    """Return the input's gradient [N, B, in] of an `affine` from that of its output."""
     if grad.shape[2] == 1:
         return grad * weight.mT
     if weight.shape[1] > NARROW:
@@ -70,7 +68,7 @@ def into_input(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def mlp_shapes(prefix: str, sizes: Sequence[int]) -> Shapes:
-    """Name the layers of an MLP: weights [in, out], biases [1, out]."""
+    """Return the names and shapes of an MLP's weights [in, out] and biases [1, out]."""
     shapes: Shapes = {}
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         shapes[f"{prefix}.{i}.weight"] = (n_in, n_out)
@@ -80,16 +78,16 @@ def mlp_shapes(prefix: str, sizes: Sequence[int]) -> Shapes:
 
 def layers(params: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
     """Return the weights and biases of a named MLP in order; none if there is no such MLP."""
-    found: list[tuple[Tensor, Tensor]] = []
-    while (weight := params.get(f"{prefix}.{len(found)}.weight")) is not None:
-        found.append((weight, params[f"{prefix}.{len(found)}.bias"]))
-    return found
+    pairs: list[tuple[Tensor, Tensor]] = []
+    while (weight := params.get(f"{prefix}.{len(pairs)}.weight")) is not None:
+        pairs.append((weight, params[f"{prefix}.{len(pairs)}.bias"]))
+    return pairs
 
 
 def mlp(
     stack: Sequence[tuple[Tensor, Tensor]], x: Tensor, activation: str
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run N MLPs on their own inputs: x [N, B, in] -> [N, B, out], and each layer's input.
+    """Run N MLPs on x [N, B, in] -> [N, B, out], and the inputs of every layer.
 
     The last layer is linear.
     """
@@ -103,26 +101,28 @@ def mlp(
 
 
 def widest(rows: Sequence[Shapes]) -> Shapes:
-    """Return the least shapes that hold those of every row. Raises ValueError for unequal depth."""
+    """Return the smallest shapes that fit every row. Raises ValueError for unequal depths."""
     if any(row.keys() != rows[0].keys() for row in rows):
-        raise ValueError("the rows' networks differ in depth; one stack holds one depth")
+        raise ValueError(
+            "the rows' networks differ in depth; all rows of a stack need the same depth"
+        )
     return {k: tuple(map(max, zip(*(row[k] for row in rows), strict=True))) for k in rows[0]}
 
 
 class Tape(NamedTuple):
-    """What a pass through the networks left for its gradient."""
+    """The record of a forward pass that `gradient` needs."""
 
     names: tuple[str, ...]
-    inputs: list[list[Tensor]]  # of every layer; none for a parameter
+    inputs: list[list[Tensor]]  # of every layer; empty for a plain parameter
 
 
 class StackedNets:
     """The parameters and MLPs of N learners as one leaf [N, D] with named views.
 
     One leaf means one gradient, one norm and one optimizer step for all learners and layers.
-    The chain rule of an MLP is written out, because at these sizes autograd's bookkeeping counts:
-    PPO's gradient for two learners takes 1.28 ms with it and 0.88 without. A call is one node of
-    its graph; `run` and `gradient` do without it.
+    Gradients are written by hand, because autograd's overhead matters at these sizes: PPO's
+    gradient for two learners takes 1.28 ms with autograd and 0.88 ms without. Calling the networks
+    makes one node of autograd's graph; `run` and `gradient` bypass autograd.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class StackedNets:
         self.rows: Sequence[Shapes] = [shapes] * n
         """Each row's own shapes."""
         self.padding: Tensor | None = None
-        """Where in `flat` [N, D] a row has no parameter; None: nowhere."""
+        """True where `flat` [N, D] is only padding; None if there is no padding."""
         sizes = [math.prod(s) for s in shapes.values()]
         self.flat = torch.zeros(n, sum(sizes), dtype=dtype, device=device, requires_grad=True)
         parts = self.flat.detach().split(sizes, dim=1)
@@ -153,11 +153,11 @@ class StackedNets:
         dtype: torch.dtype = torch.float32,
         device: torch.device = CPU,
     ) -> StackedNets:
-        """Return a stack whose rows have widths of their own, zeros up to the widest.
+        """Return a stack whose rows differ in width, padded with zeros to the widest.
 
-        It is exact: a unit that a row lacks puts out act(0) = 0 and is read by weights of 0, so
-        the gradients into it and out of it are 0, and Adam leaves it. Noise on `flat` would not.
-        Raises ValueError for unequal depth, and for an activation with act(0) != 0.
+        Padding is exact: a padded unit outputs act(0) = 0 and its outgoing weights are 0, so all of
+        its gradients are 0 and Adam leaves it at 0. Noise added to `flat` would break this. Raises
+        ValueError for unequal depths, and for an activation with act(0) != 0.
         """
         if bool(ACTIVATIONS[activation].forward_(torch.zeros(1)).any()):
             raise ValueError(f"{activation}(0) is not 0, so rows of unequal width cannot be padded")
@@ -172,7 +172,7 @@ class StackedNets:
         return nets
 
     def own(self, n: int, name: str) -> Tensor:
-        """Return row n's own part of a parameter, without padding, as a view."""
+        """Return row n of a parameter as a view without padding."""
         return self.views[name][n][tuple(map(slice, self.rows[n][name]))]
 
     def state(self) -> State:
@@ -180,12 +180,12 @@ class StackedNets:
         return {"flat": self.flat.detach()}
 
     def load_state(self, state: State) -> None:
-        """Put parameters back. Raises ValueError where they are of rows of other widths."""
+        """Restore parameters. Raises ValueError if the saved rows have other widths."""
         self._refuse_other_widths(state)
         put_back(self.state(), state)
 
     def _refuse_other_widths(self, state: State) -> None:
-        """Raise ValueError where saved parameters lie in the padding: they would come to life."""
+        """Raise ValueError for saved weights in the padding: padded units would become active."""
         flat = state.get("flat")
         if self.padding is None or flat is None or flat.shape != self.padding.shape:
             return
@@ -195,7 +195,7 @@ class StackedNets:
     def __call__(self, x: Tensor | None, *names: str) -> tuple[Tensor, ...]:
         """Return the output of each named MLP on x [N, B, in], or the named parameter itself.
 
-        Differentiable with respect to `flat` and x; under `no_grad` without trace.
+        The result is differentiable with respect to `flat` and x.
         """
         if torch.is_grad_enabled():
             return _Forward.apply(self.flat, x, self, names)
@@ -204,9 +204,8 @@ class StackedNets:
     def with_features(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Return a named MLP's output [N, B, out] and its last hidden layer [N, B, H], or x.
 
-        Both are differentiable with respect to `flat`, through autograd: a call has no gradient of
-        what lies inside. Units that a row lacks put out 0; whoever reads them must weigh them 0, or
-        they get a gradient.
+        Both are differentiable with respect to `flat` by plain autograd, since a call exposes no
+        hidden layer. Padded units output 0; multiply them by weights of 0, or they get a gradient.
         """
         sizes = [view[0].numel() for view in self.views.values()]
         parts = zip(self.views.items(), self.flat.split(sizes, dim=1), strict=True)
@@ -215,23 +214,23 @@ class StackedNets:
         return out, inputs[-1]
 
     def run(self, x: Tensor | None, *names: str) -> tuple[tuple[Tensor, ...], Tape]:
-        """Return what a call does, and what `gradient` needs of it."""
-        ran: list[tuple[Tensor, list[Tensor]]] = []
+        """Return the outputs of a call, and the tape for `gradient`."""
+        passes: list[tuple[Tensor, list[Tensor]]] = []
         for name in names:
             if not self.layers[name]:
-                ran.append((self.views[name], []))
+                passes.append((self.views[name], []))
             elif x is None:
                 raise ValueError(f"the network {name} needs an input")
             else:
-                ran.append(mlp(self.layers[name], x, self.activation))
-        return tuple(out for out, _ in ran), Tape(names, [inputs for _, inputs in ran])
+                passes.append(mlp(self.layers[name], x, self.activation))
+        return tuple(out for out, _ in passes), Tape(names, [inputs for _, inputs in passes])
 
     def gradient(
         self, tape: Tape, grads: Sequence[Tensor], wants_x: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Return the gradient of `flat` [N, D], and of x if wanted, from those of the outputs.
 
-        To be called before the parameters move on.
+        Call it before the parameters change.
         """
         pieces: dict[str, Tensor] = {}
         grad_x: Tensor | None = None
@@ -239,8 +238,8 @@ class StackedNets:
             if not inputs:
                 pieces[name] = grad
                 continue
-            found, into_x = self._gradient_mlp(name, grad, inputs, wants_x)
-            pieces |= found
+            params, into_x = self._gradient_mlp(name, grad, inputs, wants_x)
+            pieces |= params
             if into_x is not None:
                 grad_x = into_x if grad_x is None else grad_x + into_x
         n = self.flat.shape[0]
@@ -264,9 +263,9 @@ class StackedNets:
         return pieces, into_input(grad, self.layers[name][0][0]) if wants_x else None
 
     def input_gradient(self, tape: Tape, grad: Tensor, first: int = 0) -> Tensor:
-        """Return the gradient of x[..., first:] alone from that of the only output.
+        """Return the gradient of x[..., first:] from that of the only output.
 
-        To be called before the parameters move on.
+        Call it before the parameters change.
         """
         (name,), (inputs,) = tape.names, tape.inputs
         backward_ = ACTIVATIONS[self.activation].backward_
@@ -275,7 +274,7 @@ class StackedNets:
         return into_input(grad, self.layers[name][0][0][:, first:])
 
     def every(self, stride: int) -> StackedNets:
-        """Return the networks of every stride-th row, which share these parameters."""
+        """Return the networks of every stride-th row; they share these parameters."""
         part = copy.copy(self)
         part.flat, part.rows = self.flat.detach()[::stride], self.rows[::stride]
         part.padding = None if self.padding is None else self.padding[::stride]
@@ -284,11 +283,11 @@ class StackedNets:
         return part
 
     def twin(self) -> StackedNets:
-        """Return a copy with parameters of its own, equal to these."""
+        """Return a copy with separate parameters."""
         return self.repeated(1)
 
     def repeated(self, times: int) -> StackedNets:
-        """Return copies with parameters of their own: row n as rows n * times and on."""
+        """Return `times` copies of each row, next to each other, with separate parameters."""
         rows = [row for row in self.rows for _ in range(times)]
         dtype, device = self.flat.dtype, self.flat.device
         copies = StackedNets(self.shapes, len(rows), self.activation, dtype, device)
@@ -301,7 +300,7 @@ class StackedNets:
     def init_uniform(self, prefix: str, generators: Sequence[torch.Generator]) -> None:
         """Fill an MLP as torch.nn.Linear does, U(+-1 / sqrt(in)); row n from generators[n].
 
-        They are the CPU's, so that learners begin alike on every device.
+        The generators are the CPU's, so that initial parameters are equal on every device.
         """
         for i in range(len(self.layers[prefix])):
             for n, generator in zip(range(len(self.rows)), generators, strict=True):
@@ -333,7 +332,7 @@ class _Forward(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         outputs, ctx.tape = nets.run(x, *names)
         ctx.nets = nets
-        # A parameter is returned as a copy: autograd would take the view for an in-place input.
+        # Copy parameters: autograd would treat a returned view as an in-place change of its input.
         pairs = zip(outputs, ctx.tape.inputs, strict=True)
         return tuple(out if inputs else out.clone() for out, inputs in pairs)
 

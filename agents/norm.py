@@ -1,4 +1,4 @@
-"""Running normalisers, one row of statistics per learner."""
+"""Running normalisers of observations and rewards, with separate statistics per learner."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ CLIP = 10.0  # likewise
 
 
 class RunningMoments:
-    """Mean and variance of everything seen, per learner and dimension, in float64.
+    """Running mean and variance per learner and dimension, in float64.
 
-    Starts as Stable-Baselines3's RunningMeanStd does: mean 0, variance 1, weight 1e-4.
+    They start as Stable-Baselines3's RunningMeanStd: mean 0, variance 1, weight 1e-4.
     """
 
     def __init__(self, n: int, dim: int, device: torch.device = CPU) -> None:
@@ -29,7 +29,7 @@ class RunningMoments:
         return {"mean": self.mean, "var": self.var, "count": self.count}
 
     def update(self, x: Tensor, valid: Tensor | None = None) -> None:
-        """Take in a batch [N, B, dim] (Chan et al. 1979), only where valid [N, B]."""
+        """Add a batch [N, B, dim] (Chan et al. 1979), only where valid [N, B]."""
         x = x.double()
         keep = torch.ones_like(x[..., :1]) if valid is None else valid.double().unsqueeze(-1)
         n_new = keep.sum(1)  # [N, 1]
@@ -44,7 +44,7 @@ class RunningMoments:
 
 
 class ObsNorm:
-    """Normalise observations with each learner's own statistics, clipped to +-10."""
+    """Normalise observations by each learner's running statistics, clipped to +-10."""
 
     def __init__(
         self,
@@ -61,28 +61,26 @@ class ObsNorm:
         self._refresh()
 
     def state(self) -> State:
-        """Return the statistics."""
         return self.moments.state()
 
     def load_state(self, state: State) -> None:
-        """Put statistics back."""
         put_back(self.state(), state)
         self._refresh()
 
     def export(self, n: int) -> State:
-        """Return learner n's normaliser, as a policy file holds it."""
+        """Return learner n's normaliser in the format of a policy file."""
         count = self.moments.count[n].view(1, 1)
         return {"obs_mean": self.mean[n], "obs_scale": self.scale[n], "obs_count": count}
 
     def start_from(self, n: int, saved: Mapping[str, Tensor]) -> None:
-        """Give learner n the statistics that `export` returned."""
+        """Give learner n a normaliser as returned by `export`."""
         self.moments.mean[n] = saved["obs_mean"][0]
         self.moments.var[n] = saved["obs_scale"][0].double() ** -2 - EPSILON
         self.moments.count[n] = saved["obs_count"][0]
         self._refresh()
 
     def _refresh(self) -> None:
-        """Round the statistics, in place: recorded updates read them where they are."""
+        """Round the statistics to `dtype`, in place: recorded updates read fixed addresses."""
         self.mean.copy_(self.moments.mean.unsqueeze(1))
         self.scale.copy_((self.moments.var + EPSILON).rsqrt().unsqueeze(1))
 
@@ -93,7 +91,7 @@ class ObsNorm:
         return (obs - self.mean).mul_(self.scale).clamp_(-CLIP, CLIP)
 
     def update(self, obs: Tensor, valid: Tensor | None = None) -> None:
-        """Take in the obs [N, B, dim] of a finished iteration."""
+        """Update the statistics with the obs [N, B, dim] of a finished iteration."""
         if self.enabled:
             self.moments.update(obs, valid)
             self._refresh()
@@ -102,15 +100,15 @@ class ObsNorm:
 class ReturnNorm:
     """Scale rewards by the running standard deviation of the discounted return; no centring.
 
-    Scaled rewards are clipped to +-10 as VecNormalize does. The clip has no inverse: a value times
-    `scale` is in raw reward units only for what the clip let through (with running statistics,
-    all but rare outliers of the first iterations).
+    Scaled rewards are clipped to +-10, as in VecNormalize. The clip has no inverse: a value times
+    `scale` is in raw reward units only if no reward was clipped (with running statistics, only
+    rare outliers of the first iterations are).
     """
 
     def __init__(self, n: int, n_envs: int, gamma: Tensor, enabled: bool = True) -> None:
         self.moments = RunningMoments(n, 1, gamma.device)
         self.gamma = gamma.double()  # [N, 1]
-        self.ret = self.gamma.new_zeros(n, n_envs)  # discounted, of running episodes
+        self.ret = self.gamma.new_zeros(n, n_envs)  # discounted returns of running episodes
         self.enabled = enabled
 
     def state(self) -> State:
@@ -118,7 +116,6 @@ class ReturnNorm:
         return nest(moments=self.moments.state(), running={"ret": self.ret})
 
     def load_state(self, state: State) -> None:
-        """Put a state back."""
         put_back(self.state(), state)
 
     @property
@@ -136,7 +133,7 @@ class ReturnNorm:
         return (reward / scale).clamp_(-CLIP, CLIP)
 
     def update(self, reward: Tensor, done: Tensor, valid: Tensor) -> None:
-        """Take in rewards, episode ends and validity [N, T, E] of a finished iteration."""
+        """Update with rewards, episode ends and validity [N, T, E] of a finished iteration."""
         if not self.enabled:
             return
         returns = torch.empty_like(reward, dtype=torch.float64)

@@ -1,10 +1,10 @@
-"""A method's loss inside the updates of learners with a replay."""
+"""The base class of TD3, DDPG and SAC: critics, replay and the order of updates."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,64 +20,42 @@ from dpd.agents.base import (
     per_row,
 )
 from dpd.agents.config import OffPolicyConfig
-from dpd.agents.learners import Learners, Stacked
+from dpd.agents.learners import Learners
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
+from dpd.agents.noise import uniform_from_normal
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay, Transitions
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.rollout import Rollout
 from dpd.agents.td_loss import critic_loss
 
-
-class Imitation:
-    """A method's loss on one minibatch: the states that the learner's own gradient step uses.
-
-    `raw_obs` [N, B, O] are those states; `extra` None stands for no method.
-    """
-
-    def __init__(self, learners: Learners, raw_obs: Tensor, extra: ExtraLoss | None) -> None:
-        self.learners, self.raw_obs, self.extra = learners, raw_obs, extra
-
-    def gradient(self) -> tuple[Tensor | None, Metrics]:
-        """Return the gradient [N, D] of the policies' parameters, or None, and metrics [N]."""
-        if self.extra is None:
-            return None, {}
-        nets, norm = self.learners.nets, self.learners.obs_norm
-        with torch.enable_grad():
-            dist = self.learners.dist(norm(self.raw_obs))
-            ratio = dist.mean.new_ones(self.raw_obs.shape[:2])
-            loss, metrics = self.extra(Minibatch(dist, ratio, raw_obs=self.raw_obs))
-            if not loss.requires_grad:
-                return None, metrics
-            (grad,) = torch.autograd.grad(loss.sum(), nets.flat)
-        return grad, metrics
-
-
 BLOCK = 64  # updates whose random numbers are drawn at once
 
-Config = TypeVar("Config", bound=OffPolicyConfig)
+MethodGradient = Callable[[], tuple[Tensor | None, Metrics]]
+"""Returns a method's gradient [N, D] of the policies' parameters (None: none), and metrics [N]."""
 
 
 class PerLearner:
-    """A part with C rows per learner, whose state has one: [N, C, ...]."""
+    """Wraps a component with C rows per learner, so that its state has the shape [N, C, ...]."""
 
     def __init__(self, part: Stateful, n: int) -> None:
         self.part, self.n = part, n
 
     def state(self) -> State:
-        """Return the part's state, as live tensors."""
         return {k: x.unflatten(0, (self.n, -1)) for k, x in self.part.state().items()}
 
     def load_state(self, state: State) -> None:
-        """Put a state back."""
         self.part.load_state({k: x.flatten(0, 1) for k, x in state.items()})
 
 
-class OffPolicy(Stacked[Config]):
-    """N learners that collect, update and answer as one stack.
+class OffPolicy(Learners):
+    """N learners with a replay and C critics each.
 
-    The C critics of learner n are rows nC to nC + C - 1 of one stack.
+    The critics of learner n are rows nC to nC + C - 1 of one stack.
     """
+
+    config: OffPolicyConfig
+    replay: Replay
 
     def _make(self, seeds: Sequence[Sequence[int]]) -> None:
         config, dtype, device = self.config, self.dtype, self.device
@@ -101,45 +79,49 @@ class OffPolicy(Stacked[Config]):
     def _actor_shapes(self) -> Shapes:
         """Name the policy's layers."""
 
-    @abstractmethod
+    @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Act on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1].
 
-        Uniformly at random, by the noise alone, in the first `learning_starts` steps.
+        Actions are uniformly random in the first `learning_starts` steps.
         """
+        if self.warming_up:
+            return uniform_from_normal(noise)
+        return self._explore(self.obs_norm(obs), noise)
+
+    @abstractmethod
+    def _explore(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Act on normalised obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1]."""
 
     @abstractmethod
     def _draw(self, updates: int) -> Tensor:
-        """Draw the noise of so many updates [N, updates, ...]."""
+        """Draw the noise of a number of updates [N, updates, ...]."""
 
     @abstractmethod
-    def _step(self, sample: Transitions, noise: Tensor, imitation: Imitation) -> Metrics:
-        """Take one update on a sample with normalised observations."""
+    def _step(self, sample: Transitions, noise: Tensor, method: MethodGradient) -> Metrics:
+        """Run one update on a sample with normalised observations."""
 
     @property
     def warming_up(self) -> bool:
-        """Whether actions are still random, and nothing is learnt."""
+        """True while actions are uniformly random and no updates take place."""
         return self.replay.total * self.config.n_envs < self.config.learning_starts
 
     @torch.no_grad()
     def ask(self, obs: Tensor) -> Answer:
-        """Answer on raw obs [N, B, O]; a value is the least critic's of the action without noise.
-
-        Rewards are not scaled, so values are in raw reward units.
-        """
+        """Return the policy at raw obs [N, B, O] and the least critic's value of its mode."""
         dist = self.dist(self.obs_norm(obs))
         return Answer(dist, self.q(obs, dist.mode()).amin(1))
 
     @torch.no_grad()
     def q(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Return what every critic says of act [N, B, A] at raw obs [N, B, O] -> [N, C, B].
+        """Return every critic's value of act [N, B, A] at raw obs [N, B, O] -> [N, C, B].
 
-        In raw reward units.
+        Values are in raw reward units, since rewards are not scaled.
         """
         return self._judge(self.critics, torch.cat([self.obs_norm(obs), act], -1))[0]
 
     def _judge(self, critics: StackedNets, obs_act: Tensor) -> tuple[Tensor, Tape]:
-        """Run critics on obs_act [N, B, O + A] -> [N, C, B], and what their gradient needs."""
+        """Run critics on obs_act [N, B, O + A] -> values [N, C, B], and the tape."""
         n, b, size = obs_act.shape
         c = critics.flat.shape[0] // n
         if c > 1:
@@ -149,30 +131,29 @@ class OffPolicy(Stacked[Config]):
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
-        """Remember a rollout; return its states for whoever distils."""
+        """Store a rollout in the replay; return its states for the distillation method."""
         self.replay.push(rollout)
         return Batch(None, rollout.flat_obs(), None, rollout.valid.flatten(1))
 
     @torch.no_grad()
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
-        """Take an iteration's updates on minibatches of the replay; return metrics [N].
+        """Run an iteration's updates on minibatches of the replay; return metrics [N].
 
-        `extra` adds a loss to every update of the policy, on the same minibatch. Learning rates
-        are constant, whatever the `progress`. Nothing happens, and no metrics come back, in the
-        first `learning_starts` steps.
+        There are no updates and no metrics in the first `learning_starts` steps. Learning rates
+        are constant.
         """
         if self.warming_up or not self.replay.ready:
             return {}
         self._set_rates()
-        found: dict[str, list[Tensor]] = {}
+        history: dict[str, list[Tensor]] = {}
         for begin in range(0, self.config.updates, BLOCK):
             for metrics in self._block(min(BLOCK, self.config.updates - begin), extra):
                 for name, value in metrics.items():
-                    found.setdefault(name, []).append(value)
-        return {name: torch.stack(values).mean(0) for name, values in found.items()}
+                    history.setdefault(name, []).append(value)
+        return {name: torch.stack(values).mean(0) for name, values in history.items()}
 
     def _block(self, updates: int, extra: ExtraLoss | None) -> list[Metrics]:
-        """Take some updates, with random numbers drawn at once."""
+        """Run a number of updates whose random numbers are drawn at once."""
         samples = self.replay.draw(self.batches, updates, self.config.minibatch_size)
         noise = self._draw(updates)
         history = []
@@ -185,37 +166,53 @@ class OffPolicy(Stacked[Config]):
 
     @property
     def _moves_policy(self) -> bool:
-        """Whether the update under way is one of the policy too."""
+        """True if the current update includes the policy."""
         return True
 
     def _take_one(self, samples: Tensor, noise: Tensor, extra: ExtraLoss | None) -> Metrics:
-        """Take one update on samples [N, B] of the replay, recorded if no method adds to it."""
+        """Run one update on samples [N, B] of the replay, recorded unless a method adds a loss."""
 
         def work(samples: Tensor, noise: Tensor) -> Metrics:
-            sample, imitation = self._read(samples, extra)
-            return self._step(sample, noise, imitation)
+            sample, method = self._read(samples, extra)
+            return self._step(sample, noise, method)
 
         if extra is not None:
             return work(samples, noise)
         return self.graphs.run(self._moves_policy, work, samples, noise)
 
-    def _read(self, samples: Tensor, extra: ExtraLoss | None) -> tuple[Transitions, Imitation]:
-        """Return the transitions at samples [N, B], normalised, and a method's loss on them."""
+    def _read(self, samples: Tensor, extra: ExtraLoss | None) -> tuple[Transitions, MethodGradient]:
+        """Return the transitions at samples [N, B], normalised, and a method's gradient there."""
         raw = self.replay.take(samples, self.gamma)
-        imitation = Imitation(self, raw.obs_act[..., : self.obs_dim], extra)
-        return self._normalised(raw), imitation
+        raw_obs = raw.obs_act[..., : self.obs_dim]
+        return self._normalised(raw), partial(self._method_gradient, raw_obs, extra)
+
+    def _method_gradient(
+        self, raw_obs: Tensor, extra: ExtraLoss | None
+    ) -> tuple[Tensor | None, Metrics]:
+        """Return the gradient of a method's loss at raw_obs [N, B, O], and its metrics."""
+        if extra is None:
+            return None, {}
+        with torch.enable_grad():
+            dist = self.dist(self.obs_norm(raw_obs))
+            # a replay has no old policy to compare with
+            ratio = dist.mean.new_ones(raw_obs.shape[:2])
+            loss, metrics = extra(Minibatch(dist, ratio, raw_obs=raw_obs))
+            if not loss.requires_grad:
+                return None, metrics
+            (grad,) = torch.autograd.grad(loss.sum(), self.nets.flat)
+        return grad, metrics
 
     def _train_policy_alone(self, extra: ExtraLoss | None) -> None:
-        """Take the further updates of the policy that follow one of its own."""
+        """Run `extra_policy_updates` policy-only updates."""
         for _ in range(self.config.extra_policy_updates):
             samples = self.replay.draw(self.batches, self.config.minibatch_size)
-            sample, imitation = self._read(samples, extra)
+            sample, method = self._read(samples, extra)
             improved = self._improve(sample.obs_act, self._draw(1)[:, 0])
-            self._update_policy(*improved, imitation)
+            self._update_policy(*improved, method)
 
     @abstractmethod
     def _improve(self, obs_act: Tensor, noise: Tensor) -> tuple[Tape, Tensor, Metrics]:
-        """Return a policy update's tape, the gradient of the actor's output, and metrics."""
+        """Return a policy update: the tape, the gradient of the actor's output, and metrics."""
 
     def _normalised(self, sample: Transitions) -> Transitions:
         if not self.obs_norm.enabled:
@@ -230,7 +227,7 @@ class OffPolicy(Stacked[Config]):
         self.critic_optimizer.lr = per_critic.tolist()
 
     def _update_critics(self, sample: Transitions, next_value: Tensor, coef: float) -> Metrics:
-        """Move the critics towards reward + discount * next_value [N, B]."""
+        """Take a critic step towards reward + discount * next_value [N, B]."""
         target = torch.addcmul(sample.reward, sample.discount, next_value)
         q, tape = self._judge(self.critics, sample.obs_act)
         _, metrics, (of_q,) = critic_loss(q, target, coef)
@@ -239,22 +236,17 @@ class OffPolicy(Stacked[Config]):
         return metrics
 
     def _update_policy(
-        self, tape: Tape, of_output: Tensor, metrics: Metrics, imitation: Imitation
+        self, tape: Tape, of_output: Tensor, metrics: Metrics, method: MethodGradient
     ) -> Metrics:
-        """Move the policy along the gradient of its output, and a method's."""
+        """Take a policy step along its gradient plus a method's."""
         grad, _ = self.nets.gradient(tape, [of_output])
-        added, found = imitation.gradient()
+        added, method_metrics = method()
         self.optimizer.step(grad if added is None else grad + added)
-        return metrics | found
+        return metrics | method_metrics
 
     def _follow(self, target: StackedNets, nets: StackedNets) -> None:
-        """Move target networks towards theirs (Polyak averaging)."""
+        """Move target networks towards the trained ones (Polyak averaging)."""
         target.flat.detach().lerp_(nets.flat.detach(), self.config.tau)
-
-    @property
-    def journal(self) -> Replay:
-        """The replay, which is no part of `state`: a checkpoint writes what is new of it."""
-        return self.replay
 
     def _parts(self) -> dict[str, Stateful]:
         n = self.n_learners
@@ -270,31 +262,19 @@ class OffPolicy(Stacked[Config]):
         return super()._own_state() | {"critic_lr": self.critic_lr, "n_updates": updates}
 
     def load_state(self, state: State) -> None:
-        """Put a state back. Raises ValueError where it is of other learners."""
         super().load_state(state)
         self.n_updates = int(state["n_updates"][0])
-        self.graphs.forget()
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
-        """Give rows new random numbers and half the learning rates, after they diverged."""
         super().retry(rows, attempt)
         self.batches.reseed(rows, attempt)
         self.critic_lr[list(rows)] *= 0.5
-        self.graphs.forget()  # rows of equal rates are recorded as one
 
     def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
-        """Give learner n a policy and its normaliser, as `export` returns them.
-
-        The critics stay as they were made.
-        """
         for name, view in self.nets.views.items():
             view[n].copy_(self._imported(name, policy))
         self.obs_norm.start_from(n, policy)
 
     def _imported(self, name: str, policy: Mapping[str, Tensor]) -> Tensor:
-        """Return what `export` made of a parameter."""
+        """Return the named parameter of an exported policy, in this stack's layout."""
         return policy[name]
-
-    @abstractmethod
-    def export(self, n: int) -> dict[str, Tensor]:
-        """Return learner n's policy and normaliser, as a policy file holds them."""

@@ -1,4 +1,4 @@
-"""PPO's loss of a Gaussian policy, and its gradient written out, for the reason in nets.py."""
+"""PPO: the clipped loss, its hand-written gradient (`StackedNets` says why), and the updates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from dpd.agents.base import (
     ExtraLoss,
     Metrics,
     Minibatch,
-    State,
     Stateful,
     take,
 )
@@ -32,7 +31,7 @@ from dpd.agents.rollout import Rollout, gae, valid_positions
 
 
 class Samples(NamedTuple):
-    """Samples as the loss wants them, normalised; [N, S, ...]."""
+    """The samples that the loss is computed on, normalised; [N, S, ...]."""
 
     obs: Tensor
     act: Tensor
@@ -43,7 +42,7 @@ class Samples(NamedTuple):
 
 
 class Clipped(NamedTuple):
-    """The loss [N] with the terms it is made of, and what its gradient needs."""
+    """The loss [N], its terms, and intermediate values for its gradient."""
 
     loss: Tensor
     ratio: Tensor  # [N, B] new over old probability of the action taken
@@ -53,21 +52,21 @@ class Clipped(NamedTuple):
     z: Tensor  # [N, B, A] (act - mean) / std
     gain: Tensor  # [N, B] ratio times advantage
     bounded: Tensor  # [N, B] the same with the ratio clipped
-    error: Tensor  # [N, B] that the value is moved by: 0 where its bound is flat
+    error: Tensor  # [N, B] return minus value; 0 where the value clip is active
 
     @property
     def metrics(self) -> Metrics:
-        """Return what to log."""
+        """The metrics to log [N]."""
         return {"loss/policy": self.policy.detach(), "loss/value": self.value_error.detach()}
 
 
 def clipped_loss(dist: DiagGaussian, value: Tensor, data: Samples, config: PPOConfig) -> Clipped:
     """Return the clipped loss per learner (Schulman et al. 2017, eq. 7 and 9).
 
-    value [N, B]; data [N, B, ...] with advantages already normalised. The value error is a plain
-    mean square, without one half; with `value_clip` c it is the mean of the larger of (R - V)^2 and
-    (R - V_old - clip(V - V_old, -c, c))^2 (OpenAI baselines' ppo2). With an entropy bonus, the mean
-    entropy is taken off.
+    value [N, B]; data [N, B, ...] with normalised advantages. The value error is a mean square
+    without the factor 1/2; with `value_clip` c it is the mean of the larger of (R - V)^2 and
+    (R - V_old - clip(V - V_old, -c, c))^2 (OpenAI baselines' ppo2). An entropy bonus subtracts the
+    mean entropy.
     """
     inv_std = torch.exp(-dist.log_std)
     z = (data.act - dist.mean) * inv_std
@@ -85,24 +84,24 @@ def clipped_loss(dist: DiagGaussian, value: Tensor, data: Samples, config: PPOCo
 
 
 def value_errors(value: Tensor, data: Samples, clip: float | None) -> tuple[Tensor, Tensor]:
-    """Return the error that the value is moved by, and the squared error, both [N, B]."""
+    """Return the error in the value's gradient and the squared error, both [N, B]."""
     error = data.ret - value
     square = error * error
     if clip is None:
         return error, square
     moved = value - data.value
-    held = (data.ret - data.value - moved.clamp(-clip, clip)).square()
-    # Within the bound both are the same but for rounding, which must not decide.
-    counts = (moved.abs() <= clip) | (square >= held)
-    return torch.where(counts, error, 0.0), torch.where(counts, square, held)
+    clipped = (data.ret - data.value - moved.clamp(-clip, clip)).square()
+    # Within the bound both squares are equal up to rounding, which must not decide.
+    counts = (moved.abs() <= clip) | (square >= clipped)
+    return torch.where(counts, error, 0.0), torch.where(counts, square, clipped)
 
 
 def clipped_gradient(
     c: Clipped, config: PPOConfig, of_loss: Tensor, of_ratio: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of mean, log_std and value from those of the loss [N] and the ratio."""
+    """Return the gradients of mean, log_std and value from those of loss [N] and ratio [N, B]."""
     per_sample = (of_loss / -c.ratio.shape[1]).unsqueeze(1)
-    # where the bound is the smaller, it is flat: no gradient
+    # where the clipped term is the smaller one, it is constant: no gradient
     of_logp = torch.where(c.gain <= c.bounded, c.gain, 0.0) * per_sample
     if of_ratio is not None:
         of_logp = of_logp + of_ratio * c.ratio
@@ -114,7 +113,7 @@ def clipped_gradient(
 
 
 class _ClippedLoss(torch.autograd.Function):
-    """The same as one node of autograd's graph."""
+    """`clipped_loss` as one node of autograd's graph."""
 
     @staticmethod
     def forward(
@@ -136,7 +135,7 @@ class _ClippedLoss(torch.autograd.Function):
 
 
 def ppo_loss(dist: DiagGaussian, value: Tensor, data: Samples, config: PPOConfig) -> Clipped:
-    """Return `clipped_loss`, differentiable: loss and ratio, by policy and value."""
+    """Return `clipped_loss`, with loss and ratio differentiable by mean, log_std and value."""
     return Clipped(*_ClippedLoss.apply(dist.mean, dist.log_std, value, data, config))
 
 
@@ -148,8 +147,10 @@ def normalise_minibatches(adv: Tensor) -> Tensor:
     return (adv - adv.mean(-1, keepdim=True)) / (adv.std(-1, keepdim=True) + 1e-8)
 
 
-class PPO(GaussianLearners[PPOConfig]):
-    """N learners that collect, update and answer as one stack (Schulman et al. 2017)."""
+class PPO(GaussianLearners):
+    """N learners that train by proximal policy optimization (Schulman et al. 2017)."""
+
+    config: PPOConfig
 
     def _make(self, seeds: Sequence[Sequence[int]]) -> None:
         config, n, dtype, device = self.config, self.n_learners, self.dtype, self.device
@@ -171,24 +172,23 @@ class PPO(GaussianLearners[PPOConfig]):
 
     @property
     def reward_scale(self) -> Tensor:
-        """Raw reward units per unit of reward they learn from [N, 1]."""
         return self.return_norm.scale.to(self.dtype)
 
     @torch.no_grad()
     def ask(self, obs: Tensor) -> Answer:
-        """Answer on raw obs [N, B, O]; values in raw reward units."""
         x = self.obs_norm(obs)
-        value = self.value(x) * self.return_norm.scale.to(self.dtype)
-        return Answer(self.dist(x), value)
+        return Answer(self.dist(x), self.value(x) * self.reward_scale)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
-        """Return a rollout with its log-probabilities, advantages and returns."""
+        """Return a rollout's samples with log-probabilities, advantages and returns."""
         shape = rollout.reward.shape
         obs = self.obs_norm(rollout.flat_obs())
         value = self.value(obs).view(shape)
         next_value = self.value(self.obs_norm(rollout.next_obs.flatten(1, 2)))
-        void = ~rollout.valid  # nothing happened there: error 0, and none from beyond it
+        void = (
+            ~rollout.valid
+        )  # no transition took place: zero error, and no bootstrapping across it
         adv = gae(
             torch.where(void, value, self.return_norm(rollout.reward)),
             value,
@@ -202,14 +202,10 @@ class PPO(GaussianLearners[PPOConfig]):
         logp = self.dist(obs).logp(act)
         ret = (adv + value).flatten(1)
         data = Samples(obs, act, logp, adv.flatten(1), ret, value.flatten(1))
-        raw_returns = ret * self.return_norm.scale.to(self.dtype)
-        return Batch(data, rollout.flat_obs(), raw_returns, rollout.valid.flatten(1))
+        return Batch(data, rollout.flat_obs(), ret * self.reward_scale, rollout.valid.flatten(1))
 
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
-        """Learn from an iteration; `progress` in [0, 1] anneals the learning rate.
-
-        `extra` adds a loss to every minibatch. Returns metrics [N].
-        """
+        """Run `epochs` passes over the batch; `progress` in [0, 1] anneals the learning rate."""
         c = self.config
         scale = 1 - progress if c.lr_schedule == "linear" else 1.0
         self.optimizer.lr = (self.lr * scale).tolist()
@@ -230,27 +226,27 @@ class PPO(GaussianLearners[PPOConfig]):
     def _epoch(
         self, batch: Batch, active: list[bool], extra: ExtraLoss | None
     ) -> tuple[list[Metrics], Tensor]:
-        """Pass once over the samples; return each step's metrics and all ratios [N, M, B]."""
+        """Run one pass over the samples; return every step's metrics and all ratios [N, M, B]."""
         idx = self._shuffle(batch.valid)
         parts = (idx.shape[0], -1, self.config.minibatch_size)
         obs, act, logp, adv, ret, value = (take(x, idx) for x in batch.data)
         obs, act = obs.unflatten(1, parts[1:]), act.unflatten(1, parts[1:])
         idx, logp, adv, ret, value = (x.view(parts) for x in (idx, logp, adv, ret, value))
         adv = normalise_minibatches(adv) if self.config.norm_adv else adv
-        whole = Samples(obs, act, logp, adv, ret, value)
+        shuffled = Samples(obs, act, logp, adv, ret, value)
         history, ratios = [], []
         for i in range(idx.shape[1]):
-            part = Samples(*(x[:, i] for x in whole))
-            metrics, ratio = self._step(part, idx[:, i], active, extra)
+            minibatch = Samples(*(x[:, i] for x in shuffled))
+            metrics, ratio = self._step(minibatch, idx[:, i], active, extra)
             history.append(metrics)
             ratios.append(ratio)
         return history, torch.stack(ratios, 1)
 
     def _shuffle(self, valid: Tensor) -> Tensor:
-        """Draw an order of the samples [N, S]; a valid one stands in for each that is not."""
+        """Draw an order of the samples [N, S]; random valid ones replace those that are not."""
         s = self.config.samples
         idx = self.batches.permutation(s)
-        if self.device == CPU and bool(valid.all()):  # another device is not to be waited for
+        if self.device == CPU and bool(valid.all()):  # on a GPU, reading this would stall
             return idx
         stand_in = valid_positions(valid, self.batches.integers(WIDE, s))
         return torch.where(valid.gather(1, idx), idx, stand_in)
@@ -259,36 +255,33 @@ class PPO(GaussianLearners[PPOConfig]):
         self, batch: Samples, idx: Tensor, active: list[bool], extra: ExtraLoss | None
     ) -> tuple[Metrics, Tensor]:
         """Take one gradient step; return its metrics and ratios [N, B]."""
-        if extra is None:
-            work = partial(self._own_step, active)
-            found = self.graphs.run("step", work, *batch) if all(active) else work(*batch)
-        else:
-            found = self._descend(*self._joint_gradient(batch, idx, extra), active)
-        return found, found.pop("ratio")
+        if extra is not None:
+            grad, metrics, ratio = self._joint_gradient(batch, idx, extra)
+            return metrics | self._descend(grad, active), ratio
+        work = partial(self._own_step, active)
+        return self.graphs.run("step", work, *batch) if all(active) else work(*batch)
 
     @torch.no_grad()
-    def _own_step(self, active: list[bool], *parts: Tensor) -> Metrics:
-        """Take a step of PPO's loss alone, without autograd; `parts` are those of `Samples`."""
-        batch = Samples(*parts)
+    def _own_step(self, active: list[bool], *fields: Tensor) -> tuple[Metrics, Tensor]:
+        """Take a step of PPO's loss alone, without autograd; `fields` are those of `Samples`."""
+        batch = Samples(*fields)
         (mean, log_std, value), tape = self.nets.run(batch.obs, *OUTPUTS)
         dist = DiagGaussian(mean, log_std)
         loss = clipped_loss(dist, value.squeeze(-1), batch, self.config)
         of_mean, of_log_std, of_value = clipped_gradient(loss, self.config, self._ones)
         grad, _ = self.nets.gradient(tape, (of_mean, of_log_std, of_value.unsqueeze(-1)))
-        return self._descend(grad, loss.metrics, loss.ratio, active)
+        return loss.metrics | self._descend(grad, active), loss.ratio
 
-    def _descend(
-        self, grad: Tensor, metrics: Metrics, ratio: Tensor, active: list[bool]
-    ) -> Metrics:
-        """Clip a gradient and follow it; return metrics, with the ratios [N, B] among them."""
+    def _descend(self, grad: Tensor, active: list[bool]) -> Metrics:
+        """Clip a gradient [N, D] and take an optimizer step; return its norm before clipping."""
         norm = clip_grad_norm(grad, self.config.max_grad_norm)
         self.optimizer.step(grad, active)
-        return metrics | {"train/grad_norm": norm, "ratio": ratio}
+        return {"train/grad_norm": norm}
 
     def _joint_gradient(
         self, batch: Samples, idx: Tensor, extra: ExtraLoss
     ) -> tuple[Tensor, Metrics, Tensor]:
-        """Return the gradient of PPO's loss and a method's, by autograd."""
+        """Return the gradient of PPO's loss plus a method's, its metrics, and ratios [N, B]."""
         mean, log_std, value = self.nets(batch.obs, *OUTPUTS)
         dist = DiagGaussian(mean, log_std)
         loss = ppo_loss(dist, value.squeeze(-1), batch, self.config)
@@ -308,28 +301,15 @@ class PPO(GaussianLearners[PPOConfig]):
         }
 
     def observe(self, rollout: Rollout) -> None:
-        """Take a rollout into the normalisers, after its last use."""
         super().observe(rollout)
         self.return_norm.update(rollout.reward, rollout.done, rollout.valid)
-
-    @property
-    def journal(self) -> None:
-        """There is no replay."""
-        return None
 
     def _parts(self) -> dict[str, Stateful]:
         return super()._parts() | {"batches": self.batches, "return_norm": self.return_norm}
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
-        """Give rows new random numbers and half the learning rate, after they diverged."""
         super().retry(rows, attempt)
         self.batches.reseed(rows, attempt)
-        self.graphs.forget()  # rows of equal rates are recorded as one
-
-    def load_state(self, state: State) -> None:
-        """Put a state back. Raises ValueError where it is of other learners."""
-        super().load_state(state)
-        self.graphs.forget()
 
 
 def mean_kl(ratio: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Random numbers per learner, so that a row draws the same whoever stands beside it."""
+"""Random numbers per learner: a row's draws do not depend on the other rows of its stack."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from dpd.agents.base import CPU, State, put_back
 
 GENERATORS = "generators"
-"""What their states are called in any state."""
-WIDE = 2**62  # modulo a count of samples, as good as uniform
+"""The key of generator states in checkpoint states."""
+WIDE = 2**62  # a draw below it, modulo a number of samples, is as good as uniform
 
 
 class Stream(IntEnum):
-    """What a learner's generator is for; each has a seed of its own."""
+    """The purpose of a generator; each purpose gets a seed of its own."""
 
     INIT = 0
     EXPLORE = 1
@@ -34,21 +34,22 @@ def _word(seed: Sequence[int], stream: Stream, *attempt: int) -> int:
 
 
 def with_own_generators(saved: State, own: State) -> State:
-    """Return a saved state with the generators of another: for who reads it, and draws nothing.
+    """Return a saved state with its generators replaced by those of `own`.
 
-    Generators of a run on a GPU do not fit into those of the CPU.
+    This lets the CPU read a state saved on a GPU, whose generators have another format. It is for
+    readers that draw no random numbers.
     """
     return saved | {k: x for k, x in own.items() if k.split(".")[-1] == GENERATORS}
 
 
 class RowRandom:
-    """One generator per learner, drawn in blocks; a device has numbers of its own."""
+    """One generator per learner, drawn in blocks; CPU and GPU draw different numbers."""
 
     def __init__(
         self, seeds: Sequence[Sequence[int]], stream: Stream, device: torch.device = CPU
     ) -> None:
         self._seeds, self._stream, self.device = seeds, stream, device
-        home = device if device.type == "cuda" else CPU  # a device without memory has none
+        home = device if device.type == "cuda" else CPU  # the meta device has no generators
         self.generators = [torch.Generator(home).manual_seed(_word(s, stream)) for s in seeds]
 
     def state(self) -> State:
@@ -56,23 +57,23 @@ class RowRandom:
         return {GENERATORS: torch.stack([g.get_state() for g in self.generators])}
 
     def load_state(self, state: State) -> None:
-        """Put a state back. Raises ValueError where it is not one of as many generators.
+        """Restore a state. Raises ValueError for another number or kind of generators.
 
-        A GPU's generator has 16 bytes and the CPU's 5,056; neither goes on where the other was.
+        A GPU's generator has 16 bytes and the CPU's 5,056; they are not convertible.
         """
         own, saved = self.state()[GENERATORS], state[GENERATORS]
         if len(own) and saved.shape[1:] != own.shape[1:]:
             raise ValueError(
-                f"the saved random numbers are another kind of device's ({saved.shape[-1]} bytes a "
-                f"generator, on {self.device} {own.shape[-1]}), and a run goes on on the kind "
-                "that it began on; --init-from starts a new run from its policies"
+                f"the random generators were saved on another kind of device ({saved.shape[-1]} "
+                f"bytes each, {own.shape[-1]} on {self.device}); resume the run on the kind "
+                "of device it began on, or start a new run from its policies with --init-from"
             )
-        put_back(self.state(), state)  # checks; what it copies into is a copy
+        put_back(self.state(), state)  # only checks the shape: state() returns copies
         for generator, words in zip(self.generators, saved, strict=True):
-            generator.set_state(words.clone())  # it reads a view from its base
+            generator.set_state(words.clone())  # a clone: set_state ignores the offset of a view
 
     def reseed(self, rows: Sequence[int], attempt: int) -> None:
-        """Give rows random numbers of their own for an attempt after the first."""
+        """Give rows new random numbers for a retry."""
         for row in rows:
             self.generators[row].manual_seed(_word(self._seeds[row], self._stream, attempt))
 

@@ -1,4 +1,4 @@
-"""What a stack of learners saw in one iteration."""
+"""The samples of one iteration, and generalised advantages."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def gae(
 ) -> Tensor:
     """Return generalised advantages [N, T, E] (Schulman et al. 2016, eq. 16).
 
-    `next_value` is that of the true successor, so a truncated step bootstraps and a terminated
-    one does not; gamma, lam [N, 1, 1].
+    `next_value` is the value of the true successor, so a truncated step bootstraps and a
+    terminated one does not; gamma is [N, 1, 1], lam a scalar.
     """
     delta = reward + gamma * next_value * ~terminated - value
     decay = gamma * lam * ~done
@@ -65,7 +65,7 @@ def gae(
 
 
 def valid_positions(valid: Tensor, pick: Tensor) -> Tensor:
-    """Turn numbers pick [N, K, B] into positions where valid [N, S] (the first where nowhere)."""
+    """Map random integers pick [N, ...] to positions where valid [N, S]; to some if none is."""
     order = valid.to(torch.int8).argsort(dim=1, descending=True, stable=True)
     choice = pick.flatten(1) % valid.sum(1, keepdim=True).clamp(min=1)
     return order.gather(1, choice).view_as(pick)

@@ -13,8 +13,7 @@ from dpd.agents.base import Metrics, State, Stateful
 from dpd.agents.config import SACConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import Shapes, Tape, mlp_shapes
-from dpd.agents.noise import uniform
-from dpd.agents.offpolicy import Imitation, OffPolicy
+from dpd.agents.offpolicy import MethodGradient, OffPolicy
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Transitions
 from dpd.agents.td_loss import soft_loss, temperature_gradient
@@ -23,7 +22,7 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # the paper's code, and Stable-Baselines3
 
 
 class Sampled(NamedTuple):
-    """Actions drawn from a policy, and what its gradient needs."""
+    """Actions sampled from a policy, with everything its gradient needs."""
 
     output: Tensor  # of the actor [N, B, 2A]
     tape: Tape
@@ -32,11 +31,13 @@ class Sampled(NamedTuple):
     logp: Tensor  # [N, B]
 
 
-class SAC(OffPolicy[SACConfig]):
+class SAC(OffPolicy):
     """N squashed Gaussian policies with C critics and a temperature each (Haarnoja et al. 2018).
 
     The actor's last layer has 2A outputs: the mean, and the log standard deviation.
     """
+
+    config: SACConfig
 
     def _make(self, seeds: Sequence[Sequence[int]]) -> None:
         super()._make(seeds)
@@ -52,33 +53,26 @@ class SAC(OffPolicy[SACConfig]):
         return mlp_shapes("actor", [self.obs_dim, *self.config.hidden, 2 * self.act_dim])
 
     def dist(self, obs: Tensor) -> DiagGaussian:
-        """Return the policy at normalised obs [N, B, O]."""
         return gaussian(self.nets(obs, "actor")[0])
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Act on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1].
-
-        Uniformly at random, by the noise alone, in the first `learning_starts` steps.
-        """
-        if self.warming_up:
-            return uniform(noise)
-        return self.dist(self.obs_norm(obs)).sample(noise).tanh_()
+    def _explore(self, obs: Tensor, noise: Tensor) -> Tensor:
+        return self.dist(obs).sample(noise).tanh_()
 
     def _draw(self, updates: int) -> Tensor:
         """Draw the noise of the actions at obs and at next_obs [N, updates, 2, B, A]."""
         size = (updates, 2, self.config.minibatch_size, self.act_dim)
         return self.batches.normal(*size, dtype=self.dtype)
 
-    def _step(self, sample: Transitions, noise: Tensor, imitation: Imitation) -> Metrics:
-        # As Stable-Baselines3: one sample of pi(s) and the temperature before its update serve all
+    def _step(self, sample: Transitions, noise: Tensor, method: MethodGradient) -> Metrics:
+        # As Stable-Baselines3: temperature, critics and policy share one sample of pi(s), and the
+        # critics and the policy use the temperature from before its update.
         alpha = self.log_alpha.exp()
         drawn = self._sample(sample.obs_act, noise[:, 0])
         metrics = self._update_temperature(drawn.logp)
         next_value = self._next_value(sample.next_obs, noise[:, 1], alpha)
         metrics |= self._update_critics(sample, next_value, coef=0.5)
         improved = self._climb(drawn, sample.obs_act, noise[:, 0], alpha)
-        metrics |= self._update_policy(*improved, imitation)
+        metrics |= self._update_policy(*improved, method)
         self._follow(self.target_critics, self.critics)
         return metrics
 
@@ -90,13 +84,14 @@ class SAC(OffPolicy[SACConfig]):
         return Sampled(output, tape, dist, u, dist.logp(u))
 
     def _improve(self, obs_act: Tensor, noise: Tensor) -> tuple[Tape, Tensor, Metrics]:
-        """Return the way up the critics and the entropy."""
+        """Return a policy update at freshly sampled actions."""
         drawn = self._sample(obs_act, noise[:, 0])
         return self._climb(drawn, obs_act, noise[:, 0], self.log_alpha.exp())
 
     def _climb(
         self, drawn: Sampled, obs_act: Tensor, noise: Tensor, alpha: Tensor
     ) -> tuple[Tape, Tensor, Metrics]:
+        """Return a policy update: tape, gradient of the actor's output, and metrics."""
         q, of_act = self._ascent(obs_act, drawn.u.tanh())
         _, metrics, grads = soft_loss(q, drawn.logp, alpha, drawn.dist, noise, of_act)
         return drawn.tape, gaussian_gradient(drawn.output, *grads), metrics
@@ -115,7 +110,7 @@ class SAC(OffPolicy[SACConfig]):
         return torch.addcmul(q.amin(1), alpha, logp, value=-1)
 
     def _ascent(self, obs_act: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least critic's values of act [N, B], and the gradient of -mean_B by act."""
+        """Return the least critic's values of act [N, B], and the gradient of -mean_B Q by act."""
         q, tape = self._judge(self.critics, torch.cat([obs_act[..., : self.obs_dim], act], -1))
         n, c, b = q.shape
         least, which = q.min(1, keepdim=True)
@@ -140,9 +135,9 @@ class SAC(OffPolicy[SACConfig]):
         return torch.cat([policy[name], policy[f"log_std_head.0.{kind}"]], -1)
 
     def export(self, n: int) -> dict[str, Tensor]:
-        """Return learner n's policy and normaliser, as a policy file holds them.
+        """Return learner n's policy and normaliser in the format of a policy file.
 
-        The last layer is divided: `actor` ends in the mean, `log_std_head` reads the same features.
+        The last layer is split: `actor` ends in the mean, `log_std_head` reads the same features.
         """
         actor = {name: view[n] for name, view in self.nets.views.items()}
         last = f"actor.{len(self.config.hidden)}"
@@ -153,13 +148,13 @@ class SAC(OffPolicy[SACConfig]):
 
 
 def gaussian(output: Tensor) -> DiagGaussian:
-    """Read a squashed policy from an actor's output [N, B, 2A]."""
+    """Return the squashed policy of an actor's output [N, B, 2A]."""
     mean, log_std = output.chunk(2, -1)
     return DiagGaussian(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), squashed=True)
 
 
 def gaussian_gradient(output: Tensor, of_mean: Tensor, of_log_std: Tensor) -> Tensor:
-    """Return the gradient of an actor's output from those of what `gaussian` read."""
+    """Return the gradient of an actor's output from those of mean and log_std."""
     log_std = output.chunk(2, -1)[1]
     inside = (log_std >= LOG_STD_MIN) & (log_std <= LOG_STD_MAX)
     return torch.cat([of_mean, of_log_std * inside], -1)

@@ -1,4 +1,4 @@
-"""Students: a stack of learners that a distillation method alone moves."""
+"""Students: learners that are trained by a distillation method alone, not by reward."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.rollout import Rollout
 
 
-class Student(GaussianLearners[StudentConfig]):
-    """N learners that collect, remember and answer as one stack, and learn from no reward.
+class Student(GaussianLearners):
+    """N learners that act and store states; rows may differ in width."""
 
-    Rows may differ in width.
-    """
+    config: StudentConfig
+    replay: Replay
 
     def _make(self, seeds: Sequence[Sequence[int]]) -> None:
         config, dtype, device = self.config, self.dtype, self.device
@@ -32,38 +32,31 @@ class Student(GaussianLearners[StudentConfig]):
         sizes = self.n_learners, self.obs_dim, self.act_dim
         self.replay = Replay(config, *sizes, dtype, device=device)
 
-    @property
-    def journal(self) -> Replay:
-        """The replay, which is no part of `state`: a checkpoint writes what is new of it."""
-        return self.replay
-
     @torch.no_grad()
     def ask(self, obs: Tensor) -> Answer:
-        """Answer on raw obs [N, B, O]; students know no values."""
+        """Return the policy at raw obs [N, B, O]; students have no value function."""
         return Answer(self.dist(self.obs_norm(obs)), None)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
-        """Remember a rollout; return its states for whoever distils."""
+        """Store a rollout in the replay; return its states for the distillation method."""
         self.replay.push(rollout)
         return Batch(None, rollout.flat_obs(), None, rollout.valid.flatten(1))
 
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
-        """Do nothing: a method's own steps move them. Raises ValueError for an `extra` loss."""
+        """Do nothing: the method's own steps train students. Raises ValueError for `extra`."""
         if extra is not None:
             raise ValueError(
-                "students have no loss of their own that a method's could be added to; "
-                "distil by steps of its own (dose `step`)"
+                "students have no loss of their own to which a method's loss could be added; "
+                "distil by separate gradient steps (dose `step`)"
             )
         return {}
 
     def load_state(self, state: State) -> None:
-        """Put a state back. Raises ValueError where it is of other learners."""
         super().load_state(state)
         self._set_rates()
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
-        """Give rows new random numbers and half the learning rate, after they diverged."""
         super().retry(rows, attempt)
         self._set_rates()
 

@@ -11,18 +11,20 @@ from dpd.agents.base import Batch, Metrics, Stateful, per_row
 from dpd.agents.config import TD3Config
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import Shapes, Tape, mlp_shapes
-from dpd.agents.noise import exploration, uniform
-from dpd.agents.offpolicy import Imitation, OffPolicy
+from dpd.agents.noise import make_noise
+from dpd.agents.offpolicy import MethodGradient, OffPolicy
 from dpd.agents.replay import Transitions
 from dpd.agents.rollout import Rollout
 from dpd.agents.td_loss import deterministic_loss
 
 
-class TD3(OffPolicy[TD3Config]):
+class TD3(OffPolicy):
     """N deterministic policies with C critics each (Fujimoto et al. 2018, algorithm 1).
 
     DDPG is the same with one critic, no delay and no target noise.
     """
+
+    config: TD3Config
 
     def _make(self, seeds: Sequence[Sequence[int]]) -> None:
         super()._make(seeds)
@@ -30,40 +32,31 @@ class TD3(OffPolicy[TD3Config]):
         self.target_nets = self.nets.twin()
         self.first_critics = self.critics.every(config.n_critics)
         std = per_row(config.peer_noise_std, config.noise_std, seeds).to(self.device, self.dtype)
-        self.exploration = exploration(std, config, self.nets, self.act_dim)
+        self.exploration = make_noise(std, config, self.nets, self.act_dim)
         self.log_std = std.log().view(-1, 1, 1).repeat(1, 1, self.act_dim)
 
     def _actor_shapes(self) -> Shapes:
         return mlp_shapes("actor", [self.obs_dim, *self.config.hidden, self.act_dim])
 
     def dist(self, obs: Tensor) -> DiagGaussian:
-        """Return the policy at normalised obs [N, B, O]: noise of `noise_std` about its action.
+        """Return the policy at normalised obs [N, B, O]: its action with deviation `noise_std`.
 
-        Not squashed: the noise is added behind the tanh.
+        It is not squashed, because the noise is added after the tanh.
         """
         return DiagGaussian(self.nets(obs, "actor")[0].tanh(), self.log_std)
 
     def noise(self) -> Tensor:
-        """Draw an iteration's exploration noise [N, T, E, A] in one block."""
         if self.warming_up:
             return super().noise()
         c = self.config
         return self.exploration.draw(self.explore, c.n_steps, c.n_envs, self.act_dim)
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Act on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1].
-
-        Uniformly at random, by the noise alone, in the first `learning_starts` steps.
-        """
-        if self.warming_up:
-            return uniform(noise)
-        u = self.exploration.output(self.obs_norm(obs))
-        return u.tanh_().add_(noise).clamp_(-1, 1)
+    def _explore(self, obs: Tensor, noise: Tensor) -> Tensor:
+        return self.exploration.output(obs).tanh_().add_(noise).clamp_(-1, 1)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
-        """Remember a rollout, and adapt the exploration; return its states for whoever distils."""
+        """Store a rollout and adapt the exploration; return its states for the method."""
         batch = super().prepare(rollout)
         self.exploration.adapt(self.obs_norm(batch.raw_obs), rollout.done.any(1))
         return batch
@@ -77,14 +70,14 @@ class TD3(OffPolicy[TD3Config]):
 
     @property
     def _moves_policy(self) -> bool:
-        """Whether the update under way is one of the policy too (paper: every second one)."""
+        """True if the current update includes the policy (paper: every second one)."""
         return self.n_updates % self.config.policy_delay == 0
 
-    def _step(self, sample: Transitions, noise: Tensor, imitation: Imitation) -> Metrics:
+    def _step(self, sample: Transitions, noise: Tensor, method: MethodGradient) -> Metrics:
         metrics = self._update_critics(sample, self._next_value(sample.next_obs, noise), coef=1.0)
         if self._moves_policy:
             improved = self._improve(sample.obs_act, noise)
-            metrics |= self._update_policy(*improved, imitation)
+            metrics |= self._update_policy(*improved, method)
             self._follow(self.target_critics, self.critics)
             self._follow(self.target_nets, self.nets)
         return metrics
@@ -96,7 +89,7 @@ class TD3(OffPolicy[TD3Config]):
         return self._judge(self.target_critics, torch.cat([next_obs, act], -1))[0].amin(1)
 
     def _improve(self, obs_act: Tensor, noise: Tensor) -> tuple[Tape, Tensor, Metrics]:
-        """Return the way up the first critic."""
+        """Return a policy update that ascends the first critic."""
         obs = obs_act[..., : self.obs_dim]
         (u,), tape = self.nets.run(obs, "actor")
         act = u.tanh()
@@ -113,14 +106,9 @@ class TD3(OffPolicy[TD3Config]):
         }
 
     def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
-        """Give learner n a policy and its normaliser, as `export` returns them.
-
-        The critics stay as they were made.
-        """
         super().start_from(n, policy)
         self.target_nets.flat.detach()[n] = self.nets.flat.detach()[n]
 
     def export(self, n: int) -> dict[str, Tensor]:
-        """Return learner n's policy and normaliser, as a policy file holds them."""
         actor = {name: view[n] for name, view in self.nets.views.items()}
         return actor | {"log_std": self.log_std[n]} | self.obs_norm.export(n)

@@ -1,4 +1,4 @@
-"""Losses of the learners with a replay, with gradients written out, for the reason in nets.py."""
+"""Losses of off-policy learners, with hand-written gradients (`StackedNets` says why)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch import Tensor
 
 from dpd.agents.base import Metrics
 from dpd.agents.dist import DiagGaussian
-
-_aten = torch.ops.aten
+from dpd.agents.nets import ATEN
 
 
 class Loss(NamedTuple):
-    """A loss [N], what to log of it, and the gradients of its sum over learners."""
+    """A loss [N], its metrics, and the gradients of its sum over learners."""
 
     loss: Tensor
     metrics: Metrics
@@ -24,7 +23,7 @@ class Loss(NamedTuple):
 def critic_loss(q: Tensor, target: Tensor, coef: float) -> Loss:
     """Return coef times the sum over critics of mean_B (Q - y)^2; q [N, C, B], target [N, B].
 
-    coef is 1 for TD3 and 1/2 for SAC, as in Stable-Baselines3. Gradient: of q [N, C, B].
+    coef is 1 for TD3 and 1/2 for SAC, as in Stable-Baselines3. The gradient is that of q [N, C, B].
     """
     error = q - target.unsqueeze(1)
     loss = error.square().mean(2).sum(1).mul_(coef)
@@ -35,10 +34,10 @@ def critic_loss(q: Tensor, target: Tensor, coef: float) -> Loss:
 def deterministic_loss(q: Tensor, act: Tensor, of_act: Tensor) -> Loss:
     """Return -mean_B Q(s, tanh(u)) (Silver et al. 2014); q [N, B].
 
-    act [N, B, A] is tanh(u), of_act the gradient of the loss by it. Gradient: of u.
+    act [N, B, A] is tanh(u), and of_act the gradient with respect to it. The gradient is that of u.
     """
     loss = -q.mean(1)
-    return Loss(loss, {"loss/actor": loss}, (_aten.tanh_backward(of_act, act),))
+    return Loss(loss, {"loss/actor": loss}, (ATEN.tanh_backward(of_act, act),))
 
 
 def soft_loss(
@@ -46,22 +45,23 @@ def soft_loss(
 ) -> Loss:
     """Return mean_B (alpha log pi(a|s) - Q(s, a)) (Haarnoja et al. 2018, eq. 7) at a squashed dist.
 
-    q, logp [N, B]; alpha [N, 1]; noise [N, B, A] is what the action was sampled from; of_act
-    [N, B, A] is the gradient of -mean_B Q by the action. Gradients: of mean and log_std.
+    q, logp [N, B]; alpha [N, 1]; the action was sampled with noise [N, B, A]; of_act [N, B, A] is
+    the gradient of -mean_B Q with respect to the action. The gradients are those of mean and
+    log_std.
     """
     loss = (alpha * logp - q).mean(1)
     deviation = dist.log_std.exp() * noise
     act = (dist.mean + deviation).tanh()
     share = (alpha / logp.shape[1]).unsqueeze(-1)
-    # With the noise held, log pi moves by 2 tanh(u) with u and by -1 with log_std.
-    of_u = torch.addcmul(_aten.tanh_backward(of_act, act), share, act, value=2)
+    # With the noise fixed, d log pi / du = 2 tanh(u), and d log pi / d log_std = -1.
+    of_u = torch.addcmul(ATEN.tanh_backward(of_act, act), share, act, value=2)
     metrics = {"loss/actor": loss, "train/entropy": -logp.mean(1)}
     return Loss(loss, metrics, (of_u, of_u * deviation - share))
 
 
 def temperature_gradient(logp: Tensor, target_entropy: float) -> Tensor:
-    """Return the gradient by log(alpha) [N, 1] of -log(alpha) mean_B (log pi + target_entropy).
+    """Return the gradient of -log(alpha) mean_B (log pi + target_entropy) by log(alpha) [N, 1].
 
-    logp [N, B]. Stable-Baselines3's loss, on log(alpha) where the paper's eq. 18 has alpha.
+    logp [N, B]. This is Stable-Baselines3's loss; the paper's eq. 18 has alpha for log(alpha).
     """
     return -(logp.mean(1, keepdim=True) + target_entropy)

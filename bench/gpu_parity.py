@@ -121,7 +121,7 @@ def one_update(agent: Any, noise: Tensor) -> None:
         batch = Samples(obs, act, rest[..., 0] - 8, rest[..., 1], rest[..., 2], rest[..., 2])
         agent._own_step([True] * 2, *batch)
         return
-    from dpd.agents.offpolicy import Imitation
+
     from dpd.agents.replay import Transitions
 
     sample = Transitions(
@@ -131,7 +131,7 @@ def one_update(agent: Any, noise: Tensor) -> None:
     drawn = torch.stack([first, second], 1) if agent.config.squashed else first * 0.1
     agent._set_rates()
     with torch.no_grad():
-        agent._step(sample, drawn, Imitation(agent, obs, None))
+        agent._step(sample, drawn, lambda: (None, {}))
 
 
 def nothing_waits(device: torch.device, quick: bool) -> Record:

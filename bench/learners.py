@@ -85,7 +85,7 @@ SBX = (
 """Compiled by JAX; for comparison, no goal counts it. End to end only."""
 
 
-def filled_agent(case: str) -> tuple[OffPolicy[Any], Batch]:
+def filled_agent(case: str) -> tuple[OffPolicy, Batch]:
     """Return our stack with a full replay, and an iteration to update on."""
     n, config = CASES[case]
     agent = config.build(O, A, [(0, peer) for peer in range(n)])

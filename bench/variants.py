@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
-from typing import Any
 from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `dpd` does, before torch is loaded
@@ -105,13 +104,13 @@ def compiled_updates(case: str) -> Work:
     return work
 
 
-def behind(agent: OffPolicy[Any]) -> OffPolicy[Any]:
+def behind(agent: OffPolicy) -> OffPolicy:
     """Return learners that act by a copy of the policy's parameters."""
     actor = copy.copy(agent)
     actor.nets = agent.nets.twin()
     if isinstance(actor, TD3):
         actor.exploration = copy.copy(actor.exploration)
-        actor.exploration.actor = actor.nets  # type: ignore[attr-defined]
+        actor.exploration.actor = actor.nets
     return actor
 
 

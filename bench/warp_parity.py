@@ -24,10 +24,11 @@ import warp as wp
 from rich.table import Table
 from timing import machine
 
+from dpd.envs.base import Snapshot
 from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, load_model, observe
-from dpd.envs.warp import Snapshot, WarpEnv
+from dpd.envs.warp import WarpEnv
 from dpd.log.terminal import make_console
 
 CLOSE = 1e-3

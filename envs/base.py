@@ -1,6 +1,6 @@
-"""What every environment backend gives: one step, one specification, no resets to remember.
+"""The interface of every environment backend, and its rules for actions and bounds.
 
-Letters: M environments (N learners x E each, learner-major) · O observation · A action.
+Notation: M environments (N learners x E each, learner-major) · O observation · A action.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dpd.envs.errors import NonFiniteAction
 class Step(NamedTuple):
     """One step of M environments, float32 on the environment's device.
 
-    `obs` is what to act on next (already reset where an episode ended), `next_obs` the true
-    successor, so `reward + gamma * (1 - terminated) * V(next_obs)` is right everywhere.
+    `obs` is the observation to act on next (already reset where an episode ended), `next_obs` the
+    true successor, so `reward + gamma * (1 - terminated) * V(next_obs)` is correct everywhere.
     `valid` is false where no transition took place: the backend spent the step on a reset, or the
-    physics became unstable. The reward is 0 there, and the step counts in no return or length.
+    physics became unstable. The reward is 0 there, and returns and lengths skip the step.
     """
 
     obs: Tensor  # [M, O]
@@ -35,27 +35,27 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What an agent must know of an environment."""
+    """An environment's sizes, bounds and limits, as far as an agent needs them."""
 
     env_id: str
     backend: str
     obs_dim: int
     act_dim: int
-    act_low: np.ndarray  # [A] float32, within the environment's own bounds
+    act_low: np.ndarray  # [A] float32, rounded inwards
     act_high: np.ndarray  # [A] float32
     can_snapshot: bool
     max_steps: int
-    """Time limit: no episode takes more steps."""
+    """Time limit of an episode, in steps."""
     notes: tuple[str, ...] = ()
-    """What differs from the task's own simulation."""
+    """Differences from the task's own simulation."""
     obs_shape: tuple[int, ...] | None = None
-    """The shape of the environment's own observations, which are flattened here; None: vectors."""
+    """Shape of the original observations, which are flattened here; None if they are vectors."""
     act_shape: tuple[int, ...] | None = None
-    """The shape of the environment's own actions, likewise."""
+    """Shape of the original actions, likewise."""
 
 
 class Env(Protocol):
-    """M environments stepped together; actions are in [-1, 1] and rescaled to the bounds here."""
+    """M environments stepped together; actions in [-1, 1] are rescaled to the task's bounds."""
 
     spec: EnvSpec
     n_envs: int
@@ -65,35 +65,27 @@ class Env(Protocol):
         ...
 
     def stagger(self, share: np.ndarray) -> None:
-        """Let the running episodes count as share [M] in [0, 1) of the time limit old.
+        """Age the running episodes by share [M] in [0, 1) of the time limit.
 
-        Each is truncated that much earlier, once; its state stays as it is. Raises UnsupportedEnv
-        where the environment has no time limit.
+        Each of them is truncated that much earlier; states do not change. Raises UnsupportedEnv
+        if the environment has no time limit.
         """
         ...
 
-    def start(self, act: Tensor) -> None:
-        """Begin a step with act [M, A] in [-1, 1]; values beyond are clipped."""
-        ...
-
-    def wait(self) -> Step:
-        """Finish the step begun by `start`."""
-        ...
-
     def step(self, act: Tensor) -> Step:
-        """`start`, then `wait`."""
+        """Take a step with act [M, A] in [-1, 1]; values beyond are clipped."""
         ...
 
-    def snapshot(self) -> dict[str, np.ndarray]:
-        """Copy the whole state (physics, counters, generators): one row per environment."""
+    def snapshot(self) -> Snapshot:
+        """Copy the whole state (physics, counters, generators), one row per environment."""
         ...
 
-    def restore(self, snapshot: dict[str, np.ndarray], ids: Sequence[int] | None = None) -> Tensor:
-        """Put a snapshot's rows back (into environments `ids`, in that order) -> obs [M, O]."""
+    def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> Tensor:
+        """Restore a snapshot's rows (in environments `ids`, in that order) -> obs [M, O]."""
         ...
 
     def trouble(self) -> list[str]:
-        """Say what has made the simulation another one than the task's; may wait for a device."""
+        """Return warnings about deviations from the task's simulation; may wait for a device."""
         ...
 
     def close(self) -> None:
@@ -102,12 +94,14 @@ class Env(Protocol):
 
 
 EnvKwargs = dict[str, Any]
+Snapshot = dict[str, np.ndarray]
+"""A copy of environments' states: named arrays whose first axis is the environment."""
 
 
 def bounds_defect(low: np.ndarray, high: np.ndarray) -> str | None:
-    """Say why no policy can act within bounds [A], or None if one can.
+    """Return the reason why bounds [A] are unusable, or None.
 
-    Policies act in [-1, 1] and keep the bounds in float32, so the width must be a positive float32.
+    Policies act in [-1, 1] and store bounds in float32, so the width must be a positive float32.
     """
     with np.errstate(over="ignore"):
         width = high.astype(np.float32) - low.astype(np.float32)
@@ -123,9 +117,9 @@ def bounds_defect(low: np.ndarray, high: np.ndarray) -> str | None:
 
 
 def inner_bounds(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round bounds [A] to float32, inwards: what lies between them is in the box in any precision.
+    """Round bounds [A] inwards to float32, so that numbers between them are valid in float64 too.
 
-    float32(0.1) is above the float64 number 0.1, and a float64 Box that ends there rejects it.
+    float32(0.1), for example, exceeds the float64 number 0.1, and a float64 Box rejects it.
     """
     with np.errstate(over="ignore"):
         near_low, near_high = low.astype(np.float32), high.astype(np.float32)
@@ -137,7 +131,7 @@ def inner_bounds(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 class ActionScale:
-    """Map actions in [-1, 1] to the bounds, in float32; bounds of ±1 change nothing."""
+    """Map actions from [-1, 1] to the bounds in float32; the identity for bounds of ±1."""
 
     def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
         self._low, self._high = low.astype(np.float32), high.astype(np.float32)
@@ -145,14 +139,14 @@ class ActionScale:
         self._half = ((wide_high - wide_low) / 2).astype(np.float32)
         self._middle = ((wide_high + wide_low) / 2).astype(np.float32)
         self._is_identity = bool((self._half == 1).all() and (self._middle == 0).all())
-        # Rounding is monotone: if both ends land on their bounds, nothing lands outside.
+        # Rounding is monotone: if both ends map to their bounds exactly, nothing maps outside.
         self._is_exact = bool(
             (self._middle + self._half == self._high).all()
             and (self._middle - self._half == self._low).all()
         )
 
     def __call__(self, act: Tensor) -> np.ndarray:
-        """Clip act [M, A] to [-1, 1] and rescale -> [M, A]; raises ValueError where it is NaN."""
+        """Clip act [M, A] to [-1, 1] and rescale -> [M, A]. Raises NonFiniteAction for NaN."""
         unit = act.detach().clamp(-1.0, 1.0).float().cpu().numpy()
         if np.isnan(unit.sum()):
             raise NonFiniteAction(np.flatnonzero(np.isnan(unit).any(1)).tolist())
@@ -162,7 +156,7 @@ class ActionScale:
         return scaled if self._is_exact else np.clip(scaled, self._low, self._high)
 
     def on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """Return the same map, bit for bit, for tensors that stay on a device; NaN stays NaN."""
+        """Return the same map, bit for bit, for tensors on a device; NaN stays NaN."""
         bounds = (self._half, self._middle, self._low, self._high)
         half, middle, low, high = (torch.tensor(bound, device=device) for bound in bounds)
 
@@ -174,17 +168,17 @@ class ActionScale:
 
 
 def snapshot_rows(
-    snapshot: dict[str, np.ndarray],
+    snapshot: Snapshot,
     ids: Sequence[int] | None,
     n_envs: int,
     obs_dim: int,
     env_id: str,
 ) -> np.ndarray:
-    """Check that a snapshot's rows fit environments `ids` (None: all of n_envs) -> ids [K]."""
+    """Check that a snapshot's rows fit environments `ids` (None: all) -> ids [K]."""
     rows = np.arange(n_envs) if ids is None else np.asarray(ids, dtype=np.int64)
     if len(snapshot["obs"]) != len(rows):
-        held = len(snapshot["obs"])
-        raise ValueError(f"the snapshot has {held} rows for {len(rows)} environments")
+        n_rows = len(snapshot["obs"])
+        raise ValueError(f"the snapshot has {n_rows} rows for {len(rows)} environments")
     if len(np.unique(rows)) != len(rows) or not np.isin(rows, np.arange(n_envs)).all():
         raise ValueError(f"ids must be distinct and in [0, {n_envs}), got {rows.tolist()}")
     if snapshot["obs"].shape[1] != obs_dim:
@@ -193,7 +187,7 @@ def snapshot_rows(
 
 
 class OnDevice:
-    """Another `Env` whose steps are brought to a device; actions are read from there."""
+    """Wrap an `Env` so that its tensors live on a device; actions are copied from there."""
 
     def __init__(self, env: Env, device: torch.device) -> None:
         self._env, self._device = env, device
@@ -205,21 +199,13 @@ class OnDevice:
     def stagger(self, share: np.ndarray) -> None:
         self._env.stagger(share)
 
-    def start(self, act: Tensor) -> None:
-        """Begin a step; waits until the actions are there."""
-        self._env.start(act)
-
-    def wait(self) -> Step:
-        return Step(*(x.to(self._device, non_blocking=True) for x in self._env.wait()))
-
     def step(self, act: Tensor) -> Step:
-        self.start(act)
-        return self.wait()
+        return Step(*(x.to(self._device, non_blocking=True) for x in self._env.step(act)))
 
-    def snapshot(self) -> dict[str, np.ndarray]:
+    def snapshot(self) -> Snapshot:
         return self._env.snapshot()
 
-    def restore(self, snapshot: dict[str, np.ndarray], ids: Sequence[int] | None = None) -> Tensor:
+    def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> Tensor:
         return self._env.restore(snapshot, ids).to(self._device)
 
     def trouble(self) -> list[str]:

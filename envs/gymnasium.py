@@ -1,4 +1,4 @@
-"""Any Gymnasium environment with vectors in and vectors out, stepped in this process."""
+"""The Gymnasium backend: any environment with Box observations and bounded Box actions."""
 
 from __future__ import annotations
 
@@ -18,19 +18,27 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
-from dpd.envs.base import ActionScale, EnvKwargs, EnvSpec, Step, bounds_defect, inner_bounds
+from dpd.envs.base import (
+    ActionScale,
+    EnvKwargs,
+    EnvSpec,
+    Snapshot,
+    Step,
+    bounds_defect,
+    inner_bounds,
+)
 from dpd.envs.errors import FailedEnv, UnsupportedEnv
 from dpd.envs.unstable import cut_unstable, lost_steps
 
-_SEEDS = 2**31  # NumPy's legacy generators, and so dm_control's tasks, take no larger seed
+_SEEDS = 2**31  # limit of NumPy's legacy generators, which dm_control uses
 _SUPPORTED = "supported are Box observations that are not images, and Box actions within bounds"
 
 
 class GymnasiumEnv:
     """`gymnasium.make_vec` as an `Env`.
 
-    Environments that can only be reset one step late (NEXT_STEP) give one transition per
-    episode in which nothing happens: `valid` is false there and `obs` before it is the last one.
+    Environments that reset one step late (NEXT_STEP) spend one step per episode on the reset. Its
+    `valid` is false, and the `obs` before it is the episode's last one.
     """
 
     def __init__(
@@ -68,11 +76,10 @@ class GymnasiumEnv:
             act_shape=_unless_flat(act_space.shape),
         )
         self._seeds: list[int] | None = [int(seed) % _SEEDS for seed in seeds]
-        self._over = np.zeros(n_envs, dtype=bool)
-        self._act: Tensor | None = None
+        self._over = np.zeros(n_envs, dtype=bool)  # episodes that ended in the last step
 
     def reset(self) -> Tensor:
-        """Start fresh episodes. An environment with a vector entry point takes the first seed."""
+        """Start fresh episodes. A native vector environment gets the first seed only."""
         seeds, self._seeds = self._seeds, None
         seed: Any = seeds[0] if seeds and self._one_seed else seeds
         with _named(self.spec.env_id, "reset"):
@@ -85,22 +92,10 @@ class GymnasiumEnv:
         for limit, age in zip(limits, share, strict=False):
             if limit is None:
                 raise UnsupportedEnv(
-                    f"{self.spec.env_id} has no time limit of Gymnasium's to stagger its first "
-                    "episodes by; give --no-stagger"
+                    f"{self.spec.env_id} has no TimeLimit wrapper by which to stagger its first "
+                    "episodes; use --no-stagger"
                 )
             limit._elapsed_steps = int(age * limit._max_episode_steps)  # type: ignore[assignment]
-
-    def start(self, act: Tensor) -> None:
-        """Keep act for `wait`, which does the work: Gymnasium's step holds the GIL throughout."""
-        if self._act is not None:
-            raise RuntimeError("a step is under way; call wait() first")
-        self._act = act
-
-    def wait(self) -> Step:
-        if self._act is None:
-            raise RuntimeError("wait() without start()")
-        act, self._act = self._act, None
-        return self.step(act)
 
     def step(self, act: Tensor) -> Step:
         scaled = self._scale(act).astype(self._act_space.dtype)  # monotone: stays within the bounds
@@ -133,10 +128,10 @@ class GymnasiumEnv:
     def _flat(self, obs: np.ndarray) -> np.ndarray:
         return obs.reshape(self.n_envs, -1).astype(np.float32)  # always a copy
 
-    def snapshot(self) -> dict[str, np.ndarray]:
+    def snapshot(self) -> Snapshot:
         self._refuse_snapshot()
 
-    def restore(self, snapshot: dict[str, np.ndarray], ids: Sequence[int] | None = None) -> Tensor:
+    def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> Tensor:
         self._refuse_snapshot()
 
     def _refuse_snapshot(self) -> NoReturn:
@@ -152,10 +147,10 @@ class GymnasiumEnv:
 
 
 class ArrayEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment whose observations are arrays of its space and whose rewards are numbers.
+    """Wrapper that makes observations arrays of the declared space, and rewards plain numbers.
 
-    Lists and rewards of shape (1,) are converted. Raises UnsupportedEnv for anything else, naming
-    the environment and the call.
+    Lists and rewards of shape (1,) are converted. Raises UnsupportedEnv for anything else, with
+    the names of the environment and the call.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], env_id: str) -> None:
@@ -163,19 +158,17 @@ class ArrayEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._env_id = env_id
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode."""
         with _named(self._env_id, "reset"):
             obs, info = self.env.reset(**kwargs)
         return self._array(obs, "reset"), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take a step."""
         with _named(self._env_id, "step"):
             obs, reward, terminated, truncated, info = self.env.step(action)
         number = np.asarray(reward)
         if number.size != 1 or number.dtype.kind not in "biuf":
             raise UnsupportedEnv(
-                f"step() of {self._env_id} gave the reward {reward!r:.60}, which is not one number"
+                f"step() of {self._env_id} returned the reward {reward!r:.60}, not one number"
             )
         flags = bool(terminated), bool(truncated)
         return self._array(obs, "step"), float(number.item()), *flags, info
@@ -188,11 +181,11 @@ class ArrayEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             )  # a copy: the reset may reuse the array of the last step
         except (TypeError, ValueError) as error:
             raise UnsupportedEnv(
-                f"{call}() of {self._env_id} gave the observation {obs!r:.60}, not an array"
+                f"{call}() of {self._env_id} returned the observation {obs!r:.60}, not an array"
             ) from error
         if array.shape != space.shape:
             raise UnsupportedEnv(
-                f"{call}() of {self._env_id} gave an observation of shape {array.shape}; "
+                f"{call}() of {self._env_id} returned an observation of shape {array.shape}; "
                 f"its observation space has shape {space.shape}"
             )
         return array
@@ -200,7 +193,7 @@ class ArrayEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 @contextmanager
 def _named(env_id: str, call: str) -> Iterator[None]:
-    """Raise FailedEnv from an error of an environment's own code."""
+    """Turn an error in the environment's own code into FailedEnv."""
     try:
         yield
     except (UnsupportedEnv, FailedEnv):
@@ -210,19 +203,19 @@ def _named(env_id: str, call: str) -> Iterator[None]:
 
 
 def _max_steps(env_id: str, kwargs: EnvKwargs) -> int:
-    """Return an environment's time limit. Raises UnsupportedEnv without one: episodes must end."""
+    """Return an environment's time limit. Raises UnsupportedEnv if it has none."""
     limit = kwargs.get("max_episode_steps", find_spec(env_id).max_episode_steps)
     if not isinstance(limit, int) or limit < 1:
         remedy = json.dumps({**kwargs, "max_episode_steps": 1000})
         raise UnsupportedEnv(
-            f"{env_id} has no time limit, so that an evaluation may never end; set one with "
+            f"{env_id} has no time limit, so an evaluation might never end; set one with "
             f"--env-kwargs '{remedy}', or register the environment with max_episode_steps"
         )
     return limit
 
 
 def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, bool]:
-    """Make the environments -> them, and whether one seed must do for all."""
+    """Make the environments; the second result is True if they take a single seed."""
     only_vector = find_spec(env_id).entry_point is None
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
     how: EnvKwargs = {
@@ -235,7 +228,7 @@ def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, b
     except (gymnasium.error.Error, ImportError) as error:
         raise UnsupportedEnv(f"{env_id} can't be made: {error}") from error
     except TypeError as error:
-        if not kwargs:  # a defect of the environment's own, which its author wants to see whole
+        if not kwargs:  # a bug in the environment: keep its traceback
             raise FailedEnv(env_id, "make", error) from error
         raise UnsupportedEnv(f"{env_id} can't be made with {kwargs}: {error}") from error
     except Exception as error:
@@ -244,7 +237,7 @@ def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, b
 
 
 def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """Look an id up (`module:Id` imports the module); raises UnsupportedEnv with near matches."""
+    """Look up an id (`module:Id` imports the module); UnsupportedEnv suggests close matches."""
     module, _, name = env_id.rpartition(":")
     try:
         if module:
@@ -259,7 +252,7 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
 
 
 def _time_limit(env: gymnasium.Env[Any, Any] | None) -> TimeLimit | None:
-    """Return the wrapper that cuts an environment's episodes, if it has one."""
+    """Return an environment's TimeLimit wrapper, or None."""
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, TimeLimit):
             return env

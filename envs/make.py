@@ -16,12 +16,12 @@ from dpd.envs.tasks import TASKS, find_task
 
 BACKENDS = ("auto", "native", "gymnasium", "warp")
 WARP_FROM = 512
-"""Environments from which `auto` simulates on a GPU. A step of Warp takes as long for one world as
-for hundreds, and sixteen CPU cores are faster for few. An estimate: see docs/benchmarks.md."""
+"""Number of environments from which `auto` simulates on a GPU. A Warp step takes as long for one
+world as for hundreds, so sixteen CPU cores are faster for few. An estimate; docs/benchmarks.md."""
 
 
 def native_ids() -> tuple[str, ...]:
-    """Ids of which there is a native simulation."""
+    """Return the ids that have a native simulation."""
     return tuple(TASKS)
 
 
@@ -34,13 +34,14 @@ def make(
     threads: int | None = None,
     device: torch.device | None = None,
 ) -> Env:
-    """Make n_envs environments, one seed each; raises UnsupportedEnv where that can't be done.
+    """Make n_envs environments, one seed each. Raises UnsupportedEnv if that is impossible.
 
-    `auto` is native for an id in `native_ids()` without env_kwargs, and gymnasium otherwise; for
-    many of the former on a CUDA device it is warp. `threads` is for the native backend (None: all
-    cores). `device` is where a `Step` lives; None is the CPU, and for the warp backend CUDA.
+    Backend `auto` is gymnasium, but native for an id in `native_ids()` without env_kwargs, and
+    warp for at least WARP_FROM of those on a CUDA device. `threads` is for the native backend
+    (None: all cores). `device` holds the tensors of a `Step`; None is CUDA for the warp backend,
+    and the CPU otherwise.
     """
-    chosen = choose(env_id, backend, env_kwargs, device, n_envs)
+    chosen = choose_backend(env_id, backend, env_kwargs, device, n_envs)
     if chosen == "warp":
         warp: Env = _warp_backend().WarpEnv(env_id, n_envs, seeds, str(device or "cuda"))
         return warp
@@ -52,14 +53,14 @@ def make(
     return env if device is None or device.type == "cpu" else OnDevice(env, device)
 
 
-def choose(
+def choose_backend(
     env_id: str,
     backend: str = "auto",
     env_kwargs: EnvKwargs | None = None,
     device: torch.device | None = None,
     n_envs: int = WARP_FROM,
 ) -> str:
-    """Name the backend `make` would use for n_envs; makes nothing."""
+    """Return the name of the backend that `make` would use, without making anything."""
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
     if backend in ("native", "warp"):
@@ -81,14 +82,14 @@ def check(
     device: torch.device | None = None,
     n_envs: int = WARP_FROM,
 ) -> EnvSpec:
-    """Make one environment and close it -> what an agent must know of n_envs of them."""
-    backend = choose(env_id, backend, env_kwargs, device, n_envs)
+    """Make and close one environment -> the specification of n_envs of them."""
+    backend = choose_backend(env_id, backend, env_kwargs, device, n_envs)
     if backend == "warp":
         warp = _warp_backend()
-        found = warp.find_device(str(device or "cuda"))
-        # the same task, without a minute of compiling
+        gpu = warp.warp_device(str(device or "cuda"))
+        # the native backend has the same task, and needs no minute of compiling
         native = check(env_id, "native")
-        return dataclasses.replace(native, backend="warp", notes=warp.notes(env_id, found))
+        return dataclasses.replace(native, backend="warp", notes=warp.warp_notes(env_id, gpu))
     env = make(env_id, 1, [0], backend, env_kwargs, threads=1)
     env.close()
     return env.spec

@@ -1,10 +1,9 @@
-"""The six MuJoCo tasks on all CPU cores, bit for bit what Gymnasium's vector environment gives."""
+"""The six MuJoCo tasks on all CPU cores, bit-for-bit equal to Gymnasium's vector environment."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import gymnasium
@@ -13,29 +12,27 @@ import torch
 from torch import Tensor
 
 from dpd.envs import tasks
-from dpd.envs.base import ActionScale, EnvSpec, Step, snapshot_rows
+from dpd.envs.base import ActionScale, EnvSpec, Snapshot, Step, snapshot_rows
 from dpd.envs.physics import make_physics
-
-Snapshot = dict[str, np.ndarray]
 
 _WORD = 2**64
 _NOBODY = np.zeros(0, dtype=np.int64)
 
 
 class Transition(NamedTuple):
-    """One step in the simulator's own precision; arrays are fresh, or shared and never changed."""
+    """One step in the simulator's precision; no array is written to again."""
 
-    obs: np.ndarray  # [M, O] float64, already reset where an episode ended, if it was to be
+    obs: np.ndarray  # [M, O] float64, already reset where an episode ended (with `restart`)
     next_obs: np.ndarray  # [M, O] float64, `obs` itself when no episode ended
     reward: np.ndarray  # [M] float64
     terminated: np.ndarray  # [M] bool
     truncated: np.ndarray  # [M] bool
-    lost: np.ndarray | None  # [M] bool: unstable physics, reward 0, no transition; None: none lost
+    lost: np.ndarray | None  # [M] bool: unstable physics, reward 0; None: none was
     ended: np.ndarray  # [K] environments whose episode ended
 
 
 class Simulation:
-    """M copies of one task in float64 NumPy: episodes, time limits and resets on top of physics."""
+    """M copies of a task in float64 NumPy: episodes, time limits and resets on top of `Physics`."""
 
     def __init__(
         self,
@@ -45,7 +42,7 @@ class Simulation:
         threads: int | None = None,
         fields: Sequence[str] = (),
     ) -> None:
-        """Make n_envs of `task`; `fields` names MjData fields to hold in `state` beside its own."""
+        """Make n_envs of `task`; `fields` are MjData fields to add to `state`."""
         self.task = tasks.find_task(task) if isinstance(task, str) else task
         if n_envs < 1:
             raise ValueError(f"n_envs={n_envs} must be at least 1")
@@ -74,12 +71,12 @@ class Simulation:
         self.seed([None] * n_envs if seeds is None else seeds)
 
     @property
-    def state(self) -> tasks.State:
-        """The MjData fields of all environments: live views [M, ...], to copy and not to write."""
+    def state(self) -> tasks.SimState:
+        """The MjData fields of all environments: read-only live views [M, ...]; copy to keep."""
         return self._state
 
     def seed(self, seeds: Sequence[int | None]) -> None:
-        """Give environment i the generator Gymnasium makes of seeds[i]; None leaves it alone."""
+        """Seed environment i with seeds[i], as Gymnasium does; None keeps its generator."""
         if len(seeds) != self.n_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.n_envs} environments; give one each")
         for i, seed in enumerate(seeds):
@@ -106,11 +103,11 @@ class Simulation:
         return obs
 
     def stagger(self, share: np.ndarray) -> None:
-        """Let the running episodes count as share [M] in [0, 1) of the time limit old."""
+        """Age the running episodes by share [M] in [0, 1) of the time limit."""
         self._elapsed[:] = np.floor(share * self.task.max_steps)
 
     def advance(self, act: np.ndarray) -> None:
-        """Run the physics of one step under act [M, A], in the task's own bounds."""
+        """Run the physics of one step under act [M, A], in the task's bounds."""
         if not self._started:
             raise RuntimeError("reset the environment before its first step")
         self._physics.step(act)
@@ -118,10 +115,10 @@ class Simulation:
     def finish(
         self, act: np.ndarray, restart: bool = True, fresh: np.ndarray = _NOBODY
     ) -> Transition:
-        """Read out the step that `advance` ran, and restart the episodes that it ended.
+        """Return the step that `advance` ran, and restart the episodes that it ended.
 
-        With `restart` off, `ended` are left as the step left them. Environments `fresh` (sorted)
-        begin an episode instead of taking the step: their reward is 0 and they cannot end.
+        Without `restart`, the episodes `ended` keep their last state. Environments `fresh` (sorted)
+        start an episode in place of the step: their reward is 0, and they cannot end.
         """
         task, state = self.task, self._state
         if len(fresh):
@@ -138,7 +135,7 @@ class Simulation:
         if lost is not None:
             self._warn_lost(lost)
             terminated, truncated = terminated & ~lost, truncated | lost
-            # MuJoCo put the simulation at its default pose: the way there is no progress
+            # MuJoCo moved the body to its default pose; that jump must not earn a reward
             reward = np.where(lost, 0.0, reward)
         if len(fresh):
             terminated = terminated.copy()
@@ -167,7 +164,7 @@ class Simulation:
         )
 
     def snapshot(self) -> Snapshot:
-        """Copy all that the future depends on, one row per environment."""
+        """Copy everything the future depends on, one row per environment."""
         return {
             "physics": self._physics.get_state(),
             "elapsed": self._elapsed.copy(),
@@ -192,10 +189,10 @@ class Simulation:
     def set_state(self, ids: Sequence[int], qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         """Put qpos [K, nq] and qvel [K, nv] into environments ids[k] -> obs [M, O].
 
-        All else stays: the clock, the last action, the solver's warm start. Ant and Humanoid also
-        observe contact forces, which a step leaves as its last Runge-Kutta stage had them; here
-        they are those of this very state, so that even a state's own qpos and qvel change them.
-        Raises ValueError for ids, shapes or numbers that don't fit.
+        The clock, the last action and the solver's warm start do not change. Ant and Humanoid also
+        observe contact forces. A step leaves those of its last Runge-Kutta stage, but this method
+        computes those of the new state, so they change even if qpos and qvel do not.
+        Raises ValueError for ids, shapes or numbers that do not fit.
         """
         rows = self._check_placed(ids, qpos, qvel)
         self._physics.place(rows, qpos, qvel)
@@ -222,10 +219,10 @@ class Simulation:
 
 
 class NativeEnv:
-    """The native simulation as an `Env`. A `Step`'s tensors are never written to again.
+    """The native simulation as an `Env`.
 
-    Where nothing ended, `next_obs` is `obs`, and masks that are constant are shared between
-    steps: consumers copy, as a rollout buffer does, and write to none of them.
+    A `Step`'s tensors are read-only: if no episode ended, `next_obs` is `obs` itself, and constant
+    masks are shared between steps.
     """
 
     def __init__(
@@ -246,42 +243,17 @@ class NativeEnv:
         self._scale = ActionScale(sim.act_low, sim.act_high)
         self._all_valid = torch.ones(n_envs, dtype=torch.bool)
         self._never = torch.zeros(n_envs, dtype=torch.bool)
-        self._act: np.ndarray | None = None
-        self._running: Future[None] | None = None
-        self._background = ThreadPoolExecutor(1)  # starts its thread on first use
 
     def reset(self) -> Tensor:
-        self._refuse_midstep()
         return _tensor(self._sim.reset())
 
     def stagger(self, share: np.ndarray) -> None:
-        self._refuse_midstep()
         self._sim.stagger(share)
 
-    def start(self, act: Tensor) -> None:
-        """Begin a step on a background thread, so that the caller may learn meanwhile.
-
-        Handing over costs tens of microseconds: where nothing is to overlap, `step` is faster.
-        """
-        self._refuse_midstep()
-        self._act = self._scale(act)
-        self._running = self._background.submit(self._sim.advance, self._act)
-
-    def wait(self) -> Step:
-        if self._running is None or self._act is None:
-            raise RuntimeError("wait() without start()")
-        running, self._running = self._running, None
-        running.result()
-        return self._finish(self._act)
-
     def step(self, act: Tensor) -> Step:
-        self._refuse_midstep()
         scaled = self._scale(act)
         self._sim.advance(scaled)
-        return self._finish(scaled)
-
-    def _finish(self, act: np.ndarray) -> Step:
-        obs, next_obs, reward, terminated, truncated, lost, ended = self._sim.finish(act)
+        obs, next_obs, reward, terminated, truncated, lost, ended = self._sim.finish(scaled)
         first = _tensor(obs)
         return Step(
             first,
@@ -293,31 +265,20 @@ class NativeEnv:
         )
 
     def snapshot(self) -> Snapshot:
-        self._refuse_midstep()
         return self._sim.snapshot()
 
     def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> Tensor:
-        self._refuse_midstep()
         return _tensor(self._sim.restore(snapshot, ids))
 
     def set_state(self, ids: Sequence[int], qpos: np.ndarray, qvel: np.ndarray) -> Tensor:
-        """Put qpos [K, nq] and qvel [K, nv] into environments `ids` -> obs [M, O]; see Simulation.
-
-        Raises RuntimeError in the middle of a step.
-        """
-        self._refuse_midstep()
+        """Put qpos [K, nq] and qvel [K, nv] into environments `ids`: `Simulation.set_state`."""
         return _tensor(self._sim.set_state(ids, qpos, qvel))
 
     def trouble(self) -> list[str]:
         return []
 
     def close(self) -> None:
-        self._background.shutdown()
         self._sim.close()
-
-    def _refuse_midstep(self) -> None:
-        if self._running is not None:
-            raise RuntimeError("a step is under way; call wait() first")
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -325,7 +286,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _pack_generator(generator: np.random.Generator) -> np.ndarray:
-    """PCG64's state as six uint64 words, which any file format can hold."""
+    """Return PCG64's state as six uint64 words, which any file format can store."""
     state = generator.bit_generator.state
     inner = state["state"]
     words = [*divmod(inner["state"], _WORD), *divmod(inner["inc"], _WORD)]

@@ -1,4 +1,4 @@
-"""Two ways to advance many simulations of one model at once on all cores, bit for bit the same."""
+"""Two bit-for-bit equal ways to step many simulations of one model on all cores."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from mujoco.batch import Batch
 
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
-# Counters of the warnings on which MuJoCo resets a simulation in the middle of a step.
+# Counters of the warnings after which MuJoCo resets a simulation within a step.
 UNSTABLE = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC + 1)
 
 
 class Physics(Protocol):
-    """M simulations. `fields` are live views [M, ...]: whoever keeps them must copy."""
+    """M simulations. `fields` are live views [M, ...]; copy to keep."""
 
     fields: dict[str, np.ndarray]
 
@@ -26,20 +26,20 @@ class Physics(Protocol):
         ...
 
     def unstable(self) -> np.ndarray | None:
-        """Which simulations MuJoCo gave up on and reset by itself in the last step -> [M] bool.
+        """Return a mask [M] of the simulations that MuJoCo itself reset in the last step.
 
-        None where it was none, which is next to always.
+        Return None if there are none, which is nearly always.
         """
         ...
 
     def reset(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        """Start simulations `ids` (sorted) anew from qpos [K, nq] and qvel [K, nv]."""
+        """Restart simulations `ids` (sorted) from qpos [K, nq] and qvel [K, nv]."""
         ...
 
     def place(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        """Put qpos [K, nq] and qvel [K, nv] into simulations `ids` and derive the fields of them.
+        """Put qpos [K, nq] and qvel [K, nv] into simulations `ids`, and update derived fields.
 
-        All else stays: time, controls, the solver's warm start.
+        Time, controls and the solver's warm start do not change.
         """
         ...
 
@@ -48,14 +48,14 @@ class Physics(Protocol):
         ...
 
     def set_state(self, ids: Sequence[int], rows: np.ndarray) -> None:
-        """Put rows [K, S] into simulations `ids`. Derived fields follow at the next step."""
+        """Put rows [K, S] into simulations `ids`; the next step updates derived fields."""
         ...
 
     def close(self) -> None: ...
 
 
 class BatchPhysics:
-    """`mujoco.batch`: no Python per simulation, but no mj_rnePostConstraint after the steps."""
+    """Step by `mujoco.batch`: no Python per simulation, but no mj_rnePostConstraint either."""
 
     def __init__(
         self, model: mujoco.MjModel, n_envs: int, threads: int, skip: int, derived: Sequence[str]
@@ -70,7 +70,7 @@ class BatchPhysics:
         self._batch.step(nstep=self._skip)
 
     def unstable(self) -> np.ndarray | None:
-        # the counters are (last info, number) pairs: both are zero where nothing happened
+        # counters are (last info, number) pairs, both zero if nothing happened
         if not np.count_nonzero(self._counters):
             return None
         return np.any(self._counters, axis=(1, 2))
@@ -98,10 +98,10 @@ class BatchPhysics:
 
 
 class ThreadPhysics:
-    """Threads over mj_step and mj_rnePostConstraint, which is what contact forces need.
+    """Step in threads by mj_step and mj_rnePostConstraint, which contact forces require.
 
-    MuJoCo lets go of the GIL in both calls, so a thread holds it for a few microseconds per
-    simulation. Each simulation's fields are gathered into one row of a block by one call.
+    MuJoCo releases the GIL in both calls, so a thread holds it for a few microseconds per
+    simulation. One call copies all fields of a simulation into its row of a block.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ThreadPhysics:
         self._rows = list(self._block)
         self.fields = self._slice_block(names)
         self._unstable = np.zeros((n_envs, len(self._counters[0])), dtype=np.int32)
-        # The calling thread takes a share too.
+        # The calling thread steps a chunk too, hence one worker less.
         self._chunks = [c.tolist() for c in np.array_split(np.arange(n_envs), min(threads, n_envs))]
         self._pool = ThreadPoolExecutor(max(1, len(self._chunks) - 1))
 
@@ -132,9 +132,9 @@ class ThreadPhysics:
 
     def step(self, ctrl: np.ndarray) -> None:
         ctrl = ctrl.astype(np.float64)
-        own, *others = self._chunks
+        first, *others = self._chunks
         running = [self._pool.submit(self._step_chunk, chunk, ctrl) for chunk in others]
-        self._step_chunk(own, ctrl)
+        self._step_chunk(first, ctrl)
         for future in running:
             future.result()
 
@@ -186,14 +186,14 @@ class ThreadPhysics:
 
 
 def positions(model: mujoco.MjModel, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Read qpos [K, nq] and qvel [K, nv] out of rows [K, S] of `get_state`."""
-    first = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_TIME)  # qpos comes behind it
+    """Extract qpos [K, nq] and qvel [K, nv] from rows [K, S] of `get_state`."""
+    first = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_TIME)  # qpos follows the time
     middle = first + model.nq
     return rows[:, first:middle].copy(), rows[:, middle : middle + model.nv].copy()
 
 
 def n_cores() -> int:
-    """Count the cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -207,7 +207,7 @@ def make_physics(
     derived: Sequence[str],
     contact_forces: bool,
 ) -> Physics:
-    """Pick the faster of the two that can do it; all cores unless `threads` says otherwise."""
+    """Return the faster implementation that supports the task; `threads` None: all cores."""
     threads = n_cores() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads={threads} must be at least 1")

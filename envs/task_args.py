@@ -1,4 +1,4 @@
-"""The keyword arguments of Gymnasium's MuJoCo tasks, as changes to a row of the task table."""
+"""Apply the keyword arguments of Gymnasium's MuJoCo tasks to a row of the task table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RENAMED = {
     "terminate_when_unhealthy": "ends_unhealthy",
     "reset_noise_scale": "qpos_noise",
 }
-"""Arguments that are a field of `Task` under another name."""
+"""Arguments that correspond to a field of `Task`."""
 
 
 def _with_range(index: int) -> Callable[[Task, Any], Task]:
@@ -53,18 +53,18 @@ def _with_position(task: Task, excluded: bool) -> Task:
 
 
 def _with_model(task: Task, xml_file: str) -> Task:
-    """Take a path as Gymnasium does: relative to its own models, unless it starts with . / or ~."""
-    own = xml_file.startswith((".", "/", "~"))
-    path = str(Path(xml_file).expanduser().absolute()) if own else xml_file
+    """Resolve a path as Gymnasium does: in its assets, unless it starts with `.`, `/` or `~`."""
+    is_path = xml_file.startswith((".", "/", "~"))
+    path = str(Path(xml_file).expanduser().absolute()) if is_path else xml_file
     return dataclasses.replace(task, xml=path)
 
 
 def _with_body(task: Task, body: int | str) -> Task:
     model = load_model(task)
-    named = isinstance(body, str)
-    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, body) if named else int(body)
+    is_name = isinstance(body, str)
+    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, body) if is_name else int(body)
     if not 0 <= index < model.nbody:
-        raise ValueError(f"{task.env_id}: main_body={body!r} is no body of the model")
+        raise ValueError(f"{task.env_id}: main_body={body!r} is not a body of the model")
     return dataclasses.replace(task, marker=(task.marker[0], index))
 
 
@@ -82,7 +82,7 @@ CHANGES: dict[str, Callable[[Task, Any], Task]] = {
 
 
 def make_task(env_id: str, max_episode_steps: int | None = None, **kwargs: Any) -> Task:
-    """Look a task up and change it as `gymnasium.make(env_id, **kwargs)` would.
+    """Return a task with the changes that `gymnasium.make(env_id, **kwargs)` would make.
 
     max_episode_steps: None for the task's own limit, -1 for none. Raises TypeError for an argument
     that the task does not take, ValueError for a limit below 1.
@@ -92,7 +92,7 @@ def make_task(env_id: str, max_episode_steps: int | None = None, **kwargs: Any) 
     for name in kwargs:
         if name not in known:
             raise TypeError(f"{env_id} takes no {name!r}; it takes {', '.join(known)}")
-    # the model first: main_body may name one of its bodies
+    # the model first, since main_body may refer to one of its bodies
     for name in sorted(kwargs, key=lambda name: name != "xml_file"):
         if name in RENAMED:
             task = dataclasses.replace(task, **{RENAMED[name]: kwargs[name]})
@@ -109,7 +109,7 @@ def make_task(env_id: str, max_episode_steps: int | None = None, **kwargs: Any) 
 
 
 def _arguments(env_id: str) -> tuple[str, ...]:
-    """Name the arguments of Gymnasium's own class that change what happens."""
+    """Return the arguments of Gymnasium's class that are supported here."""
     entry = gymnasium.spec(env_id).entry_point
     made = load_env_creator(entry) if isinstance(entry, str) else entry
     names = inspect.signature(made.__init__).parameters if made else {}  # type: ignore[misc]

@@ -1,7 +1,7 @@
-"""The six Gymnasium v5 MuJoCo tasks as one table, and what it says to do with a simulator's state.
+"""The six Gymnasium v5 MuJoCo tasks as one table, with their observations and rewards.
 
-The same functions run on NumPy and on torch: a state is a mapping from MjData field names to
-arrays whose first axis is the environment. Read from Gymnasium 1.4's `envs/mujoco/*_v5.py`.
+The same functions run on NumPy and on torch: a state maps MjData field names to arrays whose
+first axis is the environment. Source: Gymnasium 1.4's `envs/mujoco/*_v5.py`.
 """
 
 from __future__ import annotations
@@ -21,59 +21,59 @@ import torch
 from dpd.envs.errors import UnsupportedEnv
 
 Array: TypeAlias = Any  # np.ndarray or torch.Tensor, one kind throughout a call
-State: TypeAlias = Mapping[str, Array]
+SimState: TypeAlias = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class Range:
-    """An interval one coordinate must stay in."""
+    """An interval in which a coordinate must stay."""
 
     qpos: int
-    """Which coordinate."""
+    """Index of the coordinate."""
     low: float
     high: float
     closed: bool = False
-    """Whether the ends belong to it."""
+    """True if the interval includes its ends."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table. Defaults are what most tasks do."""
+    """One row of the table. Defaults are those of most tasks."""
 
     env_id: str
     xml: str
     frame_skip: int
     ctrl_cost: float
     cost_field: str | None = None
-    """State field the control cost squares; None: the action itself, at its own precision."""
+    """State field that the control cost squares; None: the action, in its own precision."""
     forward_reward: float = 1.0
     healthy_reward: float = 0.0
     ranges: tuple[Range, ...] = ()
-    """Healthy means: each of these holds (none: the task never terminates) ..."""
+    """A body is healthy if each of these holds (empty: the task never terminates) ..."""
     state_range: tuple[float, float] | None = None
-    """... and qpos[state_from:] and qvel stay inside of this."""
+    """... and qpos[state_from:] and qvel stay inside this interval."""
     state_from: int = 0
     ends_unhealthy: bool = True
-    """Whether a body that is not healthy ends its episode."""
+    """True if an unhealthy body ends its episode."""
     skip_qpos: int = 1
-    """Leading coordinates left out of the observation."""
+    """Number of leading coordinates left out of the observation."""
     clip_qvel: float = inf
     """Applies to the observation only."""
     extra: tuple[tuple[str, int], ...] = ()
-    """Further fields observed, each from this row on (the world's body is left out)."""
+    """Further observed fields, with their first row (1 skips the world body)."""
     contact_range: tuple[float, float] = (-inf, inf)
-    """Contact forces are clipped to this, for the observation and for their cost."""
+    """Clip range of contact forces, in the observation and in their cost."""
     contact_cost: float | None = None
-    """None: contact costs nothing, and no such term is reported."""
+    """Weight of the contact cost; None: the task has no such term."""
     contact_cost_range: tuple[float, float] = (-inf, inf)
     marker: tuple[str, int] = ("qpos", 0)
-    """Field and index whose x, differenced, is the forward velocity; index -1: centre of mass."""
+    """Field and index whose change in x is the forward velocity; index -1: centre of mass."""
     qpos_noise: float = 0.1
     normal_qvel: bool = False
-    """Whether the reset's velocity noise is normal rather than uniform."""
+    """True if the velocity noise of a reset is normal, False if it is uniform."""
     max_steps: int = 1000
     places: tuple[str, ...] = ("x_position",)
-    """The infos of a reset, which a step reports too: keys of `dpd.envs.infos.PLACES`."""
+    """Keys of `dpd.envs.infos.PLACES`: the infos that both resets and steps report."""
 
     @property
     def terminates(self) -> bool:
@@ -81,7 +81,7 @@ class Task:
 
     @property
     def derived(self) -> tuple[str, ...]:
-        """MjData fields needed beside qpos, qvel and ctrl."""
+        """MjData fields needed in addition to qpos, qvel and ctrl."""
         names = [name for name, _ in self.extra]
         names += [] if self.contact_cost is None else ["cfrc_ext"]
         return tuple(dict.fromkeys(n for n in [self.marker[0], *names] if n != "qpos"))
@@ -162,7 +162,7 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(env_id: str) -> Task:
-    """Look a task up; raises UnsupportedEnv with the ids that there are."""
+    """Look up a task. Raises UnsupportedEnv with the known ids."""
     if env_id not in TASKS:
         known = ", ".join(TASKS)
         raise UnsupportedEnv(f"no native simulation of {env_id}; there is one of {known}")
@@ -170,24 +170,24 @@ def find_task(env_id: str) -> Task:
 
 
 def load_model(task: Task) -> mujoco.MjModel:
-    """Compile the task's model: a file that Gymnasium ships, or one with a path of its own."""
+    """Compile the task's model: a file of Gymnasium's assets, or an absolute path."""
     assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
-    said: list[str] = []
+    messages: list[str] = []
     before = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(said.append)
+    mujoco.set_mju_user_warning(messages.append)
     try:
         model = mujoco.MjModel.from_xml_path(str(assets / task.xml))
     finally:
         mujoco.set_mju_user_warning(before)
-    for text in said:
-        # MuJoCo 4 says so of Gymnasium's half_cheetah.xml, into a file in the working directory
+    for text in messages:
+        # MuJoCo 4 warns about Gymnasium's half_cheetah.xml, in a file in the working directory
         if "'settotalmass' is deprecated" not in text:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
     return model
 
 
-def observe(task: Task, state: State) -> Array:
-    """Observe every environment -> [M, O]."""
+def observe(task: Task, state: SimState) -> Array:
+    """Return the observations [M, O]."""
     qvel = state["qvel"]
     if task.clip_qvel < inf:
         qvel = qvel.clip(-task.clip_qvel, task.clip_qvel)
@@ -196,10 +196,10 @@ def observe(task: Task, state: State) -> Array:
     return _concat([part.reshape(len(part), -1) for part in parts])
 
 
-def marker(task: Task, state: State, mass: Array, axis: int = 0) -> Array:
-    """Place along x (axis 1: y) whose change is the velocity -> [M]; mass is the model's, per body.
+def marker(task: Task, state: SimState, mass: Array, axis: int = 0) -> Array:
+    """Return the x position (axis 1: y) whose change is the velocity [M]; mass [n_bodies].
 
-    The centre of mass sums body by body: Gymnasium's einsum does, and it decides the last bit.
+    The centre of mass is summed body by body, as Gymnasium's einsum does: it decides the last bit.
     """
     name, index = task.marker
     if name == "qpos":
@@ -211,8 +211,8 @@ def marker(task: Task, state: State, mass: Array, axis: int = 0) -> Array:
     return (state[name][:, :, axis] * mass).sum(-1) / mass.sum()
 
 
-def healthy(task: Task, state: State) -> Array:
-    """Whether the body is still up -> [M] bool. Only for tasks that terminate."""
+def healthy(task: Task, state: SimState) -> Array:
+    """Return a mask [M] of the healthy bodies; only for tasks with `ranges`."""
     qpos = state["qpos"]
     up = _inside(qpos, task.ranges[0])
     for limits in task.ranges[1:]:
@@ -225,11 +225,11 @@ def healthy(task: Task, state: State) -> Array:
 
 
 def reward_terms(
-    task: Task, state: State, velocity: Array, act: Array, up: Array | None
+    task: Task, state: SimState, velocity: Array, act: Array, up: Array | None
 ) -> dict[str, Array]:
-    """Price the step that led to `state`, term by term, costs negative -> {name: [M]}.
+    """Return the reward terms of the step to `state`, costs as negative terms -> {name: [M]}.
 
-    `up` is None where the task knows no health.
+    `up` is the mask of `healthy`, or None for tasks without `ranges`.
     """
     terms = {"forward": task.forward_reward * velocity}
     if up is not None:
@@ -244,10 +244,10 @@ def reward_terms(
     return terms
 
 
-def reward(task: Task, state: State, velocity: Array, act: Array, up: Array | None) -> Array:
-    """Reward of the step that led to `state` -> [M]; `up` is None where the task knows no health.
+def reward(task: Task, state: SimState, velocity: Array, act: Array, up: Array | None) -> Array:
+    """Return the reward [M] of the step to `state`; `up` as in `reward_terms`.
 
-    The order of the sums is Gymnasium's, gains - (costs): it decides the last bit.
+    Sums have Gymnasium's order, gains - (costs), which decides the last bit.
     """
     terms = reward_terms(task, state, velocity, act, up)
     gain, cost = terms["forward"], terms["ctrl"]
@@ -261,7 +261,7 @@ def reward(task: Task, state: State, velocity: Array, act: Array, up: Array | No
 def draw_reset(
     task: Task, model: mujoco.MjModel, generators: Sequence[np.random.Generator]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one start per generator, positions before velocities -> qpos [K, nq], qvel [K, nv]."""
+    """Draw a start per generator, positions before velocities -> qpos [K, nq], qvel [K, nv]."""
     noise = task.qpos_noise
     qpos = np.empty((len(generators), model.nq))
     qvel = np.empty((len(generators), model.nv))
@@ -281,8 +281,8 @@ def _inside(qpos: Array, limits: Range) -> Array:
     return (x > limits.low) & (x < limits.high)
 
 
-def _rows(task: Task, state: State, name: str) -> Array:
-    """Read a field as the task sees it: contact forces may be clipped."""
+def _rows(task: Task, state: SimState, name: str) -> Array:
+    """Return a field, with contact forces clipped to the task's range."""
     return _clip(state[name], task.contact_range) if name == "cfrc_ext" else state[name]
 
 

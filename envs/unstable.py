@@ -1,4 +1,4 @@
-"""Cut an episode of a Gymnasium environment whose MuJoCo simulation became unstable."""
+"""Truncate Gymnasium episodes whose MuJoCo simulation became unstable."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from dpd.envs.physics import UNSTABLE
 
 LOST = "dpd_lost"
-"""The info key that marks a step in which the simulation was lost."""
+"""The info key that marks a step in which the physics became unstable."""
 
 
 class CutUnstable(gymnasium.Wrapper):
     """Truncate the step in which MuJoCo resets its own simulation, with reward 0.
 
-    MuJoCo then goes on from the default pose within the same step, and the environment would take
-    the jump from the lost state to that pose for the robot's own motion.
+    MuJoCo then continues from the default pose within the same step, and the environment would
+    reward the jump to that pose as the robot's motion.
     """
 
     def __init__(self, env: gymnasium.Env, data: mujoco.MjData) -> None:
@@ -33,12 +33,12 @@ class CutUnstable(gymnasium.Wrapper):
 
 
 def cut_unstable(env: gymnasium.Env) -> gymnasium.Env:
-    """Wrap an environment on MuJoCo's own simulator (`MujocoEnv`); return any other as it is."""
+    """Wrap an environment on MuJoCo (`MujocoEnv`); return any other one unchanged."""
     data = getattr(env.unwrapped, "data", None)
     return CutUnstable(env, data) if isinstance(data, mujoco.MjData) else env
 
 
 def lost_steps(infos: dict[str, Any], n_envs: int) -> np.ndarray:
-    """Read from a vector environment's infos which simulations were lost in this step -> [M]."""
+    """Return a mask [M] of the unstable steps, from a vector environment's infos."""
     mask = infos.get("final_info", {}).get(f"_{LOST}")
     return np.zeros(n_envs, dtype=bool) if mask is None else mask

@@ -1,7 +1,7 @@
 """The native simulation as a `gymnasium.vector.VectorEnv`, for use outside this suite.
 
-After `import dpd.envs.vector`, `gymnasium.make_vec("dpd/HalfCheetah-v5", num_envs=8)` makes one;
-`make_vec("dpd.envs.vector:dpd/HalfCheetah-v5", num_envs=8)` does without the import.
+Import this module, then call `gymnasium.make_vec("dpd/HalfCheetah-v5", num_envs=8)`; or call
+`make_vec("dpd.envs.vector:dpd/HalfCheetah-v5", num_envs=8)` without the import.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from gymnasium.envs.registration import register, registry
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from dpd.envs.infos import Arrays, Infos, fields, gathered, place_infos, position, step_infos
+from dpd.envs.infos import (
+    Arrays,
+    Infos,
+    info_fields,
+    merged_infos,
+    place_infos,
+    position,
+    step_infos,
+)
 from dpd.envs.native import Simulation
 from dpd.envs.task_args import make_task
 from dpd.envs.tasks import TASKS
@@ -24,10 +32,9 @@ from dpd.envs.tasks import TASKS
 class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """float64 observations, the task's own action bounds, and Gymnasium's three reset modes.
 
-    Bit for bit `make_vec(env_id, vectorization_mode="sync", **kwargs)`, infos included. One
-    difference: an episode whose physics becomes unstable is truncated with reward 0 and a
-    RuntimeWarning, where Gymnasium's goes on from MuJoCo's default pose and counts the way there as
-    the task's own motion.
+    Bit-for-bit equal to `make_vec(env_id, vectorization_mode="sync", **kwargs)`, infos included,
+    with one exception: an episode whose physics becomes unstable is truncated with reward 0 and a
+    RuntimeWarning. Gymnasium continues from MuJoCo's default pose and rewards the jump to it.
     """
 
     def __init__(
@@ -43,13 +50,13 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Make num_envs of a task; kwargs are those of `gymnasium.make(env_id)`.
 
         max_episode_steps: None for the task's own limit, -1 for none. Raises TypeError for an
-        argument that the task does not take, ValueError for a value that is none of its values.
+        argument that the task does not take, ValueError for an invalid value.
         """
         if render_mode is not None:
             raise ValueError(f"render_mode={render_mode!r}: the native environments do not render")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self._task = task = make_task(env_id, max_episode_steps, **kwargs)
-        self._sim = sim = Simulation(task, num_envs, None, threads, fields(task))
+        self._sim = sim = Simulation(task, num_envs, None, threads, info_fields(task))
         self.num_envs = num_envs
         self.metadata = {
             "render_modes": [],
@@ -61,7 +68,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._over = np.zeros(num_envs, dtype=np.bool_)
-        """Episodes that ended and were not begun anew."""
+        """Episodes that ended and have not been restarted."""
 
     def reset(
         self,
@@ -69,7 +76,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[np.ndarray, Infos]:
-        """Reset all, or options["reset_mask"]; an int seed gives environment i seed + i."""
+        """Reset all, or options["reset_mask"]; environment i gets an int seed plus i."""
         mask = self._checked_mask((options or {}).get("reset_mask"))
         if isinstance(seed, int | np.integer):
             seed = [int(seed) + i for i in range(self.num_envs)]
@@ -79,7 +86,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._sim.seed([s if mask[i] else None for i, s in enumerate(seed)])
         obs = self._sim.reset(np.flatnonzero(mask)).copy()
         self._over[mask] = False
-        return obs, gathered([(self._places(), mask)])
+        return obs, merged_infos([(self._places(), mask)])
 
     def _checked_mask(self, mask: np.ndarray | None) -> np.ndarray:
         if mask is None:
@@ -93,7 +100,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Infos]:
-        """Step with actions [M, A] in the task's own bounds; like Gymnasium, clip nothing."""
+        """Step with actions [M, A] in the task's bounds; like Gymnasium, do not clip them."""
         actions = np.asarray(actions)
         if actions.shape != self.action_space.shape:
             raise ValueError(f"actions are {actions.shape}, not {self.action_space.shape}")
@@ -109,40 +116,40 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         done = sim.finish(actions, restart=False, fresh=np.flatnonzero(fresh))
         velocity = (position(self._task, sim.model, sim.state) - before) / sim.dt
         taken = step_infos(self._task, sim.model, sim.state, velocity, actions)
-        # the simulation keeps its own arrays; what is handed out may be written to
+        # copies, because the caller may write to them
         terminated, truncated = done.terminated.copy(), done.truncated
         over = terminated | truncated
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             obs, infos = self._reset_ended(done.next_obs, over, taken)
         else:
             self._over = over
-            obs, infos = done.obs, gathered([(taken, ~fresh), (self._places(), fresh)])
+            obs, infos = done.obs, merged_infos([(taken, ~fresh), (self._places(), fresh)])
         return obs.copy(), done.reward, terminated, truncated, infos
 
     def _reset_ended(
         self, last_obs: np.ndarray, over: np.ndarray, taken: Arrays
     ) -> tuple[np.ndarray, Infos]:
-        """Begin new episodes where `over` [M] says -> obs [M, O], infos with the old one's end."""
+        """Restart the episodes `over` [M] -> obs [M, O], infos with the final observations."""
         if not over.any():
-            return last_obs, gathered([(taken, ~over)])
+            return last_obs, merged_infos([(taken, ~over)])
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(over).tolist():
             final_obs[i] = last_obs[i].copy()
         infos: Infos = {
             "final_obs": final_obs,
             "_final_obs": over.copy(),
-            "final_info": gathered([(taken, over)]),
+            "final_info": merged_infos([(taken, over)]),
             "_final_info": over.copy(),
         }
         obs = self._sim.reset(np.flatnonzero(over))
-        return obs, infos | gathered([(taken, ~over), (self._places(), over)])
+        return obs, infos | merged_infos([(taken, ~over), (self._places(), over)])
 
     def _places(self) -> Arrays:
         return place_infos(self._task, self._sim.model, self._sim.state)
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """The generators of the environments, as Gymnasium's SyncVectorEnv gives them."""
+        """The environments' generators, as in Gymnasium's SyncVectorEnv."""
         return tuple(self._sim.generators)
 
     @property

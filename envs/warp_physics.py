@@ -1,8 +1,8 @@
-"""Many worlds of one task's model on a device, simulated by MuJoCo Warp.
+"""Many copies ("worlds") of a task's model on a device, simulated by MuJoCo Warp.
 
-All that happens between two readings by the host is recorded once as a graph and replayed: a step
-takes two launches, and nothing waits for the device. Numbers are float32, and MuJoCo Warp raises
-the solver's tolerance to 1e-6, which is what float32 can meet.
+The kernels of a step and of a restart are recorded once as CUDA graphs, so that a step takes two
+launches and never waits for the device. Numbers are float32; MuJoCo Warp raises the solver's
+tolerance to 1e-6, which float32 can meet.
 """
 
 import gc
@@ -22,24 +22,24 @@ from dpd.envs.tasks import Task
 
 ON_CPU = "--backend native simulates on the CPU"
 
-# Contacts (shared by all worlds) and constraint rows per world. Random and bang-bang actions for
-# 12,000 steps, falls included, needed up to 8 and 38; Humanoid 11 and 47.
+# Capacity for contacts (shared by all worlds) and constraint rows per world. Random and bang-bang
+# actions for 12,000 steps, falls included, needed at most 8 and 38; Humanoid 11 and 47.
 _CAPACITY = {"Humanoid-v5": (32, 128)}
 _USUAL_CAPACITY = (24, 96)
-# Not capacities: a solver that stops at its last iteration is no loss of contacts.
+# Not capacities: a solver that reaches its iteration limit loses no contacts.
 _HARMLESS = int(mjw.OverflowType.ITERATIONS | mjw.OverflowType.LS_ITERATIONS)
-# Beyond this MuJoCo calls a state unstable and resets the simulation. MuJoCo Warp goes on.
+# Beyond this MuJoCo calls a state unstable and resets the simulation; MuJoCo Warp does not.
 _MAX_VALUE = 1e10
-# What the future depends on, in the order of MuJoCo's own integration state.
+# The full state, in the order of MuJoCo's integration state.
 _STATE = ("time", "qpos", "qvel", "qacc_warmstart", "ctrl")
-# What a restart leaves at zero: without ctrl there is no actuator force, and MuJoCo computes
-# contact forces in a step only.
+# Fields that are zero after a restart: without ctrl there is no actuator force, and MuJoCo
+# computes contact forces in a step only.
 _ZERO_AT_START = ("cfrc_ext", "qfrc_actuator")
 
 
 @wp.func
 def _scramble(x: wp.uint64) -> wp.uint64:
-    """SplitMix64's finaliser: each bit that goes in changes half of those that come out."""
+    """Apply SplitMix64's finaliser: each input bit flips half of the output bits."""
     x = (x ^ (x >> wp.uint64(30))) * wp.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> wp.uint64(27))) * wp.uint64(0x94D049BB133111EB)
     return x ^ (x >> wp.uint64(31))
@@ -47,13 +47,13 @@ def _scramble(x: wp.uint64) -> wp.uint64:
 
 @wp.func
 def _absorb(word: wp.uint64, number: int) -> wp.uint64:
-    """Make a new word of a word and a number."""
+    """Hash a word and a number into a new word."""
     return _scramble(word + wp.uint64(number + 1) * wp.uint64(0x9E3779B97F4A7C15))
 
 
 @wp.func
 def _unit(bits: wp.uint64) -> float:
-    """Make a number in (0, 1), both ends excluded, of the lowest 23 bits; float32 holds no more."""
+    """Turn the lowest 23 bits into a number in (0, 1), exclusive; float32 can hold no more bits."""
     return (float(bits & wp.uint64(0x7FFFFF)) + 0.5) / 8388608.0
 
 
@@ -70,7 +70,7 @@ def _draw_start(
     qvel: wp.array2d[float],
     warmstart: wp.array2d[float],
 ) -> None:
-    """Put masked worlds at a start that depends on key, episode and coordinate alone."""
+    """Move masked worlds to a start that depends only on key, episode and coordinate."""
     world, k = wp.tid()
     if not mask[world]:
         return
@@ -89,9 +89,9 @@ def _draw_start(
 
 
 class WarpPhysics:
-    """M worlds. `fields` are live views [M, ...] of the simulator: whoever keeps them must copy.
+    """M worlds. `fields` are live views [M, ...] of the simulator; copy to keep.
 
-    `key` [M] and `episode` [M] decide where a world starts, whatever happens to the others.
+    A world's start depends only on its `key` and `episode` (both [M]), not on other worlds.
     """
 
     def __init__(
@@ -99,19 +99,21 @@ class WarpPhysics:
     ) -> None:
         self._task, self._device, n_worlds = task, device, len(keys)
         if model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
-            model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # there is no PGS
+            model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # MuJoCo Warp has no PGS
         self.key = torch.tensor(keys, device=device)
         self.episode = torch.full((n_worlds,), -1, dtype=torch.int32, device=device)
         self._mask = torch.ones(n_worlds, dtype=torch.bool, device=device)
         self._qpos0 = torch.tensor(model.qpos0, dtype=torch.float32, device=device)
-        _wait_for(device)  # what torch has begun; Warp's stream is another one
+        _wait_for(device)  # finish torch's work first: Warp uses another stream
         n_contacts, n_rows = _CAPACITY.get(task.env_id, _USUAL_CAPACITY)
         with wp.ScopedDevice(str(device)):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of an old driver `notes` tells, in one line
+                warnings.simplefilter(
+                    "ignore"
+                )  # about old drivers; `warp_notes` reports them in one line
                 self._model = mjw.put_model(model)
             self._model.opt.graph_conditional = loops_on(device)
-            self._model.opt.warn_overflow = 0  # or the device prints; `overflowed` tells
+            self._model.opt.warn_overflow = 0  # do not print from the device; see `overflowed`
             self._data = mjw.make_data(model, n_worlds, nconmax=n_contacts, njmax=n_rows)
             self._draw_args = self._make_draw_args()
             self._step = self._record(self._run_step)
@@ -123,15 +125,15 @@ class WarpPhysics:
         _wait_for(device)
 
     def step(self, ctrl: Tensor) -> None:
-        """Begin to advance all worlds by one environment step under ctrl [M, A]."""
+        """Launch one environment step of all worlds under ctrl [M, A]."""
         self.fields["ctrl"].copy_(ctrl)
         self._launch(self._step)
 
     def restart(self, mask: Tensor) -> None:
-        """Start masked worlds [M] anew.
+        """Restart masked worlds [M].
 
-        The derived fields of *all* worlds change: they now belong to the positions, where after a
-        step they belong to the integrator's last stage. Read those of a step before.
+        The derived fields of *all* worlds change: afterwards they belong to the positions, whereas
+        after a step they belong to the integrator's last stage. Read those of a step first.
         """
         self.episode += mask
         self._mask.copy_(mask)
@@ -142,12 +144,12 @@ class WarpPhysics:
                 field.masked_fill_(mask.view(-1, *[1] * (field.ndim - 1)), 0.0)
 
     def unstable(self) -> Tensor:
-        """Whether a world's numbers are not finite, or beyond what MuJoCo takes -> [M] bool."""
+        """Return a mask [M] of the worlds whose state is not finite, or too large for MuJoCo."""
         size = torch.cat(self._state[1:4], dim=1).abs().amax(1)
-        return ~(size < _MAX_VALUE)  # NaN is less than nothing
+        return ~(size < _MAX_VALUE)  # comparisons with NaN are false
 
     def overflowed(self) -> bool:
-        """Whether any world ever needed more contacts or constraints than fit; waits."""
+        """Return True if contacts or constraints ever exceeded the capacity; waits."""
         return bool((self._overflow & ~_HARMLESS).any())
 
     def get_state(self) -> Tensor:
@@ -155,20 +157,20 @@ class WarpPhysics:
         return torch.cat(self._state, dim=1)
 
     def set_state(self, ids: Tensor, rows: Tensor) -> None:
-        """Put rows [K, S] into worlds `ids`. Derived fields follow at the next step."""
+        """Put rows [K, S] into worlds `ids`; the next step updates derived fields."""
         parts = rows.split([field.shape[1] for field in self._state], dim=1)
         for field, part in zip(self._state, parts, strict=True):
             field[ids] = part
 
     def wait(self) -> None:
-        """Wait until the device has done all that was begun."""
+        """Wait until the device has finished all work."""
         _wait_for(self._device)
 
     def _make_draw_args(self) -> tuple[list[object], list[object]]:
         data, task = self._data, self._task
-        given = [wp.from_torch(t) for t in (self._mask, self.key, self.episode, self._qpos0)]
-        drawn = [data.time, data.qpos, data.qvel, data.qacc_warmstart]
-        return [*given, task.qpos_noise, task.normal_qvel], drawn
+        inputs = [wp.from_torch(t) for t in (self._mask, self.key, self.episode, self._qpos0)]
+        outputs = [data.time, data.qpos, data.qvel, data.qacc_warmstart]
+        return [*inputs, task.qpos_noise, task.normal_qvel], outputs
 
     def _run_step(self) -> None:
         for _ in range(self._task.frame_skip):
@@ -187,21 +189,21 @@ class WarpPhysics:
             mjw.com_vel(self._model, data)
 
     def _record(self, work: Callable[[], None]) -> wp.Graph:
-        """Run work once, and record what it launches."""
-        work()  # compiles, which a recording can't
-        with _clear_errors(self._task.env_id), _no_collection(), wp.ScopedCapture() as capture:
+        """Run work once, then record the kernels that it launches."""
+        work()  # compiles kernels, which is impossible while recording
+        with _recording_errors(self._task.env_id), _collector_off(), wp.ScopedCapture() as capture:
             work()
         return capture.graph
 
     def _launch(self, graph: wp.Graph) -> None:
-        """Replay a recording on the stream torch works on now, so that all stays in order."""
+        """Replay a recording on torch's current stream, so that the order is kept."""
         on_gpu = self._device.type == "cuda"
         wp.capture_launch(graph, stream=wp.stream_from_torch(self._device) if on_gpu else None)
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep Python's garbage collector away: what it frees would become part of a recording."""
+def _collector_off() -> Iterator[None]:
+    """Disable Python's garbage collector: the memory it frees would become part of a recording."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -212,8 +214,8 @@ def _no_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _clear_errors(env_id: str) -> Iterator[None]:
-    """Say in one line that a simulation could not be recorded; a lack of memory stays one."""
+def _recording_errors(env_id: str) -> Iterator[None]:
+    """Turn errors while recording into UnsupportedEnv, except for a lack of memory."""
     try:
         yield
     except RuntimeError as error:
@@ -227,20 +229,20 @@ def _clear_errors(env_id: str) -> Iterator[None]:
 
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # all streams, Warp's too
+        torch.cuda.synchronize(device)  # all streams, including Warp's
 
 
 def loops_on(device: torch.device) -> bool:
-    """Whether a recording may loop until the solver has converged: on a GPU from CUDA 12.4 on."""
+    """Return True if a recording can loop until the solver converges: on a GPU, CUDA 12.4."""
     return device.type == "cpu" or bool(wp.is_conditional_graph_supported())
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device called so; raises UnsupportedEnv where Warp or torch can't use it."""
+def warp_device(name: str) -> torch.device:
+    """Return a device by name. Raises UnsupportedEnv if Warp or torch cannot use it."""
     device = torch.device(name)
     if device.type not in ("cpu", "cuda"):
-        raise UnsupportedEnv(f"device {name!r}: MuJoCo Warp runs on cuda, and for tests on cpu")
-    # a line for each of the modules it compiles
+        raise UnsupportedEnv(f"device {name!r}: MuJoCo Warp runs on cuda (or, for tests, on cpu)")
+    # or Warp prints a line for every module that it compiles
     wp.config.log_level = max(wp.config.log_level, wp.LOG_WARNING)
     if device.type == "cpu":
         return device
@@ -251,20 +253,20 @@ def find_device(name: str) -> torch.device:
     if not wp.is_mempool_enabled(str(device)):
         # the Runge-Kutta integrator allocates inside the recording
         raise UnsupportedEnv(
-            f"device {name!r}: Warp needs CUDA memory pools, and they are switched off; {ON_CPU}"
+            f"device {name!r}: Warp needs CUDA memory pools, but they are disabled; {ON_CPU}"
         )
     return device
 
 
 def _why_no_device() -> str:
-    """Say why there is no CUDA device for both PyTorch and Warp."""
+    """Return the reason why PyTorch or Warp finds no CUDA device."""
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
     driver, built = wp.get_cuda_driver_version(), wp.get_cuda_toolkit_version()
     if driver is None or built is None or driver >= built:
         return "Warp finds no CUDA device"
-    said = [".".join(map(str, version)) for version in (built, driver)]
+    needs, has = (".".join(map(str, version)) for version in (built, driver))
     return (
-        f"Warp {wp.__version__} is built for CUDA {said[0]}, and the driver is of {said[1]}: "
+        f"Warp {wp.__version__} is built for CUDA {needs}, but the driver supports {has}: "
         "update the driver, or install a warp-lang that is built for it"
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from dpd.envs.base import EnvSpec
 from dpd.envs.errors import UnsupportedEnv
-from dpd.envs.make import check, choose
+from dpd.envs.make import check, choose_backend
 from dpd.errors import BadInput
 from dpd.policies.policyfile import Policy
 from dpd.run.runs import short_names
@@ -70,7 +70,7 @@ def require_fit_task(env_id: str, subjects: list[CooperatingPolicy], is_given: b
     """Raise BadInput unless all policies fit a task whose states can be restored."""
     try:
         for subject in subjects:  # check their env_kwargs too, or they would be dropped silently
-            choose(env_id, "native", subject.policy.meta.env_kwargs)
+            choose_backend(env_id, "native", subject.policy.meta.env_kwargs)
         spec = check(env_id, "native")
     except UnsupportedEnv as error:
         raise BadInput(f"cooperation needs restorable states of the task: {error}") from error

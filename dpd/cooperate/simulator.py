@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.envs.native import NativeEnv, Snapshot
+from dpd.envs.base import Snapshot
+from dpd.envs.native import NativeEnv
 from dpd.envs.physics import positions
 from dpd.envs.tasks import find_task, load_model
 from dpd.fidelity.states import ActFunction

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpd.agents.base import State
-from dpd.agents.learners import Journal
+from dpd.agents.replay import Replay
 from dpd.files import DRAFT, replacing
 
 
@@ -104,7 +104,7 @@ class JournalFiles:
         found = (self.pattern.fullmatch(file.name) for file in self.dir.glob("replay*"))
         return sorted(Segment(int(m[1]), int(m[2]), self.stack) for m in found if m)
 
-    def save(self, journal: Journal) -> list[str]:
+    def save(self, journal: Replay) -> list[str]:
         """Write what no file holds yet; return the files that hold all that the journal does."""
         oldest = journal.total - journal.held
         written = max((s.end for s in self.segments()), default=0)
@@ -126,7 +126,7 @@ class JournalFiles:
         rows = [read_tensors(self.dir / s.name, SEGMENT_KEY)[0]["rows"] for s in wanted]
         return wanted[0].begin if wanted else 0, rows
 
-    def load(self, journal: Journal, names: Collection[str]) -> None:
+    def load(self, journal: Replay, names: Collection[str]) -> None:
         """Put back what files hold, and forget those behind them. Raises BadFile as `read` does."""
         begin, rows = self.read(names)
         journal.restart(begin)
@@ -180,7 +180,7 @@ class Checkpoints:
         self.dir, self.keep = folder_of(run_dir, part), keep
         self.journals: list[JournalFiles] = []
 
-    def _replays(self, journals: Sequence[Journal | None]) -> list[tuple[JournalFiles, Journal]]:
+    def _replays(self, journals: Sequence[Replay | None]) -> list[tuple[JournalFiles, Replay]]:
         """Return the files of every stack that has a replay."""
         self.journals = [JournalFiles(self.dir, k) for k in range(len(journals))]
         both = zip(self.journals, journals, strict=True)
@@ -190,7 +190,7 @@ class Checkpoints:
         """Return the checkpoints, newest first."""
         return sorted(self.dir.glob("step-*.safetensors"), reverse=True)
 
-    def save(self, state: State, facts: Facts, journals: Sequence[Journal | None] = ()) -> Path:
+    def save(self, state: State, facts: Facts, journals: Sequence[Replay | None] = ()) -> Path:
         """Write a checkpoint, then remove those that it makes superfluous."""
         path = file_of(self.dir, facts.step)
         names = [name for files, each in self._replays(journals) for name in files.save(each)]
@@ -217,7 +217,7 @@ class Checkpoints:
                 draft.unlink()
 
     def load_newest(
-        self, load: Callable[[State], None], journals: Sequence[Journal | None]
+        self, load: Callable[[State], None], journals: Sequence[Replay | None]
     ) -> tuple[Facts, list[str]] | None:
         """Load the newest whole checkpoint, if there is any.
 

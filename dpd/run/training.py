@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Metrics, State, nest, part
-from dpd.agents.learners import Journal
+from dpd.agents.replay import Replay
 from dpd.config import StackConfig, TrainConfig
 from dpd.distill.method import Context
 from dpd.envs.base import Env, EnvSpec
@@ -86,7 +86,7 @@ class Training:
         return self.stacks[0].env.spec
 
     @property
-    def journals(self) -> list[Journal | None]:
+    def journals(self) -> list[Replay | None]:
         """The stacks' replays, which are no part of the state."""
         return [stack.agent.journal for stack in self.stacks]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpd.agents.config import DDPGConfig, PPOConfig, SACConfig, StudentConfig, TD3Config
-from dpd.agents.graphs import Graphs
+from dpd.agents.graphs import Graphs, cloned
 from tests.agents.parity import A, O, filled
 from tests.toy.meta_device import META, Recorded, on_device
 
@@ -91,7 +91,7 @@ class Again:
     def replay(self, args: Any) -> Any:
         for kept, given in zip(self.inputs, args, strict=True):
             kept.copy_(given)
-        return {name: x.clone() for name, x in self.work(*self.inputs).items()}
+        return cloned(self.work(*self.inputs))
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "student"])

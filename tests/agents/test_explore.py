@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.config import TD3Config
-from dpd.agents.noise import ParameterNoise, uniform
+from dpd.agents.noise import ParameterNoise, uniform_from_normal
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.td3 import TD3
 
@@ -21,7 +21,9 @@ def learners(**settings: object) -> TD3:
 
 def test_normals_turn_into_uniform_numbers() -> None:
     # erf(z / sqrt 2) = 2 Phi(z) - 1: uniform in [-1, 1], quantiles evenly spread
-    drawn = uniform(RowRandom(SEEDS, Stream.EXPLORE).normal(20000, dtype=torch.float64)).flatten()
+    drawn = uniform_from_normal(
+        RowRandom(SEEDS, Stream.EXPLORE).normal(20000, dtype=torch.float64)
+    ).flatten()
     levels = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     assert drawn.abs().max() <= 1
     # five deviations of the quantile: 2 * 5 * sqrt(0.25 / 40000) = 0.025

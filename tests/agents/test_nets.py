@@ -242,7 +242,7 @@ def test_an_activation_that_is_not_zero_at_zero_is_refused(monkeypatch: pytest.M
 
 
 def test_rows_of_unequal_depth_are_refused() -> None:
-    with pytest.raises(ValueError, match="one stack holds one depth"):
+    with pytest.raises(ValueError, match="need the same depth"):
         StackedNets.padded([row_shapes((8, 8)), row_shapes((8,))], "tanh")
 
 

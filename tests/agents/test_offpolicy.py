@@ -267,7 +267,7 @@ def test_an_exported_policy_holds_the_deterministic_action(config: OffPolicyConf
         ({"capacity": 100}, "capacity 100 is less than minibatch_size = 256"),
         ({"capacity": 5000}, "capacity 5000 is less than learning_starts = 10000"),
         ({"updates_per_step": 0}, "updates_per_step must be positive, not 0"),
-        ({"updates_per_step": 0.01}, "updates_per_step 0.01 is no whole update"),
+        ({"updates_per_step": 0.01}, "updates_per_step 0.01 makes less than one update"),
         ({"updates_per_step": 0.02}, "1 updates an iteration are fewer than policy_delay 2"),
         ({"tau": 0.0}, r"tau must lie in \(0, 1\], not 0.0"),
         ({"gamma": 1.1}, r"gamma must lie in \[0, 1\], not 1.1"),
@@ -278,7 +278,7 @@ def test_an_exported_policy_holds_the_deterministic_action(config: OffPolicyConf
         ({"noise_std": 0.0}, "noise_std must be positive, not 0.0"),
         ({"target_noise": -0.1}, "target_noise must not be negative, not -0.1"),
         ({"ou_theta": 0.3}, "ou_theta does nothing with exploration gaussian"),
-        ({"target_noise": 0.0, "target_noise_clip": 0.1}, "nothing where target_noise is 0"),
+        ({"target_noise": 0.0, "target_noise_clip": 0.1}, "nothing if target_noise is 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -291,8 +291,8 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
     [
         ({"alpha": -1.0}, "alpha must not be negative, not -1.0"),
         ({"alpha_init": 0.0}, "alpha_init must be positive, not 0.0"),
-        ({"alpha": 0.1, "alpha_init": 0.5}, "alpha_init is of a learned temperature"),
-        ({"alpha": 0.1, "target_entropy": -3.0}, "target_entropy is of a learned temperature"),
+        ({"alpha": 0.1, "alpha_init": 0.5}, "alpha_init applies to a learned temperature"),
+        ({"alpha": 0.1, "target_entropy": -3.0}, "target_entropy applies to a learned temperature"),
     ],
 )
 def test_temperatures_that_make_no_sense_are_refused(

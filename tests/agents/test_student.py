@@ -243,7 +243,7 @@ def test_without_a_method_students_stay_as_they_are() -> None:
     batch = agent.prepare(filled(agent, ROW_SEEDS))
     assert agent.update(batch, 0.5) == {}
     assert torch.equal(agent.nets.flat, before)
-    with pytest.raises(ValueError, match="distil by steps of its own"):
+    with pytest.raises(ValueError, match="distil by separate gradient steps"):
         agent.update(batch, 0.5, lambda minibatch: (minibatch.ratio.sum(1), {}))
 
 
@@ -267,8 +267,7 @@ def test_a_width_alone_stands_for_all_layers_of_hidden() -> None:
     assert [config.hidden_of(peer) for peer in (0, 1)] == [(24, 24, 24), (64, 48, 8)]
     assert [SAME.hidden_of(peer) for peer in (0, 1)] == [(8, 8), (8, 8)]
     assert (
-        StudentConfig().plan
-        == "8 envs x 256 steps = 2,048 a learner, the latest 200,000 remembered"
+        StudentConfig().plan == "8 envs x 256 steps = 2,048 per learner, the latest 200,000 stored"
     )
 
 
@@ -288,8 +287,8 @@ def test_a_width_alone_stands_for_all_layers_of_hidden() -> None:
         ({"sizes": ("64x",)}, "sizes must be words such as 64x64 or 64, not '64x'"),
         ({"sizes": ("64", "big")}, "sizes must be words such as 64x64 or 64, not 'big'"),
         ({"sizes": ("16x0",)}, "sizes must be words such as 64x64 or 64, not '16x0'"),
-        ({"sizes": ("64x64", "8x8x8")}, "64x64 8x8x8 differ in depth, and one stack holds one"),
-        ({"sizes": ("32", "8x8x8")}, "a width alone has the 2 of hidden"),
+        ({"sizes": ("64x64", "8x8x8")}, "64x64 8x8x8 differ in depth, but all peers"),
+        ({"sizes": ("32", "8x8x8")}, "a single width gives 2 layers"),
         ({"capacity": 2000}, r"capacity 2000 is less than n_envs \* n_steps = 2048"),
         ({"capacity": 2048, "minibatch_size": 4096}, "less than minibatch_size = 4096"),
     ],

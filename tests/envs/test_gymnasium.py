@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from dpd.envs.base import ActionScale, inner_bounds
 from dpd.envs.errors import FailedEnv, UnsupportedEnv
 from dpd.envs.gymnasium import GymnasiumEnv
-from dpd.envs.make import check, choose, make, native_ids
+from dpd.envs.make import check, choose_backend, make, native_ids
 from dpd.envs.native import NativeEnv
 from tests.toy.probe_envs import Float64Bounds, registered
 
@@ -284,9 +284,9 @@ def test_a_module_before_the_colon_is_imported(tmp_path: Any, monkeypatch: Any) 
 
 
 def test_auto_is_native_where_it_can_be() -> None:
-    assert [choose(env_id) for env_id in native_ids()] == ["native"] * 6
-    assert choose("Ant-v5", env_kwargs={"contact_cost_weight": 0.0}) == "gymnasium"
-    assert choose("Pendulum-v1") == "gymnasium"
+    assert [choose_backend(env_id) for env_id in native_ids()] == ["native"] * 6
+    assert choose_backend("Ant-v5", env_kwargs={"contact_cost_weight": 0.0}) == "gymnasium"
+    assert choose_backend("Pendulum-v1") == "gymnasium"
     assert isinstance(make("Swimmer-v5", 1, [0]), NativeEnv)
     assert isinstance(make("Swimmer-v5", 1, [0], backend="gymnasium"), GymnasiumEnv)
 
@@ -332,7 +332,7 @@ def test_without_a_time_limit_of_gymnasiums_nothing_can_be_staggered() -> None:
     late = register_once("DpdTest/Late-v0", vector_entry_point=LateCounter)
     env = GymnasiumEnv(late, 2, [0, 1])  # limits its episodes itself
     env.reset()
-    with pytest.raises(UnsupportedEnv, match=f"{late} has no time limit .* give --no-stagger"):
+    with pytest.raises(UnsupportedEnv, match=f"{late} has no TimeLimit .* use --no-stagger"):
         env.stagger(np.zeros(2))
 
 
@@ -357,10 +357,10 @@ def test_lists_and_rewards_of_one_number_are_converted() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"obs": [1.0]}, r"reset\(\) of DpdTest/Odd-v0 gave an observation of shape \(1,\)"),
-        ({"obs": "up"}, r"reset\(\) of DpdTest/Odd-v0 gave the observation 'up', not an array"),
-        ({"reward": [1.0, 2.0]}, r"step\(\) of DpdTest/Odd-v0 gave the reward \[1.0, 2.0\]"),
-        ({"reward": None}, r"step\(\) of DpdTest/Odd-v0 gave the reward None"),
+        ({"obs": [1.0]}, r"reset\(\) of DpdTest/Odd-v0 returned an observation of shape \(1,\)"),
+        ({"obs": "up"}, r"reset\(\) of DpdTest/Odd-v0 returned the observation 'up', not an array"),
+        ({"reward": [1.0, 2.0]}, r"step\(\) of DpdTest/Odd-v0 returned the reward \[1.0, 2.0\]"),
+        ({"reward": None}, r"step\(\) of DpdTest/Odd-v0 returned the reward None"),
         ({"bounds": (0.0, 0.0)}, "action 0 has no room between its bounds, 0 and 0"),
         ({"bounds": (-3e38, 3e38)}, "action 0, -3e.38 and 3e.38, are too far apart for float32"),
     ],

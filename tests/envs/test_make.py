@@ -10,9 +10,9 @@ import torch
 import warp as wp
 
 from dpd.envs.errors import UnsupportedEnv
-from dpd.envs.make import WARP_FROM, check, choose, make, native_ids
+from dpd.envs.make import WARP_FROM, check, choose_backend, make, native_ids
 from dpd.envs.warp import WarpEnv
-from dpd.envs.warp_physics import find_device
+from dpd.envs.warp_physics import warp_device
 
 wp.config.optimization_level = 0  # compiles in half the time
 
@@ -22,13 +22,13 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def test_make_chooses_warp_for_cuda_and_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [choose(env_id, device=CUDA) for env_id in native_ids()] == ["warp"] * 6
-    assert [choose(PLANAR, device=device) for device in (None, CPU)] == ["native"] * 2
-    assert choose(PLANAR, "warp", device=CPU) == "warp"
+    assert [choose_backend(env_id, device=CUDA) for env_id in native_ids()] == ["warp"] * 6
+    assert [choose_backend(PLANAR, device=device) for device in (None, CPU)] == ["native"] * 2
+    assert choose_backend(PLANAR, "warp", device=CPU) == "warp"
     with pytest.raises(UnsupportedEnv, match="there is one of HalfCheetah-v5"):
-        choose("Pendulum-v1", "warp", device=CUDA)
+        choose_backend("Pendulum-v1", "warp", device=CUDA)
     with pytest.raises(UnsupportedEnv, match="env_kwargs"):
-        choose(PLANAR, "warp", env_kwargs={"ctrl_cost_weight": 0.0}, device=CUDA)
+        choose_backend(PLANAR, "warp", env_kwargs={"ctrl_cost_weight": 0.0}, device=CUDA)
     for attempt in (
         lambda: make(PLANAR, WARP_FROM, range(WARP_FROM), device=CUDA),
         lambda: check(PLANAR, "warp"),
@@ -36,15 +36,15 @@ def test_make_chooses_warp_for_cuda_and_never_falls_back(monkeypatch: pytest.Mon
         with pytest.raises(UnsupportedEnv, match="PyTorch finds no CUDA device"):
             attempt()
     with pytest.raises(UnsupportedEnv, match="mps"):
-        find_device("mps")
+        warp_device("mps")
 
 
 def test_what_warp_is_not_for_is_simulated_on_the_cpu_beside_a_gpu() -> None:
-    assert choose(PLANAR, device=CUDA, n_envs=WARP_FROM - 1) == "native"
-    assert choose("Pendulum-v1", device=CUDA) == "gymnasium"
-    assert choose(PLANAR, env_kwargs={"ctrl_cost_weight": 0.0}, device=CUDA) == "gymnasium"
+    assert choose_backend(PLANAR, device=CUDA, n_envs=WARP_FROM - 1) == "native"
+    assert choose_backend("Pendulum-v1", device=CUDA) == "gymnasium"
+    assert choose_backend(PLANAR, env_kwargs={"ctrl_cost_weight": 0.0}, device=CUDA) == "gymnasium"
     for backend in ("native", "gymnasium"):
-        assert choose(PLANAR, backend, device=CUDA) == backend
+        assert choose_backend(PLANAR, backend, device=CUDA) == backend
 
 
 def test_without_its_packages_the_backend_says_what_to_install(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
+from dpd.envs.base import Snapshot
 from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.gymnasium import GymnasiumEnv
-from dpd.envs.native import NativeEnv, Simulation, Snapshot
+from dpd.envs.native import NativeEnv, Simulation
 from dpd.envs.physics import BatchPhysics, ThreadPhysics
 from dpd.envs.tasks import TASKS, load_model
 
@@ -190,20 +191,6 @@ def test_a_step_is_float32_and_stays_as_it_was_handed_out() -> None:
     rollout(env, acts[1:])
     assert all(torch.equal(a, b) for a, b in zip(first, copies, strict=True))
     assert [t.dtype for t in first] == [torch.float32] * 3 + [torch.bool] * 3
-
-
-def test_start_and_wait_give_what_step_gives() -> None:
-    envs = [NativeEnv(CONTACT, 2, [1, 2]) for _ in range(2)]
-    for env in envs:
-        env.reset()
-    for act in unit_actions(envs[0], 20):
-        envs[0].start(act)
-        with pytest.raises(RuntimeError, match="wait"):
-            envs[0].snapshot()
-        for a, b in zip(envs[0].wait(), envs[1].step(act), strict=True):
-            assert torch.equal(a, b)
-    with pytest.raises(RuntimeError, match="without start"):
-        envs[0].wait()
 
 
 def test_a_step_before_the_first_reset_is_refused() -> None:

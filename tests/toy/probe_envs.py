@@ -65,11 +65,9 @@ class Probe:
     def stagger(self, share: np.ndarray) -> None:
         raise NotImplementedError("all environments of a probe are at one step")
 
-    def start(self, act: Tensor) -> None:
+    def step(self, act: Tensor) -> Step:
         assert act.shape == (self.n_envs, self.act_dim)
         self.act = act.to(torch.float32).clamp(-1, 1)
-
-    def wait(self) -> Step:
         reward, next_obs = self.reward(), self.after()
         self.t += 1
         over = self.t == self.length
@@ -77,10 +75,6 @@ class Probe:
         ended = torch.full((self.n_envs,), over)
         running = torch.zeros(self.n_envs, dtype=torch.bool)
         return Step(self.obs, next_obs, reward, ended, running, ~running)
-
-    def step(self, act: Tensor) -> Step:
-        self.start(act)
-        return self.wait()
 
     def snapshot(self) -> dict[str, np.ndarray]:
         return {"obs": self.obs.numpy().copy(), "t": np.full(self.n_envs, self.t)}

@@ -56,7 +56,7 @@ DOSE = DPDConfig(lr=1e-3, steps=40, batch_size=128)
 
 
 @pytest.fixture(scope="module")
-def experts() -> dict[str, OffPolicy[Any]]:
+def experts() -> dict[str, OffPolicy]:
     """Stacks whose row 1 has learnt the probe."""
     found = {}
     for name, algo in ALGOS.items():
@@ -67,7 +67,7 @@ def experts() -> dict[str, OffPolicy[Any]]:
 
 
 def beside(
-    experts: dict[str, OffPolicy[Any]],
+    experts: dict[str, OffPolicy],
     name: str,
     probe: type[probes.Probe] = probes.ObsTimesAction,
     value: float = -1.0,
@@ -107,7 +107,7 @@ def beside(
     ids=str,
 )
 def test_a_fresh_learner_beside_a_good_one_becomes_good_by_distillation_alone(
-    experts: dict[str, OffPolicy[Any]], name: str, settings: dict[str, Any]
+    experts: dict[str, OffPolicy], name: str, settings: dict[str, Any]
 ) -> None:
     trial = beside(experts, name)
     teacher = trial.agent.nets.flat.detach()[1].clone()
@@ -118,7 +118,7 @@ def test_a_fresh_learner_beside_a_good_one_becomes_good_by_distillation_alone(
 
 @pytest.mark.parametrize("divergence", ["kl_forward", "kl_reverse", "nll"])
 def test_a_stochastic_learner_becomes_good_by_every_divergence(
-    experts: dict[str, OffPolicy[Any]], divergence: Any
+    experts: dict[str, OffPolicy], divergence: Any
 ) -> None:
     trial = beside(experts, "sac")
     config = replace(DOSE, students=(0,), divergence=divergence)
@@ -128,7 +128,7 @@ def test_a_stochastic_learner_becomes_good_by_every_divergence(
 
 @pytest.mark.parametrize("name", ALGOS)
 def test_it_learns_nothing_where_the_gate_is_closed_or_there_is_no_method(
-    experts: dict[str, OffPolicy[Any]], name: str
+    experts: dict[str, OffPolicy], name: str
 ) -> None:
     closed, none = beside(experts, name), beside(experts, name)
     config = replace(DOSE, gate="hard", control="reversed")
@@ -139,7 +139,7 @@ def test_it_learns_nothing_where_the_gate_is_closed_or_there_is_no_method(
 
 @pytest.mark.parametrize("name", ["td3", "ddpg"])
 def test_inside_the_learners_loss_a_good_peer_teaches_where_no_reward_does(
-    experts: dict[str, OffPolicy[Any]], name: str
+    experts: dict[str, OffPolicy], name: str
 ) -> None:
     # value 0 is right, and the same for all actions: row 0 has no other reason to move
     taught, alone = (beside(experts, name, probes.Silent, value=0.0) for _ in range(2))

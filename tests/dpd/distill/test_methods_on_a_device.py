@@ -90,7 +90,7 @@ def on_meta(algo: Any, seeds: Sequence[tuple[int, int]] = SEEDS) -> Learners:
     agent: Learners = algo.build(O, ACT, seeds, META)
     agent.graphs = Graphs(torch.device("cuda"), record=Recorded)
     if agent.journal is not None:
-        agent.journal._ready = True  # type: ignore[attr-defined] # what is waited for, until true
+        agent.journal._ready = True  # what is waited for, until true
     return agent
 
 

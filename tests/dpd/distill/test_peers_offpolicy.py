@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ RULERS = ("value", "action", "lcb", "critics")
 ALL_KINDS = [("td3", "mse"), ("ddpg", "mse"), *(("sac", d) for d in DIVERGENCES)]
 
 
-def everything_else(agent: OffPolicy[Any]) -> list[Tensor]:
+def everything_else(agent: OffPolicy) -> list[Tensor]:
     """Return a copy of all that distillation must not move."""
     parts = {k: x for k, x in agent.state().items() if not k.startswith(("nets.", "optimizer."))}
     return [x.clone() for x in (*parts.values(), agent.replay.rows, agent.replay.live)]

@@ -107,14 +107,14 @@ def test_with_a_replay_every_state_of_every_policy_minibatch_is_taught_once(
     teacher = Noted(drawn(algo))
     school = School(KickstartConfig(divergence="mse", until=1.0), algo, teacher)
     taken: list[Tensor] = []
-    take = school.agent.replay.take  # type: ignore[attr-defined]
+    take = school.agent.replay.take  # type: ignore[union-attr]
 
     def noted(samples: Tensor, gamma: Tensor) -> Transitions:
         found: Transitions = take(samples, gamma)
         taken.append(found.obs_act[..., :O].flatten(0, 1))
         return found
 
-    monkeypatch.setattr(school.agent.replay, "take", noted)  # type: ignore[attr-defined]
+    monkeypatch.setattr(school.agent.replay, "take", noted)
     for k in range(3):
         taken.clear()
         teacher.asked.clear()
