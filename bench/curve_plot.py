@@ -1,4 +1,4 @@
-"""Draw learning curves beside Stable-Baselines3's: a panel for each file of bench/curves.py.
+"""Draw learning curves with those of Stable-Baselines3: a panel per file of bench/curves.py.
 
 python bench/curve_plot.py bench/results/curves-*.json --out docs/beside-sb3.png
 """
@@ -25,7 +25,7 @@ POINTS = 60
 
 
 def draw(axes: Axes, data: dict[str, Any]) -> None:
-    """Draw the mean over learners of each group, and their range."""
+    """Draw mean and range over the learners of each group."""
     sb3 = next(name for name in data["summary"] if name not in data["ours"])
     groups = {f"dpd, {len(r)} seeds in one stack": r for r in data["ours"].values()}
     groups |= {f"{sb3}, {len(data['sb3'])} runs": data["sb3"]}
@@ -44,8 +44,8 @@ def draw(axes: Axes, data: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Read the files and write the picture."""
-    parser = argparse.ArgumentParser(description="Draw learning curves beside SB3's.")
+    """Read the files and write the figure."""
+    parser = argparse.ArgumentParser(description="Draw learning curves with those of SB3.")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, help="a .png")
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Learning curves against Stable-Baselines3 at this suite's hyper-parameters.
+"""Compare learning curves with Stable-Baselines3 at this suite's hyper-parameters.
 
-python bench/curves.py --seeds 3 --json sb3.json              train SB3's PPO, two runs at once
+python bench/curves.py --seeds 3 --json sb3.json              train SB3's PPO, two runs in parallel
 python bench/curves.py --algo td3 --total-steps 100000 --json sb3.json
 python bench/curves.py --seeds 8 --seed 3 --json more.json    more of them
-python bench/curves.py --sb3 sb3.json more.json --ours runs/...   compare with runs of ours
+python bench/curves.py --sb3 sb3.json more.json --ours runs/...   compare with runs of dpd
 
 All final policies act without noise in the same episodes.
 """
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from sb3_baseline import make_offpolicy, make_ppo, make_vec
 from scipy.stats import trim_mean
-from timing import machine
+from timing import machine, write_json
 from torch import Tensor
 
 from dpd.agents.config import OffPolicyConfig, PPOConfig
@@ -44,11 +44,11 @@ from dpd.run.sources import is_best
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-CURVE_EVERY = 1000  # steps between the points of a curve, at least
+CURVE_EVERY = 1000  # minimum steps between the points of a curve
 WINDOW = 20  # episodes per point of a curve, as dpd.run.collect.EpisodeStatistics takes
 
 Record = dict[str, Any]
-"""One learner: name, steps, returns of the episodes, curve of training returns."""
+"""One learner: name, steps, returns of its episodes, curve of training returns."""
 
 
 def train_sb3(args: argparse.Namespace, seed: int) -> Record:
@@ -65,7 +65,7 @@ def train_sb3(args: argparse.Namespace, seed: int) -> Record:
         return args.until is None or model.num_timesteps < args.until
 
     begin = time.perf_counter()
-    # As many whole iterations as fit, like ours: SB3 by itself goes over the budget.
+    # Whole iterations within the budget, like dpd: SB3 by default exceeds the budget.
     model.learn(args.total_steps // config.samples * config.samples, callback=on_step)
     seconds = time.perf_counter() - begin
     returns = evaluate_sb3(model, args.env, args.episodes, args.eval_seed)
@@ -82,7 +82,7 @@ def train_sb3(args: argparse.Namespace, seed: int) -> Record:
 
 
 def make_sb3(args: argparse.Namespace, seed: int) -> BaseAlgorithm:
-    """Return a model of SB3's with its environments."""
+    """Return an SB3 model with its environments."""
     config = ALGORITHMS[args.algo]()
     kind = "native" if args.native else "dummy"
     venv = make_vec(kind, args.env, config.n_envs, seed, 1)
@@ -93,7 +93,7 @@ def make_sb3(args: argparse.Namespace, seed: int) -> BaseAlgorithm:
 
 
 def deterministic(model: BaseAlgorithm) -> Callable[[Tensor], Tensor]:
-    """Return SB3's policy without noise, its normalisation frozen: obs [1, K, O] -> act."""
+    """Return SB3's policy without noise, with frozen normalisation: obs [1, K, O] -> act."""
     normaliser = model.get_vec_normalize_env()
     if normaliser is not None:
         normaliser.training = False
@@ -101,15 +101,15 @@ def deterministic(model: BaseAlgorithm) -> Callable[[Tensor], Tensor]:
 
     def act(obs: Tensor) -> Tensor:
         raw = obs[0].numpy()
-        given = raw if normaliser is None else normaliser.normalize_obs(raw)
-        action, _ = model.predict(given, deterministic=True)
+        inputs = raw if normaliser is None else normaliser.normalize_obs(raw)
+        action, _ = model.predict(inputs, deterministic=True)
         return torch.as_tensor((action - low) / (high - low) * 2 - 1).unsqueeze(0)
 
     return act
 
 
 def evaluate_sb3(model: BaseAlgorithm, env_id: str, episodes: int, seed: int) -> list[float]:
-    """Play the episodes that `evaluate_policy` plays with this seed."""
+    """Return returns in the episodes that `evaluate_policy` plays with this seed."""
     env = make(env_id, episodes, episode_seeds(seed, episodes), threads=1)
     try:
         return run_episodes(env, deterministic(model), 1).returns[0].tolist()
@@ -118,29 +118,23 @@ def evaluate_sb3(model: BaseAlgorithm, env_id: str, episodes: int, seed: int) ->
 
 
 def train_all(args: argparse.Namespace, console: Console) -> Record:
-    """Train every seed, two at once; return the records with what they were made by.
+    """Train every seed, several in parallel; return the records with settings and versions.
 
-    Those that are done are written each time another is, so that `--sb3` can do with them.
+    Finished records are written after each run, so that `--sb3` can read an interrupted file.
     """
     seeds = range(args.seed, args.seed + args.seeds)
     names = ("env", "algo", "native", "until", "episodes", "eval_seed")
     settings = {name: getattr(args, name) for name in names}
     config = asdict(ALGORITHMS[args.algo]())
     data: Record = {"settings": settings, "algo": config, "machine": machine(), "sb3": []}
-    # Spawned, since a forked copy of torch's thread pool hangs.
+    # Spawn: a forked copy of torch's thread pool hangs.
     with ProcessPoolExecutor(args.at_once, get_context("spawn")) as pool:
         for future in as_completed([pool.submit(train_sb3, args, seed) for seed in seeds]):
             record = future.result()
             console.print(f"SB3 {record['name']}: {np.mean(record['returns']):,.0f}")
             data["sb3"] = sorted([*data["sb3"], record], key=lambda r: int(r["name"][4:]))
-            write(args.json, data)
+            write_json(args.json, data)
     return data
-
-
-def write(path: Path | None, data: Record) -> None:
-    """Write what there is so far, if it is asked for."""
-    if path is not None:
-        path.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def our_records(run_dir: Path, env_id: str, episodes: int, eval_seed: int) -> list[Record]:
@@ -163,12 +157,12 @@ def our_records(run_dir: Path, env_id: str, episodes: int, eval_seed: int) -> li
             }
         )
     if not records:
-        raise ValueError(f"{run_dir} holds no policies/seed*-peer*.safetensors")
+        raise ValueError(f"{run_dir} has no policies/seed*-peer*.safetensors")
     return records
 
 
 def our_curves(path: Path, peers: int) -> dict[str, list[tuple[int, float]]]:
-    """Read training returns by learner, as often as SB3's; steps are the learner's own."""
+    """Read training returns by learner, as often as SB3's; steps count one learner's."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in read_rows(path):
         if row["metric"] == "train/return":
@@ -180,29 +174,28 @@ def our_curves(path: Path, peers: int) -> dict[str, list[tuple[int, float]]]:
 
 
 def summarise(records: list[Record]) -> dict[str, Any]:
-    """Return statistics over learners of their mean final returns.
+    """Return statistics of the learners' mean final returns.
 
-    With fewer than four learners nothing is trimmed and the IQM is the mean.
+    With fewer than four learners the IQM is the mean: nothing is trimmed.
     """
     means = np.array([np.mean(r["returns"]) for r in records])
-    spread = float(means.std(ddof=1)) if len(means) > 1 else 0.0
     return {
         "iqm": float(trim_mean(means, 0.25)),
         "mean": float(means.mean()),
-        "std": spread,
+        "std": float(means.std(ddof=1)) if len(means) > 1 else 0.0,
         "each": means.tolist(),
         "steps": sorted({r["steps"] for r in records}),
     }
 
 
-def verdict(name: str, apart: Difference) -> str:
-    """Say how far our mean is from SB3's, and what that decides."""
-    if apart.interval is None:
-        return f"{name}: {apart.mean:+,.0f} from SB3's mean, {apart.verdict}"
-    low, high = apart.interval
+def verdict(name: str, gap: Difference) -> str:
+    """Format the difference of a run's mean from SB3's, and its verdict."""
+    if gap.interval is None:
+        return f"{name}: {gap.mean:+,.0f} from SB3's mean, {gap.verdict}"
+    low, high = gap.interval
     return (
-        f"{name}: {apart.mean:+,.0f} ({low:+,.0f} to {high:+,.0f}) from SB3's mean, "
-        f"p {apart.p:.2g}, adjusted {apart.p_adjusted:.2g}: {apart.verdict}"
+        f"{name}: {gap.mean:+,.0f} ({low:+,.0f} to {high:+,.0f}) from SB3's mean, "
+        f"p {gap.p:.2g}, adjusted {gap.p_adjusted:.2g}: {gap.verdict}"
     )
 
 
@@ -221,55 +214,55 @@ def result_table(groups: dict[str, list[Record]], title: str) -> Table:
 
 
 def along(groups: dict[str, list[Record]], points: int = 5) -> dict[str, dict[int, list[float]]]:
-    """Return every learner's return in training at steps that all have reached."""
-    known = {name: [r for r in records if r["curve"]] for name, records in groups.items()}
-    last = min((r["curve"][-1][0] for records in known.values() for r in records), default=0)
+    """Return every learner's training return at steps that all have reached."""
+    curves = {name: [r for r in records if r["curve"]] for name, records in groups.items()}
+    last = min((r["curve"][-1][0] for records in curves.values() for r in records), default=0)
     steps = [round(last * k / points) for k in range(1, points + 1)]
     return {
         name: {step: [latest(r["curve"], step) for r in records] for step in steps}
-        for name, records in known.items()
+        for name, records in curves.items()
         if records
     }
 
 
 def latest(curve: list[tuple[int, float]], step: int) -> float:
-    """Return a curve's value at a step, or at the last point before it."""
+    """Return a curve's value at a step, or at the point before it."""
     return next((value for at, value in reversed(curve) if at <= step), math.nan)
 
 
-def curve_table(found: dict[str, dict[int, list[float]]]) -> Table:
+def curve_table(groups: dict[str, dict[int, list[float]]]) -> Table:
     """Return mean and standard deviation over learners, by step."""
     table = Table(title="Returns in training, mean ± std over learners", title_justify="left")
     table.add_column("run")
-    for step in next(iter(found.values()), {}):
+    for step in next(iter(groups.values()), {}):
         table.add_column(f"{step:,}", justify="right")
-    for name, by_step in found.items():
+    for name, by_step in groups.items():
         cells = [f"{np.mean(x):,.0f} ± {np.std(x, ddof=len(x) > 1):,.0f}" for x in by_step.values()]
         table.add_row(name, *cells)
     return table
 
 
 def read_sb3(paths: Sequence[Path]) -> Record:
-    """Join the records of files; the first says what else there is to say of them.
+    """Join the records of files; settings and machine are those of the first.
 
-    Exits where they are of unlike settings, or of one seed twice.
+    Exits if settings differ or a seed occurs twice.
     """
     data, *more = [json.loads(path.read_text()) for path in paths]
     for path, other in zip(paths[1:], more, strict=True):
         if any(other[key] != data[key] for key in ("settings", "algo")):
-            sys.exit(f"{path} was made with other settings than {paths[0]}")
+            sys.exit(f"{path} has other settings than {paths[0]}")
         data["sb3"] += other["sb3"]
     names = [record["name"] for record in data.get("sb3", ())]
     if len(set(names)) < len(names):
-        sys.exit(f"a seed stands twice in {', '.join(map(str, paths))}")
+        sys.exit(f"a seed occurs twice in {', '.join(map(str, paths))}")
     return data
 
 
 def compare(args: argparse.Namespace, console: Console) -> None:
-    """Train or read SB3's runs, evaluate ours, print and write."""
+    """Train or read SB3's runs, evaluate runs of dpd, print and write the comparison."""
     data = read_sb3(args.sb3) if args.sb3 else {}
     for name, value in data.get("settings", {}).items():
-        setattr(args, name, value)  # ours play the episodes that SB3's played
+        setattr(args, name, value)  # both play the same episodes
     if not args.sb3 and args.seeds:
         data = train_all(args, console)
     ours = {
@@ -280,30 +273,30 @@ def compare(args: argparse.Namespace, console: Console) -> None:
     title = f"{args.env}: final policies, {args.episodes} deterministic episodes each"
     console.print(result_table(groups, title), curve_table(curves := along(groups)))
     summary = {name: summarise(records) for name, records in groups.items()}
-    apart = {
+    gaps = {
         name: unpaired_difference(summary[name]["each"], summary[sb3]["each"])
         for name in (ours if "sb3" in data else ())
     }
-    for name, difference in family(apart).items():
+    for name, difference in family(gaps).items():
         console.print(verdict(name, difference), soft_wrap=True)
-    write(args.json, data | {"ours": ours, "summary": summary, "training": curves})
+    write_json(args.json, data | {"ours": ours, "summary": summary, "training": curves})
 
 
 def parse() -> argparse.Namespace:
-    """Read the flags."""
+    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Compare learning with Stable-Baselines3.")
     algos = [name for name in ALGORITHMS if name != "student"]
     parser.add_argument("--algo", choices=algos, default="ppo")
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of SB3; 0: none")
-    parser.add_argument("--seed", type=int, default=0, help="the first one's")
+    parser.add_argument("--seeds", type=int, default=3, help="number of SB3 runs; may be 0")
+    parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument("--total-steps", type=int, default=1_000_000, help="per run of SB3")
-    parser.add_argument("--until", type=int, help="stop SB3's runs there, for the start of a curve")
-    parser.add_argument("--at-once", type=int, default=2, help="runs of SB3 side by side")
-    parser.add_argument("--native", action="store_true", help="SB3 on dpd's simulation, faster")
+    parser.add_argument("--until", type=int, help="stop SB3's runs at this step")
+    parser.add_argument("--at-once", type=int, default=2, help="SB3 runs in parallel")
+    parser.add_argument("--native", action="store_true", help="run SB3 on dpd's faster simulation")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--eval-seed", type=int, default=1_000_000)
-    parser.add_argument("--sb3", type=Path, nargs="+", help="read SB3's runs here, train none")
+    parser.add_argument("--sb3", type=Path, nargs="+", help="read SB3's runs from these files")
     parser.add_argument("--ours", type=Path, nargs="+", metavar="RUN_DIR", help="runs of dpd")
     parser.add_argument("--json", type=Path, help="write returns, curves and versions here")
     args = parser.parse_args()
@@ -321,8 +314,8 @@ def main() -> int:
     """Parse flags and compare."""
     args = parse()
     for path in (args.json.parent if args.json else None, *(args.ours or ())):
-        if path is not None and not path.is_dir():  # told of now, not after the training
-            sys.exit(f"{path} is no directory")
+        if path is not None and not path.is_dir():  # fail before the training, not after it
+            sys.exit(f"{path} is not a directory")
     compare(args, make_console())
     return 0
 

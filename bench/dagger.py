@@ -1,10 +1,10 @@
-"""Time teacher-student distillation: a default run of DAgger, and what steps cost by method.
+"""Time teacher-student distillation: a default run of DAgger, and the phases of all methods.
 
 python bench/dagger.py --teacher runs/teacher --json bench/results/dagger.json
 
-The first is the whole command as its users start it: the teacher's measurement, evaluations and the
-tables at the end included. Shares are of the time that collecting, learning, distilling and
-evaluating take in short runs of all methods at equal steps.
+The default run is the whole command, with the teacher's measurement, evaluations and final tables.
+Shares are those of collecting, learning, distilling and evaluating in short runs of all methods at
+equal steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import METHODS, ROLLOUT
-from timing import machine, require_quiet
+from timing import machine, require_quiet, write_json
 
 from dpd.log.csv import read_rows
 from dpd.log.terminal import make_console
@@ -38,10 +38,10 @@ def distil(args: argparse.Namespace, out: Path, *flags: str) -> float:
 
 
 def default_run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Distil by the defaults; return seconds, returns, and the steps until it was good enough."""
+    """Distil with the defaults; return seconds, returns, and the steps until ENOUGH is reached."""
     seconds = distil(args, out)
-    found = json.loads((out / "fidelity.json").read_text())
-    (size,), returns = found["sizes"], found["teachers"][0]["returns"]
+    fidelity = json.loads((out / "fidelity.json").read_text())
+    (size,), returns = fidelity["sizes"], fidelity["teachers"][0]["returns"]
     goal = ENOUGH * sum(returns) / len(returns)
     rows = [row for row in read_rows(out / "metrics.csv") if row["metric"] == "eval/return"]
     return {
@@ -56,7 +56,7 @@ def default_run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def shares(args: argparse.Namespace, out: Path, name: str) -> dict[str, float]:
-    """Return where the time of a short run goes."""
+    """Return the time shares of a short run."""
     method, *flags = METHODS[name]
     short = ["--total-steps", str(args.steps), "--evals", "1", "--eval-episodes", "1"]
     distil(args, out, "--method", method, *flags, *ROLLOUT, *short, "--final-episodes", "1")
@@ -64,7 +64,7 @@ def shares(args: argparse.Namespace, out: Path, name: str) -> dict[str, float]:
 
 
 def parse() -> argparse.Namespace:
-    """Read the flags."""
+    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Time teacher-student distillation.")
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--env", default="HalfCheetah-v5")
@@ -75,19 +75,19 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure, print, write."""
+    """Measure, print and write."""
     args, console = parse(), make_console()
     load, percent = require_quiet(args.force)
     with tempfile.TemporaryDirectory() as folder:
-        found = default_run(args, Path(folder) / "default")
-        console.print(found)
+        default = default_run(args, Path(folder) / "default")
+        console.print(default)
         by_method = {name: shares(args, Path(folder) / name, name) for name in TIMED}
     console.print(by_method)
     host: dict[str, object] = machine() | {"load": load, "cpu_percent": percent}
     data: dict[str, object] = {"machine": host}
     settings = {"env": args.env, "steps": args.steps, "rollout": ROLLOUT}
-    data |= {"settings": settings, "default": found, "shares": by_method}
-    args.json.write_text(json.dumps(data, indent=1) + "\n")
+    data |= {"settings": settings, "default": default, "shares": by_method}
+    write_json(args.json, data)
     return 0
 
 

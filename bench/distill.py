@@ -3,14 +3,13 @@
 python bench/distill.py --teacher runs/teacher --json bench/results/distill.json
 python bench/distill.py --json bench/results/distill.json --docs docs/results.md
 
-The first adds what is missing in the file, the second writes its table into the page.
+The first command adds the methods that the file lacks, the second writes its table into the page.
 
-Every student takes as many environment steps, has the teacher's answer to as many states (each that
-it collects, once), and takes as many gradient steps on as many samples (80 of 256 in an iteration
-of 8 x 256 steps). Methods that learn from all they remember ask again about remembered states,
-which tells them nothing new. What is trained beside the students comes on top: scaffold's guide and
-retrieval's embedding. Final policies act without noise in the same fresh episodes; the seed is the
-unit.
+Every student gets the same number of environment steps, teacher labels (one for each state that it
+collects) and gradient steps on the same number of samples (80 of 256 per iteration of 8 x 256
+steps). Methods with a replay also query the teacher again at stored states, which gives no new
+labels. The training of scaffold's guide and retrieval's embedding is extra. Final policies act
+without noise in the same fresh episodes; the seed is the unit of the statistics.
 """
 
 from __future__ import annotations
@@ -20,18 +19,16 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from marked import fill
+from marked import add_outputs, baselines_of, centre, publish, students_lead, table
 from rich.console import Console
-from timing import machine
+from timing import machine, write_json
 
 from dpd.log.terminal import make_console
 from dpd.policies import policyfile
-from dpd.report.stats import bootstrap_interval, trimmed
 from dpd.run.episodes import evaluate_together
 from dpd.run.teachers import LAST_EPISODES
 
@@ -54,20 +51,20 @@ METHODS: dict[str, tuple[str, ...]] = {
     "reverse-kl": ("reverse-kl",),
     ALONE: ("none",),
 }
-"""What the table says -> method and its own flags."""
+"""Names in the table -> method and its flags."""
 FIGURES = ("return", "retained", "agree", "own_error")
 
 Row = dict[str, Any]
 
 
 def common(args: argparse.Namespace) -> list[str]:
-    """Return the flags of all runs."""
+    """Return the flags that all runs share."""
     flags = ["--seeds", str(args.seeds), "--total-steps", str(args.steps * len(args.sizes))]
     return [*flags, "--evals", "1", "--final-episodes", str(args.episodes)]
 
 
 def run(name: str, args: argparse.Namespace, out: Path) -> None:
-    """Distil into all sizes and seeds side by side."""
+    """Distil into all sizes and seeds in one run."""
     method, *flags = METHODS[name]
     command = [sys.executable, "-m", "dpd", "train" if name == ALONE else "distill", args.env]
     command += ["--method", method, *flags, *common(args), "--out", str(out)]
@@ -76,29 +73,25 @@ def run(name: str, args: argparse.Namespace, out: Path) -> None:
         command += ["--teacher", str(args.teacher)]
     else:
         command += ["--algo", ",".join("ppo" for _ in args.sizes)]
-        for k, size in enumerate(args.sizes):  # each peer has flags of its own
+        for k, size in enumerate(args.sizes):  # peers take separate flags
             words = [f"--peer{k}.{w[2:]}" if w.startswith("--") else w for w in ROLLOUT]
             command += [*words, f"--peer{k}.hidden", size, size]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def rows_of(name: str, args: argparse.Namespace, out: Path) -> tuple[list[Row], dict[str, Any]]:
-    """Return a row per size, and what is the same for all methods."""
-    found = json.loads((out / "fidelity.json").read_text())
-    baselines = {
-        "teacher": float(np.mean([x for each in found["teachers"] for x in each["returns"]])),
-        "random": found["random"]["return"],
-    }
+    """Return a row per size, and the returns of teacher and random actions."""
+    fidelity = json.loads((out / "fidelity.json").read_text())
     rows = []
-    for size in found["sizes"]:
+    for size in fidelity["sizes"]:
         figures = {k: [student[k] for student in size["students"]] for k in FIGURES}
         units = size["name"].split("x")[0]
         rows.append({"method": name, "size": units, "parameters": size["parameters"], **figures})
-    return rows, baselines
+    return rows, baselines_of(fidelity)
 
 
 def rows_alone(args: argparse.Namespace, out: Path) -> list[Row]:
-    """Return a row per size of learners without a teacher, in the same episodes."""
+    """Return a row per size for learners without a teacher, in the same episodes."""
     rows = []
     for peer, size in enumerate(args.sizes):
         names = [f"seed{k}-peer{peer}-{size}x{size}" for k in range(args.seeds)]
@@ -111,7 +104,7 @@ def rows_alone(args: argparse.Namespace, out: Path) -> list[Row]:
 
 
 def distil_all(args: argparse.Namespace, console: Console) -> None:
-    """Run every method that the file does not hold yet, and add it there."""
+    """Run every method that the file lacks, and add it to the file."""
     for name in args.methods:
         data = known(args)
         if any(row["method"] == name for row in data["rows"]):
@@ -123,61 +116,43 @@ def distil_all(args: argparse.Namespace, console: Console) -> None:
             )
         for row in rows:
             console.print(f"{name} {row['size']}: {np.mean(row['return']):,.0f}")
-        data = known(args)  # another process may have added to it meanwhile
-        made = [row | {"commit": machine()["commit"]} for row in rows]  # some may be added later
-        data |= baselines | {"rows": data["rows"] + made}
-        args.json.write_text(json.dumps(data, indent=1) + "\n")
+        data = known(args)  # again: another process may have added a method meanwhile
+        commit = machine()["commit"]  # stored by row: later rows may come from another commit
+        data |= baselines | {"rows": data["rows"] + [row | {"commit": commit} for row in rows]}
+        write_json(args.json, data)
 
 
 def known(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the file holds, or the beginning of it. Exits where it is of other settings."""
+    """Return the contents of the file, or empty results. Exits if its settings differ."""
     names = ("env", "sizes", "seeds", "steps", "episodes")
     settings = {name: getattr(args, name) for name in names}
     if not args.json.exists():
         return {"machine": machine(), "settings": settings, "rows": []}
     data: dict[str, Any] = json.loads(args.json.read_text())
     if data["settings"] != settings:
-        sys.exit(f"{args.json} is of {data['settings']}, not {settings}; give another --json")
+        sys.exit(
+            f"{args.json} has settings {data['settings']}, not {settings}; give another --json"
+        )
     return data
 
 
-def centre(values: Sequence[float], places: int) -> str:
-    """Word the interquartile mean and its bootstrap interval over seeds."""
-    middle, found = float(trimmed(np.asarray(values), 0)), bootstrap_interval(trimmed, [values], 0)
-    ends = "" if found is None else f" ({found.low:,.{places}f} to {found.high:,.{places}f})"
-    return f"{middle:,.{places}f}{ends}"
-
-
-def table(data: dict[str, Any]) -> list[str]:
-    """Lay out a line per method and size, in the order of METHODS."""
+def lines_of(data: dict[str, Any]) -> list[str]:
+    """Lay out a row per method and size, in the order of METHODS."""
+    settings, span = data["settings"], data["teacher"] - data["random"]
+    by_key = {(row["size"], row["method"]): row for row in data["rows"]}
+    rows = []
+    for key in ((size, name) for size in settings["sizes"] for name in METHODS):
+        if (row := by_key.get(key)) is None:
+            continue
+        retained = [(x - data["random"]) / span for x in row["return"]]
+        cells = [row["method"], row["size"], centre(row["return"]), centre(retained, 2)]
+        rows.append(cells + [centre(row[k], 2) if k in row else "" for k in ("agree", "own_error")])
     head = ["method", "units", "return", "retained", "held-out within 0.1", "error on own states"]
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-    span = data["teacher"] - data["random"]
-    for size in data["settings"]["sizes"]:
-        for name in METHODS:
-            for row in data["rows"]:
-                if (row["method"], row["size"]) != (name, size):
-                    continue
-                kept = [(got - data["random"]) / span for got in row["return"]]
-                cells = [name, size, centre(row["return"], 0), centre(kept, 2)]
-                cells += [centre(row[k], 2) if k in row else "" for k in ("agree", "own_error")]
-                lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def write_table(data: dict[str, Any], page: Path) -> None:
-    """Put the table between its marks in a page."""
-    said = data["settings"]
-    lead = (
-        f"{said['env']}, {said['steps']:,} environment steps per student, {said['seeds']} seeds, "
-        f"{said['episodes']} episodes per policy. The teacher gets {data['teacher']:,.0f}, uniform "
-        f"actions {data['random']:,.0f}."
-    )
-    fill(page, "bench/distill.py", [lead, "", *table(data)])
+    return [students_lead(settings["env"], settings, data), "", *table(head, "lrrrrr", rows)]
 
 
 def parse() -> argparse.Namespace:
-    """Read the flags."""
+    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Compare methods of teacher-student distillation.")
     parser.add_argument("--teacher", type=Path, help="a run with a history")
     parser.add_argument("--env", default="HalfCheetah-v5")
@@ -186,20 +161,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=102_400, help="environment steps per student")
     parser.add_argument("--episodes", type=int, default=10)
-    parser.add_argument("--json", type=Path, required=True, help="all figures of all students")
-    parser.add_argument("--docs", type=Path, help="write the table of --json into this page")
+    add_outputs(parser, "all figures of all students")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Distil what is missing, or write the table; print it."""
-    args, console = parse(), make_console()
+    """Run the methods that the file lacks, and print or publish the table."""
+    args = parse()
     if args.teacher is not None:
-        distil_all(args, console)
-    data = json.loads(args.json.read_text())
-    if args.docs is not None:
-        write_table(data, args.docs)
-    console.print("\n".join(table(data)), soft_wrap=True, highlight=False)
+        distil_all(args, make_console())
+    publish(lines_of(json.loads(args.json.read_text())), args.docs, "bench/distill.py")
     return 0
 
 

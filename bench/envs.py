@@ -1,7 +1,7 @@
-"""Environment steps per second: native, Gymnasium, Stable-Baselines3 and MuJoCo's own limit.
+"""Time environment steps: native, Gymnasium, Stable-Baselines3 and the limit of MuJoCo itself.
 
-`raw` is batched mj_step on all cores and nothing else: no observation, reward or reset. It steps
-from states 100 random steps into native episodes, to which it returns every 20 steps.
+`raw` is only batched mj_step on all cores, without observations, rewards or resets. It starts 100
+random steps into native episodes, and returns to those states every 20 steps.
 
     python bench/envs.py --tasks HalfCheetah-v5 --n-envs 32 256 --json envs.json
 """
@@ -9,7 +9,6 @@ from states 100 random steps into native episodes, to which it returns every 20 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import warnings
@@ -24,7 +23,7 @@ from gymnasium.vector import AutoresetMode
 from mujoco.batch import Batch
 from rich.table import Table
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
-from timing import Work, interleaved_rates, median_ratio, require_quiet
+from timing import Work, interleaved_rates, median_ratio, require_quiet, write_json
 
 from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
@@ -35,8 +34,8 @@ from dpd.log.terminal import make_console
 WARM_UP = 100
 RAW_ROUND = 20
 N_ACTIONS = 64
-MOST_RIVAL_ENVS = 64  # beyond this, Gymnasium's and SB3's only get slower to build
-GOALS = (  # task, contender, base, at least
+MOST_RIVAL_ENVS = 64  # more only take longer to build for Gymnasium and SB3
+GOALS = (  # task, contender, base, least ratio
     ("HalfCheetah-v5", "native@256", "raw@256", 0.85),
     ("Ant-v5", "native@256", "raw@256", 0.65),
     ("Humanoid-v5", "native@256", "raw@256", 0.65),
@@ -45,6 +44,7 @@ GOALS = (  # task, contender, base, at least
 
 
 def native(env_id: str, n_envs: int) -> Work:
+    """Return the work of the native backend."""
     env = NativeEnv(env_id, n_envs, list(range(n_envs)))
     env.reset()
     acts = torch.rand(N_ACTIONS, n_envs, env.spec.act_dim) * 2 - 1
@@ -52,6 +52,7 @@ def native(env_id: str, n_envs: int) -> Work:
 
 
 def raw(env_id: str, n_envs: int) -> Work:
+    """Return the work of MuJoCo alone."""
     task, model = TASKS[env_id], load_model(TASKS[env_id])
     env = NativeEnv(env_id, n_envs, list(range(n_envs)))
     env.reset()
@@ -73,6 +74,8 @@ def raw(env_id: str, n_envs: int) -> Work:
 
 
 def gymnasium_vector(mode: str) -> Callable[[str, int], Work]:
+    """Return a maker of Gymnasium's work in a vectorization mode."""
+
     def make(env_id: str, n_envs: int) -> Work:
         envs = gymnasium.make_vec(
             env_id,
@@ -113,7 +116,7 @@ def _actions(env_id: str, n_envs: int) -> np.ndarray:
 
 
 def _cycle(step: Callable[[int], object], n_envs: int, warm_up: int = 0) -> Work:
-    """Make work of a step that takes the index of its actions."""
+    """Return the work of a step function that takes the index of its actions."""
     count = 0
 
     def work() -> int:
@@ -128,12 +131,12 @@ def _cycle(step: Callable[[int], object], n_envs: int, warm_up: int = 0) -> Work
 
 
 def contenders(env_id: str, sizes: list[int]) -> dict[str, Work]:
-    found = {}
+    works = {}
     for n_envs in sizes:
         rivals = RIVALS if n_envs <= MOST_RIVAL_ENVS else {}
         for name, make in {**LIMITS, **rivals}.items():
-            found[f"{name}@{n_envs}"] = make(env_id, n_envs)
-    return found
+            works[f"{name}@{n_envs}"] = make(env_id, n_envs)
+    return works
 
 
 def rate_table(rates: dict[str, dict[str, list[float]]]) -> Table:
@@ -145,12 +148,12 @@ def rate_table(rates: dict[str, dict[str, list[float]]]) -> Table:
 
 
 def goal_table(rates: dict[str, dict[str, list[float]]]) -> Table:
-    table = Table("task", "ratio", "measured", "goal", title="Ratios, each of the same rounds")
+    table = Table("task", "ratio", "measured", "goal", title="Ratios by round, medians")
     for env_id, name, base, goal in GOALS:
         if name in rates.get(env_id, {}) and base in rates[env_id]:
-            got = median_ratio(rates[env_id], name, base)
-            mark = "" if got >= goal else "  missed"
-            table.add_row(env_id, f"{name} / {base}", f"{got:.2f}{mark}", f"{goal:.2f}")
+            ratio = median_ratio(rates[env_id], name, base)
+            mark = "" if ratio >= goal else "  missed"
+            table.add_row(env_id, f"{name} / {base}", f"{ratio:.2f}{mark}", f"{goal:.2f}")
     return table
 
 
@@ -174,15 +177,15 @@ def main() -> None:
     rates = {}
     for env_id in args.tasks:
         console.print(f"timing {env_id}")
-        rates[env_id] = interleaved_rates(
-            contenders(env_id, args.n_envs), args.repeats, args.seconds
-        )  # and let go of their processes before the next task
+        works = contenders(env_id, args.n_envs)
+        rates[env_id] = interleaved_rates(works, args.repeats, args.seconds)
+        del works  # ends their processes before the next task
     console.print(rate_table(rates), goal_table(rates))
     console.print(f"{n_cores()} cores; load {load:.2f}, CPU {percent:.0f} % before the start")
     if args.json:
         machine: dict[str, object] = {"cores": n_cores(), "load": load, "cpu_percent": percent}
         machine |= {"mujoco": mujoco.__version__, "python": platform.python_version()}
-        args.json.write_text(json.dumps({"machine": machine, "rates": rates}, indent=1))
+        write_json(args.json, {"machine": machine, "rates": rates})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Count how often equal methods are called higher or lower, and how wide the intervals really are.
+"""Measure the error rate of verdicts between equal methods, and the coverage of intervals.
 
 python bench/error_rates.py --json bench/results/error-rates.json        two minutes
 python bench/error_rates.py --json bench/results/error-rates.json --docs docs/results.md
 
-The verdicts are those of `dpd compare`, `study` and `cooperate`: p values, Holm's adjustment and
-the rule are taken from dpd/report/stats.py, for thousands of null experiments at once. (A file
-called statistics.py here would hide Python's module of that name from every benchmark.)
+The verdicts are those of `dpd compare`, `study` and `cooperate`: dpd/report/stats.py computes p
+values, Holm's adjustment and the verdict for thousands of null experiments at once. (This file must
+not be called statistics.py, which would hide Python's module from every benchmark.)
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from marked import fill
-from timing import machine
+from marked import publish, table
+from timing import machine, write_json
 
 from dpd.report.stats import (
     bootstrap_interval,
@@ -50,30 +50,30 @@ def verdicts(first: np.ndarray, others: np.ndarray, is_paired: bool) -> np.ndarr
     p = sign_flip_p(others - first) if is_paired else welch(others, first).pvalue
     apart = (others - first).mean(-1)
     m = others.shape[1]
-    said = [
-        [verdict(mean, q, n, m) for mean, q in zip(*each, strict=True)]
-        for each in zip(apart.tolist(), holm(p).tolist(), strict=True)
+    words = [
+        [verdict(mean, q, n, m) for mean, q in zip(*experiment, strict=True)]
+        for experiment in zip(apart.tolist(), holm(p).tolist(), strict=True)
     ]
-    return np.array(said)
+    return np.array(words)
 
 
 def error_rate(scores: str, n: int, is_paired: bool, nulls: int, arms: int = 1) -> float:
     """Return the share of null experiments in which any arm is called higher or lower."""
     rng, draw = np.random.default_rng(n), SCORES[scores]
     first, others = draw(rng, (nulls, n)), draw(rng, (nulls, arms, n))
-    said = verdicts(first, others, is_paired)
-    return float(np.isin(said, ("higher", "lower")).any(1).mean())
+    words = verdicts(first, others, is_paired)
+    return float(np.isin(words, ("higher", "lower")).any(1).mean())
 
 
 def coverage(scores: str, n: int, nulls: int) -> dict[str, float]:
-    """Return how often 95 % intervals hold what they are of: t of a mean, bootstrap of an IQM."""
+    """Return how often 95 % intervals contain the truth: t of a mean, bootstrap of an IQM."""
     rng, draw = np.random.default_rng(n), SCORES[scores]
     many = draw(rng, (1_000_000,))
     mean, iqm = float(many.mean()), float(trimmed(many, 0))
     held = {"t interval of the mean": 0, "bootstrap interval of the IQM": 0}
     for values in draw(rng, (nulls, n)).tolist():
-        found = (mean_interval(values), bootstrap_interval(trimmed, [values], 0))
-        for name, interval, truth in zip(held, found, (mean, iqm), strict=True):
+        intervals = (mean_interval(values), bootstrap_interval(trimmed, [values], 0))
+        for name, interval, truth in zip(held, intervals, (mean, iqm), strict=True):
             held[name] += interval is not None and interval.low <= truth <= interval.high
     return {name: count / nulls for name, count in held.items()}
 
@@ -100,25 +100,24 @@ def measure(nulls: int) -> dict[str, Any]:
     }
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def lines(rates: dict[str, Any]) -> list[str]:
     """Lay out the tables."""
-    head = " | ".join(f"{n} seeds" for n in SEEDS)
-    table = [f"| scores | seeds | {head} | {ARMS} arms, 10 seeds: any |", "|---|---|" + "---:|" * 4]
-    for one, of_family in zip(found["one"], found["family"], strict=True):
+    head = ["scores", "seeds", *(f"{n} seeds" for n in SEEDS), f"{ARMS} arms, 10 seeds: any"]
+    rows = []
+    for one, of_family in zip(rates["one"], rates["family"], strict=True):
         cells = [f"{one[str(n)]:.1%}" for n in SEEDS] + [f"{of_family['10']:.1%}"]
-        table.append(f"| {one['scores']} | {one['seeds']} | {' | '.join(cells)} |")
-    head = " | ".join(f"{n} seeds" for n in COVERED)
-    table += ["", f"| scores | interval | {head} |", "|---|---|" + "---:|" * len(COVERED)]
-    for scores in dict.fromkeys(row["scores"] for row in found["coverage"]):
-        rows = [row for row in found["coverage"] if row["scores"] == scores]
-        for name in list(rows[0])[2:]:
-            cells = [f"{row[name]:.0%}" for row in rows]
-            table.append(f"| {scores} | {name} | {' | '.join(cells)} |")
-    return table
+        rows.append([one["scores"], one["seeds"], *cells])
+    coverages = []
+    for scores in dict.fromkeys(row["scores"] for row in rates["coverage"]):
+        same = [row for row in rates["coverage"] if row["scores"] == scores]
+        for name in list(same[0])[2:]:
+            coverages.append([scores, name, *(f"{row[name]:.0%}" for row in same)])
+    second = ["scores", "interval", *(f"{n} seeds" for n in COVERED)]
+    return [*table(head, "llrrrr", rows), "", *table(second, "ll" + "r" * len(COVERED), coverages)]
 
 
 def main() -> int:
-    """Measure unless the tables are only to be written; print them."""
+    """Measure, or read --json for --docs; print the tables."""
     parser = argparse.ArgumentParser(description="Error rates of verdicts between equal methods.")
     parser.add_argument("--nulls", type=int, default=1_000, help="samples for the coverage")
     parser.add_argument("--json", type=Path, help="write the rates here, or read them for --docs")
@@ -126,12 +125,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.docs is not None:
         data = json.loads(args.json.read_text())
-        fill(args.docs, "bench/error_rates.py", lines(data))
     else:
         data = {"machine": machine(), **measure(args.nulls)}
-        if args.json is not None:
-            args.json.write_text(json.dumps(data, indent=1) + "\n")
-    sys.stdout.write("\n".join(lines(data)) + "\n")
+        write_json(args.json, data)
+    publish(lines(data), args.docs, "bench/error_rates.py")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Whether a GPU does what the CPU does: physics, updates, recordings, and nothing that waits."""
+"""Compare a GPU with the CPU: physics, updates, recorded graphs, and iterations without waits."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ COMMANDS: dict[str, Sequence[str]] = {
         *("--total-steps", "16384", "--peer1.learning-starts", "1000"),
     ),
 }
-"""Short runs as a user starts them."""
+"""Short runs of the command line."""
 
 
 def random_replay(agent: Any, held: int) -> None:
-    """Fill a replay with noise, whose transitions are all valid and none an end."""
+    """Fill a replay with noise: all transitions are valid and none ends an episode."""
     rows = torch.randn(agent.n_learners, held, 1, agent.replay.rows.shape[-1])
     rows[..., -3:] = torch.tensor([0.0, 0.0, 1.0])
     rows[..., agent.obs_dim : agent.obs_dim + agent.act_dim].clamp_(-1, 1)
@@ -71,7 +71,7 @@ def random_replay(agent: Any, held: int) -> None:
 
 
 def learnt(config: Any, device: torch.device, recorded: bool) -> Tensor:
-    """Let learners learn for three iterations from noise; return their parameters."""
+    """Train learners for three iterations on noise; return their parameters."""
     agent = config.build(O, A, SEEDS, device)
     agent.graphs = Graphs(device if recorded else torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +86,7 @@ def learnt(config: Any, device: torch.device, recorded: bool) -> Tensor:
 
 
 def recorded_updates(name: str, device: torch.device) -> Record:
-    """Compare updates that are recorded as graphs with the same ones that are not."""
+    """Compare updates recorded as CUDA graphs with the same updates run eagerly."""
     eager, graph = (learnt(CONFIGS[name], device, recorded) for recorded in (False, True))
     return {
         "largest_difference": float((eager - graph).abs().max()),
@@ -95,7 +95,7 @@ def recorded_updates(name: str, device: torch.device) -> Record:
 
 
 def updates_beside_cpu(name: str, device: torch.device) -> Record:
-    """Compare one update in float64 with the CPU's, from the same parameters and numbers."""
+    """Compare one float64 update with the CPU's, from the same parameters and data."""
     config, home = CONFIGS[name], torch.device("cpu")
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(2, 64, 2 * O + 3 * A + 4, generator=generator, dtype=torch.float64)
@@ -113,7 +113,7 @@ def updates_beside_cpu(name: str, device: torch.device) -> Record:
 
 
 def one_update(agent: Any, noise: Tensor) -> None:
-    """Take one update on given numbers [N, B, ...]."""
+    """Take one update on the data [N, B, ...]."""
     obs, next_obs, act, first, second, rest = noise.split([O, O, A, A, A, 4], -1)
     if isinstance(agent.config, PPOConfig):
         from dpd.agents.ppo import Samples
@@ -127,7 +127,7 @@ def one_update(agent: Any, noise: Tensor) -> None:
     sample = Transitions(
         torch.cat([obs, act.tanh()], -1), next_obs, rest[..., 0], agent.gamma.expand(-1, 64)
     )
-    agent.n_updates = 2  # one of those that move TD3's policy
+    agent.n_updates = 2  # an even number, which updates TD3's policy
     drawn = torch.stack([first, second], 1) if agent.config.squashed else first * 0.1
     agent._set_rates()
     with torch.no_grad():
@@ -135,13 +135,13 @@ def one_update(agent: Any, noise: Tensor) -> None:
 
 
 def nothing_waits(device: torch.device, quick: bool) -> Record:
-    """Run iterations in which whatever waits for the device is an error."""
+    """Run iterations in which waiting for the device raises an error."""
     sizes = ["--n-envs", "64"] if quick else list(LARGE)
     argv = ["HalfCheetah-v5", "--backend", "warp", "--device", str(device), *sizes]
     (stack,) = Training(parse_train(argv)).stacks
     stack.iterate(0.0)
     settle, on_gpu = stack.checks.settle, device.type == "cuda"
-    stack.checks.settle = lambda: None  # type: ignore[method-assign] # the one wait, at the end
+    stack.checks.settle = lambda: None  # type: ignore[method-assign] # the only wait, called at the end
     if on_gpu:
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -155,7 +155,7 @@ def nothing_waits(device: torch.device, quick: bool) -> Record:
 
 
 def goes_on(device: torch.device) -> Record:
-    """Compare a run that went on from its state with one that was never stopped."""
+    """Compare a run resumed from its state with an uninterrupted one."""
     argv = ["HalfCheetah-v5", "--backend", "native", "--device", str(device), "--total-steps"]
     argv += ["32768"]
     whole, stopped = (Training(parse_train(argv)) for _ in range(2))
@@ -170,7 +170,7 @@ def goes_on(device: torch.device) -> Record:
 
 
 def closing_frees(device: torch.device, quick: bool) -> Record:
-    """Measure how much of a simulation's memory is there again after it was closed."""
+    """Measure how much memory a simulation takes, and keeps after it is closed."""
 
     def in_use() -> int:
         if device.type != "cuda":
@@ -185,13 +185,13 @@ def closing_frees(device: torch.device, quick: bool) -> Record:
     before = in_use()
     env = make("HalfCheetah-v5", n, range(n), "warp", device=device)
     env.reset()
-    there = in_use()
+    opened = in_use()
     env.close()
-    return {"taken_mb": (there - before) / 1e6, "kept_mb": (in_use() - before) / 1e6}
+    return {"taken_mb": (opened - before) / 1e6, "kept_mb": (in_use() - before) / 1e6}
 
 
 def command(name: str, device: torch.device) -> Record:
-    """Run a command as a user does."""
+    """Run a command in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         argv = [sys.executable, "-m", "dpd", *COMMANDS[name], *QUICK, "--device", str(device)]
         run = subprocess.run(
@@ -205,7 +205,7 @@ def command(name: str, device: torch.device) -> Record:
 
 
 def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tuple[str, Measure]]:
-    """Name what is compared, the most telling first."""
+    """Yield the comparisons, the most important first."""
 
     def physics(env_id: str) -> Measure:
         return lambda: compare(env_id, 8 if quick else 256, 1 if quick else 10, 20, str(device))

@@ -1,4 +1,4 @@
-"""What two PPO peers learn on a GPU in minutes, judged on the CPU's own physics."""
+"""Train two PPO peers on a GPU for minutes, and evaluate them with the CPU's physics."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from dpd.run.sources import find_policies, is_best
 
 SEEDS, STEPS, EPISODES, EVAL_SEED = 5, 20_000_000, 10, 1_000_000
 BOX_S = {"HalfCheetah-v5": 300.0, "Ant-v5": 90.0, "Hopper-v5": 60.0, "Walker2d-v5": 60.0}
-"""Seconds a run may take, where so many are left; HalfCheetah's are those of its goal."""
+"""Maximum seconds per run; HalfCheetah's is its goal."""
 CONTROL_S = 60.0
 JUDGED_S, LEAST_S = 15.0, 20.0
 
 
 def learn(env_id: str, flags: list[str], device: torch.device, box: float, quick: bool) -> Record:
-    """Train in a box of time, and evaluate the last policies of every seed and peer."""
+    """Train within a time limit, and evaluate the last policies of every seed and peer."""
     steps, seeds = (20_000, 1) if quick else (STEPS, SEEDS)
     small = ["--n-envs", "4", "--n-steps", "64", "--minibatch-size", "64"] if quick else []
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +41,7 @@ def learn(env_id: str, flags: list[str], device: torch.device, box: float, quick
 
 
 def boxed(argv: list[str], box: float) -> int:
-    """Run a command; when its time is up, ask it to stop in order."""
+    """Run a command; after `box` seconds, ask it to save and stop."""
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
     try:
         return process.wait(box)
@@ -64,7 +64,7 @@ def judged(run_dir: Path, env_id: str) -> Record:
 
 
 def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tuple[str, Measure]]:
-    """Name the runs, the most wanted first; `seconds` are left for all that are still to come."""
+    """Yield the runs, the most important first; all of them share `seconds`."""
 
     end = time.perf_counter() + seconds - JUDGED_S
 
@@ -82,7 +82,7 @@ def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tupl
 
 
 def goals(found: dict[str, Any]) -> list[Record]:
-    """Return what was aimed at: 2 peers x 10M steps x 5 seeds in five minutes."""
+    """Return the goal, 2 peers x 10M steps x 5 seeds in five minutes, and its measurement."""
     run = found.get("HalfCheetah-v5/paper", {})
     finished = run.get("status") == 0
     return [

@@ -1,4 +1,4 @@
-"""What is fast on a GPU, and how fast: simulation, learners, training end to end, memory."""
+"""Time simulation, learners and whole training on a GPU, and measure memory."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ WAYS: dict[str, Sequence[str]] = {
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done its work."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(device: torch.device, work: Callable[[], int], seconds: float) -> float:
-    """Repeat work for at least so long -> units per second; the first call does not count."""
+    """Repeat work for at least `seconds` after a warm-up call; return units per second."""
     work()
     wait(device)
     n, begin = 0, time.perf_counter()
@@ -60,13 +60,13 @@ def env_rate(env_id: str, n: int, backend: str, device: torch.device, seconds: f
 
 
 def env_rates(env_id: str, device: torch.device, quick: bool) -> Record:
-    """Time one task at several sizes, Warp's."""
+    """Time the warp backend of one task at several sizes."""
     sizes = (16,) if quick else SIZES
     return {str(n): env_rate(env_id, n, "warp", device, 1.0) for n in sizes}
 
 
 def few_envs(env_id: str, device: torch.device, quick: bool) -> Record:
-    """Time few environments on CPU cores and on the GPU: which is faster from when on."""
+    """Time small numbers of environments on CPU and GPU, to see where the GPU becomes faster."""
     sizes = (16,) if quick else FEW
     return {
         backend: {str(n): env_rate(env_id, n, backend, device, 0.7) for n in sizes}
@@ -106,7 +106,7 @@ def end_to_end(env_id: str, flags: Sequence[str], device: torch.device, seconds:
 
 
 def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tuple[str, Measure]]:
-    """Name what is measured, the most wanted first."""
+    """Yield the measurements, the most important first."""
     small = ("--n-envs", "4", "--n-steps", "64", "--minibatch-size", "64") if quick else ()
 
     def train(env_id: str, flags: Sequence[str], seconds: float) -> Measure:
@@ -158,7 +158,7 @@ GOALS: dict[str, tuple[str, str, float]] = {
 
 
 def goals(found: dict[str, Any]) -> list[Record]:
-    """Return what was aimed at, and what came of it."""
+    """Return the goals and their measurements."""
     rows = []
     for goal, (name, key, least) in GOALS.items():
         value = found.get(name, {}).get(key)

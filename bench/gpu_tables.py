@@ -1,7 +1,7 @@
-"""Make the section on GPUs of docs/benchmarks.md from what bench/gpu.sh wrote.
+"""Write the GPU section of docs/benchmarks.md from the results of bench/gpu.sh.
 
-python bench/gpu_tables.py            writes it
-python bench/gpu_tables.py --check    says whether it is what it would write
+python bench/gpu_tables.py            writes the section
+python bench/gpu_tables.py --check    exits with an error if it is out of date
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PUBLISHED = (
     ("rl_games and envpool, PPO", "27,000 to 34,000", "Apple M5 Max"),
     ("LeanRL, TD3, one learner and environment, compiled", "936", "H100"),
 )
-"""Environment steps per second as their authors published them; no measurement of ours."""
+"""Environment steps per second as published by their authors, not measured here."""
 
 UNMEASURED = """
 Nothing has been measured on a GPU yet: what `--device cuda` runs is tested on the CPU alone
@@ -41,7 +41,7 @@ Parts = dict[str, dict[str, Any]]
 
 
 def section(parts: Parts) -> str:
-    """Return the section; without measurements, what is to be measured."""
+    """Return the section; without measurements, the plan."""
     lines = ["## On a GPU", ""]
     if not parts:
         lines += textwrap.wrap(UNMEASURED.strip(), 96)
@@ -54,7 +54,7 @@ def section(parts: Parts) -> str:
 
 
 def heading(name: str, part: dict[str, Any]) -> list[str]:
-    """Say what a part was measured on, and whether it came to its end."""
+    """Name the device of a part, and the measurement at which time ran out."""
     host = part["host"]
     text = f"`bench/gpu.sh {name}` on {host['device']}, torch {host['torch']}, "
     text += f"commit {str(host['commit'])[:10]}."
@@ -65,7 +65,7 @@ def heading(name: str, part: dict[str, Any]) -> list[str]:
 
 
 def goal_line(goal: dict[str, Any]) -> str:
-    """Word what was aimed at, and what came of it."""
+    """Format a goal and its measurement."""
     value, bound = goal["measured"], goal.get("least", goal.get("most"))
     if value is None:
         return f"* {goal['goal']}: {bound:,}; not measured"
@@ -74,18 +74,18 @@ def goal_line(goal: dict[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lay out a table whose first column is text."""
+    """Lay out a Markdown table with text in the first column and numbers in the others."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
 
 
 def named(found: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the measurements under a name."""
+    """Return the measurements with a prefix, without the prefix."""
     return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
 
 def number(record: dict[str, Any], key: str) -> str:
-    """Return a measurement as it is shown."""
+    """Format a measurement, or its error."""
     return f"{record[key]:,.0f}" if key in record else record.get("error", "-")[:60]
 
 
@@ -130,7 +130,7 @@ def runs(found: dict[str, Any]) -> list[str]:
 
 
 def parity(found: dict[str, Any]) -> list[str]:
-    """Return the tables of what agrees."""
+    """Return the table of comparisons."""
     rows = []
     for name, each in found.items():
         said = {k: v for k, v in each.items() if k not in ("said", "where", "seconds_taken")}
@@ -138,30 +138,34 @@ def parity(found: dict[str, Any]) -> list[str]:
     return table(("compared", "found"), rows)
 
 
-def spliced(text: str, made: str) -> str:
-    """Put the section between its marks, at the end where there are none."""
+def spliced(text: str, section: str) -> str:
+    """Replace the section between its marks, or append it if there are none."""
     if BEGIN not in text:
-        return f"{text.rstrip()}\n\n{BEGIN}\n{made}{END}\n"
+        return f"{text.rstrip()}\n\n{BEGIN}\n{section}{END}\n"
     before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{made}{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{section}{END}{rest.split(END)[1]}"
 
 
 def read(folder: Path) -> Parts:
-    """Read what parts were measured; smoke runs do not count."""
+    """Read the measured parts, without smoke runs."""
     found = {file.stem[4:]: json.loads(file.read_text()) for file in folder.glob("gpu-*.json")}
     return {name: part for name, part in found.items() if not part["quick"]}
 
 
 def main() -> int:
-    """Write the section, or say whether it is up to date."""
+    """Write the section, or check that it is up to date."""
     parser = argparse.ArgumentParser(description="Make the section on GPUs of docs/benchmarks.md.")
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     text = DOCS.read_text()
-    made = spliced(text, section(read(HERE / "results")))
+    page = spliced(text, section(read(HERE / "results")))
     if args.check:
-        return 0 if made == text else sys.exit("docs/benchmarks.md is not what the results say")
-    DOCS.write_text(made)
+        return (
+            0
+            if page == text
+            else sys.exit("docs/benchmarks.md is out of date; run bench/gpu_tables.py")
+        )
+    DOCS.write_text(page)
     return 0
 
 

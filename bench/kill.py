@@ -1,12 +1,12 @@
-"""Kill a run at random moments and resume it each time: it must end as one never killed.
+"""Kill runs at random moments and resume them: each must end like an undisturbed run.
 
 python bench/kill.py --kills 20 --json kill.json        about 5 minutes
-python bench/kill.py --algo sac                         learners whose replay is a ring gone round
+python bench/kill.py --algo sac                         learners with a replay that wraps around
 
-Every try is a new run on a native task, killed by SIGKILL at a moment drawn uniformly from the time
-an undisturbed run takes (start-up, checkpoint writing and the last evaluation included), then
-resumed to its end. Parameters, moments, normalisers, generators, simulators, policies and the log
-without its times are compared with the undisturbed run's byte for byte.
+Every try is a new run on a native task. It gets SIGKILL at a moment drawn uniformly from the
+duration of an undisturbed run (with start-up, checkpoint writing and the last evaluation), and is
+then resumed to its end. Parameters, moments, normalisers, generators, simulators, policies and the
+log without its times must equal those of the undisturbed run byte for byte.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import track
-from timing import machine
+from timing import machine, write_json
 
 from dpd.log.csv import read_rows
 from dpd.log.terminal import make_console
@@ -37,16 +37,16 @@ REPLAY += ["--learning-starts", "1000", "--capacity", "4000"]
 
 
 def command(out: Path, args: argparse.Namespace) -> list[str]:
-    """Return the command of a new run of so many iterations of 2 peers x 4 envs x 64 steps."""
+    """Return the command of a new run; an iteration is 2 peers x 4 envs x 64 steps."""
     flags = ["--algo", args.algo, *FLAGS, *(REPLAY if args.algo != "ppo" else [])]
     flags += ["--total-steps", str(args.iterations * 512), "--checkpoint-every", "0.2"]
     return [sys.executable, "-m", "dpd", "train", args.env, *flags, "--out", str(out)]
 
 
 def run(argv: list[str], kill_after: float | None = None) -> tuple[int, float]:
-    """Run a command, killed after a time if one is given; return its status and seconds."""
+    """Run a command, and kill it after a time if given; return its status and seconds."""
     begin, quiet = time.perf_counter(), subprocess.DEVNULL
-    # Outside the repository: policy files name its commit, and one may be made meanwhile.
+    # Outside the repository: policy files record its commit, which may change meanwhile.
     elsewhere = tempfile.gettempdir()
     with subprocess.Popen(argv, cwd=elsewhere, stdout=quiet, stderr=quiet) as process:
         try:
@@ -57,14 +57,18 @@ def run(argv: list[str], kill_after: float | None = None) -> tuple[int, float]:
 
 
 def fingerprint(run_dir: Path) -> dict[str, str]:
-    """Return digests of all that a run ended with, times left out."""
+    """Return digests of the final state, log and policies of a run, without times."""
     state, facts = read(Checkpoints(run_dir, keep=1).files()[0])
     logged = read_rows(run_dir / "metrics.csv")
     rows = [row for row in logged if not row["metric"].startswith("time/")]
-    found = {"step": str(facts.step), "state": digest(state), "log": sha(json.dumps(rows).encode())}
+    digests = {
+        "step": str(facts.step),
+        "state": digest(state),
+        "log": sha(json.dumps(rows).encode()),
+    }
     for policy in sorted((run_dir / "policies").iterdir()):
-        found[policy.name] = sha(policy.read_bytes())
-    return found
+        digests[policy.name] = sha(policy.read_bytes())
+    return digests
 
 
 def sha(data: bytes) -> str:
@@ -73,11 +77,11 @@ def sha(data: bytes) -> str:
 
 
 def attempt(folder: Path, args: argparse.Namespace, after: float) -> dict[str, Any]:
-    """Kill a new run after a time, resume it to its end; return what it ended with."""
+    """Kill a new run after a time and resume it to its end; return its fingerprint."""
     status, _ = run(command(folder, args), after)
     files = Checkpoints(folder, keep=1).files()
     killed_at = int(files[0].stem.removeprefix("step-")) if files else None
-    if not (folder / "config.json").exists():  # killed before there was a run
+    if not (folder / "config.json").exists():  # killed before the run had a directory
         again = command(folder, args)
     else:
         again = [sys.executable, "-m", "dpd", "train", "--resume", str(folder)]
@@ -92,7 +96,7 @@ def attempt(folder: Path, args: argparse.Namespace, after: float) -> dict[str, A
 
 
 def main() -> None:
-    """Measure and report; exit with 1 unless all resumes were exact."""
+    """Measure and report; exit with 1 unless all resumed runs were exact."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--algo", choices=("ppo", "td3", "ddpg", "sac"), default="ppo")
@@ -107,7 +111,7 @@ def main() -> None:
         whole = Path(folder) / "whole"
         status, seconds = run(command(whole, args))
         if status:
-            raise RuntimeError(f"the undisturbed run left with {status}")
+            raise RuntimeError(f"the undisturbed run exited with {status}")
         expected = fingerprint(whole)
         moments = [rng.uniform(0, seconds) for _ in range(args.kills)]
         tries = [
@@ -120,9 +124,8 @@ def main() -> None:
         what = "killed" if t["killed"] else "had ended"
         console.print(f"{t['after_s']:6.2f} s  {what}, checkpoint {t['checkpoint']}, exact: {same}")
     console.print(f"{sum(exact)} of {len(exact)} resumes exact; a whole run takes {seconds:.1f} s")
-    if args.json:
-        found = {"seconds": seconds, "expected": expected, "tries": tries, "machine": machine()}
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    results = {"seconds": seconds, "expected": expected, "tries": tries, "machine": machine()}
+    write_json(args.json, results)
     sys.exit(0 if all(exact) else 1)
 
 

@@ -2,13 +2,13 @@
 
 python bench/learners.py --json learners.json      about 15 minutes on a quiet machine
 python bench/learners.py --end-to-end              whole training on HalfCheetah, logs included
-python bench/learners.py --end-to-end --cpu        per second of a processor, on a busy machine too
-python bench/learners.py --quick --force           a smoke run, its numbers mean nothing
+python bench/learners.py --end-to-end --cpu        per CPU second, also on a busy machine
+python bench/learners.py --quick --force           smoke run; its numbers are meaningless
 
 By default no environment is stepped: both sides draw minibatches from a replay of 100,000
-transitions of HalfCheetah's sizes and take gradient steps on them. End to end, an update follows
-every environment step, so that steps are updates; SBX is in the table where it is installed. Every
-measurement is a process of its own; set-ups take turns.
+transitions with HalfCheetah's sizes and take gradient steps on them. End to end, an update follows
+every environment step, so steps equal updates; SBX is included if it is installed. Every
+measurement runs in a separate process, and set-ups take turns.
 """
 
 from __future__ import annotations
@@ -31,7 +31,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from sb3_baseline import ENDLESS, TimeBox, make_offpolicy, make_vec
-from timing import Work, load_of_others, machine, parse_timed, rate, require_quiet, run_at_once
+from timing import (
+    Work,
+    machine,
+    median_ratio,
+    parse_timed,
+    print_goals,
+    rate,
+    require_quiet,
+    run_at_once,
+    start_round,
+    write_json,
+)
 
 from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.offpolicy import OffPolicy
@@ -43,7 +54,7 @@ if TYPE_CHECKING:
     from dpd.agents.base import Batch
 
 O, A, HELD = 17, 6, 100_000  # noqa: E741
-UPDATES = 50  # per call: an iteration of ours
+UPDATES = 50  # per call: one iteration of dpd
 
 COMMON: dict[str, Any] = {"learning_starts": 0, "capacity": HELD, "n_steps": UPDATES}
 CASES: dict[str, tuple[int, OffPolicyConfig]] = {
@@ -51,14 +62,14 @@ CASES: dict[str, tuple[int, OffPolicyConfig]] = {
     "sac": (2, SACConfig(**COMMON)),
     "ddpg": (10, DDPGConfig(**COMMON, hidden=(64, 64), minibatch_size=64)),
 }
-"""Learners in our stack, and the settings of both sides."""
+"""Learners in dpd's stack, and the settings of both sides."""
 GOALS = {"td3": (1.4, 1.0), "sac": (1.4, 1.0), "ddpg": (4.0, 1.0)}
-"""Least rate per learner, as times that of SB3's default way and of its best way."""
+"""Least rate per learner, relative to SB3's default set-up and to its best set-up."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A way to take updates, as one process or as several at once."""
+    """A way to run updates, in one process or several in parallel."""
 
     name: str
     threads: int | None = None
@@ -67,7 +78,7 @@ class Setup:
     package: str = "stable_baselines3"
 
     def measure(self, case: str, args: argparse.Namespace) -> float:
-        """Run once -> updates per second, all learners and processes together."""
+        """Run once; return updates per second of all learners and processes together."""
         command = [sys.executable, __file__, "--worker", case, "--seconds", str(args.seconds)]
         command += ["--package", self.package, *(["--end-to-end"] if args.end_to_end else [])]
         command += [] if self.threads is None else ["--threads", str(self.threads)]
@@ -82,11 +93,11 @@ SBX = (
     Setup("SBX, default threads", package="sbx"),
     Setup("SBX, 2 processes", processes=2, package="sbx"),
 )
-"""Compiled by JAX; for comparison, no goal counts it. End to end only."""
+"""Compiled by JAX; for comparison without a goal, end to end only."""
 
 
 def filled_agent(case: str) -> tuple[OffPolicy, Batch]:
-    """Return our stack with a full replay, and an iteration to update on."""
+    """Return dpd's stack with a full replay, and an iteration to update on."""
     n, config = CASES[case]
     agent = config.build(O, A, [(0, peer) for peer in range(n)])
     assert isinstance(agent, OffPolicy)
@@ -98,7 +109,7 @@ def filled_agent(case: str) -> tuple[OffPolicy, Batch]:
 
 
 def ours(case: str) -> Work:
-    """Return the work of our stack: an iteration's updates."""
+    """Return the work of dpd's stack: the updates of an iteration."""
     agent, batch = filled_agent(case)
 
     def work() -> int:
@@ -109,7 +120,7 @@ def ours(case: str) -> Work:
 
 
 def theirs(case: str) -> Work:
-    """Return the work of one learner of Stable-Baselines3: as many updates."""
+    """Return the work of one Stable-Baselines3 learner: the same number of updates."""
     import gymnasium
     import numpy as np
     import stable_baselines3
@@ -157,7 +168,7 @@ def train_ours(case: str, seconds: float, threads: int | None) -> dict[str, Any]
 
 
 def train_theirs(case: str, seconds: float, package: str) -> dict[str, Any]:
-    """Train one learner of Stable-Baselines3 or SBX as its users do."""
+    """Train one learner of Stable-Baselines3 or SBX."""
     _, config = CASES[case]
     venv = make_vec("dummy", "HalfCheetah-v5", 1, 0, None)
     model = make_offpolicy(case, venv, 0, replace(config, learning_starts=200), package)
@@ -172,7 +183,7 @@ def train_theirs(case: str, seconds: float, package: str) -> dict[str, Any]:
 
 
 def worker(args: argparse.Namespace) -> dict[str, Any]:
-    """Be one measurement."""
+    """Take one measurement."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     clock = time.process_time if args.cpu else time.perf_counter
@@ -205,33 +216,32 @@ class Results:
         return max(self.measured(case, setups), key=lambda s: self.median(case, s))
 
     def measured(self, case: str, setups: Sequence[Setup]) -> list[Setup]:
-        """Return those that there are numbers of."""
+        """Return the set-ups that were measured."""
         return [s for s in setups if s.name in self.rates[case]]
 
     def ratio(self, case: str, setup: Setup, base: Setup) -> float:
-        """Return the median over rounds of one set-up's rate in another's."""
-        pairs = zip(self.rates[case][setup.name], self.rates[case][base.name], strict=True)
-        return median(a / b for a, b in pairs)
+        """Return the median over rounds of one set-up's rate divided by another's."""
+        return median_ratio(self.rates[case], setup.name, base.name)
 
     def goals(self) -> list[dict[str, Any]]:
-        """Return every goal with what was measured."""
-        found = []
+        """Return the goals and their measurements."""
+        goals = []
         for case in self.rates:
             least = GOALS[case]
             own, best = self.best(case, DPD), self.best(case, SB3)
             if SB3_DEFAULT.name not in self.rates[case]:
-                continue  # per CPU second, goals say nothing
+                continue  # the goals do not apply to CPU seconds
             for base, name, goal in zip(
                 (SB3_DEFAULT, best), ("default", "best"), least, strict=True
             ):
                 x = self.ratio(case, own, base)
                 text = f"{CASES[case][0]} {case}, {own.name}, x SB3's {name} way >= {goal}"
-                found.append({"goal": text, "measured": x, "met": x >= goal})
-        return found
+                goals.append({"goal": text, "measured": x, "met": x >= goal})
+        return goals
 
 
 def setups(args: argparse.Namespace) -> tuple[Setup, ...]:
-    """Return all ways that are compared."""
+    """Return the set-ups to compare."""
     sbx = SBX if args.end_to_end and find_spec("sbx") else ()
     every = (*SB3, *sbx, *DPD)
     alone = [s for s in every if s.processes == 1 and (s.threads == 1 or s in SBX)]
@@ -239,13 +249,11 @@ def setups(args: argparse.Namespace) -> tuple[Setup, ...]:
 
 
 def measure_all(args: argparse.Namespace, console: Console) -> Results:
-    """Measure all set-ups in turns, so that a slow minute hits them all."""
+    """Measure all set-ups in turns, so that a slow minute affects all."""
     before = json.loads(args.json.read_text()) if args.add and args.json.exists() else {}
     results = Results(before.get("rates", {}), before.get("rounds", []))
     for i in range(args.repeats):
-        load, percent = load_of_others()
-        results.rounds.append({"load": load, "cpu_percent": percent})
-        console.print(f"round {i + 1} of {args.repeats}; others use {percent:.0f} % of the CPU")
+        results.rounds.append(start_round(i, args.repeats, console))
         for case in args.cases:
             rates = results.rates.setdefault(case, {s.name: [] for s in setups(args)})
             for setup in setups(args):
@@ -256,7 +264,7 @@ def measure_all(args: argparse.Namespace, console: Console) -> Results:
 
 
 def report(results: Results, args: argparse.Namespace, console: Console) -> None:
-    """Print the table and the goals; write the numbers if asked to."""
+    """Print the table and the goals, and write the numbers."""
     title = "Updates of single learners per second; times SB3's default way, times its best way"
     table = Table(title=title, title_justify="left")
     for name in ("learners", "set-up", "updates/s", "x default", "x best"):
@@ -266,24 +274,20 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
         default = results.measured(case, SB3)[0]
         for setup in setups(args):
             ratios = [f"{results.ratio(case, setup, b):.2f}" for b in (default, best)]
-            who = f"{n if setup.ours else setup.processes} {case}"
-            table.add_row(who, setup.name, f"{results.median(case, setup):,.0f}", *ratios)
+            learners = f"{n if setup.ours else setup.processes} {case}"
+            table.add_row(learners, setup.name, f"{results.median(case, setup):,.0f}", *ratios)
     console.print(table)
-    for goal in results.goals():
-        met = "met   " if goal["met"] else "NOT MET"
-        console.print(f"{met:<8}{goal['goal']}: {goal['measured']:.2f}", soft_wrap=True)
-    if args.json:
-        data = {"machine": machine(), "seconds": args.seconds, "goals": results.goals()}
-        data |= {"end_to_end": args.end_to_end, "cpu_seconds": args.cpu}
-        data |= {"rounds": results.rounds, "rates": results.rates}
-        args.json.write_text(json.dumps(data, indent=1) + "\n")
+    print_goals(results.goals(), console)
+    data = {"machine": machine(), "seconds": args.seconds, "goals": results.goals()}
+    data |= {"end_to_end": args.end_to_end, "cpu_seconds": args.cpu}
+    write_json(args.json, data | {"rounds": results.rounds, "rates": results.rates})
 
 
 def parse() -> argparse.Namespace:
-    """Read the flags."""
+    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Time updates against Stable-Baselines3.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--add", action="store_true", help="to the rounds in the file of --json")
+    parser.add_argument("--add", action="store_true", help="add rounds to the file of --json")
     parser.add_argument("--end-to-end", action="store_true", help="whole training")
     parser.add_argument("--cpu", action="store_true", help="per CPU second, one thread each")
     parser.add_argument("--package", default="stable_baselines3", help=argparse.SUPPRESS)
@@ -297,7 +301,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Be one measurement, or make them all."""
+    """Take one measurement as a worker, or all of them."""
     args = parse()
     if args.worker:
         sys.stdout.write(json.dumps(worker(args)) + "\n")

@@ -1,15 +1,14 @@
-"""Train for long and watch what grows: resident memory, files, the time TensorBoard needs to read.
+"""Train for long and measure growth: resident memory, files, and TensorBoard's reading time.
 
 python bench/long.py --json long.json        about 15 minutes
 
-Every set-up runs `dpd train` as a process of its own. Memory is read four times a second: early is
-the median over the second tenth of the run, late over its last tenth.
+Every set-up runs `dpd train` in a separate process. Memory is read four times a second: early is
+the median over the second tenth of the run, late over the last tenth.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 import psutil
 from rich.table import Table
-from timing import machine
+from timing import machine, write_json
 
 from dpd.log.csv import read_rows
 from dpd.log.terminal import make_console
@@ -34,23 +33,23 @@ MB = 2**20
 
 
 def watch(argv: list[str], run_dir: Path) -> list[tuple[int, int]]:
-    """Run a command to its end; return (environment steps, resident bytes) again and again."""
-    seen: list[tuple[int, int]] = []
+    """Run a command to its end; return samples of (environment steps, resident bytes)."""
+    samples: list[tuple[int, int]] = []
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
         own = psutil.Process(process.pid)
         while process.poll() is None:
             try:
-                seen.append((last_step(run_dir / "metrics.csv"), own.memory_info().rss))
+                samples.append((last_step(run_dir / "metrics.csv"), own.memory_info().rss))
             except psutil.NoSuchProcess:
                 break
             time.sleep(0.25)
     if process.returncode:
-        raise RuntimeError(f"{shlex.join(argv)} left with {process.returncode}")
-    return seen
+        raise RuntimeError(f"{shlex.join(argv)} exited with {process.returncode}")
+    return samples
 
 
 def last_step(metrics: Path) -> int:
-    """Return the step of the last whole record of a log that is being written."""
+    """Return the step of the last complete record in a log that is still written."""
     if not metrics.exists():
         return 0
     with metrics.open("rb") as file:
@@ -61,21 +60,21 @@ def last_step(metrics: Path) -> int:
 
 
 def measure(flags: str) -> dict[str, Any]:
-    """Train once and return what was seen."""
+    """Train once and return memory, file sizes and times."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "dpd", "train", "HalfCheetah-v5", *shlex.split(flags)]
         begin = time.perf_counter()
-        seen = watch([*command, "--out", str(out)], out)
+        samples = watch([*command, "--out", str(out)], out)
         seconds = time.perf_counter() - begin
-        end = max(step for step, _ in seen)
-        tenths = [[rss for s, rss in seen if min(10 * s // end, 9) == k] for k in range(10)]
+        end = max(step for step, _ in samples)
+        tenths = [[rss for s, rss in samples if min(10 * s // end, 9) == k] for k in range(10)]
         return {
             "flags": flags,
             "seconds": seconds,
             "early_mb": median(tenths[1]) / MB,
             "late_mb": median(tenths[9]) / MB,
-            "peak_mb": max(rss for _, rss in seen) / MB,
+            "peak_mb": max(rss for _, rss in samples) / MB,
             "files_mb": sizes(out),
             "tensorboard": read_tensorboard(out / "tb"),
             "records": len({row["step"] for row in read_rows(out / "metrics.csv")}),
@@ -83,7 +82,7 @@ def measure(flags: str) -> dict[str, Any]:
 
 
 def sizes(run_dir: Path) -> dict[str, float]:
-    """Return megabytes by file or folder of a run."""
+    """Return the megabytes of each file and folder of a run."""
     return {
         entry.name: sum(f.stat().st_size for f in [entry, *entry.rglob("*")] if f.is_file()) / MB
         for entry in sorted(run_dir.iterdir())
@@ -111,21 +110,19 @@ def main() -> None:
     parser.add_argument("--shorter", type=int, default=1, help="divide all budgets by this")
     args = parser.parse_args()
     table = Table("set-up", "MB early", "MB late", "growth", "csv MB", "tb MB", "tb read s")
-    found = {}
+    results = {}
     for name, flags in SETUPS.items():
         words = flags.split()
         i = words.index("--total-steps") + 1
         words[i] = str(int(words[i]) // args.shorter)
-        m = found[name] = measure(shlex.join(words))
+        m = results[name] = measure(shlex.join(words))
         growth = f"{m['late_mb'] / m['early_mb'] - 1:+.1%}"
         files, read = m["files_mb"], m["tensorboard"]
         figures = [m["early_mb"], m["late_mb"], growth, files["metrics.csv"], files["tb"]]
         cells = [f if isinstance(f, str) else f"{f:.1f}" for f in [*figures, read["seconds"]]]
         table.add_row(name, *cells)
     make_console().print(table)
-    if args.json:
-        text = json.dumps({"setups": found, "machine": machine()}, indent=1)
-        args.json.write_text(text + "\n")
+    write_json(args.json, {"setups": results, "machine": machine()})
 
 
 if __name__ == "__main__":

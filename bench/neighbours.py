@@ -1,11 +1,11 @@
-"""Time the memory's exact search against an approximate index, at the sizes a memory may have.
+"""Time the memory's exact search against an approximate index, at realistic sizes.
 
 python bench/neighbours.py runs/teacher/policies/seed0-peer0.safetensors --json bench/results/x.json
 
-Keys are the teacher's last hidden layer at the states of its own noisy episodes, through a random
-projection onto the sphere; queries are of other states. One thread, contenders in turns; a time is
-the processor's, of the fastest call, since other programs only add to it. Without faiss, which pip
-install faiss-cpu brings, only the exact search is timed.
+Keys are the teacher's last hidden layer at states of its own noisy episodes, randomly projected to
+the unit sphere; queries come from other states. Contenders take turns on one thread. A time is the
+CPU time of the fastest call, because other programs only slow calls down. Without faiss (pip
+install faiss-cpu) only the exact search is timed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from marked import fill
-from timing import machine, require_quiet
+from marked import add_outputs, publish, table
+from timing import machine, require_quiet, write_json
 from torch import Tensor
 
 from dpd.envs.native import NativeEnv
@@ -32,13 +32,13 @@ from dpd.policies.policyfile import Policy, load
 
 BATCHES = (1, 20, 256)
 K, NOISE, ENVS = 8, 0.3, 50
-LINKS, EF = 32, (16, 64)  # of the graph (HNSW), and how widely it is searched
+LINKS, EF = 32, (16, 64)  # HNSW: links per node, widths of the search
 
 Search = Callable[[Tensor], np.ndarray]
 
 
 def keys_of(policy: Policy, n: int, dim: int, seed: int) -> Tensor:
-    """Return n keys [n, dim] at states of a policy's noisy episodes."""
+    """Return keys [n, dim] at states of a policy's noisy episodes."""
     env = NativeEnv(policy.meta.env_id, ENVS, list(range(seed, seed + ENVS)), 1)
     noise, obs, seen = torch.Generator().manual_seed(seed), env.reset(), []
     for _ in range(-(-n // ENVS)):
@@ -53,13 +53,13 @@ def keys_of(policy: Policy, n: int, dim: int, seed: int) -> Tensor:
 
 
 def exact(keys: Tensor) -> Search:
-    """Search as a policy file's memory does."""
-    kept = Neighbours.of(keys.unsqueeze(0), keys[:, :1].unsqueeze(0), K, 0.1)
-    return lambda query: kept.find(query.unsqueeze(0))[1][0].numpy()
+    """Return the search of a policy file's memory."""
+    stored = Neighbours.of(keys.unsqueeze(0), keys[:, :1].unsqueeze(0), K, 0.1)
+    return lambda query: stored.find(query.unsqueeze(0))[1][0].numpy()
 
 
 def graph(keys: Tensor, ef: int) -> Search:
-    """Search a graph of neighbours (HNSW: Malkov and Yashunin 2018)."""
+    """Return a search of a neighbour graph (HNSW: Malkov and Yashunin 2018)."""
     import faiss
 
     index = faiss.IndexHNSWFlat(keys.shape[1], LINKS)
@@ -73,9 +73,9 @@ def graph(keys: Tensor, ef: int) -> Search:
     return search
 
 
-def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    """Return the share of the true neighbours [n, K] that were found."""
-    pairs = zip(found, truth, strict=True)
+def recall(nearest: np.ndarray, truth: np.ndarray) -> float:
+    """Return the share of the true neighbours [n, K] in a search's result."""
+    pairs = zip(nearest, truth, strict=True)
     return float(np.mean([len(np.intersect1d(a, b)) / K for a, b in pairs]))
 
 
@@ -90,7 +90,7 @@ def measure(policy: Policy, entries: int, args: argparse.Namespace) -> list[dict
             contenders[f"HNSW, ef {ef}"] = graph(keys, ef)
             built[f"HNSW, ef {ef}"] = time.thread_time() - begin
     truth = contenders["exact"](queries)
-    found = {name: recall(search(queries), truth) for name, search in contenders.items()}
+    recalls = {name: recall(search(queries), truth) for name, search in contenders.items()}
     rows = []
     for batch in BATCHES:
         some = queries[:batch].contiguous()
@@ -101,7 +101,7 @@ def measure(policy: Policy, entries: int, args: argparse.Namespace) -> list[dict
                 "search": name,
                 "batch": batch,
                 "ms": 1e3 * times[name],
-                "recall": found[name],
+                "recall": recalls[name],
                 "build_s": built[name],
             }
             for name in contenders
@@ -112,7 +112,7 @@ def measure(policy: Policy, entries: int, args: argparse.Namespace) -> list[dict
 def fastest(
     contenders: Mapping[str, Search], queries: Tensor, repeats: int, seconds: float
 ) -> dict[str, float]:
-    """Time single calls in turns; return each contender's fastest, in seconds of this thread."""
+    """Time single calls in turns; return the least CPU seconds of each contender."""
     best = dict.fromkeys(contenders, math.inf)
     for _ in range(repeats):
         for name, search in contenders.items():
@@ -124,20 +124,19 @@ def fastest(
     return best
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Lay out a line per search and size."""
+def lines_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Lay out a row per search and size."""
     head = ["entries", "search", *(f"{b} at once, ms" for b in BATCHES), "recall", "built in, s"]
-    lines = [f"| {' | '.join(head)} |", "|---:|---|" + "---:|" * (len(head) - 2)]
+    laid_out = []
     for row in (r for r in rows if r["batch"] == BATCHES[0]):
         same = (r for r in rows if (r["entries"], r["search"]) == (row["entries"], row["search"]))
         cells = [f"{row['entries']:,}", row["search"], *(f"{r['ms']:.3g}" for r in same)]
-        cells += [f"{row['recall']:.3f}", f"{row['build_s']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        laid_out.append([*cells, f"{row['recall']:.3f}", f"{row['build_s']:.1f}"])
+    return table(head, "rl" + "r" * (len(head) - 2), laid_out)
 
 
 def main() -> int:
-    """Measure, print, write."""
+    """Measure if a policy is given, and print or publish the table."""
     parser = argparse.ArgumentParser(description="Exact and approximate search of a memory.")
     parser.add_argument("policy", nargs="?", type=Path, help="none: only write the table")
     parser.add_argument("--entries", nargs="+", type=int, default=[10_000, 50_000])
@@ -145,20 +144,17 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.2)
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
-    parser.add_argument("--json", type=Path, required=True, help="all times")
-    parser.add_argument("--docs", type=Path, help="write the table of --json into this page")
+    add_outputs(parser, "all times")
     args = parser.parse_args()
     if args.policy is not None:
         measure_all(args)
-    lines = table(json.loads(args.json.read_text())["rows"])
-    if args.docs is not None:
-        fill(args.docs, "bench/neighbours.py", lines)
-    sys.stdout.write("\n".join(lines) + "\n")
+    rows = json.loads(args.json.read_text())["rows"]
+    publish(lines_of(rows), args.docs, "bench/neighbours.py")
     return 0
 
 
 def measure_all(args: argparse.Namespace) -> None:
-    """Measure on one thread, and write the file."""
+    """Measure on one thread and write the file."""
     load_now, busy = require_quiet(args.force)
     torch.set_num_threads(1)
     if find_spec("faiss"):
@@ -168,7 +164,7 @@ def measure_all(args: argparse.Namespace) -> None:
     rows = [row for n in args.entries for row in measure(load(args.policy), n, args)]
     about = {"machine": machine(), "load": load_now, "cpu_percent": busy}
     settings = {"k": K, "dim": args.dim, "links": LINKS, "noise": NOISE}
-    args.json.write_text(json.dumps({**about, "settings": settings, "rows": rows}, indent=1) + "\n")
+    write_json(args.json, {**about, "settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

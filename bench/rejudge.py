@@ -1,9 +1,9 @@
-"""Judge results anew: derive every interval, p value and verdict from the raw returns in a file.
+"""Recompute every interval, p value and verdict from the raw returns in result files.
 
 python bench/rejudge.py bench/results/study-*.json bench/results/cooperate-*.json
 
-Files of `dpd study` and of bench/cooperate.py are read, judged by today's code and written again.
-What was measured stays as it is.
+Reads files of `dpd study` and bench/cooperate.py, and rewrites them with the verdicts of the
+current code. Measurements do not change.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Data = dict[str, Any]
 
 
 def rejudged(data: Data) -> Data:
-    """Return what a file of today's code would say of the same returns."""
+    """Return the file that the current code would write for the same returns."""
     new = study(data) if "subject" in data else cooperation(data)
     again: Data = json.loads(json.dumps(new, allow_nan=False))
     return again
 
 
 def study(data: Data) -> Data:
-    """Judge a study."""
+    """Recompute the verdicts of a study."""
     own = tuple(f"{name}={arm['flags']}" for name, arm in data["arms"].items() if name not in ARMS)
     config = StudyConfig(
         envs=tuple(task["env"] for task in data["tasks"]),
@@ -64,7 +64,7 @@ def study(data: Data) -> Data:
 
 
 def result(arm: Data) -> Result:
-    """Return an arm as it was when its policies had just been played."""
+    """Rebuild the result of an arm from its file."""
     steps, commits = cycle(arm["steps"] or [None]), cycle(arm["git"] or [None])
     replicates = []
     for seed in arm["seeds"]:
@@ -83,13 +83,13 @@ def result(arm: Data) -> Result:
 
 
 def cooperation(data: Data) -> Data:
-    """Judge the runs of bench/cooperate.py."""
+    """Recompute the verdicts of bench/cooperate.py."""
     runs = [run | {"policies": policies(run["policies"])} for run in data["runs"]]
     return data | {"runs": runs, "summary": list(cooperate.summaries(runs))}
 
 
 def policies(found: list[Data]) -> list[Data]:
-    """Judge the policies of a run of `dpd cooperate`."""
+    """Recompute the verdicts of a run of `dpd cooperate`."""
     nothing: Any = None
     outcome = Cooperation(
         subjects=[SimpleNamespace(origin=policy, file="") for policy in found],  # type: ignore[misc]
@@ -107,7 +107,7 @@ def policies(found: list[Data]) -> list[Data]:
 
 
 def main() -> int:
-    """Judge every file that is named."""
+    """Rewrite every file given."""
     for path in map(Path, sys.argv[1:]):
         text = path.read_text()
         indent = len(text.splitlines()[1]) - len(text.splitlines()[1].lstrip())

@@ -1,4 +1,4 @@
-"""Stable-Baselines3 at this suite's hyper-parameters; run, it times PPO and prints a line of JSON.
+"""Build Stable-Baselines3 models with this suite's hyper-parameters; as a script, time PPO.
 
 python bench/sb3_baseline.py --n-envs 8 --threads 1 --seconds 15
 """
@@ -17,7 +17,7 @@ import torch
 
 from dpd.agents.config import OffPolicyConfig, PPOConfig, TD3Config
 
-if TYPE_CHECKING:  # importing it takes seconds, and bench/train.py only wants TimeBox
+if TYPE_CHECKING:  # imports take seconds, and bench/train.py only needs TimeBox
     from gymnasium import Env
     from stable_baselines3 import PPO
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -28,7 +28,7 @@ ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU, "elu": torch.nn.ELU
 
 
 class TimeBox:
-    """Counts steps and seconds from its first mark to the first one after the time is up."""
+    """Counter of steps and seconds, from its first mark to the first one after the time limit."""
 
     clock = staticmethod(time.perf_counter)
 
@@ -38,7 +38,7 @@ class TimeBox:
         self.last = (0, 0.0)
 
     def mark(self, steps: int) -> bool:
-        """Note the end of an iteration; say whether the time is up."""
+        """Record the end of an iteration; return True if the time is up."""
         self.last = (steps, self.clock())
         if self.first is None:
             self.first = self.last
@@ -56,7 +56,7 @@ class TimeBox:
 
 
 def make_vec(kind: str, env_id: str, n_envs: int, seed: int, threads: int | None) -> VecEnv:
-    """Make monitored environments: SB3's own in this or other processes, or the native ones."""
+    """Make monitored environments: native, or SB3's in this process or in subprocesses."""
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
@@ -70,14 +70,14 @@ def make_vec(kind: str, env_id: str, n_envs: int, seed: int, threads: int | None
 
 
 def learning_rate(config: PPOConfig) -> float | Callable[[float], float]:
-    """Return the learning rate as SB3 wants it: a function of the share of the run left."""
+    """Return the learning rate in SB3's form: a function of the remaining share of the run."""
     if config.lr_schedule == "constant":
         return config.lr
     return lambda left: config.lr * left
 
 
 def make_ppo(venv: VecEnv, n_steps: int, seed: int, config: PPOConfig) -> PPO:
-    """Return SB3's PPO with every setting of ours, normalisation included."""
+    """Return SB3's PPO with all settings of dpd, including normalisation."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import VecNormalize
 
@@ -116,7 +116,7 @@ def make_offpolicy(
     config: OffPolicyConfig,
     package: str = "stable_baselines3",
 ) -> OffPolicyAlgorithm:
-    """Return SB3's TD3, DDPG or SAC with every setting of ours; an update follows every step.
+    """Return SB3's TD3, DDPG or SAC with all settings of dpd; an update follows every step.
 
     `package` may be `sbx`, which has the same classes.
     """
@@ -154,7 +154,7 @@ def make_offpolicy(
 
 
 def learn_for(model: PPO, seconds: float) -> TimeBox:
-    """Learn until the time is up; whole iterations count, all but the first."""
+    """Train until the time is up; count whole iterations after the first."""
     box = TimeBox(seconds)
 
     def on_step(scope: dict[str, Any], _: dict[str, Any]) -> bool:
@@ -167,7 +167,7 @@ def learn_for(model: PPO, seconds: float) -> TimeBox:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Build and run what the flags ask for."""
+    """Build and run the model of the flags."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     config = PPOConfig()
@@ -183,7 +183,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--n-envs", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=None, help="torch's; default: torch's own")
+    parser.add_argument("--threads", type=int, default=None, help="default: torch's choice")
     parser.add_argument("--vec", choices=("dummy", "subproc", "native"), default="dummy")
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Write a study's tables into a page, between marks of the file's name.
+"""Write a study's tables into a page, between marks with the name of the study's file.
 
 python bench/study_table.py bench/results/study-ppo-500k.json docs/results.md
 """
@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from marked import fill
+from marked import fill, table
 
 COLUMNS = ("arm", "mean", "IQM", "worst ¼", "best peer", "{} minus it", "p", "p adj.", "verdict")
 
 
 def figure(value: float | None, interval: list[float] | None = None) -> str:
-    """Write a figure, with its interval."""
+    """Format a number and its interval."""
     if value is None:
         return "-"
     low_high = "" if interval is None else " ({} to {})".format(*map(figure, interval))
@@ -24,27 +24,27 @@ def figure(value: float | None, interval: list[float] | None = None) -> str:
     return text.replace("-", "−") + low_high
 
 
-def rows(arms: dict[str, Any]) -> list[str]:
+def rows_of(arms: dict[str, Any]) -> list[list[str]]:
     """Lay out a row per arm."""
-    found = []
+    rows = []
     for arm, of_arm in arms.items():
         gap = of_arm.get("gap")
         cells = [figure(of_arm.get("mean")), figure(of_arm["iqm"], of_arm["interval"])]
         cells += [figure(of_arm.get(k)) for k in ("worst_quarter", "best_peer")]
         cells += judged(gap) if gap else [""] * 4
-        found.append(f"| {arm} | {' | '.join(cells)} |")
-    return found
+        rows.append([arm, *cells])
+    return rows
 
 
 def judged(gap: dict[str, Any]) -> list[str]:
-    """Lay out a difference, its p values and its verdict."""
+    """Format a difference, its p values and its verdict."""
     p = [f"{gap[k]:.2g}" for k in ("p", "p_adjusted")]
     return [figure(gap["mean"], gap["interval"]), *p, gap["verdict"]]
 
 
 def lines(data: dict[str, Any]) -> list[str]:
     """Lay out all tables."""
-    head = f"| {' | '.join(COLUMNS).format(data['subject'])} |"
+    head = [column.format(data["subject"]) for column in COLUMNS]
     parts: list[tuple[str, dict[str, Any]]] = [
         (
             f"{task['env']}, {data['algo'].upper()}, {data['total_steps']:,} steps per seed, "
@@ -56,14 +56,14 @@ def lines(data: dict[str, Any]) -> list[str]:
     if data["whole"]:
         title = f"Over {len(parts)} tasks; 0 is uniform actions, 1 the best arm's mean in each:"
         parts.append((title, data["whole"]))
-    found: list[str] = []
+    laid_out: list[str] = []
     for title, arms in parts:
-        found += [title, "", head, "|---|" + "---:|" * (len(COLUMNS) - 2) + "---|", *rows(arms), ""]
-    return found[:-1]
+        laid_out += [title, "", *table(head, "l" + "r" * (len(head) - 2) + "l", rows_of(arms)), ""]
+    return laid_out[:-1]
 
 
 def main() -> int:
-    """Read the JSON, write the tables."""
+    """Read the JSON and write the tables."""
     source, page = map(Path, sys.argv[1:])
     fill(page, f"bench/study_table.py {source.stem}", lines(json.loads(source.read_text())))
     return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from marked import fill
+from marked import fill, table
 
 from dpd.fidelity.sweep import FACTOR_LABELS, FACTORS
 
@@ -27,8 +27,8 @@ COLUMNS = {
 
 
 def lines(data: dict[str, Any]) -> list[str]:
-    """Lay out a line per variant, means over seeds."""
-    found = [f"| changed | {' | '.join(COLUMNS.values())} |", "|---|" + "---:|" * len(COLUMNS)]
+    """Lay out a row per variant, means over seeds."""
+    rows = []
     common = {
         name: max(values, key=lambda v: sum(s[name] == v for s in data["students"]))
         for name, values in ((k, f["values"]) for k, f in data["factors"].items())
@@ -38,12 +38,12 @@ def lines(data: dict[str, Any]) -> list[str]:
             wanted = common | {name: value}
             own = [s for s in data["students"] if all(s[k] == v for k, v in wanted.items())]
             cells = [f"{np.mean([s[column] for s in own]):.3g}" for column in COLUMNS]
-            found.append(f"| {FACTOR_LABELS[name].format(value)} | {' | '.join(cells)} |")
-    return found
+            rows.append([FACTOR_LABELS[name].format(value), *cells])
+    return table(["changed", *COLUMNS.values()], "l" + "r" * len(COLUMNS), rows)
 
 
 def main() -> int:
-    """Read the JSON, write the table."""
+    """Read the JSON and write the table."""
     source, page = map(Path, sys.argv[1:])
     fill(page, "bench/sweep_table.py", lines(json.loads(source.read_text())))
     return 0

@@ -1,4 +1,4 @@
-"""What every benchmark here needs: a quiet machine, and contenders timed in turns."""
+"""Check for a quiet machine, time contenders in turns, and write results with their versions."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ MAX_LOAD_PER_CORE = 0.75
 MAX_CPU_PERCENT = 20.0
 
 Work = Callable[[], int]
-"""Does one unit of work and says how many steps that was."""
+"""Does one unit of work and returns its number of steps."""
 Clock = Callable[[], float]
-"""Counts seconds: of the clock, or of the processors, which others' work leaves nearly alone."""
+"""Returns seconds of wall-clock or CPU time; other programs hardly affect CPU time."""
 
 
 def load_of_others(seconds: float = 1.0) -> tuple[float, float]:
-    """Watch the machine while this process sleeps -> 1-minute load, CPU percent of all cores."""
-    import psutil  # which a GPU host may lack, and need not have
+    """Return the 1-minute load and the CPU percent of all cores while this process sleeps."""
+    import psutil  # optional on a GPU host
 
     return os.getloadavg()[0], psutil.cpu_percent(interval=seconds)
 
 
 def require_quiet(force: bool) -> tuple[float, float]:
-    """Exit where other work would blur the numbers (unless `force`) -> load, CPU percent."""
+    """Return load and CPU percent; exit if the machine is busy, unless `force`."""
     load, percent = load_of_others()
     limit = MAX_LOAD_PER_CORE * (os.cpu_count() or 1)
     if (load > limit or percent > MAX_CPU_PERCENT) and not force:
@@ -49,7 +49,7 @@ def require_quiet(force: bool) -> tuple[float, float]:
 def parse_timed(
     parser: argparse.ArgumentParser, repeats: int, seconds: float
 ) -> argparse.Namespace:
-    """Add the flags of a timing of several contenders, with these defaults, and read all flags."""
+    """Add the flags of every timing, with these defaults, and parse all flags."""
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--seconds", type=float, default=seconds, help="per set-up and repeat")
     parser.add_argument("--quick", action="store_true", help="one repeat of a second: a smoke run")
@@ -64,7 +64,7 @@ def parse_timed(
 
 
 def rate(work: Work, seconds: float, clock: Clock = time.perf_counter) -> float:
-    """Repeat work for at least so long -> steps per second."""
+    """Repeat work for at least `seconds`; return steps per second."""
     n_steps, begin = 0, clock()
     while (elapsed := clock() - begin) < seconds:
         n_steps += work()
@@ -77,7 +77,7 @@ def interleaved_rates(
     seconds: float,
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time all contenders in turns, so that a slow minute hits them all -> rates per contender."""
+    """Time all contenders in turns, so that a slow minute affects all; return their rates."""
     for work in contenders.values():
         work()
     rates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -88,13 +88,13 @@ def interleaved_rates(
 
 
 def median_ratio(rates: Mapping[str, list[float]], name: str, base: str) -> float:
-    """Median over the rounds of one contender's rate in another's of the same round."""
+    """Return the median over rounds of one contender's rate divided by another's."""
     return statistics.median(a / b for a, b in zip(rates[name], rates[base], strict=True))
 
 
 def run_at_once(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """Run commands side by side; return the JSON each prints last."""
-    # A thread count in the caller's environment is not what "default threads" means.
+    """Run commands in parallel; return the JSON on each command's last line."""
+    # A thread count in the caller's environment would change the default number of threads.
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
     running = [
         subprocess.Popen(
@@ -114,7 +114,7 @@ def run_at_once(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, object]:
-    """Say what the numbers were measured on, and with which versions."""
+    """Return the machine and the versions behind the numbers."""
     packages = ("torch", "mujoco", "gymnasium", "stable-baselines3", "numpy")
     commit = ["git", "-C", str(Path(__file__).parent), "describe"]
     commit += ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -130,8 +130,28 @@ def machine() -> dict[str, object]:
 
 
 def cpu_model() -> str:
-    """Return the processor's name, as far as the system tells."""
+    """Return the processor's name, if the system provides it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def write_json(path: Path | None, data: object) -> None:
+    """Write results, if a path is given."""
+    if path is not None:
+        path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def print_goals(goals: Sequence[Mapping[str, Any]], console: Any) -> None:
+    """Print each goal with its measurement."""
+    for goal in goals:
+        met = "met   " if goal["met"] else "NOT MET"
+        console.print(f"{met:<8}{goal['goal']}: {goal['measured']:.2f}", soft_wrap=True)
+
+
+def start_round(number: int, n_rounds: int, console: Any) -> dict[str, float]:
+    """Announce a round of measurements; return the load of other programs before it."""
+    load, percent = load_of_others()
+    console.print(f"round {number + 1} of {n_rounds}; others use {percent:.0f} % of the CPU")
+    return {"load": load, "cpu_percent": percent}

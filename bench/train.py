@@ -1,11 +1,11 @@
-"""Time training end to end against Stable-Baselines3's PPO, and what distillation costs.
+"""Time whole training against Stable-Baselines3's PPO, and the cost of distillation.
 
 python bench/train.py --json train.json        about 20 minutes on a quiet machine
-python bench/train.py --quick --force          a smoke run, its numbers mean nothing
+python bench/train.py --quick --force          smoke run; its numbers are meaningless
 
-Both sides learn HalfCheetah-v5 at the same hyper-parameters. Every measurement is a process of its
-own, as a user starts it; set-ups take turns. Ours logs (csv, TensorBoard, live table), SB3 is
-silent; neither evaluates; of both, the first iteration is left out.
+Both sides learn HalfCheetah-v5 with the same hyper-parameters. Every measurement runs in a separate
+process, and set-ups take turns. dpd logs (csv, TensorBoard, live table) and SB3 is silent; neither
+evaluates, and the first iteration of both is not counted.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from rich.table import Table
 from sb3_baseline import ENDLESS, TimeBox
 from timing import (
     MAX_CPU_PERCENT,
-    load_of_others,
     machine,
     median_ratio,
     parse_timed,
+    print_goals,
     require_quiet,
     run_at_once,
+    start_round,
+    write_json,
 )
 
 import dpd.run.train
@@ -67,7 +69,7 @@ class TimedLog(RunLog):
         self.box, self.phases = TimeBox(seconds), dict.fromkeys(PHASES, 0.0)
 
     def record(self, step: int, metrics: Mapping[str, Metric], keep: bool = True) -> None:
-        """Record as ever, then look at the clock."""
+        """Record as usual, then check the clock."""
         super().record(step, metrics, keep)
         box = self.box
         if box.first is not None:
@@ -75,15 +77,15 @@ class TimedLog(RunLog):
                 self.phases[phase] += float(metrics[f"time/{phase}"])  # type: ignore[arg-type]
         if box.mark(step * len(self._seeds)):
             threads = torch.get_num_threads()
-            found = {"steps": box.steps, "seconds": box.seconds, "threads": threads}
-            raise TimeUp(found | {"phases": self.phases})
+            measured = {"steps": box.steps, "seconds": box.seconds, "threads": threads}
+            raise TimeUp(measured | {"phases": self.phases})
 
 
 def work(seconds: float, flags: Sequence[str], env: str = ENV) -> dict[str, Any]:
     """Train as `dpd train` does with these flags, until the time is up."""
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as sink:
         endless = ("--total-steps", str(ENDLESS), "--evals", "1", "--out", folder)
-        # A live table as at a terminal: drawing it is part of the cost.
+        # With a live table as on a terminal: drawing it is part of the cost.
         screen = make_console(file=sink, force_terminal=True, force_interactive=True, width=120)
         log = partial(TimedLog, seconds)
         try:
@@ -96,7 +98,7 @@ def work(seconds: float, flags: Sequence[str], env: str = ENV) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class Setup:
-    """A way to train: what runs, as one process or as several at once."""
+    """A way to train, in one process or several in parallel."""
 
     name: str
     learners: int
@@ -105,7 +107,7 @@ class Setup:
     ours: bool = False
 
     def command(self, seconds: float, seed: int, threads: int | None) -> list[str]:
-        """Return the command line of one process; `threads` is for ours."""
+        """Return the command line of one process; `threads` applies to dpd."""
         flags = [*shlex.split(self.flags), "--seed", str(seed)]
         if self.ours:
             flags += [] if threads is None else ["--threads", str(threads)]
@@ -114,7 +116,7 @@ class Setup:
         return [sys.executable, script, "--env", ENV, "--seconds", str(seconds), *flags]
 
     def measure(self, seconds: float, threads: int | None) -> dict[str, Any]:
-        """Run once; steps per second are the processes' together."""
+        """Run once; steps per second sum over the processes."""
         seeds = range(self.processes)
         parts = run_at_once([self.command(seconds, seed, threads) for seed in seeds])
         return {"steps_per_s": sum(p["steps"] / p["seconds"] for p in parts), "parts": parts}
@@ -133,7 +135,7 @@ SB3 = (
 )
 ONE = Setup("dpd, one learner", 1, "--peers 1 --method none", ours=True)
 TEN = Setup("dpd, ten seeds in one stack", 10, "--peers 1 --seeds 10 --method none", ours=True)
-# What `--workers` starts: processes with their share of seeds and cores, and nothing between them.
+# As with `--workers`: independent processes, each with a share of the seeds and cores.
 PAIRS = Setup("dpd, ten pairs, one process", 20, "--peers 2 --seeds 10", ours=True)
 SHARED = Setup(
     "dpd, ten pairs, two processes", 20, "--peers 2 --seeds 5 --threads 1", processes=2, ours=True
@@ -142,7 +144,7 @@ ALONE = Setup("dpd, two peers, no distillation", 2, "--peers 2 --method none", o
 
 
 def with_preset(preset: str) -> Setup:
-    """Return two peers that distil by a preset."""
+    """Return two peers that distil with a preset."""
     flags = f"--peers 2 --method dpd --preset {preset}"
     return Setup(f"dpd, two peers, {preset}", 2, flags, ours=True)
 
@@ -157,7 +159,7 @@ def without_distillation(preset: str) -> Setup:
 
 
 def in_turns() -> list[Setup]:
-    """Return every set-up once, ours and SB3's alternating as far as they go."""
+    """Return every set-up once, dpd's and SB3's alternating."""
     ours = [
         ONE,
         ALONE,
@@ -188,16 +190,16 @@ class Results:
         return median(self.rates[setup.name])
 
     def ratio(self, setup: Setup, base: Setup) -> float:
-        """Return how many times as fast a set-up is, as the median over the rounds."""
+        """Return the median over rounds of one set-up's rate divided by another's."""
         return median_ratio(self.rates, setup.name, base.name)
 
     @property
     def busy_rounds(self) -> int:
-        """Count the rounds before which others used the machine."""
+        """Count the rounds on a busy machine."""
         return sum(r["cpu_percent"] > MAX_CPU_PERCENT for r in self.rounds)
 
     def best_sb3(self) -> Setup:
-        """Return SB3's fastest way."""
+        """Return SB3's fastest set-up."""
         return max(SB3, key=self.rate)
 
     def own_phase(self, setup: Setup) -> float:
@@ -206,31 +208,29 @@ class Results:
         return median(p["phases"]["distill"] / p["seconds"] for p in parts)
 
     def cost(self, preset: str) -> float:
-        """Return the share of the time that the same learners save if they do not distil.
+        """Return the share of the time that the same learners save without distillation.
 
-        This holds what a term inside the learners' loss costs, which no phase of its own shows.
-        Bare peers still measure how far apart they are; that counts as distillation's too.
+        It includes the cost of a term in the learners' loss, which is no separate phase, and of
+        the distance between peers, which learners without distillation measure as well.
         """
         bare = without_distillation(preset)
         return 1 - self.ratio(with_preset(preset), bare) * (1 - self.own_phase(bare))
 
 
 def measure_all(args: argparse.Namespace, console: Console) -> Results:
-    """Measure all set-ups in turns, so that a slow minute hits them all."""
+    """Measure all set-ups in turns, so that a slow minute affects all."""
     results, setups = Results(), in_turns()
     for i in range(args.repeats):
-        load, percent = load_of_others()
-        results.rounds.append({"load": load, "cpu_percent": percent})
-        console.print(f"round {i + 1} of {args.repeats}; others use {percent:.0f} % of the CPU")
+        results.rounds.append(start_round(i, args.repeats, console))
         for setup in setups:
-            found = setup.measure(args.seconds, args.threads)
-            results.raw.setdefault(setup.name, []).append(found)
-            console.print(f"  {setup.name}: {found['steps_per_s']:,.0f} env steps/s")
+            measured = setup.measure(args.seconds, args.threads)
+            results.raw.setdefault(setup.name, []).append(measured)
+            console.print(f"  {setup.name}: {measured['steps_per_s']:,.0f} env steps/s")
     return results
 
 
 def ratio_table(results: Results) -> Table:
-    """Return the rates of both sides, and how many times SB3's they are."""
+    """Return the rates of all set-ups, also relative to SB3's."""
     best = results.best_sb3()
     title = f"Training {ENV} end to end; times SB3's default way, times its best way"
     table = Table(title=title, title_justify="left")
@@ -245,7 +245,7 @@ def ratio_table(results: Results) -> Table:
 
 
 def cost_table(results: Results) -> Table:
-    """Return what distillation costs per preset."""
+    """Return the cost of distillation by preset."""
     table = Table(title="Distillation's share of the time, two peers", title_justify="left")
     table.add_column("preset")
     for name in ("env steps/s", "its own phase", "against learners without"):
@@ -259,7 +259,7 @@ def cost_table(results: Results) -> Table:
 
 
 def goals(results: Results) -> list[dict[str, Any]]:
-    """Return every goal with what was measured."""
+    """Return the goals and their measurements."""
     best, paper = results.best_sb3(), with_preset("paper")
     lowest = [
         ("two peers, paper, x SB3's default way", results.ratio(paper, SB3_DEFAULT), 6.0),
@@ -269,23 +269,20 @@ def goals(results: Results) -> list[dict[str, Any]]:
         ("ten pairs, two processes, x SB3's best way", results.ratio(SHARED, best), 5.0),
     ]
     share = max(results.own_phase(paper), results.cost("paper"))
-    found = [{"goal": f"{n} >= {g}", "measured": x, "met": x >= g} for n, x, g in lowest]
+    rows = [{"goal": f"{n} >= {g}", "measured": x, "met": x >= g} for n, x, g in lowest]
     name = "distillation, paper, share of the time (the larger of both) <= 0.15"
-    return [*found, {"goal": name, "measured": share, "met": share <= 0.15}]
+    return [*rows, {"goal": name, "measured": share, "met": share <= 0.15}]
 
 
 def report(results: Results, args: argparse.Namespace, console: Console) -> None:
-    """Print the tables and goals; write the numbers if asked to."""
+    """Print the tables and goals, and write the numbers."""
     console.print(ratio_table(results), cost_table(results))
-    for goal in goals(results):
-        met = "met   " if goal["met"] else "NOT MET"
-        console.print(f"{met:<8}{goal['goal']}: {goal['measured']:.2f}", soft_wrap=True)
-    if (
-        results.busy_rounds
-    ):  # two torch threads on shared cores wait for each other most of the time
+    print_goals(goals(results), console)
+    if results.busy_rounds:
+        # Two torch threads on shared cores mostly wait for each other.
         console.print(
-            f"the machine was busy in {results.busy_rounds} of {len(results.rounds)} rounds: these "
-            "numbers are not to be quoted, least of all those of two threads",
+            f"the machine was busy in {results.busy_rounds} of {len(results.rounds)} rounds: do "
+            "not quote these numbers, in particular those of two threads",
             style="red",
             soft_wrap=True,
         )
@@ -294,18 +291,18 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
         data = {"machine": machine(), "env": ENV, "seconds": args.seconds, "threads": args.threads}
         data |= {"goals": goals(results), "medians": setups, "rounds": results.rounds}
         data |= {"busy_rounds": results.busy_rounds}
-        args.json.write_text(json.dumps(data | {"raw": results.raw}, indent=1) + "\n")
+        write_json(args.json, data | {"raw": results.raw})
 
 
 def parse() -> argparse.Namespace:
-    """Read the flags."""
+    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Time training against Stable-Baselines3.")
     parser.add_argument("--threads", type=int, help="CPU threads of dpd; default: its own")
     return parse_timed(parser, repeats=3, seconds=15.0)
 
 
 def main() -> int:
-    """Be one measurement (--worker SECONDS FLAGS ...), or make them all."""
+    """Take one measurement (--worker SECONDS FLAGS ...), or all of them."""
     if sys.argv[1:2] == ["--worker"]:
         sys.stdout.write(json.dumps(work(float(sys.argv[2]), sys.argv[3:])) + "\n")
         return 0

@@ -1,19 +1,18 @@
-"""Time what might make learners with a replay faster, against them as they are.
+"""Time possible speed-ups of learners with a replay.
 
 python bench/variants.py --json variants.json      about 10 minutes, most of them compilation
-python bench/variants.py --cpu --force             per second of a processor, on a busy machine too
-python bench/variants.py --quick --force           a smoke run, its numbers mean nothing
+python bench/variants.py --cpu --force             per CPU second, also on a busy machine
+python bench/variants.py --quick --force           smoke run; its numbers are meaningless
 
-Updates alone: matrix products in bfloat16, and an update compiled by torch.compile. Simulation and
-updates: both in turns, as `dpd train` has them, and at once, the policy acting by the parameters of
-the iteration before. Nothing here is an option of dpd; docs/benchmarks.md says what came of it.
+For updates alone: matrix products in bfloat16, and updates compiled by torch.compile. For
+simulation and updates: in turns, as in `dpd train`, and in parallel, with the policy of the
+previous iteration. None of these is an option of dpd; docs/benchmarks.md has the results.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import sys
 import time
@@ -27,7 +26,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `dpd` does, before tor
 import torch
 from learners import CASES, UPDATES, filled_agent, ours
 from rich.table import Table
-from timing import Work, interleaved_rates, machine, median_ratio, parse_timed, require_quiet
+from timing import (
+    Work,
+    interleaved_rates,
+    machine,
+    median_ratio,
+    parse_timed,
+    require_quiet,
+    write_json,
+)
 from torch import Tensor
 
 import dpd.agents.nets
@@ -55,7 +62,7 @@ def threads_of(case: str) -> int:
 
 
 def product(dtype: torch.dtype) -> Work:
-    """Return the work of one batched product with its operands in this type."""
+    """Return the work of one batched product in this type."""
     torch.set_num_threads(1)
     x, y = (torch.randn(PRODUCT, dtype=torch.float32).to(dtype) for _ in range(2))
 
@@ -67,7 +74,7 @@ def product(dtype: torch.dtype) -> Work:
 
 
 def rounded(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a product of matrices that are rounded to bfloat16, summed up in float32."""
+    """Return a product with operands rounded to bfloat16 and a float32 result."""
 
     def run(*operands: Tensor) -> Tensor:
         return product(*(x.bfloat16() for x in operands)).float()
@@ -76,7 +83,7 @@ def rounded(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def updates_in_bfloat16(case: str) -> Work:
-    """Return the same with every layer's product and its gradients in bfloat16."""
+    """Return the work of updates with every product and gradient in bfloat16."""
     work, nets = ours(case), dpd.agents.nets
     names = ("affine", "affine_gradient", "into_input")
     lowered = {name: rounded(getattr(nets, name)) for name in names}
@@ -89,7 +96,7 @@ def updates_in_bfloat16(case: str) -> Work:
 
 
 def compiled_updates(case: str) -> Work:
-    """Return the same with an update compiled, but for Adam, which is a fused kernel already."""
+    """Return the work of compiled updates, except for Adam, which is a fused kernel already."""
     agent, batch = filled_agent(case)
     for name in ("optimizer", "critic_optimizer", "alpha_optimizer"):
         if (optimizer := getattr(agent, name, None)) is not None:
@@ -100,12 +107,12 @@ def compiled_updates(case: str) -> Work:
         agent.update(batch, 0.0)
         return UPDATES * agent.n_learners
 
-    work()  # twice, since TD3's policy is updated in every other step
+    work()  # compile both cases: TD3 updates its policy in every second step
     return work
 
 
 def behind(agent: OffPolicy) -> OffPolicy:
-    """Return learners that act by a copy of the policy's parameters."""
+    """Return learners that act with a copy of the policy's parameters."""
     actor = copy.copy(agent)
     actor.nets = agent.nets.twin()
     if isinstance(actor, TD3):
@@ -115,11 +122,11 @@ def behind(agent: OffPolicy) -> OffPolicy:
 
 
 def training(case: str, at_once: bool) -> Work:
-    """Return the work of a training iteration, its two halves in turns or at once."""
+    """Return the work of a training iteration, its two halves in turns or in parallel."""
     agent, _ = filled_agent(case)
-    who = [(0, peer) for peer in range(agent.n_learners)]
-    env = make("HalfCheetah-v5", len(who), env_seeds(who, 1))
-    obs = env.reset().view(len(who), 1, -1)
+    learners = [(0, peer) for peer in range(agent.n_learners)]
+    env = make("HalfCheetah-v5", len(learners), env_seeds(learners, 1))
+    obs = env.reset().view(len(learners), 1, -1)
     actor, pool = behind(agent), ThreadPoolExecutor(1)
     rollout, other = agent.new_rollout(), agent.new_rollout()
 
@@ -127,7 +134,7 @@ def training(case: str, at_once: bool) -> Work:
         nonlocal obs, rollout, other
         if at_once:
             actor.nets.load_state(agent.nets.state())
-            batch = agent.prepare(rollout)  # of the iteration before
+            batch = agent.prepare(rollout)  # of the previous iteration
             rollout, other = other, rollout
             running = pool.submit(collect, env, actor, obs, rollout)
             agent.update(batch, 0.0)
@@ -135,7 +142,7 @@ def training(case: str, at_once: bool) -> Work:
         else:
             obs = collect(env, agent, obs, rollout)
             agent.update(agent.prepare(rollout), 0.0)
-        return UPDATES * len(who)
+        return UPDATES * len(learners)
 
     if at_once:
         obs = collect(env, agent, obs, rollout)
@@ -143,7 +150,7 @@ def training(case: str, at_once: bool) -> Work:
 
 
 def measure(case: str, args: argparse.Namespace) -> dict[str, list[float]]:
-    """Time every variant of a case in turns -> updates, or steps, per second."""
+    """Time every variant of a case in turns; return updates, or steps, per second."""
     torch.set_num_threads(1 if args.cpu else threads_of(case))
     learning = {
         "updates": ours(case),
@@ -157,25 +164,25 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def timed(works: dict[str, Work], args: argparse.Namespace) -> dict[str, list[float]]:
-    """Time works in turns -> rates, per second of the clock or of a processor."""
+    """Time works in turns; return rates per second, or per CPU second."""
     clock = time.process_time if args.cpu else time.perf_counter
     return interleaved_rates(works, args.repeats, args.seconds, clock)
 
 
-def table(rates: dict[str, dict[str, list[float]]]) -> Table:
-    """Return every rate, and how many times the plain one it is."""
-    found = Table(title="Variants, times the learners as they are", title_justify="left")
+def rate_table(rates: dict[str, dict[str, list[float]]]) -> Table:
+    """Return every rate, also relative to the unchanged learners."""
+    table = Table(title="Variants, times the learners as they are", title_justify="left")
     for name in ("learners", "variant", "per second", "x as it is"):
-        found.add_column(name, justify="right" if name[0] in "px" else "left")
+        table.add_column(name, justify="right" if name[0] in "px" else "left")
     for case, of_case in rates.items():
         for name, values in of_case.items():
             ratio = median_ratio(of_case, name, name.split(",")[0])
-            found.add_row(case, name, f"{median(values):,.0f}", f"{ratio:.2f}")
-    return found
+            table.add_row(case, name, f"{median(values):,.0f}", f"{ratio:.2f}")
+    return table
 
 
 def parse() -> argparse.Namespace:
-    """Read the flags."""
+    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Time variants of learners with a replay.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--cpu", action="store_true", help="per CPU second, on one thread")
@@ -188,18 +195,13 @@ def main() -> int:
     args = parse()
     require_quiet(args.force)
     console = make_console()
-    products = {
-        "product": product(torch.float32),
-        "product, bfloat16": product(torch.bfloat16),
-    }
+    products = {"product": product(torch.float32), "product, bfloat16": product(torch.bfloat16)}
     rates = {"products": timed(products, args)}
     for case in args.cases:
         console.print(f"timing {case}")
         rates[f"{CASES[case][0]} {case}"] = measure(case, args)
-    console.print(table(rates))
-    if args.json:
-        data = {"machine": machine(), "seconds": args.seconds, "rates": rates}
-        args.json.write_text(json.dumps(data, indent=1) + "\n")
+    console.print(rate_table(rates))
+    write_json(args.json, {"machine": machine(), "seconds": args.seconds, "rates": rates})
     return 0
 
 

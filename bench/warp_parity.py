@@ -1,9 +1,9 @@
-"""How far one step of the warp backend is from the native one, for each of the six tasks.
+"""Compare one step of the warp backend with the native one, for each of the six tasks.
 
-Both step from the same mid-episode states with the same actions; the episodes are the native
-backend's. Errors are |difference| / (1 + |native|), over environments and rounds. Of Ant, whose
-friction differs in some states (see `dpd.envs.warp.NOTES`), the share of environments within 1e-3
-tells more than the worst. On a GPU the timed steps fail where one waits for the device.
+Both backends step from the same mid-episode states of native episodes with the same actions. Errors
+are |difference| / (1 + |native|), over environments and rounds. For Ant, whose friction differs in
+some states (see `dpd.envs.warp.NOTES`), the share of environments within 1e-3 is more informative
+than the maximum. On a GPU, timed steps raise an error if they wait for the device.
 
     python bench/warp_parity.py --device cpu --tasks HalfCheetah-v5 --json parity.json
 """
@@ -11,7 +11,6 @@ tells more than the worst. On a GPU the timed steps fail where one waits for the
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 import warp as wp
 from rich.table import Table
-from timing import machine
+from timing import machine, write_json
 
 from dpd.envs.base import Snapshot
 from dpd.envs.make import native_ids
@@ -32,12 +31,12 @@ from dpd.envs.warp import WarpEnv
 from dpd.log.terminal import make_console
 
 CLOSE = 1e-3
-WARM_UP = 20  # steps before the first comparison; contacts are made
+WARM_UP = 20  # steps before the first comparison, until there are contacts
 APART = 5  # steps between comparisons
 
 
 def transplanted(native: NativeEnv, env: WarpEnv) -> Snapshot:
-    """Give a native snapshot's states to the warp backend: its physics is a prefix of MuJoCo's."""
+    """Convert a native snapshot to the warp backend, whose physics is a prefix of MuJoCo's."""
     mine, theirs = env.snapshot(), native.snapshot()
     width = mine["physics"].shape[1]
     shared = {name: theirs[name] for name in ("elapsed", "marker", "obs")}
@@ -45,11 +44,12 @@ def transplanted(native: NativeEnv, env: WarpEnv) -> Snapshot:
 
 
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:
+    """Return |difference| / (1 + |native|)."""
     return ((ours.cpu() - theirs).abs() / (1 + theirs.abs())).double().numpy()
 
 
 def seconds(env: WarpEnv, n_steps: int) -> float:
-    """Time steps that no host waits for."""
+    """Time steps that do not wait for the device."""
     act = torch.rand(env.n_envs, env.spec.act_dim, device=env.device) * 2 - 1
     on_gpu = env.device.type == "cuda"
     if on_gpu:
@@ -101,7 +101,7 @@ def compare(env_id: str, n_envs: int, rounds: int, timed: int, device: str) -> d
 
 
 def start_errors(env: WarpEnv, env_id: str) -> np.ndarray:
-    """Compare first observations with MuJoCo's of the same positions and velocities -> [M, O]."""
+    """Return errors [M, O] of first observations against MuJoCo's at the same state."""
     task, model = TASKS[env_id], load_model(TASKS[env_id])
     obs, expected = env.reset(), []
     for row in env.snapshot()["physics"].astype(np.float64):
@@ -122,8 +122,8 @@ def describe_errors(env_id: str, obs_dim: int, errors: np.ndarray) -> dict[str, 
         "qvel": errors[:, n_qpos : n_qpos + model.nv],
         "further": errors[:, n_qpos + model.nv : obs_dim],
     }
-    found = {name: spread(part) for name, part in parts.items() if part.size}
-    return {**found, "within 1e-3": float((errors.max(1) < CLOSE).mean())}
+    spreads = {name: spread(part) for name, part in parts.items() if part.size}
+    return {**spreads, "within 1e-3": float((errors.max(1) < CLOSE).mean())}
 
 
 def spread(errors: np.ndarray) -> dict[str, float]:
@@ -170,9 +170,8 @@ def main() -> None:
         console.print(f"comparing {env_id}")
         results[env_id] = compare(env_id, args.n_envs, args.rounds, args.timed, args.device)
     console.print(table(results))
-    if args.json:
-        where = {"device": args.device, "warp": wp.__version__, **machine()}
-        args.json.write_text(json.dumps({"machine": where, "results": results}, indent=1))
+    about = {"device": args.device, "warp": wp.__version__, **machine()}
+    write_json(args.json, {"machine": about, "results": results})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Export a policy to a file that other programs run, checked before it is kept."""
+"""Export a policy to a file that other programs can run, and check that it acts the same."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
 from dpd.policies import policyfile
+from dpd.policies.checks import (
+    ACTIVATION_MODULES,
+    N_PROBES,
+    ActFunction,
+    probes,
+    require_fit,
+    require_same_actions,
+)
 from dpd.policies.policyfile import Policy, refuse_memory
-from dpd.run.episodes import require_fit
 from dpd.run.sources import Place, find_policies, load_any, moved, place_of
 
 if TYPE_CHECKING:
     from dpd.config import ExportConfig
 
-ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
-N_PROBES = 512
-# Of half the range of an action. Two float32 implementations differ by 8e-7 for 17 observations
-# and two layers of 64, by 6e-5 for 376 observations at the clip; a mistake by far more.
+# Of half an action's range. Two float32 implementations differ by 8e-7 for 17 observations and
+# two layers of 64, by 6e-5 for 376 observations at the clip; a mistake differs by far more.
 TOLERANCE = 1e-3
 
-Act = Callable[[np.ndarray], np.ndarray]
-"""Raw flattened obs [B, O] float32 -> flattened actions [B, A] in the environment's bounds."""
 
-
-class Actor(nn.Module):
+class ExportedActor(nn.Module):
     """A policy as a network: raw obs [B, O] -> actions [B, A] in the environment's bounds."""
 
     obs_mean: Tensor
@@ -63,7 +65,7 @@ class Actor(nn.Module):
         self.net = network(policy)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Act without noise."""
+        """Act without noise on raw obs [B, O]."""
         x = obs
         if self.norm_obs:
             x = torch.clamp((x - self.obs_mean) * self.obs_scale, -self.clip_obs, self.clip_obs)
@@ -88,13 +90,13 @@ def network(policy: Policy) -> nn.Sequential:
 
 
 def facts(policy: Policy) -> dict[str, str]:
-    """Return what an exported file says of its policy."""
+    """Return the metadata of an exported file."""
     meta = policy.meta
     return {
         "env_id": meta.env_id,
         "env_kwargs": json.dumps(meta.env_kwargs),
         "algo": meta.algo,
-        # of the environment; the file itself takes and gives flattened ones, in C order
+        # The environment's own shapes; the file itself reads and writes flattened arrays, C order.
         "obs_shape": json.dumps(meta.full_obs_shape),
         "act_shape": json.dumps(meta.full_act_shape),
         "provenance": json.dumps(meta.provenance),
@@ -102,13 +104,13 @@ def facts(policy: Policy) -> dict[str, str]:
 
 
 def example(policy: Policy) -> Tensor:
-    """Return observations to trace with; two, because a batch of one would be taken as fixed."""
+    """Return obs [2, O] to trace with: a batch of one would be taken as a fixed size."""
     return torch.zeros(2, policy.meta.obs_dim)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporters' remarks on torchvision and their own future; the file is checked."""
+    """Silence the exporters' notes on torchvision and deprecations."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -127,7 +129,7 @@ def write_onnx(policy: Policy, path: Path) -> None:
     batch = torch.export.Dim("batch")
     with quiet():
         program = torch.onnx.export(
-            Actor(policy).eval(),
+            ExportedActor(policy).eval(),
             (example(policy),),
             dynamo=True,
             verbose=False,
@@ -135,17 +137,17 @@ def write_onnx(policy: Policy, path: Path) -> None:
             output_names=["act"],
             dynamic_shapes={"obs": {0: batch}},
         )
-    assert program is not None  # it is None where the exporter writes the file itself
+    assert program is not None  # None only if the exporter writes the file itself
     model = program.model_proto
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
-        part.ClearField("metadata_props")  # stack traces, with paths of this machine
+        part.ClearField("metadata_props")  # stack traces that hold local paths
     onnx.helper.set_model_props(model, facts(policy))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
 
-def read_onnx(path: Path) -> Act:
+def read_onnx(path: Path) -> ActFunction:
     """Load an ONNX model in ONNX's own reference implementation."""
     from onnx.reference import ReferenceEvaluator
 
@@ -156,11 +158,11 @@ def read_onnx(path: Path) -> Act:
 def write_torchscript(policy: Policy, path: Path) -> None:
     """Write a TorchScript module, with `facts` in its extra file dpd.json."""
     with quiet():
-        module = torch.jit.trace(Actor(policy).eval(), example(policy))
+        module = torch.jit.trace(ExportedActor(policy).eval(), example(policy))
         torch.jit.save(module, path, _extra_files={"dpd.json": json.dumps(facts(policy))})
 
 
-def read_torchscript(path: Path) -> Act:
+def read_torchscript(path: Path) -> ActFunction:
     """Load a TorchScript module."""
     with quiet():
         module = torch.jit.load(path)
@@ -172,36 +174,36 @@ def read_torchscript(path: Path) -> Act:
     return act
 
 
-def write_policy(policy: Policy, path: Path) -> None:
-    """Write a policy file of ours."""
+def write_dpd(policy: Policy, path: Path) -> None:
+    """Write a policy file of this suite."""
     policyfile.save(path, policy.tensors, policy.meta)
 
 
-def read_policy(path: Path) -> Act:
-    """Load a policy file of ours."""
+def read_dpd(path: Path) -> ActFunction:
+    """Load a policy file of this suite."""
     return policyfile.load(path).act_flat
 
 
 class Format(NamedTuple):
-    """How a format is written, and read back for the check."""
+    """Functions that write a format, and read it back for the check."""
 
     write: Callable[[Policy, Path], None]
-    read: Callable[[Path], Act]
+    read: Callable[[Path], ActFunction]
     ending: str
-    """What the default name adds to the policy's."""
+    """Suffix that the default file name adds to the policy's."""
     needs: tuple[str, ...] = ()
-    """Packages beside dpd's own."""
+    """Packages that dpd does not install itself."""
 
 
-FORMATS = {  # beside sb3, which is a folder, and which dpd.sb3.export writes and checks
+FORMATS = {  # without sb3: that is a folder, which dpd.sb3.export writes and checks
     "onnx": Format(write_onnx, read_onnx, ".onnx", ("onnx", "onnxscript")),
     "torchscript": Format(write_torchscript, read_torchscript, ".pt"),
-    "dpd": Format(write_policy, read_policy, ".safetensors"),
+    "dpd": Format(write_dpd, read_dpd, ".safetensors"),
 }
 
 
 def export_policy(config: ExportConfig) -> int:
-    """Write a policy in another format, and say how near it comes to the source."""
+    """Write a policy in another format and print how much its actions differ."""
     kind = FORMATS.get(config.format)
     if kind is not None:
         require_packages(config.format, kind.needs)
@@ -220,9 +222,9 @@ def export_policy(config: ExportConfig) -> int:
 
 
 def put_into(policy: Policy, place: Place) -> Policy:
-    """Return a policy described as one of a place. Raises BadInput where it does not fit there."""
+    """Describe a policy as one of another environment. Raises BadInput if it does not fit."""
     if place == (policy.meta.env_id, policy.meta.env_kwargs):
-        return policy  # its environment need not be installed here
+        return policy  # so its environment need not be installed
     spec = check(place.env_id, env_kwargs=place.env_kwargs)
     require_fit(policy, spec)
     policy = moved(policy, place)
@@ -231,26 +233,26 @@ def put_into(policy: Policy, place: Place) -> Policy:
 
 
 def require_packages(name: str, packages: tuple[str, ...]) -> None:
-    """Raise BadInput that says what to install, unless the packages are there."""
+    """Raise BadInput with the install command if a package is missing."""
     missing = [p for p in packages if importlib.util.find_spec(p) is None]
     if missing:
         raise BadInput(f"--format {name} needs more packages: pip install {' '.join(missing)}")
 
 
 def target(config: ExportConfig, ending: str) -> Path:
-    """Return what to write. Raises BadInput where that is there, can't be, or is misnamed."""
+    """Return the path to write. Raises BadInput if it exists, is misnamed or has no folder."""
     out = config.out or config.path.with_name(config.path.stem + ending)
     if ending.startswith(".") and out.suffix != ending:
         raise BadInput(f"--format {config.format} writes a {ending} file, not '{out.name}'")
     if out.exists():
         raise BadInput(f"{out} exists; remove it, or give --out another name")
     if not out.parent.is_dir():
-        raise BadInput(f"{out.parent} is no directory; make it, or give --out another")
+        raise BadInput(f"{out.parent} is not a directory; create it, or give another --out")
     return out
 
 
 def write_zoo(policy: Policy, out: Path) -> str:
-    """Write a folder as rl-baselines3-zoo lays it out; return how it was checked."""
+    """Write a folder in the layout of rl-baselines3-zoo; return how it was checked."""
     from dpd.sb3.export import export_zoo
 
     export_zoo(policy, out)
@@ -258,20 +260,15 @@ def write_zoo(policy: Policy, out: Path) -> str:
 
 
 def write_checked(policy: Policy, kind: Format, out: Path) -> str:
-    """Write a policy, read it back, compare, and only then put it in place.
+    """Write a policy, read it back, compare its actions, and only then move it into place.
 
-    Returns how near it comes. Raises ValueError where actions differ by more than rounding; nothing
-    is left then.
+    Returns a summary of the comparison. Raises ValueError, and leaves no file, if actions differ by
+    more than rounding.
     """
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         draft = Path(folder) / out.name
         kind.write(policy, draft)
-        difference = largest_difference(policy, kind.read(draft))
-        if not difference <= TOLERANCE:  # so that a NaN is refused too
-            raise ValueError(
-                f"{out} was not written: its actions would differ from the policy's by "
-                f"{difference:.1e} of half their range, more than {TOLERANCE:.0e}"
-            )
+        difference = require_same_actions(policy, kind.read(draft), probes(policy), TOLERANCE)
         os.replace(draft, out)
     return (
         f"on {N_PROBES} observations its actions differ from the policy's by at most "
@@ -279,22 +276,7 @@ def write_checked(policy: Policy, kind: Format, out: Path) -> str:
     )
 
 
-def largest_difference(policy: Policy, act: Act) -> float:
-    """Compare the actions of two forms of a policy, in halves of their range."""
-    obs = probes(policy)
-    half = (0.5 * (policy.tensors["act_high"] - policy.tensors["act_low"])).numpy()
-    return float((np.abs(act(obs) - policy.act_flat(obs)) / half).max())
-
-
-def probes(policy: Policy) -> np.ndarray:
-    """Return random raw obs [B, O]: half as in training, half so far out that the clip counts."""
-    obs = np.random.default_rng(0).standard_normal((N_PROBES, policy.meta.obs_dim))
-    obs[1::2] *= 30
-    mean, scale = policy.tensors["obs_mean"].numpy(), policy.tensors["obs_scale"].numpy()
-    return (mean + obs / scale).astype(np.float32)
-
-
 def size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
+    """Return the bytes of a file, or of all files inside a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(f.stat().st_size for f in files if f.is_file())

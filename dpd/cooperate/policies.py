@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dpd.envs.base import EnvSpec
 from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.make import check, choose_backend
 from dpd.errors import BadInput
+from dpd.policies.checks import require_bounds, require_fit
 from dpd.policies.policyfile import Policy
 from dpd.run.runs import short_names
 from dpd.run.sources import Place, is_zip, load_any, moved, one_policy, refuse_shared_statistics
@@ -83,16 +82,10 @@ def require_acts_in(
 ) -> None:
     """Raise BadInput unless a policy fits the task and was trained where the first one was."""
     meta = subject.policy.meta
-    if (meta.obs_dim, meta.act_dim) != (spec.obs_dim, spec.act_dim):
-        raise BadInput(
-            f"{subject.name} reads {meta.obs_dim} observations and gives {meta.act_dim} actions; "
-            f"{spec.env_id} has {spec.obs_dim} and {spec.act_dim}"
-        )
+    require_fit(subject.policy, spec, subject.name)
     if meta.env_id != first.policy.meta.env_id and not is_given:
         raise BadInput(
             f"{subject.name} was trained in {meta.env_id}, {first.name} in "
             f"{first.policy.meta.env_id}; choose one with --env"
         )
-    for name, bound in (("act_low", spec.act_low), ("act_high", spec.act_high)):
-        if not np.allclose(subject.policy.tensors[name].numpy(), bound, rtol=1e-6):
-            raise BadInput(f"{subject.name} has different action bounds than {spec.env_id}: {name}")
+    require_bounds(subject.policy, spec, subject.name)

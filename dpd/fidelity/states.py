@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dpd.envs.make import check, make
+from dpd.policies.checks import require_fit
 from dpd.policies.policyfile import Policy
-from dpd.run.episodes import episode_seeds, require_fit, run_episodes
+from dpd.run.episodes import episode_seeds, run_episodes
 from dpd.run.sources import Place
 
 if TYPE_CHECKING:

@@ -1,9 +1,10 @@
-"""What a policy file says of itself, and what of it is believed."""
+"""The description inside a policy file, and the checks on one that comes from elsewhere."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,38 +13,36 @@ import torch
 
 from dpd.agents.nets import ACTIVATIONS, Shapes, mlp_shapes
 from dpd.agents.norm import CLIP
-from dpd.policies import memory
-from dpd.policies.memory import MemoryMeta
+from dpd.policies.memory import MemoryMeta, memory_shapes, parse_memory
 
 FORMAT = 1
-# Far beyond any policy of ours: what exceeds them is refused before it costs memory or time.
+# Far beyond any policy of this suite: larger ones are rejected before they cost memory or time.
 MAX_LAYERS = 64
 MAX_WIDTH = 2**24
-MAX_DIMS = 32  # axes of an observation or an action
-MAX_DEPTH = 16  # of lists and objects in the description
+MAX_AXES = 32  # of an observation or an action
+MAX_DEPTH = 16  # of nested lists and objects in the description
 MAX_CLIP = torch.finfo(torch.float32).max
-LATER: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "tanh_mean": False,
     "state_std": False,
     "memory": None,
     "obs_shape": None,
     "act_shape": None,
 }
-"""Fields that the first files of this format lack, and what those mean by it."""
-BOOLEANS = ("squashed", "tanh_mean", "state_std", "norm_obs")
+"""Fields that the first files of this format lack, and their values there."""
 
 
 class NotAPolicy(ValueError):
-    """A path that holds no policy this version can read; the message says why."""
+    """The path holds no policy that this version can read; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyMeta:
-    """What a policy file says of itself, beside its tensors.
+    """The description of a policy, stored in its file next to the tensors.
 
-    Three fields say what the actor's output u is to the distribution `Policy.dist`: PPO's are all
-    false, N(u, std); TD3 and DDPG set `tanh_mean`, N(tanh(u), std); SAC sets `squashed` and
-    `state_std`, tanh of N(u, std(obs)). `squashed` with `tanh_mean` is refused.
+    Three fields tell how the actor's output u becomes the distribution `Policy.dist`. For PPO all
+    three are false: N(u, std). TD3 and DDPG set `tanh_mean`: N(tanh(u), std). SAC sets `squashed`
+    and `state_std`: tanh of N(u, std(obs)). A file with `squashed` and `tanh_mean` is rejected.
     """
 
     algo: str
@@ -52,10 +51,10 @@ class PolicyMeta:
     squashed: bool
     """The action is the tanh of the Gaussian's sample, as in `DiagGaussian`."""
     tanh_mean: bool = False
-    """The Gaussian's mean is the tanh of the actor's output; noise is added behind it."""
+    """The Gaussian's mean is the tanh of the actor's output; noise is added after the tanh."""
     state_std: bool = False
     """The log standard deviation is `log_std_head`, a second linear layer on the actor's last
-    hidden features, clamped as SAC's; otherwise the constant `log_std`."""
+    hidden features, clamped as in SAC; otherwise it is the constant `log_std`."""
     obs_dim: int
     act_dim: int
     hidden: tuple[int, ...]
@@ -63,17 +62,16 @@ class PolicyMeta:
     provenance: dict[str, Any]
     """Steps, seed, peer, evaluation, configuration hash, versions, git commit."""
     norm_obs: bool = True
-    """Observations are normalised and clipped; as they are otherwise."""
+    """Normalise and clip observations; if false, use them unchanged."""
     clip_obs: float = CLIP
     """Normalised observations are clipped to plus and minus this."""
     memory: MemoryMeta | None = None
-    """What lies beside the network, and is asked before it acts; a file without one says nothing
-    of it."""
+    """The memory whose answer is mixed into the action; left out of the file if there is none."""
     obs_shape: tuple[int, ...] | None = None
-    """The shape of the environment's observations, obs_dim numbers in all. None for vectors, of
-    which a file says nothing; the network reads all of them flattened, in C order."""
+    """Shape of the environment's observations, obs_dim numbers in total. None for vectors, which
+    leave it out of the file. The network always reads observations flattened in C order."""
     act_shape: tuple[int, ...] | None = None
-    """The shape of the environment's actions, act_dim numbers in all, likewise."""
+    """Shape of the environment's actions, act_dim numbers in total, likewise."""
     format: int = FORMAT
 
     @property
@@ -88,114 +86,131 @@ class PolicyMeta:
 
 
 def shapes(meta: PolicyMeta) -> Shapes:
-    """Return the tensors that a policy file of this description holds."""
+    """Return the names and shapes of the tensors in a policy file with this description."""
+    if meta.state_std:
+        std = mlp_shapes("log_std_head", [n_features(meta), meta.act_dim])
+    else:
+        std = {"log_std": (1, meta.act_dim)}
     return {
         "obs_mean": (1, meta.obs_dim),
         "obs_scale": (1, meta.obs_dim),
-        "obs_count": (1, 1),  # samples that mean and scale come from
-        **_std_shapes(meta),
+        "obs_count": (1, 1),  # samples behind mean and scale
+        **std,
         "act_low": (meta.act_dim,),
         "act_high": (meta.act_dim,),
         **mlp_shapes("actor", [meta.obs_dim, *meta.hidden, meta.act_dim]),
-        **memory.shapes(meta.memory, n_features(meta), meta.act_dim),
+        **memory_shapes(meta.memory, n_features(meta), meta.act_dim),
     }
 
 
 def n_features(meta: PolicyMeta) -> int:
-    """Return the width of the last hidden layer; without one, of what the actor reads."""
+    """Return the width of the last hidden layer, or of the input if there is none."""
     return [meta.obs_dim, *meta.hidden][-1]
 
 
-def _std_shapes(meta: PolicyMeta) -> Shapes:
-    if not meta.state_std:
-        return {"log_std": (1, meta.act_dim)}
-    return mlp_shapes("log_std_head", [n_features(meta), meta.act_dim])
-
-
-def written(meta: PolicyMeta) -> str:
-    """Return a description as `read_meta` reads it."""
-    said = asdict(meta)
+def to_json(meta: PolicyMeta) -> str:
+    """Return the description as text for `read_meta`."""
+    values = asdict(meta)
     for name in ("memory", "obs_shape", "act_shape"):
-        if said[name] is None:
-            del said[name]  # so that older versions read it
-    return json.dumps(said)
+        if values[name] is None:
+            del values[name]  # so that older versions can read the file
+    return json.dumps(values)
 
 
 def read_meta(path: Path, text: str | None) -> PolicyMeta:
-    """Read a description. Raises NotAPolicy, which names the path, with what is wrong with it."""
+    """Parse a description. Raises NotAPolicy with the path and the reason if it is invalid."""
     if text is None:
-        raise NotAPolicy(f"{path} is a safetensors file, but no policy of dpd")
+        raise NotAPolicy(f"{path} is a safetensors file, but not a policy of dpd")
     try:
-        said = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise NotAPolicy(f"{path} is no policy file: bad description ({error})") from error
-    if not isinstance(said, dict) or _is_deeper(said, MAX_DEPTH):
-        raise NotAPolicy(f"{path} is no policy file: bad description (no plain JSON object)")
-    version = said.get("format")
+        raise _bad_description(path, str(error)) from error
+    if not isinstance(values, dict) or _is_deeper(values, MAX_DEPTH):
+        raise _bad_description(path, "not a plain JSON object")
+    version = values.get("format")
     if type(version) is not int or version != FORMAT:
         raise NotAPolicy(f"{path} has policy format {version!r:.40}; this version reads {FORMAT}")
-    said = LATER | said
-    _check_fields(path, said)
+    values = DEFAULTS | values
+    _check_fields(path, values)
     try:
-        kept = memory.described(said["memory"], said["obs_dim"])
+        memory = parse_memory(values["memory"], values["obs_dim"])
     except ValueError as error:
-        raise NotAPolicy(f"{path} is no policy file: bad description ({error})") from error
-    lists = {k: tuple(said[k]) for k in ("hidden", "obs_shape", "act_shape") if said[k] is not None}
-    return PolicyMeta(**said | lists | {"memory": kept})
+        raise _bad_description(path, str(error)) from error
+    for name in ("hidden", "obs_shape", "act_shape"):
+        if values[name] is not None:
+            values[name] = tuple(values[name])
+    return PolicyMeta(**values | {"memory": memory})
 
 
-def _is_deeper(value: Any, left: int) -> bool:
-    """Whether lists and objects are nested more than `left` times."""
+def _bad_description(path: Path, reason: str) -> NotAPolicy:
+    return NotAPolicy(f"{path} is not a policy file: bad description ({reason})")
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Return True if lists and objects are nested more than `depth` times."""
     if not isinstance(value, dict | list):
         return False
     inner = value.values() if isinstance(value, dict) else value
-    return left == 0 or any(_is_deeper(v, left - 1) for v in inner)
+    return depth == 0 or any(_is_deeper(v, depth - 1) for v in inner)
 
 
-def _check_fields(path: Path, said: dict[str, Any]) -> None:
-    """Raise NotAPolicy unless exactly a PolicyMeta's fields are there, each of its type."""
+def _check_fields(path: Path, values: dict[str, Any]) -> None:
+    """Raise NotAPolicy unless the description has all fields of a PolicyMeta and no others."""
     names = {f.name for f in fields(PolicyMeta)}
-    if said.keys() != names:
-        odd = ", ".join(f"{name:.40}" for name in sorted(said.keys() ^ names)[:5])
-        raise NotAPolicy(f"{path} is no policy file: bad description (missing or unknown: {odd})")
-    hidden = said["hidden"]
-    is_good = {
-        **{k: isinstance(said[k], str) and said[k].isprintable() for k in ("algo", "env_id")},
-        **{k: isinstance(said[k], bool) for k in BOOLEANS},
-        **{k: _is_width(said[k]) for k in ("obs_dim", "act_dim")},
-        **{k: isinstance(said[k], dict) for k in ("env_kwargs", "provenance")},
-        "hidden": isinstance(hidden, list)
-        and len(hidden) <= MAX_LAYERS
-        and all(_is_width(x) for x in hidden),
-        "clip_obs": type(said["clip_obs"]) in (int, float) and 0 < said["clip_obs"] <= MAX_CLIP,
-        "activation": isinstance(said["activation"], str),
-        "obs_shape": _is_shape(said["obs_shape"], said["obs_dim"]),
-        "act_shape": _is_shape(said["act_shape"], said["act_dim"]),
-    }
-    for name in (k for k, good in is_good.items() if not good):
-        raise NotAPolicy(
-            f"{path} is no policy file: bad description ({name} is {said[name]!r:.40})"
-        )
-    if said["squashed"] and said["tanh_mean"]:
-        raise NotAPolicy(
-            f"{path} is no policy file: bad description (squashed and tanh_mean: one tanh too many)"
-        )
-    if said["squashed"] and said["memory"] is not None:
-        raise NotAPolicy(
-            f"{path} is no policy file: bad description (squashed with a memory, whose actions are "
-            "behind the tanh)"
-        )
-    if said["activation"] not in ACTIVATIONS:
-        raise NotAPolicy(f"{path} uses the unknown activation {said['activation']!r:.40}")
+    if values.keys() != names:
+        odd = ", ".join(f"{name:.40}" for name in sorted(values.keys() ^ names)[:5])
+        raise _bad_description(path, f"missing or unknown: {odd}")
+    is_valid = {name: check(values[name]) for name, check in FIELD_CHECKS.items()}
+    for part in ("obs", "act"):
+        shape, dim = values[f"{part}_shape"], values[f"{part}_dim"]
+        is_valid[f"{part}_shape"] = shape is None or _is_shape(shape, dim)
+    for name in is_valid:
+        if not is_valid[name]:
+            raise _bad_description(path, f"{name} is {values[name]!r:.40}")
+    if values["squashed"] and values["tanh_mean"]:
+        raise _bad_description(path, "squashed and tanh_mean exclude each other")
+    if values["squashed"] and values["memory"] is not None:
+        # a memory holds actions after the tanh, which can't be mixed with a mean before it
+        raise _bad_description(path, "squashed and memory exclude each other")
+    if values["activation"] not in ACTIVATIONS:
+        raise NotAPolicy(f"{path} uses the unknown activation {values['activation']!r:.40}")
 
 
-def _is_shape(value: Any, n: Any) -> bool:
-    """Whether a value is None, or the shape of n numbers."""
-    if value is None:
-        return True
-    is_shape = isinstance(value, list) and len(value) <= MAX_DIMS and all(map(_is_width, value))
-    return is_shape and math.prod(value) == n
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()  # it is printed in messages
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _is_width(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MAX_WIDTH  # a bool is an int, but no size
+    return type(value) is int and 1 <= value <= MAX_WIDTH  # isinstance would accept a bool
+
+
+def _is_hidden(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= MAX_LAYERS and all(map(_is_width, value))
+
+
+def _is_clip(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= MAX_CLIP
+
+
+def _is_shape(value: Any, n: Any) -> bool:
+    is_list = isinstance(value, list) and len(value) <= MAX_AXES and all(map(_is_width, value))
+    return is_list and math.prod(value) == n
+
+
+FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("algo", "env_id"), _is_text),
+    **dict.fromkeys(("squashed", "tanh_mean", "state_std", "norm_obs"), _is_bool),
+    **dict.fromkeys(("obs_dim", "act_dim"), _is_width),
+    **dict.fromkeys(("env_kwargs", "provenance"), _is_object),
+    "hidden": _is_hidden,
+    "clip_obs": _is_clip,
+    "activation": _is_text,
+}

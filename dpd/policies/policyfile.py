@@ -1,4 +1,4 @@
-"""Policy files: one .safetensors file that acts by itself, without pickle."""
+"""Load, save and run policies: one self-contained .safetensors file, without pickle."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
 from dpd.envs.base import EnvSpec, bounds_defect
 from dpd.files import replacing
 from dpd.policies import memory
-from dpd.policies.memory import MemoryMeta, Neighbours
-from dpd.policies.metadata import NotAPolicy, PolicyMeta, read_meta, shapes, written
+from dpd.policies.memory import Neighbours
+from dpd.policies.metadata import NotAPolicy, PolicyMeta, read_meta, shapes, to_json
 
-# Far beyond any policy of ours: what exceeds them is refused before it costs memory or time.
-MAX_FILE = 2**30  # bytes
+# Far beyond any policy of this suite: larger files are rejected before they cost memory or time.
+MAX_POLICY_FILE = 2**30  # bytes
 MAX_HEADER = 2**20  # bytes of JSON: tensor names and the description
 
 
@@ -34,7 +34,7 @@ class Policy:
         self._params = {k: v.unsqueeze(0) for k, v in tensors.items()}  # a stack of one
         self._actor = layers(self._params, "actor")
         self._log_std_head = layers(self._params, "log_std_head")
-        self._wide: Policy | None = None  # a copy in float64, made when it is asked for
+        self._wide: Policy | None = None  # a copy in float64, made on first use
         self._memory: Neighbours | None = None
         if meta.memory is not None and meta.memory.student_weight < 1:
             keys, actions = self._params["memory.keys"], self._params["memory.actions"]
@@ -45,20 +45,21 @@ class Policy:
         return Policy({k: v.to(device) for k, v in self.tensors.items()}, self.meta)
 
     def repeatable_mode(self, obs: Tensor) -> Tensor:
-        """Act as `mode`, in float64: raw obs [B, O] -> [B, A] float32, whatever B and the threads.
+        """Act as `mode` does, but in float64: raw obs [B, O] -> [B, A] float32.
 
-        In float32, MKL rounds some rows of a product otherwise with another number of rows or
-        threads, and a chaotic task such as Humanoid makes another episode of the last bit. In
-        float64 such differences vanish when the action is rounded to float32.
+        The result does not depend on B or the number of threads. In float32, MKL rounds rows of a
+        product differently when their number or the threads change, and in a chaotic task such as
+        Humanoid the last bit changes the episode. Computed in float64, such differences vanish
+        when the action is rounded to float32.
         """
         if self._wide is None:
             self._wide = Policy({k: v.double() for k, v in self.tensors.items()}, self.meta)
         return self._wide.mode(obs.double()).float()
 
     def dist(self, obs: Tensor) -> DiagGaussian:
-        """Return the policy at raw obs [B, O]: mean [B, A], log_std [B, A] or [1, A].
+        """Return the action distribution at raw obs [B, O]: mean [B, A], log_std [B, A] or [1, A].
 
-        Actions are in [-1, 1], as the learner's were. A memory moves the mean alone.
+        Actions are in [-1, 1], as in training. A memory changes only the mean.
         """
         p, meta = self._params, self.meta
         mean, inputs = self._run(obs)
@@ -69,11 +70,11 @@ class Policy:
             log_std = p["log_std"]
         mean = mean.tanh() if meta.tanh_mean else mean
         if self._memory is not None:
-            mean = self._ask_memory(self._memory, mean, inputs)
+            mean = self._mix_memory(self._memory, mean, inputs)
         return DiagGaussian(mean.squeeze(0), log_std.squeeze(0), meta.squashed)
 
-    def _ask_memory(self, kept: Neighbours, mean: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """Mix an action [1, B, A], inside its box, with what the nearest entries say."""
+    def _mix_memory(self, stored: Neighbours, mean: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """Mix an action [1, B, A], clipped to its box, with those of the nearest entries."""
         meta = self.meta.memory
         assert meta is not None
         if memory.has_projection(meta):
@@ -81,10 +82,10 @@ class Policy:
         else:
             query = memory.scaled(inputs[0])
         weight = mean.new_full((1,), meta.student_weight)
-        return memory.mix(mean.clamp(-1, 1), kept.answer(query), weight)
+        return memory.mix(mean.clamp(-1, 1), stored.answer(query), weight)
 
     def features(self, obs: Tensor) -> Tensor:
-        """Return the last hidden layer at raw obs [B, O] -> [B, H]; without one, its input."""
+        """Return the last hidden layer [B, H] at raw obs [B, O], or the input if there is none."""
         return self._run(obs)[1][-1].squeeze(0)
 
     def _run(self, obs: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -101,8 +102,8 @@ class Policy:
     def act(self, obs: np.ndarray | Tensor) -> np.ndarray:
         """Act without noise on raw observations -> float32 actions in the environment's bounds.
 
-        Both have the shapes of the environment's spaces, behind any leading batch axes: obs
-        [..., O] -> [..., A] for vectors, [..., 3, 4] -> [..., 2, 3] for such matrices. Raises
+        Both have the shapes of the environment's spaces after any leading batch axes: obs
+        [..., O] -> [..., A] for vectors, [..., 3, 4] -> [..., 2, 3] for matrices. Raises
         ValueError for observations of another shape.
         """
         x, meta = np.asarray(obs), self.meta
@@ -124,7 +125,7 @@ class Policy:
 
 
 def bounds(spec: EnvSpec) -> dict[str, Tensor]:
-    """Return an environment's action bounds as a policy file holds them."""
+    """Return an environment's action bounds in the form of a policy file."""
     return {
         "act_low": torch.as_tensor(spec.act_low, dtype=torch.float32).clone(),
         "act_high": torch.as_tensor(spec.act_high, dtype=torch.float32).clone(),
@@ -132,21 +133,21 @@ def bounds(spec: EnvSpec) -> dict[str, Tensor]:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
-    """Write a policy, under a temporary name first, so that no reader sees half a file."""
+    """Write a policy, under a temporary name first so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
     try:
         with replacing(path) as draft:
-            save_file(data, draft, metadata={"dpd": written(meta)})
+            save_file(data, draft, metadata={"dpd": to_json(meta)})
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
 
 
 def load(path: str | os.PathLike[str]) -> Policy:
-    """Read a policy file. Raises NotAPolicy with the reason where it is none.
+    """Read a policy file. Raises NotAPolicy with the reason if it is not a valid one.
 
-    The file may come from anyone: nothing in it is run, sizes are checked before they are
-    believed, and a tensor is read only where it fits the description.
+    The file may come from an untrusted source: nothing in it is executed, sizes are checked
+    before anything is read, and tensors are read only after their shapes match the description.
     """
     path = Path(path)
     try:
@@ -154,74 +155,71 @@ def load(path: str | os.PathLike[str]) -> Policy:
         with safe_open(path, framework="pt") as file:
             meta = read_meta(path, (file.metadata() or {}).get("dpd"))
             _check_layout(path, file, meta)
-            # cloned: the file is mapped, and could be cut short under a policy that acts
+            # Clone: the file is memory-mapped, and truncating it would crash the process.
             tensors = {k: file.get_tensor(k).clone() for k in shapes(meta)}
     except (SafetensorError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise NotAPolicy(f"{path} is no policy file: {reason}") from error
+        raise NotAPolicy(f"{path} is not a policy file: {reason}") from error
     check_values(path, tensors)
     if meta.memory is not None:
-        _check_memory(path, meta.memory, tensors)
+        keys, actions = tensors["memory.keys"], tensors["memory.actions"]
+        try:
+            memory.check_memory_values(meta.memory, keys, actions)
+        except ValueError as error:
+            raise NotAPolicy(f"{path} can't act: {error}") from error
     return Policy(tensors, meta)
 
 
 def check_sizes(path: Path) -> None:
-    """Raise NotAPolicy unless a regular file is there whose size and header's are bearable."""
+    """Raise NotAPolicy unless the path is a regular file with a size and header within limits."""
     if not path.is_file():
-        what = "a directory" if path.is_dir() else "no regular file"
-        raise NotAPolicy(f"{path} is no policy file: {what if path.exists() else 'no such file'}")
+        kind = "a directory" if path.is_dir() else "not a regular file"
+        reason = kind if path.exists() else "no such file"
+        raise NotAPolicy(f"{path} is not a policy file: {reason}")
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
         size = os.fstat(file.fileno()).st_size
-    if size > MAX_FILE or not 0 < header <= min(MAX_HEADER, size):
+    if size > MAX_POLICY_FILE or not 0 < header <= min(MAX_HEADER, size):
         raise NotAPolicy(
-            f"{path} is no policy file: it has {size} bytes and claims a header of {header}"
+            f"{path} is not a policy file: it has {size} bytes and claims a header of {header}"
         )
 
 
-def refuse_memory(policy: Policy, what: str) -> None:
-    """Raise ValueError for a policy with a memory, which formats of others do not hold."""
+def refuse_memory(policy: Policy, target: str) -> None:
+    """Raise ValueError for a policy with a memory, which other formats cannot store."""
     if policy.meta.memory is not None:
         raise ValueError(
-            f"the policy asks a memory of {policy.meta.memory.entries:,} states, which {what} "
+            f"the policy has a memory of {policy.meta.memory.entries:,} states, which {target} "
             "cannot hold; give --format dpd"
         )
 
 
 def _check_layout(path: Path, file: safe_open, meta: PolicyMeta) -> None:
-    """Raise NotAPolicy unless exactly the described tensors are there; reads none of them."""
+    """Raise NotAPolicy unless the file has exactly the described tensors; reads only headers."""
     expected = shapes(meta)
-    found: dict[str, tuple[int, ...]] = {}
-    for name in file.keys():  # noqa: SIM118, no mapping
+    actual: dict[str, tuple[int, ...]] = {}
+    for name in file.keys():  # noqa: SIM118, not a mapping
         part = file.get_slice(name)
         if part.get_dtype() != "F32":
             raise NotAPolicy(
-                f"{path} is no policy file: tensor {name!r:.40} is {part.get_dtype()}, not F32"
+                f"{path} is not a policy file: tensor {name!r:.40} is {part.get_dtype()}, not F32"
             )
-        found[name] = tuple(part.get_shape())
-    for name in sorted(expected.keys() | found.keys()):
-        if found.get(name) != expected.get(name):
+        actual[name] = tuple(part.get_shape())
+    for name in sorted(expected.keys() | actual.keys()):
+        if actual.get(name) != expected.get(name):
             raise NotAPolicy(
                 f"{path} does not fit its description: tensor {name!r:.40} has shape "
-                f"{found.get(name)!s:.60}, expected {expected.get(name)}"
+                f"{actual.get(name)!s:.60}, expected {expected.get(name)}"
             )
 
 
 def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise NotAPolicy unless a policy can act with these numbers."""
+    """Raise NotAPolicy unless all numbers are finite, scales positive and bounds valid."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise NotAPolicy(f"{path} can't act: {name} holds NaN or infinity")
+            raise NotAPolicy(f"{path} can't act: {name} contains NaN or infinity")
     for name in ("obs_scale", "obs_count"):
         if not (tensors[name] > 0).all():
             raise NotAPolicy(f"{path} can't act: {name} is not positive")
     if defect := bounds_defect(tensors["act_low"].numpy(), tensors["act_high"].numpy()):
         raise NotAPolicy(f"{path} can't act: {defect}")
-
-
-def _check_memory(path: Path, meta: MemoryMeta, tensors: Mapping[str, Tensor]) -> None:
-    """Raise NotAPolicy unless a memory can answer with these numbers."""
-    try:
-        memory.refuse_values(meta, tensors["memory.keys"], tensors["memory.actions"])
-    except ValueError as error:
-        raise NotAPolicy(f"{path} can't act: {error}") from error

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.envs.base import Env, EnvKwargs, EnvSpec
+from dpd.envs.base import Env, EnvKwargs
 from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.make import make
-from dpd.errors import BadInput
+from dpd.policies.checks import require_fit
 from dpd.policies.policyfile import Policy
 
 if TYPE_CHECKING:
@@ -136,13 +136,3 @@ def evaluate_together(
     finally:
         env.close()
     return [Outcome(found.returns[i : i + 1], found.lengths[i : i + 1]) for i in range(n)]
-
-
-def require_fit(policy: Policy, spec: EnvSpec) -> None:
-    """Raise BadInput unless a policy reads what an environment gives."""
-    meta = policy.meta
-    if (spec.obs_dim, spec.act_dim) != (meta.obs_dim, meta.act_dim):
-        raise BadInput(
-            f"the policy reads {meta.obs_dim} observations and gives {meta.act_dim} actions; "
-            f"{spec.env_id} has {spec.obs_dim} and {spec.act_dim}"
-        )

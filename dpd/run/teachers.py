@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +17,9 @@ from dpd.envs.make import make
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.policies import policyfile
+from dpd.policies.checks import require_bounds, require_fit
 from dpd.policies.policyfile import Policy
-from dpd.run.episodes import episode_seeds, require_fit, run_episodes
+from dpd.run.episodes import episode_seeds, run_episodes
 from dpd.run.sources import Place, as_flag, history_of, is_zip, load_any, one_policy
 
 FOLDER, RETURNS = "teachers", "returns.json"
@@ -110,13 +110,8 @@ def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
                 f"the teacher was trained in {own}, and this run gives no arguments: give "
                 f"{as_flag(own)}, or all arguments that it is to have instead"
             )
-        require_fit(policy, spec)
-        for name, bound in (("act_low", spec.act_low), ("act_high", spec.act_high)):
-            if not np.allclose(policy.tensors[name].numpy(), bound, rtol=1e-6):
-                raise BadInput(
-                    f"the teacher's action bounds are not those of {spec.env_id}: {name} is "
-                    f"{policy.tensors[name].tolist()}, there {bound.tolist()}"
-                )
+        require_fit(policy, spec, "the teacher")
+        require_bounds(policy, spec, "the teacher")
     if len({policy.meta.squashed for policy in teacher.policies}) > 1:
         raise BadInput("some of the teachers squash their actions and some do not; give alike ones")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # `from dpd.sb3 import NativeVecEnv` without loading Stable-Baselines3 for everybody else
+    # Lazy: the rest of dpd.sb3 reads zips without loading Stable-Baselines3.
     if name == "NativeVecEnv":
         from dpd.sb3.vec_env import NativeVecEnv
 

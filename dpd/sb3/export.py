@@ -1,7 +1,6 @@
-"""Stable-Baselines3: our simulation as its environment, our policies as its models.
+"""Export policies as models of Stable-Baselines3, in the folders of rl-baselines3-zoo.
 
-Nothing else in this suite imports it.
-`PPO("MlpPolicy", NativeVecEnv("HalfCheetah-v5", 8))` trains on the native simulation.
+Only this module and `dpd.sb3.vec_env` import Stable-Baselines3.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +19,62 @@ from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from stable_baselines3.common.vec_env.base_vec_env import (
-    VecEnv,
-)
-from torch import Tensor, nn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+from torch import Tensor
 
 from dpd.agents.nets import ACTIVATIONS
 from dpd.agents.norm import EPSILON
 from dpd.envs.make import check
 from dpd.errors import BadInput
+from dpd.policies.checks import (
+    ACTIVATION_MODULES,
+    ActFunction,
+    probes,
+    require_bounds,
+    require_fit,
+    require_same_actions,
+)
 from dpd.policies.policyfile import Policy, refuse_memory
 from dpd.sb3.kinds import KINDS, Kind
 
-Act = Callable[[np.ndarray], np.ndarray]
-"""Raw observations [B, O] -> actions [B, A] in the environment's bounds."""
 MODELS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "td3": TD3, "ddpg": DDPG}
 BUFFER_SIZE = 1_000_000  # SB3's default
-MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
-TOLERANCE = 1e-6  # of half an action's range, unless float32 rounds more coarsely
-N_PROBES = 512  # observations on which a written policy must act as the given one
+ZOO_TOLERANCE = 1e-6  # of half an action's range, unless float32 rounds more coarsely
 
 
 def export_zoo(policy: Policy, out: Path) -> Path:
-    """Write a new folder that `python -m rl_zoo3.enjoy --algo ALGO --env ENV -f OUT` plays.
+    """Write a new folder that `python -m rl_zoo3.enjoy --algo ALGO --env ENV -f OUT` can play.
 
-    The policy becomes SB3's model of its algorithm with default settings, and the policy's own
-    exploration noise. The value function or the critics are new, so training on from there starts
-    with learning those. What was written is loaded as enjoy does, and must act as the policy does
-    before the folder gets its name. Raises BadInput for a policy that is none of SB3's algorithms
-    or does not fit its environment, and for a folder that exists.
+    The policy becomes an SB3 model with its algorithm's default settings and its own exploration
+    noise. The value function or critics are untrained, so further training has to learn them first.
+    The folder is loaded as enjoy does, and gets its name only if it acts like the policy. Raises
+    BadInput if SB3 lacks the algorithm, the policy does not fit its environment, or the folder
+    exists.
     """
     if out.exists():
         raise BadInput(f"{out} exists; remove it, or give --out another name")
     kind = _kind(policy)
-    _check_spec(policy)
+    meta = policy.meta
+    spec = check(meta.env_id, "gymnasium", meta.env_kwargs)  # as enjoy makes it
+    require_fit(policy, spec)
+    require_bounds(policy, spec)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as work:
         draft = Path(work) / out.name
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same critics each time
-            _write(policy, kind, draft / policy.meta.algo / f"{zoo_name(policy)}_1")
-            _check_acts(policy, read_zoo(draft))
+            _write(policy, kind, draft / meta.algo / f"{zoo_name(policy)}_1")
+            obs = probes(policy, clipped=False)
+            tolerance = max(ZOO_TOLERANCE, rounding(policy, torch.from_numpy(obs)))
+            require_same_actions(policy, read_zoo(draft), obs, tolerance)
         os.rename(draft, out)
     return out
 
 
-def read_zoo(folder: Path) -> Act:
+def read_zoo(folder: Path) -> ActFunction:
     """Load a folder of `export_zoo` as rl_zoo3.enjoy does.
 
-    This runs pickles: it is for folders just written here, never for one that a user gives.
+    This unpickles, so use it only for folders that this process wrote, never for a user's.
     """
     (file,) = folder.glob("*/*_1/*.zip")
     algo = file.parent.parent.name
@@ -78,7 +83,9 @@ def read_zoo(folder: Path) -> Act:
         "lr_schedule": lambda _: 0.0,
         "clip_range": lambda _: 0.0,
     }
-    replay: dict[str, Any] = {} if algo == "ppo" else {"buffer_size": 1}  # or it would be allocated
+    replay: dict[str, Any] = (
+        {} if algo == "ppo" else {"buffer_size": 1}
+    )  # avoids a large allocation
     model = MODELS[algo].load(file, device="cpu", custom_objects=settings, **replay)
     env: gymnasium.Env = gymnasium.Env()  # never stepped, only asked for its spaces
     env.observation_space, env.action_space = model.observation_space, model.action_space
@@ -97,12 +104,12 @@ def read_zoo(folder: Path) -> Act:
 
 
 def zoo_name(policy: Policy) -> str:
-    """Return what the zoo calls the policy's environment: no module, dashes for slashes."""
+    """Return the zoo's name of the environment: without module, dashes for slashes."""
     return policy.meta.env_id.rsplit(":", 1)[-1].replace("/", "-")
 
 
 def _kind(policy: Policy) -> Kind:
-    """Return SB3's counterpart of a policy's algorithm. Raises BadInput where it acts otherwise."""
+    """Return SB3's counterpart of the algorithm. Raises BadInput if it acts differently."""
     refuse_memory(policy, "a model of Stable-Baselines3")
     meta, instead = policy.meta, "give --format onnx, torchscript or dpd"
     kind = next((kind for kind in KINDS if kind.algo == meta.algo), None)
@@ -112,43 +119,29 @@ def _kind(policy: Policy) -> Kind:
         ours, theirs = getattr(meta, name), getattr(kind, name)
         if ours != theirs:
             raise BadInput(
-                f"the policy acts otherwise than Stable-Baselines3's {meta.algo}: {name} is "
-                f"{ours}, there {theirs}; {instead}"
+                f"the policy acts differently from Stable-Baselines3's {meta.algo}: {name} is "
+                f"{ours}, not {theirs}; {instead}"
             )
     return kind
 
 
-def _check_spec(policy: Policy) -> None:
-    """Raise BadInput unless the policy fits its environment."""
-    meta = policy.meta
-    spec = check(meta.env_id, "gymnasium", meta.env_kwargs)  # enjoy makes it of Gymnasium, too
-    if (spec.obs_dim, spec.act_dim) != (meta.obs_dim, meta.act_dim):
-        raise BadInput(
-            f"the policy reads {meta.obs_dim} observations and gives {meta.act_dim} actions; "
-            f"{meta.env_id} has {spec.obs_dim} and {spec.act_dim}"
-        )
-    for name, bound in (("act_low", spec.act_low), ("act_high", spec.act_high)):
-        if not np.allclose(policy.tensors[name].numpy(), bound):
-            raise BadInput(f"the policy's {name} is not that of {meta.env_id}, {bound}")
-
-
 def _write(policy: Policy, kind: Kind, folder: Path) -> None:
-    """Write the model, its normaliser, and the settings that enjoy reads."""
+    """Write the model, its normaliser and the settings that enjoy reads."""
     meta, name = policy.meta, zoo_name(policy)
     (folder / name).mkdir(parents=True)
     envs = DummyVecEnv([lambda: gymnasium.make(meta.env_id, **meta.env_kwargs)])
     model = _model(policy, kind, envs)
     if meta.norm_obs:
         _normaliser(policy, envs).save(str(folder / name / "vecnormalize.pkl"))
-        if kind.trace:  # as training with VecNormalize leaves it; our import asks by this sign
+        if kind.trace:  # left by training with VecNormalize; `load_zip` looks for it
             setattr(model, kind.trace, np.zeros((1, *(envs.observation_space.shape or ()))))
     model.save(folder / f"{name}.zip")
     envs.close()
-    hidden, activation = list(meta.hidden), MODULES[meta.activation].__name__
-    said = (
+    hidden, activation = list(meta.hidden), ACTIVATION_MODULES[meta.activation].__name__
+    kwargs = (
         f"dict(net_arch=dict(pi={hidden}, {kind.critic}={hidden}), activation_fn=nn.{activation})"
     )
-    config = {"normalize": meta.norm_obs, "policy": "MlpPolicy", "policy_kwargs": said}
+    config = {"normalize": meta.norm_obs, "policy": "MlpPolicy", "policy_kwargs": kwargs}
     args = {"algo": kind.algo, "env": meta.env_id, "env_kwargs": meta.env_kwargs or None}
     (folder / name / "config.yml").write_text(_yaml(config), encoding="utf-8")
     (folder / name / "args.yml").write_text(_yaml(args), encoding="utf-8")
@@ -158,7 +151,7 @@ def _model(policy: Policy, kind: Kind, envs: VecEnv) -> BaseAlgorithm:
     """Return SB3's model with the policy's weights."""
     meta, hidden = policy.meta, list(policy.meta.hidden)
     arch = {"pi": hidden, kind.critic: hidden}
-    network = {"net_arch": arch, "activation_fn": MODULES[meta.activation]}
+    network = {"net_arch": arch, "activation_fn": ACTIVATION_MODULES[meta.activation]}
     settings: dict[str, Any] = {} if kind.algo == "ppo" else {"buffer_size": 1}
     if kind.tanh_mean:
         std = policy.tensors["log_std"].squeeze(0).exp().numpy()
@@ -167,7 +160,7 @@ def _model(policy: Policy, kind: Kind, envs: VecEnv) -> BaseAlgorithm:
         "MlpPolicy", envs, policy_kwargs=network, device="cpu", **settings
     )
     if "buffer_size" in settings:
-        model.buffer_size = BUFFER_SIZE  # for who trains on; nothing is allocated for it here
+        model.buffer_size = BUFFER_SIZE  # for further training; nothing is allocated here
     steps = meta.provenance.get("steps")
     model.num_timesteps = steps if isinstance(steps, int) else 0
     model.policy.load_state_dict(model.policy.state_dict() | _weights(policy, kind))
@@ -175,7 +168,7 @@ def _model(policy: Policy, kind: Kind, envs: VecEnv) -> BaseAlgorithm:
 
 
 def _weights(policy: Policy, kind: Kind) -> dict[str, Tensor]:
-    """Return SB3's names and shapes; PPO's last layer acts in the environment's own units."""
+    """Convert tensors to SB3's names and shapes; PPO's last layer gets the environment's units."""
     tensors, last = {k: v.double() for k, v in policy.tensors.items()}, len(policy.meta.hidden)
     half = (tensors["act_high"] - tensors["act_low"]) / 2
     middle = (tensors["act_high"] + tensors["act_low"]) / 2
@@ -185,7 +178,7 @@ def _weights(policy: Policy, kind: Kind) -> dict[str, Tensor]:
         if i == last and not kind.is_scaled:
             weight, bias = weight * half.unsqueeze(1), bias * half + middle
         weights[f"{name}.weight"], weights[f"{name}.bias"] = weight, bias
-    if kind.tanh_mean:  # the target policy, from which training goes on
+    if kind.tanh_mean:  # the target policy, for further training
         weights |= {k.replace("actor.", "actor_target.", 1): v for k, v in weights.items()}
     elif kind.state_std:
         weights[f"{kind.log_std}.weight"] = tensors["log_std_head.0.weight"].T
@@ -196,21 +189,21 @@ def _weights(policy: Policy, kind: Kind) -> dict[str, Tensor]:
 
 
 def _normaliser(policy: Policy, envs: VecEnv) -> VecNormalize:
-    """Return a VecNormalize with the policy's statistics, frozen, that leaves rewards alone."""
+    """Return a frozen VecNormalize with the policy's statistics and unnormalised rewards."""
     mean, scale = (policy.tensors[k].double().numpy() for k in ("obs_mean", "obs_scale"))
-    # an imported policy's epsilon may be a smaller one; no variance may come out below 0
+    # An imported policy may have a smaller epsilon; the variance must not become negative.
     epsilon = min(EPSILON, float(scale.max()) ** -2)
     clip_obs = policy.meta.clip_obs
     norm = VecNormalize(envs, training=False, norm_reward=False, clip_obs=clip_obs, epsilon=epsilon)
     shape = envs.observation_space.shape
-    moments: Any = norm.obs_rms  # one per key for dictionaries, which we have none of
+    moments: Any = norm.obs_rms  # a dict for dictionary spaces, which are not supported
     moments.mean, moments.var = mean.reshape(shape), (scale**-2 - epsilon).reshape(shape)
     moments.count = policy.tensors["obs_count"].item()
     return norm
 
 
 def _yaml(settings: dict[str, Any]) -> str:
-    """Return YAML of settings; all JSON is YAML but for some numbers, which would be strings."""
+    """Write settings as YAML: JSON, except for numbers that YAML would read as strings."""
     lines = ""
     for name, value in settings.items():
         text = json.dumps(value, ensure_ascii=False)
@@ -219,10 +212,11 @@ def _yaml(settings: dict[str, Any]) -> str:
 
 
 JSON_ONLY = r"""("(?:[^"\\]|\\.)*")|(?<![\d.])(\d+)(e[+-]\d+)|(-?)Infinity|NaN"""
-"""Strings, which stay as they are, and the numbers that YAML 1.1 writes otherwise."""
+"""Strings, which stay unchanged, and numbers that YAML 1.1 writes differently."""
 
 
 def _in_yaml(match: re.Match[str]) -> str:
+    """Return a match of JSON_ONLY as YAML 1.1 writes it."""
     string, digits, exponent, sign = match.groups()
     if string is not None:
         return string
@@ -231,26 +225,11 @@ def _in_yaml(match: re.Match[str]) -> str:
     return ".nan" if match[0] == "NaN" else f"{sign}.inf"
 
 
-def _check_acts(policy: Policy, act: Act) -> None:
-    """Raise ValueError unless another form of a policy acts as the policy does."""
-    noise = np.random.default_rng(0).standard_normal((N_PROBES, policy.meta.obs_dim))
-    mean, scale = policy.tensors["obs_mean"].numpy(), policy.tensors["obs_scale"].numpy()
-    obs = (mean + noise / scale).astype(np.float32)
-    half = (policy.tensors["act_high"] - policy.tensors["act_low"]).numpy() / 2
-    difference = float((np.abs(act(obs) - policy.act_flat(obs)) / half).max())
-    allowed = max(TOLERANCE, rounding(policy, torch.from_numpy(obs)))
-    if not difference <= allowed:  # so that a NaN is refused too
-        raise ValueError(
-            f"not written: Stable-Baselines3's actions would differ by {difference:.1e} of half "
-            f"their range, more than {allowed:.1e}"
-        )
-
-
 def rounding(policy: Policy, obs: Tensor) -> float:
-    """Bound how far float32 implementations of a policy differ on raw obs [B, O].
+    """Bound the difference between float32 implementations of a policy on raw obs [B, O].
 
-    To first order: each layer rounds its own sums, and passes on what came in. No activation
-    of ours is steeper than 1.
+    First-order: each layer rounds its own sums and passes on the error of its input. No supported
+    activation is steeper than 1.
     """
     unit, x = 4 * torch.finfo(torch.float32).eps, obs
     if policy.meta.norm_obs:

@@ -1,38 +1,38 @@
-"""Which policies of Stable-Baselines3 have a counterpart here, and what their parts are called."""
+"""The policies of Stable-Baselines3 that can be read and written, with the names of their parts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-ANY = object()  # a setting that must be there, whatever it is
+ANY = object()  # a setting that must exist, with any value
 
 
 class Kind(NamedTuple):
-    """An algorithm's MlpPolicy: how its zip is recognised, what it is made of, how it acts."""
+    """An algorithm's MlpPolicy: the signs of its zip, its networks and its action distribution."""
 
     algo: str
-    policy: str  # class
-    settings: Mapping[str, Any]  # that tell it from the algorithms below it with this class
-    trunk: str  # of the actor
-    head: str  # its last layer; "": the trunk's
-    log_std: str  # a vector, or a layer where `state_std`; "": there is none
-    others: tuple[str, ...]  # networks that do not act
-    critic: str  # what net_arch calls those
-    activation: str  # unless policy_kwargs gives another
-    trace: str = ""  # what only training with VecNormalize leaves in the settings; "": nothing
+    policy: str  # its class
+    settings: Mapping[str, Any]  # that distinguish it from later KINDS with the same class
+    trunk: str  # name of the actor's hidden layers
+    head: str  # name of its last layer; "" if it belongs to the trunk
+    log_std: str  # name of a vector, or of a layer if `state_std`; "" if there is none
+    others: tuple[str, ...]  # prefixes of networks that do not act
+    critic: str  # their key in net_arch
+    activation: str  # default of policy_kwargs
+    trace: str = ""  # a setting that only training with VecNormalize leaves; "" if none
     squashed: bool = False
     tanh_mean: bool = False
     state_std: bool = False
 
     @property
     def is_scaled(self) -> bool:
-        """Whether it acts in [-1, 1], as ours do, and not in the environment's own units."""
+        """True if the network acts in [-1, 1]; else it acts in the environment's units."""
         return self.squashed or self.tanh_mean
 
     @property
     def std(self) -> list[str]:
-        """Names of the tensors that give the log standard deviation."""
+        """Names of the tensors of the log standard deviation."""
         if self.state_std:
             return [f"{self.log_std}.weight", f"{self.log_std}.bias"]
         return [self.log_std] if self.log_std else []
@@ -43,11 +43,11 @@ class Kind(NamedTuple):
         return [*names[:-1], self.head] if self.head else names
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a zip's settings are this algorithm's."""
+        """Return True if a zip's settings are those of this algorithm."""
         return all(k in settings and v in (ANY, settings[k]) for k, v in self.settings.items())
 
 
-TD3 = Kind(
+TD3_KIND = Kind(
     algo="td3",
     policy="stable_baselines3.td3.policies.TD3Policy",
     settings={"policy_delay": ANY},
@@ -70,7 +70,7 @@ KINDS = (
         others=("mlp_extractor.value_net.", "value_net."),
         critic="vf",
         activation="tanh",
-        trace="_last_original_obs",  # an off-policy algorithm keeps it in any case
+        trace="_last_original_obs",  # off-policy algorithms always keep it
     ),
     Kind(
         algo="sac",
@@ -85,7 +85,7 @@ KINDS = (
         squashed=True,
         state_std=True,
     ),
-    # SB3's DDPG is its TD3 with these settings, and nothing else in a zip tells which it was
-    TD3._replace(algo="ddpg", settings={"policy_delay": 1, "target_noise_clip": 0.0}),
-    TD3,
+    # SB3's DDPG is its TD3 with these settings; nothing else in a zip distinguishes them.
+    TD3_KIND._replace(algo="ddpg", settings={"policy_delay": 1, "target_noise_clip": 0.0}),
+    TD3_KIND,
 )

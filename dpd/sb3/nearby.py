@@ -1,12 +1,12 @@
-"""Look beside a Stable-Baselines3 zip for what it does not say of itself.
+"""Search the folders around a Stable-Baselines3 zip for files that complete it.
 
-A zip holds no VecNormalize statistics and no arguments of its environment. Those who write zips
-leave them in these places, where E is the environment's id with a dash for each slash:
+A zip has no VecNormalize statistics and no environment arguments. The programs that write zips
+store them in these places, where E is the environment's id with a dash for each slash:
 
-* Stable-Baselines3's CheckpointCallback: PREFIX_vecnormalize_STEPS_steps.pkl beside
-  PREFIX_STEPS_steps.zip; its examples: vec_normalize.pkl beside the zip or best_model.zip, or
-  beside the folder in best_model/best_model.zip.
-* The model hub: vec_normalize.pkl, config.yml and args.yml beside the zip.
+* Stable-Baselines3's CheckpointCallback: PREFIX_vecnormalize_STEPS_steps.pkl next to
+  PREFIX_STEPS_steps.zip. Its examples: vec_normalize.pkl next to the zip or best_model.zip, or
+  next to the folder of best_model/best_model.zip.
+* The model hub: vec_normalize.pkl, config.yml and args.yml next to the zip.
 * rl-baselines3-zoo: ALGO/E_1/E.zip and ALGO/E_1/best_model.zip, with ALGO/E_1/E/vecnormalize.pkl,
   config.yml and args.yml; without a number of the run, ALGO/E.zip with ALGO/E/vecnormalize.pkl.
 
@@ -20,19 +20,19 @@ from pathlib import Path
 
 from dpd.sb3.archive import BAD_ZIP, open_zip, read_bytes
 
-NAME = re.compile(r"vec[-_. ]*norm", re.IGNORECASE)
-KINDS = (".pkl", ".pickle", ".npz", "")
+STATISTICS_NAME = re.compile(r"vec[-_. ]*norm", re.IGNORECASE)
+STATISTICS_ENDINGS = (".pkl", ".pickle", ".npz", "")
 """Endings of files that may hold statistics."""
-CLASS = b"VecNormalize"  # at the beginning of its pickle
-HEAD = 1024  # bytes
+PICKLED_CLASS = b"VecNormalize"  # near the beginning of its pickle
+SEARCHED = 1024  # bytes of a pickle
 MAX_NPZ, MAX_YAML = 2**24, 2**16  # bytes
-NOTHING = ("", "null", "none", "~", "false", "{}")
+EMPTY_VALUES = ("", "null", "none", "~", "false", "{}")
 
 
 def folders(path: Path, env_id: str) -> list[Path]:
-    """Return where a zip's companions may lie: beside it, and in folders named as it or its task.
+    """Return the folders to search: the zip's own, and those named after it or its environment.
 
-    The version of the environment does not count, because `env_id` may be a later one.
+    Names are compared without version, because `env_id` may be a later version.
     """
     parent = path.resolve().parent
     run = re.sub(r"_\d+$", "", parent.name)  # the zoo's E_1
@@ -43,61 +43,61 @@ def folders(path: Path, env_id: str) -> list[Path]:
 
 
 def _base(name: str) -> str:
-    """Return an environment's id or a folder's name without module and version."""
+    """Strip module and version from an environment's id or a folder's name."""
     return re.sub(r"-v\d+$", "", name.rpartition(":")[2].replace("/", "-"))
 
 
-def statistics_beside(path: Path, env_id: str) -> list[Path]:
-    """Return the files with VecNormalize statistics that lie with a zip, the likeliest first."""
-    found = [
+def find_statistics(path: Path, env_id: str) -> list[Path]:
+    """Return the files with VecNormalize statistics near a zip, the likeliest first."""
+    files = [
         file
         for folder in folders(path, env_id)
         for file in sorted(folder.iterdir())
         if file.is_file() and _is_statistics(file)
     ]
-    return sorted(found, key=lambda file: not _is_of_checkpoint(file, path))  # stable
+    return sorted(files, key=lambda file: not _is_of_checkpoint(file, path))  # a stable sort
 
 
 def _is_of_checkpoint(file: Path, path: Path) -> bool:
-    """Whether CheckpointCallback wrote a file together with a zip."""
+    """Return True if CheckpointCallback wrote the file together with the zip."""
     return file.stem.replace("_vecnormalize_", "_") == path.stem
 
 
 def _is_statistics(file: Path) -> bool:
-    """Whether a file is called or begins as a VecNormalize, or is an .npz of a mean and a variance.
+    """Return True for a file named like or pickled from a VecNormalize, or an .npz of mean and var.
 
-    A file that cannot be read is none.
+    A file that cannot be read does not count.
     """
-    if file.suffix.lower() not in KINDS:
+    if file.suffix.lower() not in STATISTICS_ENDINGS:
         return False
-    if NAME.search(file.name):
+    if STATISTICS_NAME.search(file.name):
         return True
     try:
         if file.suffix.lower() == ".npz":
             with open_zip(read_bytes(file, MAX_NPZ)) as archive:
                 return {"mean.npy", "var.npy"} <= set(archive.namelist())
         with file.open("rb") as opened:
-            return CLASS in opened.read(HEAD)
+            return PICKLED_CLASS in opened.read(SEARCHED)
     except (*BAD_ZIP, ValueError):
         return False
 
 
-def said_beside(path: Path, env_id: str, names: tuple[str, ...], key: str) -> tuple[Path, str]:
-    """Return what YAML files of these names that lie with a zip say of a key, and which says it.
+def find_setting(path: Path, env_id: str, name: str, key: str) -> tuple[Path, str]:
+    """Return the value of a key in a YAML file of this name near a zip, and the file.
 
-    The text is empty where none says anything but null, false or an empty mapping.
+    The text is empty if no file has the key with a value other than null, false or {}.
     """
     for folder in folders(path, env_id):
-        for file in (folder / name for name in names):
-            if file.is_file() and (said := _said(file, key)):
-                return file, said
+        file = folder / name
+        if file.is_file() and (value := _yaml_value(file, key)):
+            return file, value
     return path, ""
 
 
-def _said(file: Path, key: str) -> str:
-    """Return the value of a key, or its first line; "" for nothing.
+def _yaml_value(file: Path, key: str) -> str:
+    """Return the first line of a key's value, or "" if there is none.
 
-    The zoo writes a mapping as `key: value` or as a list of pairs, one part a line.
+    The zoo writes a mapping as `key: value` or as a list of pairs, one part per line.
     """
     try:
         text = read_bytes(file, MAX_YAML).decode(errors="replace")
@@ -108,5 +108,5 @@ def _said(file: Path, key: str) -> str:
         name, _, rest = line.partition(":")
         if name.strip(" '\"") == key:
             value = rest.strip() or "".join(lines[k + 1 : k + 2])
-            return "" if value.lower() in NOTHING else value
+            return "" if value.lower() in EMPTY_VALUES else value
     return ""

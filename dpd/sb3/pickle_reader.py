@@ -1,20 +1,20 @@
-"""Read a pickle as data: nothing that it names is imported, looked up or called.
+"""Read a pickle as data: no name in it is imported, looked up or called.
 
-`pickle.load` is a small machine whose instructions may import any object and call it. This module
-is a machine for the same instructions that cannot, because it has no instruction that does:
+`pickle.load` is a small stack machine whose instructions can import any object and call it. This
+module interprets the same instructions without that power:
 
 * `pickletools.genops` only splits the bytes into instructions and their literal arguments.
 * An instruction that names an object (GLOBAL, STACK_GLOBAL, INST) gives a `Name`: two strings.
-* One that calls it (REDUCE, NEWOBJ, NEWOBJ_EX, INST, OBJ) or sets its state (BUILD) gives or
-  changes a `Record`: the name, the arguments and the state, side by side.
-* Names are compared with the constants in `BUILDERS`; those few functions, ours, make arrays and
-  numbers of plain bytes, and read no attribute of what they are given before its type is known.
-* Instructions that reach outside of the file (persistent ids, extension codes, out-of-band
-  buffers) are refused, and so is every instruction that is not in `MACHINE`.
+* An instruction that calls an object (REDUCE, NEWOBJ, NEWOBJ_EX, INST, OBJ) or sets its state
+  (BUILD) gives or changes a `Record` of the name, the arguments and the state.
+* Names are compared with the constants in `BUILDERS`. Those few functions make arrays and numbers
+  from plain bytes, and check the type of each argument before they read an attribute of it.
+* Instructions that reach outside the file (persistent ids, extension codes, out-of-band buffers)
+  are rejected, like every instruction that is not in `MACHINE`.
 
-Work and memory are linear in the file: containers share what they hold, the number of instructions
-is bounded, and an array is no larger than the bytes it is made of. Nothing here recurses, and no
-value from the file is hashed, compared or printed unless it is a string, a number or bytes.
+Work and memory are linear in the size of the file: containers share their items, the number of
+instructions is bounded, and an array is no larger than its bytes in the file. Nothing recurses, and
+values from the file are hashed, compared or printed only if they are strings, numbers or bytes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAX_OPS = 200_000  # a VecNormalize of Stable-Baselines3 has about 700
-MAX_DIMS, MAX_LENGTH = 8, 2**40  # of arrays; products of longer lengths would take time
+MAX_ARRAY_AXES, MAX_LENGTH = 8, 2**40  # of arrays; multiplying longer lengths would take time
 NUMBERS = re.compile(r"[biuf]\d{1,2}")  # dtypes of booleans, integers and floats
 
 
 class Name(NamedTuple):
-    """What a pickle would import."""
+    """An object that the pickle would import."""
 
     module: str
     name: str
@@ -42,7 +42,7 @@ class Name(NamedTuple):
 
 @dataclass(eq=False)
 class Record:
-    """An object that was not made: its class, the arguments, its state."""
+    """A call that was not made: the class, the arguments and the state."""
 
     of: Name | None
     args: tuple[Any, ...] = ()
@@ -50,15 +50,15 @@ class Record:
 
 
 @dataclass(eq=False)
-class Array:
-    """An array; its value comes with its state, and stays None where it is not one of numbers."""
+class PickledArray:
+    """An array; BUILD sets its value, which stays None if it is not numeric."""
 
     value: np.ndarray | None = None
 
 
 @dataclass
 class Machine:
-    """The state of reading: a stack, the stacks below its marks, and what was memorised."""
+    """The state of the interpreter: a stack, the stacks below its marks, and the memo."""
 
     stack: list[Any] = field(default_factory=list)
     below: list[list[Any]] = field(default_factory=list)
@@ -78,13 +78,13 @@ DTYPE = Name("numpy", "dtype")
 
 
 class Unreadable(ValueError):
-    """A pickle that cannot be read as data; the message says why."""
+    """The pickle cannot be read as data; the message says why."""
 
 
 def read_pickle(raw: bytes) -> Any:
-    """Return what a pickle describes: plain values, `Array`s and `Record`s.
+    """Return the value of a pickle: plain values, `PickledArray`s and `Record`s.
 
-    Raises Unreadable for damage, and for what only running the pickle would show.
+    Raises Unreadable if the pickle is damaged, or if only running it would give the value.
     """
     machine = Machine()
     try:
@@ -94,17 +94,17 @@ def read_pickle(raw: bytes) -> Any:
             if op.name == "STOP":
                 return machine.pop()
             if op.name not in MACHINE:
-                raise Unreadable(f"it uses the instruction {op.name}, which is not read")
+                raise Unreadable(f"it uses the unsupported instruction {op.name}")
             MACHINE[op.name](machine, arg)
     except Unreadable:
         raise
-    # genops and a stack that is too short for its instruction raise these
+    # raised by genops, and by an instruction on a stack that is too short
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise Unreadable(f"it is damaged ({type(error).__name__}: {error!s:.80})") from error
     raise Unreadable("it has no end")
 
 
-# What each instruction does. See pickletools for their meaning.
+# The instructions. See pickletools for their meaning.
 
 
 def push(machine: Machine, arg: Any) -> None:
@@ -163,7 +163,7 @@ def push_dict(machine: Machine, arg: Any) -> None:
 
 
 def push_set(machine: Machine, arg: Any) -> None:
-    machine.stack.append(machine.pop_mark())  # as a list: what is in it is never hashed
+    machine.stack.append(machine.pop_mark())  # as a list, so that no item is hashed
 
 
 def append(machine: Machine, arg: Any) -> None:
@@ -177,7 +177,7 @@ def appends(machine: Machine, arg: Any) -> None:
 
 
 def extend(target: Any, items: list[Any]) -> None:
-    """Add to a list; a subclass of list is a record, and its items are of no interest."""
+    """Append to a list. A subclass of list is a Record, whose items are dropped."""
     if type(target) is list:
         target.extend(items)
 
@@ -193,7 +193,7 @@ def set_items(machine: Machine, arg: Any) -> None:
 
 
 def put(target: Any, items: list[Any]) -> None:
-    """Set keys and values in turn. Only strings are kept: of other keys, hashes can collide."""
+    """Set alternating keys and values. Other keys than strings are dropped: hashes can collide."""
     if len(items) % 2:
         raise Unreadable("it is damaged (a key without a value)")
     if type(target) is dict:
@@ -227,27 +227,27 @@ def push_stacked_name(machine: Machine, arg: Any) -> None:
 
 def reduce(machine: Machine, arg: Any) -> None:
     args, function = machine.pop(), machine.pop()
-    machine.stack.append(made(function, args))
+    machine.stack.append(call(function, args))
 
 
 def new_with_keywords(machine: Machine, arg: Any) -> None:
-    machine.pop()  # keyword arguments, which nothing of NumPy's has
+    machine.pop()  # keyword arguments, which no NumPy constructor has
     reduce(machine, arg)
 
 
 def instance(machine: Machine, arg: Any) -> None:
     args = tuple(machine.pop_mark())
     push_name(machine, arg)
-    machine.stack.append(made(machine.pop(), args))
+    machine.stack.append(call(machine.pop(), args))
 
 
 def new_object(machine: Machine, arg: Any) -> None:
     function, *args = machine.pop_mark()
-    machine.stack.append(made(function, tuple(args)))
+    machine.stack.append(call(function, tuple(args)))
 
 
-def made(function: Any, args: Any) -> Any:
-    """Return what one of `BUILDERS` makes, or a record of a call that is not made."""
+def call(function: Any, args: Any) -> Any:
+    """Return the result of one of `BUILDERS`, or a Record for any other function."""
     if not isinstance(args, tuple):
         raise Unreadable("it is damaged (arguments that are no tuple)")
     name = function if isinstance(function, Name) else None
@@ -256,20 +256,20 @@ def made(function: Any, args: Any) -> Any:
 
 
 def build(machine: Machine, arg: Any) -> None:
-    """Set an object's state: of an array its bytes, of a dtype its byte order."""
+    """Set the state of an object: an array's bytes, or a dtype's byte order."""
     state = machine.pop()
     target = machine.stack[-1]
-    if isinstance(target, Array):
+    if isinstance(target, PickledArray):
         target.value = array_of(state)
     elif isinstance(target, Record):
         target.state = state
 
 
-# What of NumPy is made, from arguments that anyone may have written.
+# NumPy objects, built from untrusted arguments.
 
 
 def dtype_of(record: Any) -> np.dtype[Any] | None:
-    """Return a dtype of numbers from the record of `numpy.dtype(code, align, copy)`, else None."""
+    """Return the numeric dtype in a Record of `numpy.dtype(code, align, copy)`, else None."""
     if not isinstance(record, Record) or record.of != DTYPE or not record.args:
         return None
     code, state = record.args[0], record.state
@@ -281,7 +281,7 @@ def dtype_of(record: Any) -> np.dtype[Any] | None:
 
 
 def array_of(state: Any) -> np.ndarray | None:
-    """Return an array from the state that NumPy pickles: (version, shape, dtype, order, bytes)."""
+    """Return an array from its pickled state (version, shape, dtype, order, bytes)."""
     if not isinstance(state, tuple) or len(state) != 5:
         return None
     _, shape, dtype, is_fortran, raw = state
@@ -289,13 +289,10 @@ def array_of(state: Any) -> np.ndarray | None:
 
 
 def filled(raw: Any, dtype: np.dtype[Any] | None, shape: Any, order: Any) -> np.ndarray | None:
-    """Return bytes as an array of a shape; None where they are not numbers, and just as many."""
-    is_shape = isinstance(shape, tuple) and len(shape) <= MAX_DIMS
-    if (
-        dtype is None
-        or not is_shape
-        or not all(type(n) is int and 0 <= n < MAX_LENGTH for n in shape)
-    ):
+    """Return bytes as an array; None if they are not numbers of exactly this shape."""
+    if dtype is None or not isinstance(shape, tuple) or len(shape) > MAX_ARRAY_AXES:
+        return None
+    if not all(type(n) is int and 0 <= n < MAX_LENGTH for n in shape):
         return None
     if type(raw) is not bytes or math.prod(shape) * dtype.itemsize != len(raw):
         return None
@@ -303,32 +300,32 @@ def filled(raw: Any, dtype: np.dtype[Any] | None, shape: Any, order: Any) -> np.
 
 
 def make_dtype(args: tuple[Any, ...]) -> Record:
-    """Keep a dtype as a record, whose state follows."""
+    """Keep a dtype as a Record; BUILD sets its state."""
     return Record(DTYPE, args)
 
 
-def make_array(args: tuple[Any, ...]) -> Array:
-    """Begin an array, whose state follows."""
-    return Array()
+def make_array(args: tuple[Any, ...]) -> PickledArray:
+    """Return an array without a value; BUILD sets it."""
+    return PickledArray()
 
 
-def make_scalar(args: tuple[Any, ...]) -> Array:
+def make_scalar(args: tuple[Any, ...]) -> PickledArray:
     """Return a number, `numpy.core.multiarray.scalar(dtype, bytes)`, as an array of shape ()."""
     dtype, raw = args
-    return Array(filled(raw, dtype_of(dtype), (), "C"))
+    return PickledArray(filled(raw, dtype_of(dtype), (), "C"))
 
 
-def make_from_buffer(args: tuple[Any, ...]) -> Array:
+def make_from_buffer(args: tuple[Any, ...]) -> PickledArray:
     """Return an array from `numpy.core.numeric._frombuffer(bytes, dtype, shape, order)`."""
     raw, dtype, shape, order = args
-    return Array(filled(raw, dtype_of(dtype), shape, order))
+    return PickledArray(filled(raw, dtype_of(dtype), shape, order))
 
 
 def make_bytes(args: tuple[Any, ...]) -> bytes:
     """Return the bytes that protocol 2 writes as `_codecs.encode(text, "latin1")`."""
     text, encoding = args
     if type(text) is not str or encoding != "latin1":
-        raise Unreadable("its bytes are written in an unusual way")
+        raise Unreadable("its bytes have an unsupported encoding")
     return text.encode("latin1")
 
 
@@ -355,7 +352,7 @@ LITERALS = (
 
 
 def ignore(machine: Machine, arg: Any) -> None:
-    """Do nothing: the instruction is about the file itself."""
+    """Do nothing: the instruction concerns only the file format."""
 
 
 MACHINE: dict[str, Callable[[Machine, Any], None]] = {

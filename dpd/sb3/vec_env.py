@@ -7,19 +7,15 @@ from typing import Any
 
 import numpy as np
 from gymnasium import Wrapper, spaces
-from stable_baselines3.common.vec_env.base_vec_env import (
-    VecEnv,
-    VecEnvIndices,
-    VecEnvStepReturn,
-)
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
 from dpd.envs.native import Simulation
 
 
 class NativeVecEnv(VecEnv):
-    """A native task as SB3 wants it: float32, reset in the same step, one info per environment.
+    """A native task as an SB3 VecEnv: float32, reset in the same step, one info per environment.
 
-    Environment i is seeded with seed + i, as SB3 seeds its own (None: from the system).
+    Environment i gets the seed `seed + i`, as in SB3; None draws seeds from the system.
     """
 
     def __init__(
@@ -32,7 +28,7 @@ class NativeVecEnv(VecEnv):
         super().__init__(n_envs, observation_space, action_space)
 
     def reset(self) -> np.ndarray:
-        self._sim.seed(self._seeds)  # None, for all but the reset after a call of seed()
+        self._sim.seed(self._seeds)  # None unless seed() was called since the last reset
         self._reset_seeds()
         self._reset_options()
         return self._sim.reset().astype(np.float32)
@@ -56,7 +52,7 @@ class NativeVecEnv(VecEnv):
         self._sim.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Answer for render_mode, which SB3 asks for; there are no single environments."""
+        """Return render_mode, which SB3 reads; there are no single environments."""
         if attr_name != "render_mode":
             raise AttributeError(f"the native environments have no attribute {attr_name}")
         return [None for _ in self._get_indices(indices)]

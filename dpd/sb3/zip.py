@@ -1,7 +1,7 @@
 """Read Stable-Baselines3 zips without unpickling anything and without Stable-Baselines3.
 
-A zip holds `data`, a JSON object whose `:serialized:` parts are pickles that nobody here decodes,
-and `policy.pth`, which torch reads as weights only. Sizes are checked before they are believed.
+A zip holds `data`, a JSON object whose `:serialized:` parts are pickles that are never decoded, and
+`policy.pth`, which torch reads as weights only. Sizes are checked before anything is unpacked.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.policies import policyfile
+from dpd.policies.checks import require_dims
 from dpd.policies.metadata import MAX_LAYERS, NotAPolicy, PolicyMeta
 from dpd.policies.policyfile import Policy
-from dpd.sb3.archive import BAD_ZIP, MAX_FILE, open_zip, read_bytes, read_member, read_weights
+from dpd.sb3.archive import BAD_ZIP, MAX_ZIP, open_zip, read_bytes, read_weights, read_zip_member
 from dpd.sb3.kinds import KINDS, Kind
-from dpd.sb3.nearby import said_beside, statistics_beside
+from dpd.sb3.nearby import find_setting, find_statistics
 from dpd.sb3.statistics import Statistics, read_statistics
 
-MAX_DATA = 2**24  # bytes, of a zip's JSON
-ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu", "ELU": "elu"}
+MAX_DATA = 2**24  # bytes of a zip's JSON
+ACTIVATION_NAMES = {"Tanh": "tanh", "ReLU": "relu", "ELU": "elu"}
 Layers = list[tuple[Tensor, Tensor]]  # weights [out, in], biases [out]
 SUPPORTED = "supported are PPO, SAC, TD3 and DDPG with MlpPolicy"
 
 
 def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
-    """Read a zip as a policy of ours, for the environment `foreign.env`.
+    """Read a zip as a policy for the environment `foreign.env`.
 
-    A zip of TD3 or DDPG has its exploration noise in a pickle; the policy gets the paper's.
-    Raises NotAPolicy for what can't be read or is not supported, BadInput where a setting of
-    `foreign` is missing or does not fit.
+    The exploration noise of TD3 and DDPG is in a pickle, so the policy gets the paper's instead.
+    Raises NotAPolicy if the zip is unreadable or unsupported, BadInput if a setting of `foreign` is
+    missing or does not fit.
     """
     if foreign.env is None:
         raise BadInput(f"{path} does not say its environment; give --env, such as HalfCheetah-v5")
@@ -54,11 +55,12 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
     try:
         weights = read_weights(packed)
     except ValueError as error:
-        raise NotAPolicy(f"{path} is not read: its policy.pth: {error}") from error
+        raise NotAPolicy(f"{path} cannot be read: its policy.pth: {error}") from error
     stack, std = _actor(path, weights, kind)
     kwargs = _env_kwargs(path, foreign.env, foreign)
     spec = check(foreign.env, env_kwargs=kwargs)
-    _check_spec(path, data, stack, spec)
+    require_dims(stack[0][0].shape[1], len(stack[-1][1]), spec, str(path))
+    _check_bounds(path, data, spec)
     stats = _statistics(path, data, kind, foreign, spec)
     tensors = _layers(kind, stack, std, spec) | _norm(stats, spec) | policyfile.bounds(spec)
     policyfile.check_values(path, tensors)
@@ -83,22 +85,24 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
 
 
 def _unpack(path: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
-    """Return a zip's settings, its packed weights, and where it comes from."""
+    """Return a zip's settings, its packed weights and its provenance."""
     version = "_stable_baselines3_version"
     try:
-        raw = read_bytes(path, MAX_FILE)
+        raw = read_bytes(path, MAX_ZIP)
         with open_zip(raw) as archive:
-            data = json.loads(read_member(archive, "data", MAX_DATA))
-            packed = read_member(archive, "policy.pth", MAX_FILE)
-            said = read_member(archive, version, 64) if version in archive.namelist() else b""
+            data = json.loads(read_zip_member(archive, "data", MAX_DATA))
+            packed = read_zip_member(archive, "policy.pth", MAX_ZIP)
+            release = (
+                read_zip_member(archive, version, 64) if version in archive.namelist() else b""
+            )
     except (*BAD_ZIP, ValueError, RecursionError) as error:
-        raise NotAPolicy(f"{path} is no Stable-Baselines3 zip: {error}") from error
+        raise NotAPolicy(f"{path} is not a Stable-Baselines3 zip: {error}") from error
     if not isinstance(data, dict):
-        raise NotAPolicy(f"{path} is no Stable-Baselines3 zip: its data is no JSON object")
+        raise NotAPolicy(f"{path} is not a Stable-Baselines3 zip: its data is not a JSON object")
     steps = data.get("num_timesteps")
     origin = {
         "source": "stable-baselines3",
-        "version": said.decode().strip() if re.fullmatch(rb"[\w.+-]+\s*", said) else None,
+        "version": release.decode().strip() if re.fullmatch(rb"[\w.+-]+\s*", release) else None,
         "file": path.name,
         "sha256": hashlib.sha256(raw).hexdigest(),
         "steps": steps if type(steps) is int and 0 <= steps < 2**63 else None,
@@ -120,121 +124,124 @@ def _recognise(path: Path, data: dict[str, Any]) -> Kind:
     )
 
 
-def _policy_class(said: Any) -> str:
-    """Return the policy's class from what SB3 writes beside the pickled one, as far as it goes."""
-    name = re.match(r"<function (\w+)\.__init__", _text(said, "__init__"))
-    return f"{_text(said, '__module__')}.{name.group(1) if name else '?'}"
+def _policy_class(entry: Any) -> str:
+    """Return the policy's class name from the strings that SB3 adds to the pickled class."""
+    name = re.match(r"<function (\w+)\.__init__", _text(entry, "__init__"))
+    return f"{_text(entry, '__module__')}.{name.group(1) if name else '?'}"
 
 
 def _check_settings(path: Path, data: dict[str, Any]) -> None:
-    """Raise NotAPolicy for what an MLP and a Gaussian of ours can't do."""
+    """Raise NotAPolicy for settings that an MLP with a Gaussian can't represent."""
     kwargs = _policy_kwargs(data)
-    spaces = {k: _text(data.get(k), ":type:") for k in ("observation_space", "action_space")}
-    extractor = kwargs.get("features_extractor_class", "FlattenExtractor")
-    problems = {
-        "gSDE (use_sde)": bool(data.get("use_sde") or kwargs.get("use_sde")),
-        "squash_output": bool(kwargs.get("squash_output")),
-        "a features extractor of its own": "FlattenExtractor" not in str(extractor),
-        **{f"an {k} that is no Box": "Box" not in (v or "Box") for k, v in spaces.items()},
-    }
-    for problem in (p for p, there in problems.items() if there):
+    problem = ""
+    if data.get("use_sde") or kwargs.get("use_sde"):
+        problem = "gSDE (use_sde)"
+    elif kwargs.get("squash_output"):
+        problem = "squash_output"
+    elif "FlattenExtractor" not in str(kwargs.get("features_extractor_class", "FlattenExtractor")):
+        problem = "a custom features extractor"
+    for name in ("observation_space", "action_space"):
+        if "Box" not in (_text(data.get(name), ":type:") or "Box"):
+            problem = problem or f"an {name} that is not a Box"
+    if problem:
         raise NotAPolicy(f"{path} uses {problem}, which is not supported")
 
 
 def _policy_kwargs(data: dict[str, Any]) -> dict[str, Any]:
-    """Return policy_kwargs, plain or as the readable strings beside the pickled ones."""
+    """Return policy_kwargs: plain values, or the readable strings that SB3 adds to pickled ones."""
     kwargs = data.get("policy_kwargs")
     return kwargs if isinstance(kwargs, dict) else {}
 
 
-def _text(said: Any, name: str) -> str:
-    """Return a string in a JSON object, if it is one."""
-    found = said.get(name) if isinstance(said, dict) else None
-    return found if isinstance(found, str) else ""
+def _text(entry: Any, name: str) -> str:
+    """Return a string from a JSON object, or "" for anything else."""
+    value = entry.get(name) if isinstance(entry, dict) else None
+    return value if isinstance(value, str) else ""
 
 
 def _activation(path: Path, data: dict[str, Any], kind: Kind, foreign: ForeignConfig) -> str:
-    """Return the actor's activation: as the zip says, else as the user does."""
+    """Return the activation stored in the zip, or the user's if the zip has it only pickled."""
     kwargs = _policy_kwargs(data)
-    is_hidden = ":serialized:" in kwargs and not kwargs.keys() - {":type:", ":serialized:"}
-    said = kwargs.get("activation_fn")
-    if is_hidden or (said is not None and not isinstance(said, str)):
+    stored = kwargs.get("activation_fn")
+    is_pickled = ":serialized:" in kwargs and not kwargs.keys() - {":type:", ":serialized:"}
+    if is_pickled or (stored is not None and not isinstance(stored, str)):
         if foreign.activation is None:
             raise BadInput(
-                f"{path} does not say its activation readably; give {foreign.PREFIX}activation"
+                f"{path} stores its activation only pickled; give {foreign.PREFIX}activation"
             )
         return foreign.activation
-    found = re.fullmatch(r"<class 'torch\.nn\.modules\.activation\.(\w+)'>", said or "")
-    name = ACTIVATIONS.get(found.group(1) if found else "") if said else kind.activation
+    if stored:
+        match = re.fullmatch(r"<class 'torch\.nn\.modules\.activation\.(\w+)'>", stored)
+        name = ACTIVATION_NAMES.get(match.group(1) if match else "")
+    else:
+        name = kind.activation
     if name is None:
         raise NotAPolicy(
-            f"{path} uses the activation {said:.80}; supported are {', '.join(ACTIVATIONS)}"
+            f"{path} uses the activation {stored:.80}; supported are {', '.join(ACTIVATION_NAMES)}"
         )
     if foreign.activation not in (None, name):
-        raise BadInput(f"{path} says its activation, {name}; leave {foreign.PREFIX}activation out")
+        raise BadInput(
+            f"{path} stores its activation, {name}; leave out {foreign.PREFIX}activation"
+        )
     return name
 
 
 def _actor(path: Path, weights: dict[str, Tensor], kind: Kind) -> tuple[Layers, list[Tensor]]:
-    """Return the layers of the actor, and what gives its log standard deviation."""
+    """Return the layers of the actor and the tensors of its log standard deviation."""
     n_trunk = 0
     while f"{kind.trunk}.{2 * n_trunk}.weight" in weights:
         n_trunk += 1
     names = kind.layers(n_trunk + 1 if kind.head else max(n_trunk, 1))
     needed = {f"{n}.{part}" for n in names for part in ("weight", "bias")} | set(kind.std)
     for name in sorted(needed - weights.keys()):
-        raise NotAPolicy(f"{path} is not supported: it has no {name}, as for discrete actions")
+        raise NotAPolicy(f"{path} is not supported: it has no {name}; actions may be discrete")
     for name in weights.keys() - needed:
         if not name.startswith(kind.others):
-            raise NotAPolicy(f"{path} is not supported: it has {name!r:.80}, as no plain MLP does")
+            raise NotAPolicy(f"{path} is not supported: it has {name!r:.80}, which plain MLPs lack")
     stack = [(weights[f"{n}.weight"], weights[f"{n}.bias"]) for n in names]
     if len(stack) > MAX_LAYERS:
         raise NotAPolicy(f"{path} is not supported: it has {len(stack)} layers")
-    n_in = (0, *stack[0][0].shape)[-1]  # a crafted weight may have no dimension
+    n_in = (0, *stack[0][0].shape)[-1]  # a crafted weight may have fewer dimensions
     for name, (weight, bias) in zip(names, stack, strict=True):
         if bias.dim() != 1 or weight.shape != (len(bias), n_in) or 0 in weight.shape:
-            raise NotAPolicy(f"{path} is not supported: {name} does not follow the layer before")
+            raise NotAPolicy(f"{path} is not supported: {name} does not fit the layer before")
         n_in = len(bias)
     return stack, _std(path, weights, kind, stack)
 
 
 def _std(path: Path, weights: dict[str, Tensor], kind: Kind, stack: Layers) -> list[Tensor]:
-    """Return what gives the log standard deviation: a layer like the last one, or a vector [A]."""
+    """Return the tensors of the log standard deviation: a layer like the last, or a vector [A]."""
     weight, bias = stack[-1]
     for name, like in zip(kind.std, (weight, bias) if kind.state_std else (bias,), strict=False):
         if weights[name].shape != like.shape:
-            raise NotAPolicy(f"{path} is not supported: {name} is {tuple(weights[name].shape)}")
+            raise NotAPolicy(
+                f"{path} is not supported: {name} has shape {tuple(weights[name].shape)}"
+            )
     return [weights[name] for name in kind.std]
 
 
-def _check_spec(path: Path, data: dict[str, Any], stack: Layers, spec: EnvSpec) -> None:
-    """Raise BadInput unless the policy fits the environment, as far as the zip tells."""
-    n_obs, n_act = stack[0][0].shape[1], len(stack[-1][1])
-    if (n_obs, n_act) != (spec.obs_dim, spec.act_dim):
-        raise BadInput(
-            f"{path} reads {n_obs} observations and gives {n_act} actions; "
-            f"{spec.env_id} has {spec.obs_dim} and {spec.act_dim}"
-        )
-    space = data.get("action_space")
+def _check_bounds(path: Path, data: dict[str, Any], spec: EnvSpec) -> None:
+    """Raise BadInput if the action bounds printed in the zip differ from the environment's."""
     for name, bound in (("low", spec.act_low), ("high", spec.act_high)):
-        said = _text(space, name)
-        numbers = re.findall(r"-?\d+\.?\d*(?:e[+-]?\d+)?", said)
-        if len(numbers) == n_act and not np.allclose([float(x) for x in numbers], bound, 1e-4):
+        text = _text(data.get("action_space"), name)
+        numbers = re.findall(r"-?\d+\.?\d*(?:e[+-]?\d+)?", text)
+        # SB3 prints four decimals, and abbreviates long vectors, which can't be compared.
+        if len(numbers) == spec.act_dim and not np.allclose(list(map(float, numbers)), bound, 1e-4):
             raise BadInput(
-                f"{path} acts within other bounds than {spec.env_id}: {name} is {said:.60}, "
-                f"not {bound}; give --env another"
+                f"{path} acts within other bounds than {spec.env_id}: {name} is {text:.60}, "
+                f"not {bound}; give another --env"
             )
 
 
 def _env_kwargs(path: Path, env_id: str, foreign: ForeignConfig) -> dict[str, Any]:
-    """Return the environment's arguments. Raises BadInput where others are said and none given."""
+    """Return the environment's arguments. Raises BadInput if only args.yml has some."""
     if (given := foreign.parsed_env_kwargs()) is not None:
         return given
-    file, said = said_beside(path, env_id, ("args.yml",), "env_kwargs")
-    if said:
+    file, text = find_setting(path, env_id, "args.yml", "env_kwargs")
+    if text:
         raise BadInput(
-            f"{path} was trained with arguments of its environment: {file} says {said:.80}; give "
-            f"them as JSON: --env-kwargs '{{\"NAME\": VALUE}}'{foreign.FOR_NONE}"
+            f"{path} was trained with environment arguments: {file} has {text:.80}; give them "
+            f"as JSON: --env-kwargs '{{\"NAME\": VALUE}}'{foreign.FOR_NONE}"
         )
     return {}
 
@@ -242,10 +249,10 @@ def _env_kwargs(path: Path, env_id: str, foreign: ForeignConfig) -> dict[str, An
 def _statistics(
     path: Path, data: dict[str, Any], kind: Kind, foreign: ForeignConfig, spec: EnvSpec
 ) -> Statistics | None:
-    """Return the statistics observations are normalised with, if they are.
+    """Return the statistics that normalise observations, or None if they are not normalised.
 
-    A zip of SAC, TD3 or DDPG does not say whether they are, and one of PPO does not say which of
-    several files is its own. So wherever there is a sign of any, the user must say.
+    A zip of SAC, TD3 or DDPG does not record whether they are, and a zip of PPO does not name the
+    file. So the user must choose if there is any sign of statistics.
     """
     if foreign.vecnormalize == NO_STATISTICS:
         return None
@@ -253,16 +260,16 @@ def _statistics(
         return read_statistics(foreign.vecnormalize, spec.obs_dim, spec.obs_shape)
     flag = f"{foreign.PREFIX}vecnormalize"
     otherwise = f"or {flag} none if its observations are not normalised"
-    if found := statistics_beside(path, spec.env_id):
-        more = f" (and {len(found) - 1} more)" if found[1:] else ""
+    if files := find_statistics(path, spec.env_id):
+        more = f" (and {len(files) - 1} more)" if files[1:] else ""
         raise BadInput(
-            f"{path}: {found[0]}{more} lies with it and holds VecNormalize statistics; give "
-            f"{flag} {shlex.quote(str(found[0]))}, {otherwise}"
+            f"{path}: {files[0]}{more} near it holds VecNormalize statistics; give "
+            f"{flag} {shlex.quote(str(files[0]))}, {otherwise}"
         )
-    file, said = said_beside(path, spec.env_id, ("config.yml",), "normalize")
-    if said:
+    file, text = find_setting(path, spec.env_id, "config.yml", "normalize")
+    if text:
         raise BadInput(
-            f"{path} was trained with VecNormalize: {file} says normalize {said:.60}; give its "
+            f"{path} was trained with VecNormalize: {file} has normalize {text:.60}; give its "
             f"statistics: {flag} FILE, {otherwise}"
         )
     if kind.trace and data.get(kind.trace) is not None:
@@ -273,7 +280,7 @@ def _statistics(
 
 
 def _layers(kind: Kind, stack: Layers, std: list[Tensor], spec: EnvSpec) -> dict[str, Tensor]:
-    """Return a policy file's tensors for SB3's layers."""
+    """Convert SB3's layers to the tensors of a policy file."""
     stack = [(weight.double(), bias.double()) for weight, bias in stack]
     std = [x.double() for x in std]
     if not kind.is_scaled:
@@ -282,8 +289,8 @@ def _layers(kind: Kind, stack: Layers, std: list[Tensor], spec: EnvSpec) -> dict
     if kind.state_std:
         tensors["log_std_head.0.weight"], tensors["log_std_head.0.bias"] = std[0].T, std[1][None]
     else:
-        unknown = torch.full((spec.act_dim,), math.log(TD3Config.noise_std))
-        tensors["log_std"] = (std[0] if std else unknown)[None]
+        default = torch.full((spec.act_dim,), math.log(TD3Config.noise_std))
+        tensors["log_std"] = (std[0] if std else default)[None]
     for i, (weight, bias) in enumerate(stack):
         tensors[f"actor.{i}.weight"], tensors[f"actor.{i}.bias"] = weight.T, bias[None]
     return {k: v.float().contiguous() for k, v in tensors.items()}
@@ -292,9 +299,9 @@ def _layers(kind: Kind, stack: Layers, std: list[Tensor], spec: EnvSpec) -> dict
 def _scaled(
     weight: Tensor, bias: Tensor, log_std: Tensor, spec: EnvSpec
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Return a last layer and log_std [A] that act in [-1, 1] for such that act in the bounds.
+    """Rescale a last layer and log_std [A] from the environment's bounds to [-1, 1].
 
-    They take in the inverse of the map to the bounds (exact, for bounds of ±1: nothing changes).
+    The inverse of the map to the bounds is folded into them; bounds of ±1 change nothing.
     """
     low, high = (torch.as_tensor(b, dtype=torch.float64) for b in (spec.act_low, spec.act_high))
     half, middle = (high - low) / 2, (high + low) / 2
@@ -302,9 +309,10 @@ def _scaled(
 
 
 def _norm(stats: Statistics | None, spec: EnvSpec) -> dict[str, Tensor]:
+    """Return the normaliser's tensors of a policy file."""
     if stats is None:
-        unused = np.zeros(spec.obs_dim)
-        stats = Statistics(unused, unused + 1, 1e-4, 0.0)
+        zeros = np.zeros(spec.obs_dim)
+        stats = Statistics(zeros, zeros + 1, 1e-4, 0.0)  # a file holds some even if unused
     return {
         "obs_mean": torch.as_tensor(stats.mean, dtype=torch.float32).unsqueeze(0),
         "obs_scale": torch.as_tensor(stats.scale, dtype=torch.float32).unsqueeze(0),

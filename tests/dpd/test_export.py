@@ -14,8 +14,9 @@ from dpd import export
 from dpd.agents.config import PPOConfig
 from dpd.agents.nets import ACTIVATIONS
 from dpd.cli import main
-from dpd.export import ACTIVATION_MODULES, FORMATS, Actor, probes, write_checked
+from dpd.export import FORMATS, ExportedActor, write_checked
 from dpd.policies import policyfile
+from dpd.policies.checks import ACTIVATION_MODULES, probes
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy
 
@@ -162,10 +163,10 @@ def test_a_file_that_acts_otherwise_is_not_kept(
     wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     path = saved(tmp_path)
-    act = Actor.forward
-    monkeypatch.setattr(Actor, "forward", lambda self, obs: act(self, obs) + wrong)
+    act = ExportedActor.forward
+    monkeypatch.setattr(ExportedActor, "forward", lambda self, obs: act(self, obs) + wrong)
     assert main(["export", str(path), "--format", "torchscript"]) == 2
-    assert "was not written" in capsys.readouterr().err
+    assert "not written" in capsys.readouterr().err
     assert [f.name for f in tmp_path.iterdir()] == [path.name]
 
 
@@ -183,7 +184,7 @@ def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["{run}", "--format", "onnx"], "takes one policy"),
         (["{run}/none", "--format", "dpd", "--out", "{run}/x.safetensors"], "no such file"),
         (["{file}", "--format", "onnx", "--out", "{run}/x.pt"], "writes a .onnx file, not 'x.pt'"),
-        (["{file}", "--format", "onnx", "--out", "{run}/none/x.onnx"], "none is no directory"),
+        (["{file}", "--format", "onnx", "--out", "{run}/none/x.onnx"], "none is not a directory"),
         (["{file}", "--format", "onxx"], "invalid choice"),
     ],
 )

@@ -43,7 +43,7 @@ def test_fewer_entries_than_neighbours_all_answer():
 def test_queries_in_parts_give_the_same(monkeypatch):
     kept, query = filled(), unit(torch.randn(2, 33, 4))
     whole = kept.answer(query)
-    monkeypatch.setattr(memory, "AT_ONCE", 300)  # three queries at once
+    monkeypatch.setattr(memory, "MAX_SIMILARITIES", 300)  # three queries at once
     torch.testing.assert_close(kept.answer(query), whole)
 
 

@@ -133,14 +133,14 @@ def test_observations_are_clipped_where_the_description_says(tmp_path):
 def test_a_foreign_file_is_refused(tmp_path, content):
     path = tmp_path / "p.safetensors"
     path.write_bytes(content)
-    assert "no policy file" in refused(path)
+    assert "not a policy file" in refused(path)
 
 
 def test_what_is_no_regular_file_is_refused(tmp_path):
     assert "a directory" in refused(tmp_path)
     os.mkfifo(tmp_path / "fifo")  # opening it would wait for a writer
-    assert "no regular file" in refused(tmp_path / "fifo")
-    assert "no regular file" in refused("/dev/zero")
+    assert "not a regular file" in refused(tmp_path / "fifo")
+    assert "not a regular file" in refused("/dev/zero")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     refused(tmp_path / "loop")
     assert "File name too long" in refused(tmp_path / ("x" * 300))
@@ -188,7 +188,7 @@ def test_a_truncated_file_is_refused(tmp_path):
         ({"activation": "gelu"}, "unknown activation"),
         ({"format": 99}, "policy format 99"),
         ({"state_std": True}, "tensor 'log_std' has shape"),
-        ({"squashed": True, "tanh_mean": True}, "one tanh too many"),
+        ({"squashed": True, "tanh_mean": True}, "squashed and tanh_mean exclude"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(tmp_path, changes, says):
@@ -248,7 +248,7 @@ def test_a_deeply_nested_description_is_refused(tmp_path):
 
 def test_a_file_from_before_other_algorithms_is_read_as_ppos(tmp_path):
     tensors, said = described()
-    for name in policymeta.LATER:
+    for name in policymeta.DEFAULTS:
         del said[name]
     policy = policyfile.load(write(tmp_path / "p.safetensors", tensors, said))
     assert policy.meta == meta()
@@ -267,7 +267,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, name, value):
     tensors, said = described()
     tensors[name].view(-1)[-1] = value
     path = write(tmp_path / "p.safetensors", tensors, said)
-    assert f"{name} holds NaN or infinity" in refused(path)
+    assert f"{name} contains NaN or infinity" in refused(path)
 
 
 def test_statistics_and_bounds_that_make_no_sense_are_refused(tmp_path):

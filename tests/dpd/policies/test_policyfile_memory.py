@@ -147,7 +147,7 @@ def test_numbers_of_a_memory_that_are_not_finite_are_refused(tmp_path, name, val
     tensors, said = kept()
     tensors[f"memory.{name}"][0, 0] = value
     path = write(tmp_path / "p.safetensors", tensors, said)
-    assert f"memory.{name} holds NaN or infinity" in refused(path)
+    assert f"memory.{name} contains NaN or infinity" in refused(path)
 
 
 def test_numbers_that_would_give_no_action_are_refused(tmp_path):
@@ -168,7 +168,7 @@ def test_a_projection_to_nothing_still_acts(tmp_path):
 def test_a_squashed_policy_with_a_memory_is_refused(tmp_path):
     tensors, said = kept()
     path = write(tmp_path / "p.safetensors", tensors, said | {"squashed": True})
-    assert "behind the tanh" in refused(path)
+    assert "squashed and memory exclude" in refused(path)
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([1])

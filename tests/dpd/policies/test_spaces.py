@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from dpd.errors import BadInput
 from dpd.evaluate import record_video, render_episode
 from dpd.export import FORMATS, put_into, write_checked
-from dpd.policies.metadata import NotAPolicy, written
+from dpd.policies.metadata import NotAPolicy, to_json
 from dpd.policies.policyfile import Policy, load
 from dpd.run.episodes import evaluate_policy
 from dpd.run.sources import Place
@@ -58,7 +58,7 @@ def test_observations_of_another_shape_are_refused(matrix, shape):
 
 def test_a_file_without_shapes_still_loads_and_means_vectors(matrix, tmp_path):
     old = replace(matrix.meta, obs_shape=None, act_shape=None)
-    assert "shape" not in written(old)  # as files of earlier versions, and readable by them
+    assert "shape" not in to_json(old)  # as files of earlier versions, and readable by them
     policy = load(write(tmp_path / "old.safetensors", Policy(matrix.tensors, old)))
     obs = np.random.default_rng(0).normal(size=(5, 3, 4))
     np.testing.assert_array_equal(policy.act(obs.reshape(5, 12)), matrix.act(obs).reshape(5, 6))
@@ -70,7 +70,7 @@ def test_a_file_without_shapes_still_loads_and_means_vectors(matrix, tmp_path):
     "shape", [[3, 5], [12.0], [True, 12], [-3, -4], [0, 12], "12", 12, [1] * 40]
 )
 def test_a_shape_of_another_number_of_entries_is_refused(matrix, tmp_path, shape):
-    said: dict[str, Any] = json.loads(written(matrix.meta)) | {"obs_shape": shape}
+    said: dict[str, Any] = json.loads(to_json(matrix.meta)) | {"obs_shape": shape}
     path = tmp_path / "crafted.safetensors"
     save_file(matrix.tensors, path, metadata={"dpd": json.dumps(said)})
     with pytest.raises(NotAPolicy, match="bad description"):

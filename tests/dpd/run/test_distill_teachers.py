@@ -138,7 +138,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "other sizes": (["Swimmer-v5", "--teacher", "{sizes}"], "Swimmer-v5 has 8 and 2"),
     "other bounds": (
         ["Swimmer-v5", "--teacher", "{bounds}"],
-        "the teacher's action bounds are not those of Swimmer-v5: act_high is [2.0, 2.0]",
+        "the teacher acts within other bounds than Swimmer-v5: act_high is [2.0, 2.0]",
     ),
     "no history": (
         ["Swimmer-v5", "--teacher", "{ppo}", *PROGRESSIVE],

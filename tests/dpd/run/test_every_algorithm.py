@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dpd import export
-from dpd.export import FORMATS, probes, write_checked
+from dpd.export import FORMATS, write_checked
 from dpd.policies import policyfile
+from dpd.policies.checks import probes
 from dpd.policies.policyfile import Policy
 from dpd.sb3.export import export_zoo, read_zoo
 from tests.toy.policies import EVERY, IN_SB3, described, learners, saved

@@ -135,14 +135,14 @@ def test_an_algorithm_that_only_looks_like_sac_is_refused(sac, tmp_path, removed
     [
         ({"actor.log_std.weight": None}, "no actor.log_std.weight"),
         ({"actor.log_std": torch.ones(16, 1), "actor.log_std.weight": None}, "no actor.log_std"),
-        ({"actor.log_std.weight": torch.ones(1, 15)}, "actor.log_std.weight is (1, 15)"),
-        ({"actor.log_std.weight": torch.ones(16)}, "actor.log_std.weight is (16,)"),
-        ({"actor.log_std.bias": torch.ones(2)}, "actor.log_std.bias is (2,)"),
-        ({"actor.log_std.bias": torch.tensor([float("nan")])}, "holds NaN or infinity"),
-        ({"actor.mu.0.weight": torch.ones(1, 16)}, "as no plain MLP does"),  # a clipped mean
-        ({"actor.features_extractor.0.weight": torch.ones(2, 2)}, "as no plain MLP does"),
-        ({"actor.latent_pi.2.weight": torch.ones(16, 31)}, "does not follow"),
-        ({"actor.latent_pi.0.weight": torch.tensor(1.0)}, "does not follow"),
+        ({"actor.log_std.weight": torch.ones(1, 15)}, "actor.log_std.weight has shape (1, 15)"),
+        ({"actor.log_std.weight": torch.ones(16)}, "actor.log_std.weight has shape (16,)"),
+        ({"actor.log_std.bias": torch.ones(2)}, "actor.log_std.bias has shape (2,)"),
+        ({"actor.log_std.bias": torch.tensor([float("nan")])}, "contains NaN or infinity"),
+        ({"actor.mu.0.weight": torch.ones(1, 16)}, "which plain MLPs lack"),  # a clipped mean
+        ({"actor.features_extractor.0.weight": torch.ones(2, 2)}, "which plain MLPs lack"),
+        ({"actor.latent_pi.2.weight": torch.ones(16, 31)}, "does not fit the layer"),
+        ({"actor.latent_pi.0.weight": torch.tensor(1.0)}, "does not fit the layer"),
         ({"actor.mu.weight": torch.ones(2, 16), "actor.mu.bias": torch.ones(2)}, "log_std"),
     ],
 )
@@ -155,10 +155,10 @@ def test_weights_that_do_not_fit_sac_are_refused(sac, tmp_path, changes, says):
     [
         ({"actor.mu.0.weight": None}, "no actor.mu.0.weight"),
         ({"actor.mu.2.bias": None}, "no actor.mu.2.bias"),
-        ({"actor.log_std": torch.ones(1)}, "as no plain MLP does"),
-        ({"actor.mu.1.weight": torch.ones(32)}, "as no plain MLP does"),  # a normalisation
-        ({"actor.mu.4.weight": torch.ones(1, 15)}, "does not follow"),
-        ({"actor.mu.4.bias": torch.tensor([float("inf")])}, "holds NaN or infinity"),
+        ({"actor.log_std": torch.ones(1)}, "which plain MLPs lack"),
+        ({"actor.mu.1.weight": torch.ones(32)}, "which plain MLPs lack"),  # a normalisation
+        ({"actor.mu.4.weight": torch.ones(1, 15)}, "does not fit the layer"),
+        ({"actor.mu.4.bias": torch.tensor([float("inf")])}, "contains NaN or infinity"),
     ],
 )
 def test_weights_that_do_not_fit_td3_are_refused(td3, tmp_path, changes, says):

@@ -16,7 +16,7 @@ import tests.toy.payload_env  # noqa: F401, registers environments
 from dpd.cli import main
 from dpd.config import NO_STATISTICS
 from dpd.errors import BadInput
-from dpd.sb3.nearby import statistics_beside
+from dpd.sb3.nearby import find_statistics
 from dpd.sb3.zip import load_zip
 from tests.toy.zips import foreign, statistics
 
@@ -55,7 +55,7 @@ def test_a_checkpoint_is_not_read_without_its_own_statistics(checkpoints):
     for steps in (20, 40):
         path = checkpoints / f"rl_model_{steps}_steps.zip"
         own = checkpoints / f"rl_model_vecnormalize_{steps}_steps.pkl"
-        assert statistics_beside(path, ENV)[0] == own
+        assert find_statistics(path, ENV)[0] == own
         assert f"give --vecnormalize {own}, or --vecnormalize none" in refusal(path)
         normalised = load_zip(path, foreign(ENV, vecnormalize=own))
         plain = load_zip(path, foreign(ENV, vecnormalize=NO_STATISTICS))
@@ -110,7 +110,7 @@ def test_files_that_are_no_statistics_do_not_disturb(checkpoints, tmp_path):
     (tmp_path / "vecnormalize.yml").write_text("no statistics")
     (tmp_path / "Hopper-v5").mkdir()  # of another task
     (tmp_path / "Hopper-v5" / "vecnormalize.pkl").write_bytes(b"\x80\x04N.")
-    assert statistics_beside(path, ENV) == []
+    assert find_statistics(path, ENV) == []
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_settings_of_the_zoo_that_tell_of_lost_statistics_count(plain, tmp_path,
     shutil.copy(plain, path)
     config.write_text(text)
     if is_refused:
-        assert f"{config} says normalize" in refusal(path)
+        assert f"{config} has normalize" in refusal(path)
     else:
         assert not load_zip(path, foreign(ENV)).meta.norm_obs
     assert not load_zip(path, foreign(ENV, vecnormalize=NO_STATISTICS)).meta.norm_obs

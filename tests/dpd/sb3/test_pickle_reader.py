@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpd.sb3.pickle_reader import BUILDERS, Array, Name, Record, Unreadable, read_pickle
+from dpd.sb3.pickle_reader import BUILDERS, Name, PickledArray, Record, Unreadable, read_pickle
 from tests.toy.zips import Bomb
 
 ARRAYS = [
@@ -31,7 +31,7 @@ ARRAYS = [
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda a: f"{a.dtype}{a.shape}")
 def test_arrays_are_read_as_numpy_reads_them(array, protocol):
     found = read_pickle(pickle.dumps(array, protocol))
-    assert isinstance(found, Array) and found.value is not None
+    assert isinstance(found, PickledArray) and found.value is not None
     assert found.value.dtype == array.dtype and found.value.shape == array.shape
     np.testing.assert_array_equal(found.value, array)
 
@@ -51,14 +51,14 @@ def test_plain_values_are_read_as_they_are(protocol):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_number_of_numpys_is_an_array_of_no_dimensions(protocol):
     found = read_pickle(pickle.dumps(np.float64(2.5), protocol))
-    assert isinstance(found, Array) and found.value is not None
+    assert isinstance(found, PickledArray) and found.value is not None
     assert found.value.shape == () and found.value.item() == 2.5
 
 
 def test_an_object_is_a_record_of_its_class_and_state():
     found = read_pickle(pickle.dumps(Thing(x=3)))
     assert isinstance(found, Record)
-    assert found.of == Name("test_inert", "Thing") and found.state == {"x": 3}
+    assert found.of == Name(Thing.__module__, "Thing") and found.state == {"x": 3}
 
 
 class Thing:

@@ -119,7 +119,7 @@ def test_a_vecnormalize_of_rewards_alone_has_no_statistics(norm, tmp_path):
     [
         ({"obs_rms": {"a": RunningMeanStd()}}, "the pickle holds no RunningMeanStd"),
         ({"obs_rms": [1.0, 2.0]}, "the pickle holds no RunningMeanStd"),
-        ({"clip_obs": "ten"}, "clip_obs is no array of numbers"),
+        ({"clip_obs": "ten"}, "clip_obs is not an array of numbers"),
         ({"epsilon": 10**400}, "epsilon is too large"),
         ({"obs_rms": RunningMeanStd(shape=(4,))}, "mean has shape (4,)"),
     ],
@@ -189,7 +189,7 @@ def test_an_array_that_is_no_vector_of_numbers_is_refused(tmp_path, member):
         ({"mean": np.zeros(4)}, "mean has shape (4,); the policy reads 3"),
         ({"var": np.float64(1)}, "var has shape ()"),
         ({"count": None}, "count is missing"),
-        ({"epsilon": np.zeros(2)}, "epsilon is no number"),
+        ({"epsilon": np.zeros(2)}, "epsilon is not a number"),
         ({"mean": np.array([0, np.nan, 0])}, "not finite and positive"),
         ({"var": np.array([1, -1.0, 1])}, "not finite and positive"),
         ({"epsilon": 0.0}, "not finite and positive"),  # with a variance of 0
