@@ -17,7 +17,7 @@ from dpd.cooperate.rounds import Round, cooperate
 from dpd.cooperate.simulator import Budget, Simulator
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
-from dpd.report.tables import print_sheet, require_writable
+from dpd.report.tables import print_tables, require_writable
 
 if TYPE_CHECKING:
     from dpd.cooperate.config import CooperateConfig
@@ -139,7 +139,7 @@ def report(outcome: Outcome) -> None:
     console = make_console(markup=False, highlight=False)
     if not outcome.stopped:
         for sheet in sheets(outcome):
-            print_sheet(sheet, console)
+            print_tables([sheet], (), console)
     for line in outcome.remarks():
         console.print(line, soft_wrap=True)
     if outcome.rounds:

@@ -19,7 +19,7 @@ from dpd.files import replacing
 from dpd.policies import policyfile
 from dpd.report.page import INK, definitions, document, legend, look, new_figure, plain, svg, table
 from dpd.report.stats import mean_interval
-from dpd.report.tables import Sheet, shown
+from dpd.report.tables import Table, format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,15 +31,21 @@ def round_line(outcome: Outcome) -> str:
     found, total = outcome.rounds[-1], outcome.budget.total
     words = [f"round {found.number}/{outcome.config.rounds}"]
     for p in found.pairs:
-        gap = f", gap {shown(p.gap_before)} → {shown(p.gap_after)}" if p.n_deficient else ""
+        gap = (
+            f", gap {format_number(p.gap_before)} → {format_number(p.gap_after)}"
+            if p.n_deficient
+            else ""
+        )
         words.append(f"{p.teacher}→{p.student}: {p.n_deficient}+{p.n_counterfactuals} states{gap}")
     for k, trial in enumerate(found.trials or ()):
         kept = "" if trial.passed else ", not kept"
-        words.append(f"trial {k}: {shown(trial.before)} → {shown(trial.after)}{kept}")
+        words.append(
+            f"trial {k}: {format_number(trial.before)} → {format_number(trial.after)}{kept}"
+        )
     return "  ".join([*words, f"{outcome.budget.spent:,}/{total:,} steps"])
 
 
-def sheets(outcome: Outcome) -> Iterator[Sheet]:
+def sheets(outcome: Outcome) -> Iterator[Table]:
     """Return the tables, the most important one first."""
     yield returns_sheet(outcome)
     if outcome.gains:
@@ -49,7 +55,7 @@ def sheets(outcome: Outcome) -> Iterator[Sheet]:
         yield trials_sheet(outcome)
 
 
-def returns_sheet(outcome: Outcome) -> Sheet:
+def returns_sheet(outcome: Outcome) -> Table:
     """Lay out every policy's returns, before and after."""
     title = (
         f"{outcome.env_id}: the same {outcome.config.episodes} deterministic episodes before and "
@@ -59,49 +65,54 @@ def returns_sheet(outcome: Outcome) -> Sheet:
     for k in range(len(outcome.subjects)):
         row = [f"{k} {outcome.name(k)}"]
         for found in (outcome.before, outcome.after):
-            row.append(shown(None if found is None else float(found[k].mean())))
-            row.append(shown(None if found is None else mean_interval(found[k])))
+            row.append(format_number(None if found is None else float(found[k].mean())))
+            row.append(format_number(None if found is None else mean_interval(found[k])))
         rows.append(row)
-    return Sheet(title, ["policy", "before", "95 %", "after", "95 %"], rows)
+    return Table(title, ["policy", "before", "95 %", "after", "95 %"], rows)
 
 
-def gains_sheet(outcome: Outcome) -> Sheet:
+def gains_sheet(outcome: Outcome) -> Table:
     """Lay out every policy's gain and what it decides."""
     rows = [
         [
             f"{k} {outcome.name(k)}",
-            *map(shown, (gain.mean, gain.interval, gain.p, gain.p_adjusted)),
+            *map(format_number, (gain.mean, gain.interval, gain.p, gain.p_adjusted)),
             worded(gain),
         ]
         for k, gain in enumerate(outcome.gains)
     ]
     columns = ["policy", "gain", "95 %", "p", "p adj.", "verdict"]
-    return Sheet("After minus before, episode by episode", columns, rows)
+    return Table("After minus before, episode by episode", columns, rows)
 
 
-def pairs_sheet(outcome: Outcome) -> Sheet:
+def pairs_sheet(outcome: Outcome) -> Table:
     """Lay out every pair's figures in every round."""
     rows = []
     for found in outcome.rounds:
         for p in found.pairs:
             figures = [p.cf_success, p.cf_gap_up, p.gap_before, p.gap_after, p.proxy_r2]
             counts = [f"{p.n_deficient:,}", f"{p.n_counterfactuals:,}"]
-            drift = shown(found.drift[p.student])
+            drift = format_number(found.drift[p.student])
             rows.append([f"{found.number} {p.teacher}→{p.student}", *counts])
-            rows[-1] += [*map(shown, figures), drift]
+            rows[-1] += [*map(format_number, figures), drift]
     columns = ["round, pair", "states", "new", "success", "gap up", "gap", "left", "R²", "drift"]
-    return Sheet("Who taught whom (teacher→student)", columns, rows)
+    return Table("Who taught whom (teacher→student)", columns, rows)
 
 
-def trials_sheet(outcome: Outcome) -> Sheet:
+def trials_sheet(outcome: Outcome) -> Table:
     """Lay out what the trials of every round decided."""
     rows = [
-        [f"{found.number} {outcome.name(k)}", shown(t.before), shown(t.after), kept(t.passed)]
+        [
+            f"{found.number} {outcome.name(k)}",
+            format_number(t.before),
+            format_number(t.after),
+            kept(t.passed),
+        ]
         for found in outcome.rounds
         for k, t in enumerate(found.trials or ())
     ]
     title = f"On trial in {outcome.config.trial_episodes} other episodes, after each round"
-    return Sheet(title, ["round, policy", "before", "after", "lessons"], rows)
+    return Table(title, ["round, policy", "before", "after", "lessons"], rows)
 
 
 def kept(passed: bool) -> str:
@@ -217,12 +228,12 @@ def gaps(outcome: Outcome) -> str:
     return svg(figure, "gaps")
 
 
-def costs_sheet(outcome: Outcome) -> Sheet:
+def costs_sheet(outcome: Outcome) -> Table:
     """Lay out the simulator's steps by what they were for."""
     used = outcome.budget.used
     rows = [[f"{what}: {PURPOSES[what]}", f"{n:,}"] for what, n in used.items()]
     total = [f"all, of {outcome.budget.total:,}", f"{outcome.budget.spent:,}"]
-    return Sheet("Simulator steps", ["purpose", "steps"], [*rows, total])
+    return Table("Simulator steps", ["purpose", "steps"], [*rows, total])
 
 
 def provenance(outcome: Outcome) -> str:

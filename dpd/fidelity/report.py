@@ -32,7 +32,14 @@ from dpd.report.page import (
     table,
 )
 from dpd.report.stats import BOOTSTRAP_SEEDS, CONFIDENCE
-from dpd.report.tables import Report, Sheet, deliver, mean_and_each, require_writable, shown
+from dpd.report.tables import (
+    Report,
+    Table,
+    describe_returns,
+    format_number,
+    require_writable,
+    write_report,
+)
 
 if TYPE_CHECKING:
     from dpd.fidelity.config import FidelityConfig
@@ -43,22 +50,22 @@ def label(f: Finding) -> str:
     return f"{f.subject.name} (floor)" if f.subject.is_floor else f.subject.name
 
 
-def returns_sheet(found: Audit) -> Sheet:
+def returns_sheet(found: Audit) -> Table:
     """Lay out what is left of the teacher's return."""
     columns = ["policy", "return", "ratio", "retained", "95 % interval", "held-out ≤0.05"]
     rows = [
-        [f"{found.teacher.name} (teacher)", shown(float(found.returns.mean())), *["-"] * 4],
-        ["random actions", shown(float(found.random.mean())), *["-"] * 4],
+        [f"{found.teacher.name} (teacher)", format_number(float(found.returns.mean())), *["-"] * 4],
+        ["random actions", format_number(float(found.random.mean())), *["-"] * 4],
     ]
     for f in found.findings:
         agree = f.scores["heldout"].values[f"agree_{CLOSE}"]
         figures = [float(f.returns.mean()), f.ratio, f.retained, f.interval, agree]
-        rows.append([label(f), *map(shown, figures)])
+        rows.append([label(f), *map(format_number, figures)])
     title = f"{found.setting.env_id}: returns of {found.setting.episodes} deterministic episodes"
-    return Sheet(title, columns, rows)
+    return Table(title, columns, rows)
 
 
-def costs_sheet(found: Audit) -> Sheet:
+def costs_sheet(found: Audit) -> Table:
     """Lay out what the policies cost."""
     columns = ["policy", "parameters", "× smaller", "bytes", "µs/action", "actions/s"]
     rows = []
@@ -67,29 +74,31 @@ def costs_sheet(found: Audit) -> Sheet:
         *((label(f), f.cost, f.compression) for f in found.findings),
     ]:
         figures = [cost.bytes, cost.latency_us, cost.actions_per_s]
-        rows.append([name, f"{cost.parameters:,}", shown(smaller), *map(shown, figures)])
-    return Sheet("Cost, on one thread; actions/s in batches of 256", columns, rows)
+        rows.append(
+            [name, f"{cost.parameters:,}", format_number(smaller), *map(format_number, figures)]
+        )
+    return Table("Cost, on one thread; actions/s in batches of 256", columns, rows)
 
 
-def fidelity_sheet(found: Audit, f: Finding) -> Sheet:
+def fidelity_sheet(found: Audit, f: Finding) -> Table:
     """Lay out how closely a student follows on every set of states, and the gap."""
     known = {k for row in f.scores.values() for k, v in row.values.items() if v is not None}
     names = [name for name in MEASURES if name in known and name != "action_mse"]
-    rows = [[s, *(shown(row.values[n]) for n in names)] for s, row in f.scores.items()]
-    rows.append(["gap", *(shown(f.gap.values[n]) for n in names)])
+    rows = [[s, *(format_number(row.values[n]) for n in names)] for s, row in f.scores.items()]
+    rows.append(["gap", *(format_number(f.gap.values[n]) for n in names)])
     title = f"{label(f)} against {found.teacher.name}, on states of (gap: heldout − {f.gap.seen})"
-    return Sheet(title, ["states", *(MEASURES[n].title for n in names)], rows)
+    return Table(title, ["states", *(MEASURES[n].title for n in names)], rows)
 
 
-def r2_sheet(f: Finding) -> Sheet:
+def r2_sheet(f: Finding) -> Table:
     """Lay out R² of each action dimension."""
     n_act = len(next(iter(f.scores.values())).r2)
-    rows = [[s, *map(shown, row.r2)] for s, row in f.scores.items()]
+    rows = [[s, *map(format_number, row.r2)] for s, row in f.scores.items()]
     columns = ["states", *(f"action {k}" for k in range(n_act))]
-    return Sheet(f"{label(f)}: R² of each action dimension", columns, rows)
+    return Table(f"{label(f)}: R² of each action dimension", columns, rows)
 
 
-def sheets(found: Audit) -> Sequence[Sheet]:
+def sheets(found: Audit) -> Sequence[Table]:
     """Return the terminal's tables."""
     by_states = [fidelity_sheet(found, f) for f in found.findings]
     return [*by_states, returns_sheet(found), costs_sheet(found)]
@@ -182,7 +191,7 @@ def scatter(f: Finding, k: int) -> str:
         # one image instead of a thousand elements
         dots: dict[str, Any] = {"s": 4, "alpha": 0.5, "linewidths": 0, "rasterized": True}
         axes.scatter(teacher[:, a], student[:, a], color=look(k)["color"], **dots)
-        plain(axes, f"action {a}, R² {shown(f.scores['heldout'].r2[a])}")
+        plain(axes, f"action {a}, R² {format_number(f.scores['heldout'].r2[a])}")
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axes.locator_params(nbins=2)
     return svg(figure, f"scatter{k}")
@@ -264,7 +273,7 @@ def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
 
         found = audit(teacher, students, setting, tell)
     report = Report("fidelity", as_json(found), page(found), sheets(found), found.notes)
-    deliver(report, config.out, config.json)
+    write_report(report, config.out, config.json)
     for finding in found.findings:
         write_events(found, finding, config.out / "tb")
     return 0
@@ -283,9 +292,9 @@ def as_json(found: Audit) -> dict[str, Any]:
         "teacher": {
             **found.teacher.origin,
             **found.cost._asdict(),
-            **mean_and_each(found.returns),
+            **describe_returns(found.returns),
         },
-        "random": mean_and_each(found.random),
+        "random": describe_returns(found.random),
         "students": [finding_json(f) for f in found.findings],
         "measures": {name: m.meaning for name, m in MEASURES.items()},
         "notes": found.notes,
@@ -299,7 +308,7 @@ def finding_json(f: Finding) -> dict[str, Any]:
         "is_floor": f.subject.is_floor,
         **f.cost._asdict(),
         "compression": f.compression,
-        **mean_and_each(f.returns),
+        **describe_returns(f.returns),
         "ratio": f.ratio,
         "retained": f.retained,
         "retained_interval": f.interval,

@@ -22,7 +22,7 @@ from dpd.files import replacing
 from dpd.policies import policyfile
 from dpd.report.figures import COLOURS, GREY, INK, head, unframe
 from dpd.report.stats import CONFIDENCE, Interval, mean_interval
-from dpd.report.tables import Sheet, print_sheets, shown
+from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import Outcome
 from dpd.run.summary import FIDELITY, STUDENTS, title
 from dpd.run.teachers import kept_teacher
@@ -173,28 +173,28 @@ def sized(name: str, students: list[Student], teachers_parameters: int) -> Size:
     return Size(name=name, parameters=own, compression=smaller, students=students)
 
 
-def sizes_sheet(found: Sizes) -> Sheet:
+def sizes_sheet(found: Sizes) -> Table:
     """Lay out a row per size, and the teacher."""
     several = any(len(size.of("return")) > 1 for size in found.sizes)
     columns = ["student", "params", "smaller", "µs", "return", "retained"]
     columns += ["95 %"] * several + [f"≤{NEAR}", "own error"]
     whole = sum(each.parameters for each in found.costs)
-    took = shown(sum(each.latency_us for each in found.costs))
-    row = ["teacher", f"{whole:,}", "1", took, shown(found.returns.teacher), "1"]
+    took = format_number(sum(each.latency_us for each in found.costs))
+    row = ["teacher", f"{whole:,}", "1", took, format_number(found.returns.teacher), "1"]
     rows = [row + ["-"] * several + ["1", "0"]]
     for size in found.sizes:
-        head = [size.name, f"{size.parameters:,}", *map(shown, [size.compression])]
+        head = [size.name, f"{size.parameters:,}", *map(format_number, [size.compression])]
         figures = [size.mean(name) for name in ("latency_us", "return", "retained")]
-        interval = [shown(size.interval("retained"))] * several
-        fidelity = [shown(size.mean(name)) for name in ("agree", "own_error")]
-        rows.append([*head, *map(shown, figures), *interval, *fidelity])
+        interval = [format_number(size.interval("retained"))] * several
+        fidelity = [format_number(size.mean(name)) for name in ("agree", "own_error")]
+        rows.append([*head, *map(format_number, figures), *interval, *fidelity])
     n_seeds = max(len(size.of("return")) for size in found.sizes)
     seeds = f", means and t intervals of {n_seeds} seeds" if n_seeds > 1 else ""
     title = (
         f"{found.env_id}: students by size{seeds}; ≤{NEAR}: agreement on held-out states of the "
         "teacher; own error: of actions on the student's states"
     )
-    return Sheet(title, columns, rows)
+    return Table(title, columns, rows)
 
 
 def notes(found: Sizes) -> list[str]:
@@ -340,7 +340,7 @@ def report_students(
     """
     with console.status("comparing the students with their teacher"), one_thread():
         found = by_size(config, kept_teacher(run_dir), list(last), list(last.values()))
-    print_sheets([sizes_sheet(found)], notes(found), console)
+    print_tables([sizes_sheet(found)], notes(found), console)
     write_json(found, run_dir / FIDELITY)
     if len(found.sizes) > 1:
         draw_sizes(found, run_dir / STUDENTS, title(config))

@@ -27,7 +27,7 @@ from dpd.fidelity.states import (
 from dpd.fidelity.variants import Factor, distinct, factors, why_no_weights
 from dpd.log.terminal import make_console
 from dpd.policies.policyfile import Policy
-from dpd.report.tables import Report, deliver, require_writable
+from dpd.report.tables import Report, require_writable, write_report
 from dpd.run.runs import short_names
 from dpd.run.sources import load_any, one_policy, place_of
 
@@ -82,7 +82,7 @@ def sweep_teacher(config: SweepConfig) -> int:
     with progress_bar() as progress, one_thread():
         found = sweep(config, teacher, setting, progress)
     report = Report("sweep", as_json(found), page(found), sheets(found), found.notes)
-    deliver(report, config.out, config.json)
+    write_report(report, config.out, config.json)
     return 0
 
 

@@ -26,7 +26,7 @@ from dpd.report.page import (
     svg,
     table,
 )
-from dpd.report.tables import Sheet, mean_and_each, shown
+from dpd.report.tables import Table, describe_returns, format_number
 
 Figure = Callable[[Result], float | None]
 
@@ -89,40 +89,40 @@ def correlation(found: Sweep, name: str) -> float | None:
     return float(spearmanr(*zip(*known, strict=True)).statistic)
 
 
-def sweep_sheet(found: Sweep) -> Sheet:
+def sweep_sheet(found: Sweep) -> Table:
     """Lay out a row per variant, means over seeds; the base comes once for every factor."""
     known = [k for k in COLUMNS if any(FIGURES[k](r) is not None for r in found.results)]
     rows = []
     for factor in found.factors:
         for variant in factor.variants:
             results = of(found, variant)
-            figures = [shown(mean(results, name)) for name in known]
+            figures = [format_number(mean(results, name)) for name in known]
             rows.append([factor.label(variant), *figures])
     seeds = f", means of {found.config.seeds} seeds" if found.config.seeds > 1 else ""
     title = (
         f"{found.setting.env_id}: students of {found.teacher.name}, one thing changed at a time"
         f"{seeds}. KL and error of actions on states it learned from (seen), held out, and its own"
     )
-    return Sheet(title, ["changed", *(COLUMNS[name] for name in known)], rows)
+    return Table(title, ["changed", *(COLUMNS[name] for name in known)], rows)
 
 
-def baselines_sheet(found: Sweep) -> Sheet:
+def baselines_sheet(found: Sweep) -> Table:
     """Lay out between which returns students lie."""
     rows = [
-        [f"{found.teacher.name} (teacher)", shown(float(found.returns.mean()))],
-        ["random actions", shown(float(found.random.mean()))],
+        [f"{found.teacher.name} (teacher)", format_number(float(found.returns.mean()))],
+        ["random actions", format_number(float(found.random.mean()))],
     ]
-    return Sheet(f"Returns of {found.setting.episodes} episodes", ["policy", "return"], rows)
+    return Table(f"Returns of {found.setting.episodes} episodes", ["policy", "return"], rows)
 
 
-def correlation_sheet(found: Sweep) -> Sheet:
+def correlation_sheet(found: Sweep) -> Table:
     """Lay out whether students that follow more closely get more."""
-    rows = [[name, shown(correlation(found, name))] for name in LIKENESS]
+    rows = [[name, format_number(correlation(found, name))] for name in LIKENESS]
     title = f"Spearman correlation of fidelity with return, over {len(found.results)} students"
-    return Sheet(title, ["fidelity by", "correlation"], rows)
+    return Table(title, ["fidelity by", "correlation"], rows)
 
 
-def sheets(found: Sweep) -> list[Sheet]:
+def sheets(found: Sweep) -> list[Table]:
     """Return the terminal's tables."""
     return [sweep_sheet(found), baselines_sheet(found), correlation_sheet(found)]
 
@@ -138,9 +138,9 @@ def as_json(found: Sweep) -> dict[str, Any]:
         "divergence": found.divergence,
         "teacher": {
             **found.teacher.origin,
-            **mean_and_each(found.returns),
+            **describe_returns(found.returns),
         },
-        "random": mean_and_each(found.random),
+        "random": describe_returns(found.random),
         "factors": {
             factor.name: {
                 "meaning": FACTORS[factor.name],

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from dpd.report.figures import COLOURS, DASHES
-from dpd.report.tables import Sheet
+from dpd.report.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def definitions(lines: Mapping[str, str]) -> str:
     return f"<dl>{''.join(found)}</dl>"
 
 
-def table(sheet: Sheet) -> str:
+def table(sheet: Table) -> str:
     """Lay out a sheet."""
     head = "".join(f"<th>{escape(name)}</th>" for name in sheet.columns)
     rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in sheet.rows)

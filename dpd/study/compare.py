@@ -27,7 +27,7 @@ from dpd.report.stats import (
     least_seeds,
     trimmed,
 )
-from dpd.report.tables import Sheet, print_sheets, shown
+from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import evaluate_policy
 from dpd.run.runs import Member, Run, read_run, short_names
 
@@ -128,7 +128,7 @@ def compare_paths(config: CompareConfig) -> int:
     else:
         console = make_console(highlight=False)
         tables = [returns_sheet(config, results), differences_sheet(results, differences)]
-        print_sheets(tables, notes, console)
+        print_tables(tables, notes, console)
         if any(run.curve for run in runs):
             console.print(f"curves  {config.out}", markup=False, soft_wrap=True)
     return 0
@@ -292,7 +292,7 @@ def replicate_json(replicate: Replicate) -> dict[str, Any]:
     }
 
 
-def returns_sheet(config: CompareConfig, results: Sequence[Result]) -> Sheet:
+def returns_sheet(config: CompareConfig, results: Sequence[Result]) -> Table:
     """Lay out each run's returns over seeds."""
     runs = [r.run for r in results]
     steps = f", {steps_text(runs[0])} steps per seed" if uses_equal_steps(runs) else ""
@@ -302,11 +302,11 @@ def returns_sheet(config: CompareConfig, results: Sequence[Result]) -> Sheet:
     for r in results:
         scores = list(r.scores.values())
         figures = [float(np.mean(scores)), r.iqm, r.interval(config.seed), min(scores), max(scores)]
-        rows.append([r.run.name, str(len(scores)), *map(shown, [*figures, r.best_peers])])
-    return Sheet(title + "mean of a seed's peers", columns, rows)
+        rows.append([r.run.name, str(len(scores)), *map(format_number, [*figures, r.best_peers])])
+    return Table(title + "mean of a seed's peers", columns, rows)
 
 
-def differences_sheet(results: Sequence[Result], differences: Mapping[str, Difference]) -> Sheet:
+def differences_sheet(results: Sequence[Result], differences: Mapping[str, Difference]) -> Table:
     """Lay out how each run differs from the first."""
     first, *others = results
     rows = []
@@ -315,9 +315,9 @@ def differences_sheet(results: Sequence[Result], differences: Mapping[str, Diffe
         seeds = f"{n} pairs" if d.paired else f"{n} and {m}"
         rows.append([r.run.name, seeds, *difference_cells(d)])
     columns = ["run", "seeds", "difference", *JUDGED]
-    return Sheet(f"Mean return minus that of {first.run.name}", columns, rows)
+    return Table(f"Mean return minus that of {first.run.name}", columns, rows)
 
 
 def difference_cells(d: Difference) -> list[str]:
     """Lay out a difference, under a heading and those of JUDGED."""
-    return [*map(shown, (d.mean, d.interval, d.p, d.p_adjusted)), d.verdict]
+    return [*map(format_number, (d.mean, d.interval, d.p, d.p_adjusted)), d.verdict]

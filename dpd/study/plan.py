@@ -12,7 +12,7 @@ import numpy as np
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
 from dpd.report.stats import ALPHA, CONFIDENCE, least_seeds
-from dpd.report.tables import Sheet, print_sheets, shown
+from dpd.report.tables import Table, format_number, print_tables
 
 POWER = 0.8
 MOST = 100_000
@@ -48,12 +48,17 @@ def plan_study(out: Path, effect: float, as_json: bool) -> None:
         return
     title = f"Seeds that would show {data['subject']} {effect:,g} above or below an arm"
     rows = [
-        [f"{p.env} {p.arm}", shown(p.spread), worded(p.seeds), " to ".join(map(worded, p.range))]
+        [
+            f"{p.env} {p.arm}",
+            format_number(p.spread),
+            worded(p.seeds),
+            " to ".join(map(worded, p.range)),
+        ]
         for p in plans
     ]
     columns = ["task, arm", "spread", "seeds", "range"]
-    sheet = Sheet(f"{title}\nspread: of the differences over {stored}", columns, rows)
-    print_sheets([sheet], NOTES, make_console(highlight=False))
+    sheet = Table(f"{title}\nspread: of the differences over {stored}", columns, rows)
+    print_tables([sheet], NOTES, make_console(highlight=False))
 
 
 def read_plans(out: Path, effect: float) -> tuple[dict[str, Any], list[Plan]]:

@@ -13,7 +13,7 @@ from dpd import __version__
 from dpd.report.figures import COLOURS, write_steps
 from dpd.report.page import definitions, document, look, new_figure, notes, plain, svg, table
 from dpd.report.stats import BOOTSTRAP_SEEDS, CONFIDENCE, Difference, least_seeds
-from dpd.report.tables import Sheet, shown
+from dpd.report.tables import Table, format_number
 from dpd.study.compare import JUDGED, Result, difference_cells, line_of, result_json
 from dpd.study.study import Findings, Task, Whole, worst_quarter
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def sheets(found: Findings) -> list[Sheet]:
+def sheets(found: Findings) -> list[Table]:
     """Return the terminal's tables: those over all tasks last, where one looks."""
     by_task = [s for task in found.tasks for s in task_sheets(found, task)]
     return [*by_task, *whole_sheets(found)]
 
 
-def task_sheets(found: Findings, task: Task) -> list[Sheet]:
+def task_sheets(found: Findings, task: Task) -> list[Table]:
     """Return the tables of one task."""
     best = [best_sheet(found, task)] if task.best_gaps else []
     return [scores_sheet(found, task), gaps_sheet(found, task), *best]
 
 
-def scores_sheet(found: Findings, task: Task) -> Sheet:
+def scores_sheet(found: Findings, task: Task) -> Table:
     """Lay out every arm's returns over seeds."""
     config = found.config
     title = (
         f"{task.env}, {config.total_steps:,} steps and {config.episodes} fresh episodes; "
         f"{config.seeds} seeds, mean of a seed's peers"
     )
-    rows = [[arm, *map(shown, figures(r, config.seed))] for arm, r in task.results.items()]
-    rows.append(["uniform actions", shown(task.random), *["-"] * 4])
-    return Sheet(title, ["arm", "mean", "IQM", "95 % interval", "worst ¼", "best peer"], rows)
+    rows = [[arm, *map(format_number, figures(r, config.seed))] for arm, r in task.results.items()]
+    rows.append(["uniform actions", format_number(task.random), *["-"] * 4])
+    return Table(title, ["arm", "mean", "IQM", "95 % interval", "worst ¼", "best peer"], rows)
 
 
 def figures(result: Result, seed: int) -> list[Any]:
@@ -52,34 +52,34 @@ def figures(result: Result, seed: int) -> list[Any]:
     return [np.mean(scores), result.iqm, interval, worst_quarter(scores), result.best_peers]
 
 
-def gaps_sheet(found: Findings, task: Task) -> Sheet:
+def gaps_sheet(found: Findings, task: Task) -> Table:
     """Lay out how far the subject lies above every other arm."""
     rows = []
     for arm in found.others:
         rows.append([arm, *difference_cells(task.gaps[arm])])
     title = f"{task.env}: mean return of {found.config.subject} minus that of"
-    return Sheet(title, ["arm", "difference", *JUDGED], rows)
+    return Table(title, ["arm", "difference", *JUDGED], rows)
 
 
-def best_sheet(found: Findings, task: Task) -> Sheet:
+def best_sheet(found: Findings, task: Task) -> Table:
     """Lay out the same for the peers that a user would keep."""
     rows = [[arm, *difference_cells(gap)] for arm, gap in task.best_gaps.items()]
     title = f"{task.env}: mean return of {found.config.subject}'s best peers minus that of"
-    return Sheet(title, ["arm", "difference", *JUDGED], rows)
+    return Table(title, ["arm", "difference", *JUDGED], rows)
 
 
-def whole_sheets(found: Findings) -> Iterator[Sheet]:
+def whole_sheets(found: Findings) -> Iterator[Table]:
     """Lay out scores and differences over all tasks, if there are several."""
     whole = found.whole
     if not whole:
         return
     n = len(found.tasks)
     title = f"Over {n} tasks: 0 is uniform actions, 1 the best arm's mean in each"
-    rows = [[arm, shown(w.iqm), shown(w.interval)] for arm, w in whole.items()]
-    yield Sheet(title, ["arm", "IQM", "95 % interval"], rows)
+    rows = [[arm, format_number(w.iqm), format_number(w.interval)] for arm, w in whole.items()]
+    yield Table(title, ["arm", "IQM", "95 % interval"], rows)
     title = f"Over {n} tasks: mean of {found.config.subject} minus that of"
     gaps = [[arm, *difference_cells(w.gap)] for arm, w in whole.items() if w.gap is not None]
-    yield Sheet(title, ["arm", "difference", *JUDGED], gaps)
+    yield Table(title, ["arm", "difference", *JUDGED], gaps)
 
 
 def as_json(found: Findings) -> dict[str, Any]:
@@ -180,9 +180,13 @@ def answers(found: Findings) -> str:
 
 def worded(gap: Difference) -> str:
     """Write a difference in words."""
-    within = "" if gap.interval is None else f" ({shown(gap.interval)})"
-    p = f", p {shown(gap.p)}, adjusted {shown(gap.p_adjusted)}" if gap.p is not None else ""
-    return f"{shown(gap.mean)}{within}{p}: {gap.verdict}"
+    within = "" if gap.interval is None else f" ({format_number(gap.interval)})"
+    p = (
+        f", p {format_number(gap.p)}, adjusted {format_number(gap.p_adjusted)}"
+        if gap.p is not None
+        else ""
+    )
+    return f"{format_number(gap.mean)}{within}{p}: {gap.verdict}"
 
 
 def task_parts(found: Findings, task: Task) -> list[str]:

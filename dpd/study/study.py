@@ -29,7 +29,7 @@ from dpd.report.stats import (
     paired_difference,
     trimmed,
 )
-from dpd.report.tables import Report, deliver, require_writable
+from dpd.report.tables import Report, require_writable, write_report
 from dpd.run.runs import read_run
 from dpd.run.settings import saved_settings
 from dpd.run.sources import find_policies, is_best
@@ -186,7 +186,7 @@ def study(config: StudyConfig, parse: Parse) -> int:
         return status
     found = examine(config)
     report = Report("study", as_json(found), page(found), sheets(found), found.notes)
-    deliver(report, config.out, config.json)
+    write_report(report, config.out, config.json)
     if not config.json:
         say(f"TensorBoard  tensorboard --logdir {config.out}")
     return 0
