@@ -20,7 +20,7 @@ from dpd.fidelity.policies import Cost, Subject, cost, one_thread
 from dpd.fidelity.states import HELD_OUT, Setting, visit, visit_together
 from dpd.files import replacing
 from dpd.policies import policyfile
-from dpd.report.figures import COLOURS, GREY, INK, head, unframe
+from dpd.report.figures import COLOURS, GREY, INK, set_title, unframe
 from dpd.report.stats import CONFIDENCE, Interval, mean_interval
 from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import Outcome
@@ -282,7 +282,7 @@ def draw_sizes(found: Sizes, out_png: Path, title: str) -> None:
         panels[row, 0].set_ylabel(text, color=INK, fontsize=10)
     seeds = max(len(size.of(RETURN)) for size in found.sizes)
     means = f"means of {seeds} seeds, faint: each seed; " if seeds > 1 else ""
-    head(panels[0, 0], title, f"{means}dashed: the teacher")
+    set_title(panels[0, 0], title, f"{means}dashed: the teacher")
     with replacing(out_png) as draft:
         figure.savefig(draft, format="png")
 

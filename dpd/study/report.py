@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpd import __version__
-from dpd.report.figures import COLOURS, write_steps
+from dpd.report.figures import COLOURS, format_steps
 from dpd.report.page import definitions, document, look, new_figure, notes, plain, svg, table
 from dpd.report.stats import BOOTSTRAP_SEEDS, CONFIDENCE, Difference, least_seeds
 from dpd.report.tables import Table, format_number
@@ -236,7 +236,7 @@ def curves(found: Findings, task: Task) -> str:
         plain(axes, f"{found.config.subject} and {arm} (grey)")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.locator_params(axis="x", nbins=4)
-        write_steps(axes, subject.steps[-1])
+        format_steps(axes, subject.steps[-1])
     return svg(figure, f"curves {task.env}")
 
 
