@@ -6,18 +6,28 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 
 from dpd import __version__
 from dpd.cooperate.outcome import Outcome, as_text, worded
 from dpd.cooperate.rounds import Round
 from dpd.files import replacing
 from dpd.policies import policyfile
-from dpd.report.page import INK, definitions, document, legend, look, new_figure, plain, svg, table
+from dpd.report.figures import new_figure
+from dpd.report.page import (
+    INK,
+    Block,
+    Section,
+    legend,
+    page_line_style,
+    render_page,
+    style_axes,
+    svg,
+)
 from dpd.report.stats import mean_interval
 from dpd.report.tables import Table, format_number
 
@@ -152,20 +162,17 @@ PURPOSES = {
 
 def page(outcome: Outcome) -> str:
     """Return the page."""
-    tables = [table(sheet) for sheet in sheets(outcome)]
+    tables = list(sheets(outcome))
     n = 1 + bool(outcome.gains)  # the tables of returns
-    parts = [
-        f"<p>{escape(verdict(outcome))}</p>",
-        *(f"<p>{escape(line)}.</p>" for line in outcome.remarks()),
-        *tables[:n],
-        returns(outcome),
-        f"<h2>What was taught</h2>{gaps(outcome)}",
-        *tables[n:],
-        f"<h2>What it cost</h2>{table(costs_sheet(outcome))}",
-        f"<h2>What the numbers mean</h2>{definitions(MEANINGS)}",
-        f"<h2>Where it comes from</h2>{provenance(outcome)}",
+    remarks = [f"{line}." for line in outcome.remarks()]
+    sections = [
+        Section("", [verdict(outcome), *remarks, *tables[:n], returns(outcome)]),
+        Section("What was taught", [gaps(outcome), *tables[n:]]),
+        Section("What it cost", [costs_sheet(outcome)]),
+        Section("What the numbers mean", [MEANINGS.items()]),
+        Section("Where it comes from", provenance(outcome)),
     ]
-    return document(f"Cooperation in {outcome.env_id}", parts)
+    return render_page(f"Cooperation in {outcome.env_id}", sections)
 
 
 def verdict(outcome: Outcome) -> str:
@@ -186,13 +193,13 @@ def returns(outcome: Outcome) -> str:
     axes = figure.add_subplot()
     for turn, (name, found) in enumerate((("before", outcome.before), ("after", outcome.after))):
         if found is not None:
-            marks = {"color": look(turn)["color"], "label": name}
+            marks = {"color": page_line_style(turn)["color"], "label": name}
             draw_returns(axes, found, (0.12, -0.12)[turn], marks)
     axes.set_yticks(range(k), [f"{j} {outcome.name(j)}" for j in range(k)])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a file may have dollars in its name
     axes.set_ylim(k - 0.5, -0.5)
-    plain(axes, "return per episode, mean and 95 % interval")
+    style_axes(axes, "return per episode, mean and 95 % interval")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", linewidth=0.4)
@@ -213,17 +220,19 @@ def gaps(outcome: Outcome) -> str:
     """Draw the gap of every pair before and after each round's lessons."""
     taught = [(r.number, p) for r in outcome.rounds for p in r.pairs if p.gap_before is not None]
     if not taught:
-        return "<p>No state was held out at which another policy was better.</p>"
+        return "No state was held out at which another policy was better."
     figure = new_figure(8.4, 2.7)
     axes = figure.add_subplot()
     for turn, name in enumerate(("before", "after")):
         heights = [(p.gap_before, p.gap_after)[turn] or 0.0 for _, p in taught]
         at = np.arange(len(taught)) + (turn - 0.5) * 0.38
-        axes.bar(at, heights, 0.36, color=look(turn)["color"], label=name)
+        axes.bar(at, heights, 0.36, color=page_line_style(turn)["color"], label=name)
     axes.axhline(0, color=INK, linewidth=0.8)
     names = [f"{p.teacher}→{p.student}\n{number}" for number, p in taught]
     axes.set_xticks(range(len(taught)), names)
-    plain(axes, "gap at deficient states that nothing learned from; below: teacher→student, round")
+    style_axes(
+        axes, "gap at deficient states that nothing learned from; below: teacher→student, round"
+    )
     legend(figure)
     return svg(figure, "gaps")
 
@@ -236,15 +245,14 @@ def costs_sheet(outcome: Outcome) -> Table:
     return Table("Simulator steps", ["purpose", "steps"], [*rows, total])
 
 
-def provenance(outcome: Outcome) -> str:
+def provenance(outcome: Outcome) -> list[Block]:
     """Name the files with their digests, and the settings."""
     said = ", ".join(f"{k} {v}" for k, v in outcome.settings.items())
-    files = "".join(
-        f"<dt>{k} {escape(s.name)}</dt><dd>{escape(str(s.file))}<br>"
-        f"<code>{escape(json.dumps(s.origin))}</code></dd>"
+    files = {
+        f"{k} {s.name}": Markup("{}<br><code>{}</code>").format(s.file, json.dumps(s.origin))
         for k, s in enumerate(outcome.subjects)
-    )
-    return f"<dl>{files}</dl><p>{escape(said)}.</p>"
+    }
+    return [files.items(), f"{said}."]
 
 
 def write(outcome: Outcome) -> None:

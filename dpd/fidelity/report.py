@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from rich import markup
 from rich.progress import Progress
 
@@ -19,17 +19,15 @@ from dpd.fidelity.measures import CLOSE, MEASURES, NEAR
 from dpd.fidelity.policies import ReadRun, Subject, read_subjects
 from dpd.fidelity.states import SETS, setting_of
 from dpd.log.terminal import make_console
+from dpd.report.figures import new_figure
 from dpd.report.page import (
     INK,
-    definitions,
-    document,
+    Section,
     legend,
-    look,
-    new_figure,
-    notes,
-    plain,
+    page_line_style,
+    render_page,
+    style_axes,
     svg,
-    table,
 )
 from dpd.report.stats import BOOTSTRAP_SEEDS, CONFIDENCE
 from dpd.report.tables import (
@@ -125,9 +123,9 @@ def bars(found: Audit) -> str:
                 (f.scores[s].values[measure] or 0) if s in f.scores else np.nan for s in names
             ]
             at = np.arange(len(names)) + (k + 0.5) * width - 0.4
-            axes.bar(at, heights, 0.94 * width, color=look(k)["color"], label=label(f))
+            axes.bar(at, heights, 0.94 * width, color=page_line_style(k)["color"], label=label(f))
         axes.set_xticks(range(len(names)), names)
-        plain(axes, title)
+        style_axes(axes, title)
         if measure.startswith("agree"):
             axes.set_ylim(0, 1)
     legend(figure)
@@ -149,7 +147,7 @@ def histogram(found: Audit) -> str:
             weights=share,
             histtype="step",
             linewidth=1.8,
-            **look(k),
+            **page_line_style(k),
             label=label(f),
         )
     for within in (CLOSE, NEAR):
@@ -158,7 +156,7 @@ def histogram(found: Audit) -> str:
     axes.set_xlim(LEAST * 0.9, MOST)
     axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["≤0.0001", "0.001", "0.01", "0.1", "1"])
     axes.minorticks_off()
-    plain(axes, "held-out states by their worst action's |difference|; dashed: 0.05 and 0.1")
+    style_axes(axes, "held-out states by their worst action's |difference|; dashed: 0.05 and 0.1")
     legend(figure)
     return svg(figure, "histogram")
 
@@ -190,8 +188,8 @@ def scatter(f: Finding, k: int) -> str:
         axes.plot([low, high], [low, high], color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
         # one image instead of a thousand elements
         dots: dict[str, Any] = {"s": 4, "alpha": 0.5, "linewidths": 0, "rasterized": True}
-        axes.scatter(teacher[:, a], student[:, a], color=look(k)["color"], **dots)
-        plain(axes, f"action {a}, R² {format_number(f.scores['heldout'].r2[a])}")
+        axes.scatter(teacher[:, a], student[:, a], color=page_line_style(k)["color"], **dots)
+        style_axes(axes, f"action {a}, R² {format_number(f.scores['heldout'].r2[a])}")
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axes.locator_params(nbins=2)
     return svg(figure, f"scatter{k}")
@@ -212,52 +210,47 @@ MORE = {
 def page(found: Audit) -> str:
     """Return the page."""
     title = f"Fidelity to {found.teacher.name} in {found.setting.env_id}"
-    parts = [
-        *notes(found.notes),
-        table(returns_sheet(found)),
-        table(costs_sheet(found)),
-        f"<h2>By set of states</h2>{bars(found)}{histogram(found)}",
+    line, origins = provenance(found)
+    sections = [
+        Section("", [returns_sheet(found), costs_sheet(found)]),
+        Section("By set of states", [bars(found), histogram(found)]),
         *(student(found, f, k) for k, f in enumerate(found.findings)),
-        f"<h2>What the numbers mean</h2>{meanings()}",
-        f"<h2>Where it comes from</h2>{provenance(found)}",
+        Section("What the numbers mean", [meanings().items()]),
+        Section("Where it comes from", [line, origins]),
     ]
-    return document(title, parts)
+    return render_page(title, sections, found.notes)
 
 
-def student(found: Audit, f: Finding, k: int) -> str:
+def student(found: Audit, f: Finding, k: int) -> Section:
     """Lay out one student's tables, and its actions over the teacher's."""
     n_act = f.acts[0].shape[1]
     which = f"; the {MAX_DIMS} of {n_act} with the largest error" if n_act > MAX_DIMS else ""
-    return (
-        f"<h2>{escape(label(f))}</h2>{table(fidelity_sheet(found, f))}{table(r2_sheet(f))}"
-        f"<p>The student's action (up) over the teacher's (right) on held-out states{which}.</p>"
-        f"{scatter(f, k)}"
-    )
+    text = f"The student's action (up) over the teacher's (right) on held-out states{which}."
+    return Section(label(f), [fidelity_sheet(found, f), r2_sheet(f), text, scatter(f, k)])
 
 
-def meanings() -> str:
+def meanings() -> dict[str, str]:
     """Say in a line each what the numbers and the sets of states are."""
     lines = {m.title: m.meaning for m in MEASURES.values()} | MORE
-    lines |= {f"states: {name}": meaning for name, meaning in SETS.items()}
-    return definitions(lines)
+    return lines | {f"states: {name}": meaning for name, meaning in SETS.items()}
 
 
-def provenance(found: Audit) -> str:
+def provenance(found: Audit) -> tuple[str, list[tuple[str, Markup]]]:
     """Name the files with their digests, and the settings."""
     subjects = [found.teacher, *(f.subject for f in found.findings)]
     setting = found.setting
     line = (
         f"{setting.env_id} {json.dumps(setting.env_kwargs)}, {setting.episodes} episodes each, "
-        f"{setting.n_states:,} states in each set, seed {setting.seed}"
+        f"{setting.n_states:,} states in each set, seed {setting.seed}."
     )
-    return f"<p>{escape(line)}.</p><dl>{''.join(map(origin, subjects))}</dl>"
+    return line, [origin(subject) for subject in subjects]
 
 
-def origin(subject: Subject) -> str:
+def origin(subject: Subject) -> tuple[str, Markup]:
     """Say where a policy comes from."""
     said = {k: v for k, v in subject.origin.items() if k != "name" and v is not None}
-    lines = (f"{escape(k)} <code>{escape(json.dumps(v))}</code>" for k, v in said.items())
-    return f"<dt>{escape(subject.name)}</dt><dd>{'<br>'.join(lines)}</dd>"
+    lines = (Markup("{} <code>{}</code>").format(k, json.dumps(v)) for k, v in said.items())
+    return subject.name, Markup("<br>").join(lines)
 
 
 def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:

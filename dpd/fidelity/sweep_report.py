@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,16 @@ from dpd.fidelity.measures import MEASURES, NEAR
 from dpd.fidelity.report import origin
 from dpd.fidelity.sweep import Result, Sweep
 from dpd.fidelity.variants import FACTORS, Variant
+from dpd.report.figures import new_figure
 from dpd.report.page import (
     GRID,
     INK,
-    definitions,
-    document,
+    Section,
     legend,
-    look,
-    new_figure,
-    notes,
-    plain,
+    page_line_style,
+    render_page,
+    style_axes,
     svg,
-    table,
 )
 from dpd.report.tables import Table, describe_returns, format_number
 
@@ -189,21 +186,19 @@ def page(found: Sweep) -> str:
         f"{config.steps:,} gradient steps towards the teacher by {found.divergence}, "
         f"{seeds}, {config.episodes} episodes, {config.states:,} states in each set, "
         f"seed {config.seed}; Adam from {config.lr:g} and SGD from {config.sgd_lr:g}, to 0 as a "
-        "cosine"
+        "cosine."
     )
-    parts = [
-        *notes(found.notes),
-        by_factor(found),
-        table(sweep_sheet(found)),
-        f"<h2>Does fidelity bring return?</h2>{scatter(found)}",
-        table(correlation_sheet(found)),
-        table(baselines_sheet(found)),
-        f"<h2>What the numbers mean</h2>{definitions(MEANINGS)}",
-        f"<h2>Where it comes from</h2><p>{escape(said)}.</p><dl>{origin(found.teacher)}</dl>",
+    sections = [
+        Section("", [by_factor(found), sweep_sheet(found)]),
+        Section(
+            "Does fidelity bring return?",
+            [scatter(found), correlation_sheet(found), baselines_sheet(found)],
+        ),
+        Section("What the numbers mean", [MEANINGS.items()]),
+        Section("Where it comes from", [said, [origin(found.teacher)]]),
     ]
-    return document(
-        f"What makes students follow {found.teacher.name} in {found.setting.env_id}?", parts
-    )
+    title = f"What makes students follow {found.teacher.name} in {found.setting.env_id}?"
+    return render_page(title, sections, found.notes)
 
 
 def by_factor(found: Sweep) -> str:
@@ -217,9 +212,9 @@ def by_factor(found: Sweep) -> str:
         ]
         for k, (name, label) in enumerate(LINES.items()):
             heights = [mean(of(found, variant), name) or 0.0 for variant in factor.variants]
-            axes.plot(names, heights, **look(k), marker="o", markersize=4, label=label)
+            axes.plot(names, heights, **page_line_style(k), marker="o", markersize=4, label=label)
         axes.set_ylim(bottom=0)
-        plain(axes, FACTORS[factor.name])
+        style_axes(axes, FACTORS[factor.name])
     legend(figure, "error on {}", columns=3)
     return svg(figure, "factors")
 
@@ -235,11 +230,13 @@ def scatter(found: Sweep) -> str:
         results = [result for variant in own for result in of(found, variant)]
         errors = [FIGURES["heldout_error"](result) or 0.0 for result in results]
         returns = [float(result.returns.mean()) for result in results]
-        colour = INK if k == 0 else look(k - 1)["color"]
+        colour = INK if k == 0 else page_line_style(k - 1)["color"]
         axes.scatter(errors, returns, s=22, color=colour, label=name)
     for level in (found.returns.mean(), found.random.mean()):
         axes.axhline(float(level), color=GRID, linewidth=1.2, linestyle=(0, (4, 3)))
-    plain(axes, "return over the error on held-out states; dashed: the teacher, random actions")
+    style_axes(
+        axes, "return over the error on held-out states; dashed: the teacher, random actions"
+    )
     axes.legend(loc="best", frameon=False, fontsize=9, labelcolor=INK)
     return svg(figure, "returns")
 

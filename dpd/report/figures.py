@@ -39,13 +39,13 @@ MAX_MARKERS = 12
 UNITS = ((1_000_000, "M"), (1_000, "k"), (1, ""))
 
 
-def new_figure(width: float, height: float, dpi: float = 100, **spacing: float) -> Figure:
-    """Return an empty figure of a size in inches."""
+def new_figure(width: float, height: float, dpi: float = 100, gap: float = 0.02) -> Figure:
+    """Return an empty figure, its size in inches; `gap`: space between panels, as a share."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     # Not pyplot: it keeps every figure alive and may open a display.
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09, **spacing)
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09, wspace=gap, hspace=gap)
     return Figure(figsize=(width, height), dpi=dpi, layout=layout)
 
 
@@ -66,7 +66,7 @@ def learning_curves(
     if not any(name in curves for name in RETURNS):
         raise ValueError(f"{metrics_csv} has no returns to draw; record eval/return first")
     side = [name for name in SIDE_PANELS if name in curves]
-    figure = new_figure(10.4 if side else 7.4, 4.5, 200, wspace=0.03, hspace=0.04)
+    figure = new_figure(10.4 if side else 7.4, 4.5, 200, gap=0.03)
     main, *others = panels(figure, len(side))
     draw_return_curves(main, curves, seeds, names)
     set_title(main, title, caption(curves, seeds))
