@@ -32,7 +32,7 @@ from dpd.run.episodes import evaluate_policy
 from dpd.run.runs import Member, Run, read_run, short_names
 
 if TYPE_CHECKING:
-    from dpd.study.config import CompareConfig
+    from dpd.study.config import CompareConfig, StudyConfig
 
 FEW_SEEDS = 6  # below, a bootstrap interval is no more informative than the range
 RANGE = f"range, for fewer than {FEW_SEEDS} seeds"
@@ -151,7 +151,7 @@ def require_one_env(runs: Sequence[Run]) -> None:
             )
 
 
-def evaluate_runs(runs: Sequence[Run], config: CompareConfig) -> list[RunResult]:
+def evaluate_runs(runs: Sequence[Run], config: CompareConfig | StudyConfig) -> list[RunResult]:
     """Evaluate all policies on test episodes, which all runs share for each seed."""
     results = []
     with Progress(console=make_console(stderr=True, highlight=False), transient=True) as progress:

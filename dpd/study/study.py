@@ -35,7 +35,7 @@ from dpd.run.settings import saved_settings
 from dpd.run.sources import find_policies, is_best
 from dpd.run.train import train
 from dpd.study.compare import RunResult, comparison_notes, evaluate_runs
-from dpd.study.config import CompareConfig, StudyConfig
+from dpd.study.config import StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +140,7 @@ def evaluate_study(config: StudyConfig) -> Findings:
     tasks, notes = [], []
     for env in config.envs:
         runs = [read_run(config.path(env, arm), arm) for arm in config.chosen]
-        compare = CompareConfig(
-            paths=tuple(run.path for run in runs),
-            episodes=config.episodes,
-            seed=config.seed,
-            threads=config.threads,
-        )
-        results = {r.run.name: r for r in evaluate_runs(runs, compare)}
+        results = {r.run.name: r for r in evaluate_runs(runs, config)}
         meta = runs[0].members[0].policy.meta
         setting = Setting(
             env_id=meta.env_id,

@@ -2,7 +2,7 @@
 
 from markupsafe import Markup
 
-from dpd.report.page import Section, render_page
+from dpd.report.page import Block, Section, render_page
 from dpd.report.tables import Table
 from tests.toy.html import Reader
 
@@ -11,7 +11,7 @@ EVIL = '<script src="x">&'
 
 def test_every_text_is_escaped_and_markup_is_not() -> None:
     table = Table(EVIL, [EVIL, "b"], [[EVIL, "2"]])
-    blocks = [table, EVIL, {EVIL: EVIL}.items(), Markup("<svg></svg>")]
+    blocks: list[Block] = [table, EVIL, {EVIL: EVIL}.items(), Markup("<svg></svg>")]
     seen = Reader()
     seen.feed(render_page(EVIL, [Section("", blocks), Section(EVIL, [])], [EVIL]))
     assert "script" not in seen.tags and not seen.refers and seen.tags.count("svg") == 1
