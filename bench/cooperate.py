@@ -24,7 +24,7 @@ import numpy as np
 from marked import fill
 from timing import machine
 
-from dpd.cooperate.outcome import worded
+from dpd.cooperate.outcome import gain_verdict
 from dpd.report.stats import family, paired_difference
 
 ALL = ("--trial-episodes", "0")  # every lesson is kept
@@ -80,7 +80,7 @@ def summaries(runs: Sequence[Found]) -> Iterator[Found]:
     rows = [summary(runs, name, k) for name in names for k in range(len(runs[0]["policies"]))]
     judged = family({str(n): row["gain"] for n, row in enumerate(rows)})
     for row, gain in zip(rows, judged.values(), strict=True):
-        said = {"verdict": worded(gain), "episodes": gain.seeds}
+        said = {"verdict": gain_verdict(gain), "episodes": gain.seeds}
         names_of = ("interval", "p", "p_adjusted")
         yield row | {"gain": gain.mean} | {k: getattr(gain, k) for k in names_of} | said
 

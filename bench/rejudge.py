@@ -18,7 +18,7 @@ from typing import Any
 import cooperate
 import numpy as np
 
-from dpd.cooperate.outcome import Outcome, policies_json
+from dpd.cooperate.outcome import Cooperation, policies_json
 from dpd.run.runs import Member, Run
 from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult, comparison_notes
 from dpd.study.config import ARMS, StudyConfig
@@ -91,7 +91,7 @@ def cooperation(data: Data) -> Data:
 def policies(found: list[Data]) -> list[Data]:
     """Judge the policies of a run of `dpd cooperate`."""
     nothing: Any = None
-    outcome = Outcome(
+    outcome = Cooperation(
         subjects=[SimpleNamespace(origin=policy, file="") for policy in found],  # type: ignore[misc]
         env_id="",
         config=nothing,

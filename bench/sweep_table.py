@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from marked import fill
 
-from dpd.fidelity.variants import FACTORS, LABELS
+from dpd.fidelity.variants import FACTOR_LABELS, FACTORS
 
 COLUMNS = {
     "train_kl": "KL, seen",
@@ -38,7 +38,7 @@ def lines(data: dict[str, Any]) -> list[str]:
             wanted = common | {name: value}
             own = [s for s in data["students"] if all(s[k] == v for k, v in wanted.items())]
             cells = [f"{np.mean([s[column] for s in own]):.3g}" for column in COLUMNS]
-            found.append(f"| {LABELS[name].format(value)} | {' | '.join(cells)} |")
+            found.append(f"| {FACTOR_LABELS[name].format(value)} | {' | '.join(cells)} |")
     return found
 
 

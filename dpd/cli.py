@@ -32,7 +32,7 @@ from dpd.config import (
     sized,
     taught_by,
 )
-from dpd.cooperate.config import CooperateConfig
+from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
 from dpd.distill import METHODS
 from dpd.errors import BadInput
 from dpd.fidelity.config import FidelityConfig, SweepConfig
@@ -254,6 +254,10 @@ def train_command(argv: Sequence[str], command: str = "train") -> int:
 def cooperate_command(argv: Sequence[str]) -> int:
     """Let saved policies teach each other where one is really better."""
     config = parse(CooperateConfig, argv, "dpd cooperate")
+    if config.resume is not None:  # parsed again: the saved settings are the flags' defaults
+        saved = saved_config(config.resume)
+        config = parse(CooperateConfig, argv, "dpd cooperate", saved)
+        require_saved_settings(config, saved)
     from dpd.cooperate.command import cooperate_paths
 
     return cooperate_paths(config)

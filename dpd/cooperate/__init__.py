@@ -1,1 +1,1 @@
-"""Saved policies that teach each other where one is really better: competence, lessons, rounds."""
+"""Cooperative distillation: saved policies imitate each other where the other earns more."""

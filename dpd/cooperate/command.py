@@ -1,4 +1,4 @@
-"""`dpd cooperate`: read policies, let them teach each other, and write what came of it."""
+"""`dpd cooperate`: read policies, let them teach each other, and write the results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from dpd.cooperate.outcome import Outcome, as_text, read_outcome
-from dpd.cooperate.policies import read_subjects
-from dpd.cooperate.report import round_line, sheets, write
+from dpd.cooperate.outcome import Cooperation, cooperation_text, read_cooperation
+from dpd.cooperate.policies import read_policies
+from dpd.cooperate.report import cooperation_tables, round_line, write_cooperation
 from dpd.cooperate.rounds import Round, cooperate
 from dpd.cooperate.simulator import Budget, Simulator
 from dpd.errors import BadInput
@@ -23,30 +23,36 @@ if TYPE_CHECKING:
     from dpd.cooperate.config import CooperateConfig
 
 
-class Pace(ProgressColumn):
-    """Simulator steps per second."""
+class StepsPerSecond(ProgressColumn):
+    """Progress column with the simulator steps per second."""
 
     def render(self, task: Task) -> Text:
-        """Write it."""
+        """Return the speed, or nothing before the first step."""
         return Text("" if task.speed is None else f"{task.speed:,.0f} steps/s")
 
 
-def bar(console: Console) -> Progress:
+def steps_progress(console: Console) -> Progress:
     """Return a progress bar of simulator steps."""
     steps = TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps")
-    columns = [TextColumn("{task.description}"), BarColumn(), steps, Pace(), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        steps,
+        StepsPerSecond(),
+        TimeRemainingColumn(),
+    ]
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def cooperate_paths(config: CooperateConfig) -> int:
-    """Run all rounds; print tables or JSON, and write policies and figures.
+    """Run all rounds; print tables or JSON, and write the policies and the report.
 
-    Ctrl-C leaves the policies of the last round that ended.
+    Ctrl-C keeps the policies of the last completed round.
     """
-    outcome = begun(config) if config.resume is None else read_outcome(config)
+    outcome = new_cooperation(config) if config.resume is None else read_cooperation(config)
     config, budget = outcome.config, outcome.budget
     console = make_console(stderr=True, highlight=False)
-    with bar(console) as progress:
+    with steps_progress(console) as progress:
         task = progress.add_task("", completed=budget.spent, total=config.total_steps)
 
         def tell(purpose: str, steps: int) -> None:
@@ -55,30 +61,32 @@ def cooperate_paths(config: CooperateConfig) -> int:
         budget.tell = tell
         world = Simulator(outcome.env_id, budget, config)
         require_enough(outcome, world)
-        progress.update(task, total=min(config.total_steps, budget.spent + planned(world, outcome)))
+        progress.update(
+            task, total=min(config.total_steps, budget.spent + max_steps_left(world, outcome))
+        )
         try:
-            status = run(world, outcome, console)
+            status = run_rounds(world, outcome, console)
         finally:
             world.close()
-    report(outcome)
+    print_cooperation(outcome)
     return status
 
 
-def begun(config: CooperateConfig) -> Outcome:
-    """Return the beginning: policies that fit each other, and a directory that can be written."""
-    subjects, env_id = read_subjects(config)
+def new_cooperation(config: CooperateConfig) -> Cooperation:
+    """Start a cooperation: read policies that fit each other and check the output directory."""
+    subjects, env_id = read_policies(config)
     require_new(config.out)
     budget = Budget(config.total_steps)
-    return Outcome(subjects=subjects, env_id=env_id, config=config, budget=budget)
+    return Cooperation(subjects=subjects, env_id=env_id, config=config, budget=budget)
 
 
-def run(world: Simulator, outcome: Outcome, console: Console) -> int:
-    """Evaluate, go through the rounds that are left, evaluate again; return the exit status."""
+def run_rounds(world: Simulator, outcome: Cooperation, console: Console) -> int:
+    """Evaluate, run the remaining rounds and evaluate again; return the exit status."""
     config, budget, policies = outcome.config, outcome.budget, outcome.policies
 
-    def done(found: Round) -> None:
-        outcome.add(found)
-        write(outcome)
+    def done(finished: Round) -> None:
+        outcome.add(finished)
+        write_cooperation(outcome)
         console.print(round_line(outcome), soft_wrap=True)
 
     try:
@@ -89,14 +97,14 @@ def run(world: Simulator, outcome: Outcome, console: Console) -> int:
         outcome.spent = cooperate(world, policies, config, done, first)
         if outcome.rounds:
             outcome.after = world.evaluate([p.repeatable_mode for p in outcome.policies])
-            write(outcome)
+            write_cooperation(outcome)
     except KeyboardInterrupt:
         outcome.stopped = True
     return 130 if outcome.stopped else 0
 
 
-def planned(world: Simulator, outcome: Outcome) -> int:
-    """Return the most steps that what is left takes; counterfactuals are never so many."""
+def max_steps_left(world: Simulator, outcome: Cooperation) -> int:
+    """Return an upper bound on the remaining simulator steps."""
     c, k = world.config, len(outcome.subjects)
     n = k * c.probes
     held = round(c.holdout * n)
@@ -109,37 +117,36 @@ def planned(world: Simulator, outcome: Outcome) -> int:
     return left * per_round + evaluations * k * world.most_steps("evaluation")
 
 
-def require_enough(outcome: Outcome, world: Simulator) -> None:
-    """Raise BadInput where nothing is left to do, or to do it with."""
+def require_enough(outcome: Cooperation, world: Simulator) -> None:
+    """Raise BadInput if all rounds are done or the budget allows none."""
     done, config = len(outcome.rounds), outcome.config
     if done and done >= config.rounds and outcome.is_finished:
         raise BadInput(f"all {done} rounds are done; raise --rounds")
     evaluations = (1 if done else 2) * len(outcome.subjects) * world.most_steps("evaluation")
     if outcome.budget.spent + evaluations >= config.total_steps:
-        used = f" and the {outcome.budget.spent:,} steps that were made" if done else ""
+        used = f" and the {outcome.budget.spent:,} steps already taken" if done else ""
         when = "after" if done else "before and after"
         raise BadInput(
-            f"--total-steps {config.total_steps:,} leaves nothing beside the evaluations {when}, "
-            f"{evaluations:,}{used}; raise it, or lower --episodes"
+            f"--total-steps {config.total_steps:,} only covers the evaluations {when}, which take "
+            f"{evaluations:,} steps{used}; raise it, or lower --episodes"
         )
 
 
 def require_new(out: Path) -> None:
-    """Raise BadInput unless a directory can be written that holds no policies yet."""
+    """Raise BadInput unless the directory is writable and holds no policies yet."""
     require_writable(out)
     if (out / "policies").exists():
-        raise BadInput(f"{out} holds policies already; give --out another")
+        raise BadInput(f"{out} already holds policies; choose another --out")
 
 
-def report(outcome: Outcome) -> None:
-    """Print what came of it, and where it is."""
+def print_cooperation(outcome: Cooperation) -> None:
+    """Print the results and the paths of the files."""
     if outcome.config.json and not outcome.stopped:
-        sys.stdout.write(as_text(outcome))
+        sys.stdout.write(cooperation_text(outcome))
         return
     console = make_console(markup=False, highlight=False)
     if not outcome.stopped:
-        for sheet in sheets(outcome):
-            print_tables([sheet], (), console)
+        print_tables(list(cooperation_tables(outcome)), (), console)
     for line in outcome.remarks():
         console.print(line, soft_wrap=True)
     if outcome.rounds:

@@ -1,8 +1,8 @@
-"""States near those where a teacher is better, at which it is better by more.
+"""Counterfactuals: states near those where a teacher is better, at which its lead is larger.
 
-Cooperative knowledge distillation calls them quintessential: no flip of the answer, but more of
-the same. The search moves the simulator's state and never an observation, which could be of no
-state at all. Letters: n states · D coordinates, in standard deviations.
+Cooperative knowledge distillation calls them quintessential: the teacher stays the better one, by
+more. The search moves the simulator's state and never an observation, because a changed observation
+may belong to no state. Letters: n states · D coordinates, in standard deviations · P pairs.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 from dpd.agents.nets import StackedNets, mlp, mlp_shapes
 from dpd.cooperate.config import CooperateConfig
 
-LARGE = 0.95  # quantile of the gaps that counts as the largest ones
+LARGE_QUANTILE = 0.95  # quantile of the gaps that stands for the largest ones
 
 
-def search(h: Callable[[Tensor], Tensor], start: Tensor, config: CooperateConfig) -> Tensor:
-    """Move states [n, D] towards a larger predicted gap h [n] -> [n, D], inside a trust box."""
-    target = aim(h(start).detach(), config.cf_alpha)
+def search_states(h: Callable[[Tensor], Tensor], start: Tensor, config: CooperateConfig) -> Tensor:
+    """Move states [n, D] towards a larger predicted gap h [n], within a trust box -> [n, D]."""
+    target = target_gaps(h(start).detach(), config.cf_alpha)
     shift = torch.zeros_like(start, requires_grad=True)
     optimizer = torch.optim.Adam([shift], lr=config.cf_lr)
     for _ in range(config.cf_steps):
-        loss = objective(h(start + shift), target, shift, config.cf_penalty)
+        loss = search_loss(h(start + shift), target, shift, config.cf_penalty)
         (shift.grad,) = torch.autograd.grad(loss.sum(), shift)
         optimizer.step()
         with torch.no_grad():
@@ -32,41 +32,41 @@ def search(h: Callable[[Tensor], Tensor], start: Tensor, config: CooperateConfig
     return start + shift.detach()
 
 
-def aim(gap: Tensor, alpha: float) -> Tensor:
-    """Return the gaps to reach from those predicted [n]: y' = h + alpha (h_95 - h)_+."""
-    return gap + alpha * (gap.quantile(LARGE) - gap).clamp_min(0)
+def target_gaps(gap: Tensor, alpha: float) -> Tensor:
+    """Return the target of each predicted gap [n]: y' = h + alpha (h_95 - h)_+."""
+    return gap + alpha * (gap.quantile(LARGE_QUANTILE) - gap).clamp_min(0)
 
 
-def objective(gap: Tensor, target: Tensor, shift: Tensor, penalty: float) -> Tensor:
+def search_loss(gap: Tensor, target: Tensor, shift: Tensor, penalty: float) -> Tensor:
     """Return (h(s') - y')^2 + penalty * |s' - s|_1 of each state [n]."""
     return (gap - target).square() + penalty * shift.abs().sum(-1)
 
 
-def distinct(found: Tensor, known: Tensor, within: float) -> Tensor:
-    """Return which of found [n, D] are no nearer than `within` to a known state or one before."""
-    keep = torch.cdist(found, known).amin(1) >= within
-    near = torch.cdist(found, found) < within
-    for row in range(1, len(found)):
+def are_distinct(states: Tensor, known: Tensor, within: float) -> Tensor:
+    """Return which states [n, D] are at least `within` from known ones and those kept before."""
+    keep = torch.cdist(states, known).amin(1) >= within
+    near = torch.cdist(states, states) < within
+    for row in range(1, len(states)):
         if keep[row] and bool((near[row, :row] & keep[:row]).any()):
             keep[row] = False
     return keep
 
 
-HIDDEN = (64, 64)
-BATCH = 128
-DECAY = 1e-2  # some hundred states would be learned by heart
-TINY = 1e-6  # a coordinate or a gap that hardly varies is not blown up
+PROXY_HIDDEN = (64, 64)
+PROXY_BATCH = 128
+PROXY_WEIGHT_DECAY = 1e-2  # without it the network memorises some hundred states
+MIN_SCALE = 1e-6  # keeps coordinates and gaps that hardly vary from being scaled up
 
 
-class Proxies:
-    """h_ij of all pairs as one stack: standardised gaps from standardised coordinates."""
+class GapProxies:
+    """Networks h_ij of all pairs as one stack: standardised coordinates -> standardised gap."""
 
     def __init__(self, coords: Tensor, gaps: Tensor, generator: torch.Generator) -> None:
-        """Take the scales from coords [n, D] and gaps [P, n]."""
-        self.mean, self.scale = coords.mean(0), coords.std(0).clamp_min(TINY)  # [D]
+        """Initialise the networks; take the scales from coords [n, D] and gaps [P, n]."""
+        self.mean, self.scale = coords.mean(0), coords.std(0).clamp_min(MIN_SCALE)  # [D]
         self.gap_mean = gaps.mean(1, keepdim=True)  # [P, 1]
-        self.gap_scale = gaps.std(1, keepdim=True).clamp_min(TINY)
-        shapes = mlp_shapes("gap", [coords.shape[1], *HIDDEN, 1])
+        self.gap_scale = gaps.std(1, keepdim=True).clamp_min(MIN_SCALE)
+        shapes = mlp_shapes("gap", [coords.shape[1], *PROXY_HIDDEN, 1])
         self.nets = StackedNets(shapes, len(gaps), "tanh")
         self.nets.init_uniform("gap", [generator] * len(gaps))
 
@@ -88,33 +88,33 @@ class Proxies:
         return mlp(stack, z.unsqueeze(0), self.nets.activation)[0].view(-1)
 
 
-def fit(
+def fit_proxies(
     coords: Tensor, gaps: Tensor, config: CooperateConfig, generator: torch.Generator
-) -> Proxies:
-    """Regress every pair's gap [P, n] on the coordinates [n, D]."""
-    proxies = Proxies(coords, gaps, generator)
+) -> GapProxies:
+    """Fit a network to every pair's gap [P, n] at coordinates [n, D]."""
+    proxies = GapProxies(coords, gaps, generator)
     nets, z, y = proxies.nets, proxies.standard(coords), proxies.standard_gap(gaps)
-    optimizer = torch.optim.AdamW([nets.flat], lr=config.proxy_lr, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW([nets.flat], lr=config.proxy_lr, weight_decay=PROXY_WEIGHT_DECAY)
     for _ in range(config.proxy_steps):
-        rows = torch.randint(len(z), (min(BATCH, len(z)),), generator=generator)
-        (found,) = nets(z[rows].expand(len(y), -1, -1), "gap")
+        rows = torch.randint(len(z), (min(PROXY_BATCH, len(z)),), generator=generator)
+        (predicted,) = nets(z[rows].expand(len(y), -1, -1), "gap")
         optimizer.zero_grad()
-        squared_error(found.squeeze(-1), y[:, rows]).sum().backward()
+        squared_error(predicted.squeeze(-1), y[:, rows]).sum().backward()
         optimizer.step()
     return proxies
 
 
-def squared_error(found: Tensor, wanted: Tensor) -> Tensor:
+def squared_error(predicted: Tensor, wanted: Tensor) -> Tensor:
     """Return each pair's mean squared error [P] of [P, B]."""
-    return (found - wanted).square().mean(1)
+    return (predicted - wanted).square().mean(1)
 
 
 @torch.no_grad()
-def r2(proxies: Proxies, pair: int, coords: Tensor, gap: Tensor) -> float | None:
-    """Return 1 - SSE/SST of a pair's gap [n] at coords [n, D]; None where the gap is constant."""
+def proxy_r2(proxies: GapProxies, pair: int, coords: Tensor, gap: Tensor) -> float | None:
+    """Return R² = 1 - SSE/SST of a pair's gap [n] at coords [n, D]; None if it is constant."""
     wanted = (gap - proxies.gap_mean[pair]) / proxies.gap_scale[pair]
     total = (wanted - wanted.mean()).square().sum()
-    if not total > TINY:
+    if not total > MIN_SCALE:
         return None
     error = (proxies(pair, proxies.standard(coords)) - wanted).square().sum()
     return float(1 - error / total)

@@ -1,22 +1,20 @@
-"""What was found by cooperation, and its JSON."""
+"""State and results of a cooperation, written to JSON and read again to resume it."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from dpd.config import flag
-from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.policies import Subject, require_fit_task
+from dpd.cooperate.config import NOT_SAVED, CooperateConfig, cooperation_file
+from dpd.cooperate.policies import CooperatingPolicy, require_fit_task
 from dpd.cooperate.rounds import Pair, Round, Trial
-from dpd.cooperate.simulator import PURPOSES, Budget, Spent
-from dpd.errors import BadInput
+from dpd.cooperate.simulator import PURPOSES, Budget, BudgetExceeded
 from dpd.policies.policyfile import Policy, load
 from dpd.report.stats import (
     CONFIDENCE,
@@ -27,17 +25,12 @@ from dpd.report.stats import (
     paired_difference,
 )
 
-if TYPE_CHECKING:
-    from dpd.cooperate.config import CooperateConfig
-
-NOT_SAVED = ("paths", "foreign", "resume", "json")
-
 
 @dataclass(kw_only=True)
-class Outcome:
-    """Everything found so far. Letters: k policies · K episodes."""
+class Cooperation:
+    """State of a cooperation so far. Letters: k policies · K episodes."""
 
-    subjects: list[Subject]
+    subjects: list[CooperatingPolicy]
     env_id: str
     config: CooperateConfig
     budget: Budget
@@ -46,30 +39,30 @@ class Outcome:
     """Simulator steps at the end of each round."""
     before: np.ndarray | None = None  # [k, K]
     after: np.ndarray | None = None  # [k, K], the same episodes
-    spent: Spent | None = None
-    """Why the rounds ended early."""
+    spent: BudgetExceeded | None = None
+    """Reason why the rounds ended early."""
     stopped: bool = False
-    """Whether the user ended them."""
+    """True if the user interrupted the rounds."""
     is_finished: bool = False
-    """Whether all of it was done before, the evaluation after it too."""
+    """True if a saved cooperation includes the evaluation after its last round."""
 
-    def add(self, found: Round) -> None:
-        """Take in a round that ended."""
-        self.rounds.append(found)
+    def add(self, finished: Round) -> None:
+        """Add a completed round."""
+        self.rounds.append(finished)
         self.steps.append(self.budget.spent)
 
     @property
     def policies(self) -> list[Policy]:
-        """The policies as they are now."""
+        """The current policies."""
         return self.rounds[-1].policies if self.rounds else [s.policy for s in self.subjects]
 
     def name(self, k: int) -> str:
-        """Name a policy."""
+        """Return the name of policy k."""
         return self.subjects[k].name
 
     @property
     def gains(self) -> list[Difference]:
-        """Every policy's gain over the same episodes, as one family; none before the end."""
+        """Gains of all policies over the same episodes, as one family; empty before the end."""
         if self.before is None or self.after is None:
             return []
         gaps = (self.after - self.before).tolist()
@@ -77,16 +70,16 @@ class Outcome:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings that a file can say."""
-        said = {k: v for k, v in asdict(self.config).items() if k not in NOT_SAVED}
-        return {k: str(v) if isinstance(v, Path) else v for k, v in said.items()}
+        """Settings as stored in cooperative.json."""
+        saved = {k: v for k, v in asdict(self.config).items() if k not in NOT_SAVED}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in saved.items()}
 
     def remarks(self) -> Iterator[str]:
-        """Say what was used, and what to know of the figures."""
+        """Yield notes on the steps used, an early end and weak evidence."""
         done = f"the policies are those of round {len(self.rounds)}"
         if not self.rounds:
-            done = "no round ended, and nothing was written"
-        resume = f"; go on with: dpd cooperate --resume {shlex.quote(str(self.config.out))}"
+            done = "no round was completed, and nothing was written"
+        resume = f"; resume with: dpd cooperate --resume {shlex.quote(str(self.config.out))}"
         if self.stopped:
             yield f"stopped; {done}{resume if self.rounds else ''}"
         if self.spent is not None:
@@ -101,12 +94,12 @@ class Outcome:
             )
 
 
-def as_text(outcome: Outcome) -> str:
-    """Return the JSON."""
-    return json.dumps(as_json(outcome), indent=2, allow_nan=False) + "\n"
+def cooperation_text(outcome: Cooperation) -> str:
+    """Return the contents of cooperative.json."""
+    return json.dumps(cooperation_json(outcome), indent=2, allow_nan=False) + "\n"
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
+def cooperation_json(outcome: Cooperation) -> dict[str, Any]:
     """Return everything measured, raw returns included."""
     rounds = zip(outcome.rounds, outcome.steps, strict=True)
     return {
@@ -129,105 +122,85 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def policies_json(outcome: Outcome) -> list[dict[str, Any]]:
-    """Return every policy's figures and the returns behind them."""
-    found: list[dict[str, Any]] = []
+def policies_json(outcome: Cooperation) -> list[dict[str, Any]]:
+    """Return the figures of every policy, raw returns included."""
+    records: list[dict[str, Any]] = []
     for k, subject in enumerate(outcome.subjects):
-        found.append({**subject.origin, "file": str(subject.file)})
+        records.append({**subject.origin, "file": str(subject.file)})
         for name, returns in (("before", outcome.before), ("after", outcome.after)):
             if returns is not None:
-                found[k][f"return_{name}"] = float(returns[k].mean())
-                found[k][f"interval_{name}"] = mean_interval(returns[k])
-                found[k][f"returns_{name}"] = returns[k].tolist()
-    for policy, gain in zip(found, outcome.gains, strict=False):
+                records[k][f"return_{name}"] = float(returns[k].mean())
+                records[k][f"interval_{name}"] = mean_interval(returns[k])
+                records[k][f"returns_{name}"] = returns[k].tolist()
+    for policy, gain in zip(records, outcome.gains, strict=False):
         policy |= gain_json(gain)
-    return found
+    return records
 
 
 def gain_json(gain: Difference) -> dict[str, Any]:
-    """Return a policy's gain."""
+    """Return the figures of a policy's gain."""
     return {
         "gain": gain.mean,
         "interval_gain": gain.interval,
         "p": gain.p,
         "p_adjusted": gain.p_adjusted,
-        "verdict": worded(gain),
+        "verdict": gain_verdict(gain),
     }
 
 
-def worded(gain: Difference) -> str:
-    """Return the verdict on a gain, whose replicates are episodes."""
+def gain_verdict(gain: Difference) -> str:
+    """Return the verdict on a gain, in terms of episodes: they are its replicates."""
     return gain.verdict.replace("seeds", "episodes")
 
 
-CHANGEABLE = ("total_steps", "rounds", "threads")
+def read_cooperation(config: CooperateConfig) -> Cooperation:
+    """Read the cooperation in `config.out` as of its last completed round.
 
-
-def read_outcome(config: CooperateConfig) -> Outcome:
-    """Return what the directory of --resume holds, after the last round that ended.
-
-    What follows is bit for bit what would have followed there. Raises BadInput where it holds no
-    such run, or settings are given that are the run's own.
+    Resuming it gives bit for bit what the uninterrupted run would have given. Raises BadInput if
+    the folder holds no cooperation.
     """
-    folder = config.resume
-    assert folder is not None
-    path = folder / "cooperative.json"
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return outcome_of(saved, changed(config, saved["settings"], folder))
-    except FileNotFoundError as error:
-        raise BadInput(f"{folder} is no run of dpd cooperate: it holds no {path.name}") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"{path} is not what dpd cooperate wrote: {error!r}") from error
+    with cooperation_file(config.out) as saved:
+        return saved_cooperation(saved, config)
 
 
-def changed(config: CooperateConfig, saved: dict[str, Any], folder: Path) -> CooperateConfig:
-    """Return a run's own settings with those that may be given anew."""
-    given = {
-        f.name: getattr(config, f.name)
-        for f in fields(config)
-        if f.name not in ("paths", "resume", "json") and getattr(config, f.name) != f.default
-    }
-    for name in given.keys() - set(CHANGEABLE):
-        raise BadInput(f"--resume goes on with the run's own settings; leave {flag(name)} out")
-    own = replace(config, **{k: v for k, v in saved.items() if k not in NOT_SAVED})
-    return replace(own, **given, out=folder)
-
-
-def outcome_of(saved: dict[str, Any], config: CooperateConfig) -> Outcome:
-    """Return an outcome from its JSON and the policies beside it."""
-    subjects = [subject(said, config, k) for k, said in enumerate(saved["policies"])]
+def saved_cooperation(saved: dict[str, Any], config: CooperateConfig) -> Cooperation:
+    """Return a cooperation from its JSON and the policy files next to it."""
+    subjects = [saved_policy(record, config, k) for k, record in enumerate(saved["policies"])]
     require_fit_task(saved["env"], subjects)
     budget = Budget(config.total_steps)
     budget.used = {purpose: int(saved["steps"][purpose]) for purpose in PURPOSES}
     last = len(saved["rounds"]) - 1
     policies = [s.policy for s in subjects]
-    return Outcome(
+    return Cooperation(
         subjects=subjects,
         env_id=saved["env"],
         config=config,
         budget=budget,
-        rounds=[round_of(r, policies if k == last else []) for k, r in enumerate(saved["rounds"])],
+        rounds=[
+            saved_round(r, policies if k == last else []) for k, r in enumerate(saved["rounds"])
+        ],
         steps=[int(r["steps"]) for r in saved["rounds"]],
         before=np.array([p["returns_before"] for p in saved["policies"]], dtype=float),
         is_finished="returns_after" in saved["policies"][0],
     )
 
 
-def subject(said: dict[str, Any], config: CooperateConfig, k: int) -> Subject:
-    """Return a policy as it is now, with where it came from."""
-    origin = {name: said[name] for name in ("name", "sha256", "algo", "steps")}
+def saved_policy(record: dict[str, Any], config: CooperateConfig, k: int) -> CooperatingPolicy:
+    """Return the current policy k with the origin of the original one."""
+    origin = {name: record[name] for name in ("name", "sha256", "algo", "steps")}
     now = load(config.out / "policies" / f"peer{k}.safetensors")
-    return Subject(name=said["name"], file=Path(said["file"]), origin=origin, policy=now)
+    return CooperatingPolicy(
+        name=record["name"], file=Path(record["file"]), origin=origin, policy=now
+    )
 
 
-def round_of(said: dict[str, Any], policies: list[Any]) -> Round:
-    """Return a round's figures."""
-    trials = said["trials"]
+def saved_round(record: dict[str, Any], policies: list[Any]) -> Round:
+    """Return a round from its JSON."""
+    trials = record["trials"]
     return Round(
-        number=said["round"],
+        number=record["round"],
         policies=policies,
         trials=None if trials is None else [Trial(t["before"], t["after"]) for t in trials],
-        pairs=[Pair(**pair) for pair in said["pairs"]],
-        drift=said["drift_competent"],
+        pairs=[Pair(**pair) for pair in record["pairs"]],
+        drift=record["drift_competent"],
     )

@@ -1,4 +1,4 @@
-"""The policies that cooperate: read from files, checked against each other and their task."""
+"""Read the policies that cooperate, and check that they fit each other and a restorable task."""
 
 from __future__ import annotations
 
@@ -18,79 +18,75 @@ from dpd.run.runs import short_names
 from dpd.run.sources import Place, is_zip, load_any, moved, one_policy, refuse_shared_statistics
 
 if TYPE_CHECKING:
-    from dpd.config import ForeignConfig
     from dpd.cooperate.config import CooperateConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A policy as it came, and where from."""
+class CooperatingPolicy:
+    """A policy that cooperates, and its origin."""
 
     name: str
     file: Path
     origin: dict[str, Any]
-    """What an improved policy says of it."""
+    """Name, digest, algorithm and steps, stored in the improved policies."""
     policy: Policy
 
 
-def read_subjects(config: CooperateConfig) -> tuple[list[Subject], str]:
-    """Read all policies and name their task.
+def read_policies(config: CooperateConfig) -> tuple[list[CooperatingPolicy], str]:
+    """Return all policies and their task's id.
 
-    Raises BadInput or NotAPolicy where one can't be read, or they don't fit each other and a task
-    whose states can be restored.
+    Raises BadInput or NotAPolicy if a policy can't be read, or if they do not fit each other and a
+    task whose states can be restored.
     """
     files = [one_policy(path) for path in config.paths]
     names = short_names(config.paths)
     if len({file.resolve() for file in files}) < len(files):
         raise BadInput("a policy is given twice; give each once")
     refuse_shared_statistics(files, config.foreign)
-    subjects: list[Subject] = []
+    subjects: list[CooperatingPolicy] = []
     foreign, zips = config.foreign, any(map(is_zip, files))
     for name, file in zip(names, files, strict=True):
-        own = foreign if is_zip(file) or not zips else only_env(foreign)
+        own = foreign if is_zip(file) or not zips else foreign.without_zip
         policy = load_any(file, own)
         if (kwargs := foreign.parsed_env_kwargs()) is not None:
             policy = moved(policy, Place(policy.meta.env_id, kwargs))
-        # a zip does not say its environment; it is the others'
+        # a zip does not name its environment; use that of the others
         foreign = replace(foreign, env=foreign.env or policy.meta.env_id)
-        said = origin(name, file, policy)
-        subjects.append(Subject(name=name, file=file, origin=said, policy=policy))
+        described = policy_origin(name, file, policy)
+        subjects.append(CooperatingPolicy(name=name, file=file, origin=described, policy=policy))
     env_id = str(foreign.env)
     require_fit_task(env_id, subjects, config.foreign.env is not None)
     return subjects, env_id
 
 
-def origin(name: str, file: Path, policy: Policy) -> dict[str, Any]:
-    """Say where a policy comes from."""
+def policy_origin(name: str, file: Path, policy: Policy) -> dict[str, Any]:
+    """Describe a policy's file and training."""
     digest, meta = hashlib.sha256(file.read_bytes()).hexdigest(), policy.meta
     steps = meta.provenance.get("steps")
     return {"name": name, "sha256": digest, "algo": meta.algo, "steps": steps}
 
 
-def require_fit_task(env_id: str, subjects: list[Subject], is_given: bool = True) -> None:
-    """Raise BadInput unless policies act alike in a task whose states can be restored."""
+def require_fit_task(env_id: str, subjects: list[CooperatingPolicy], is_given: bool = True) -> None:
+    """Raise BadInput unless all policies fit a task whose states can be restored."""
     spec = restorable(env_id, subjects)
     for subject in subjects:
-        require_alike(subject, subjects[0], spec, is_given)
+        require_acts_in(subject, subjects[0], spec, is_given)
 
 
-def only_env(foreign: ForeignConfig) -> ForeignConfig:
-    """Leave out the settings of a zip, for a policy that needs none."""
-    return replace(foreign, vecnormalize=None, activation=None)
-
-
-def restorable(env_id: str, subjects: list[Subject]) -> EnvSpec:
-    """Return a task's description. Raises BadInput where its states can't be restored."""
+def restorable(env_id: str, subjects: list[CooperatingPolicy]) -> EnvSpec:
+    """Return a task's specification. Raises BadInput if its states can't be restored."""
     try:
-        for subject in subjects:  # whose own arguments count in any task, or they would be dropped
+        for subject in subjects:  # check their env_kwargs too, or they would be dropped silently
             choose(env_id, "native", subject.policy.meta.env_kwargs)
         return check(env_id, "native")
     except UnsupportedEnv as error:
-        raise BadInput(f"policies are judged from restored states of the task: {error}") from error
+        raise BadInput(f"cooperation needs restorable states of the task: {error}") from error
 
 
-def require_alike(subject: Subject, first: Subject, spec: EnvSpec, is_given: bool) -> None:
-    """Raise BadInput unless a policy acts in the task as the first one does."""
+def require_acts_in(
+    subject: CooperatingPolicy, first: CooperatingPolicy, spec: EnvSpec, is_given: bool
+) -> None:
+    """Raise BadInput unless a policy fits the task and was trained where the first one was."""
     meta = subject.policy.meta
     if (meta.obs_dim, meta.act_dim) != (spec.obs_dim, spec.act_dim):
         raise BadInput(
@@ -100,8 +96,8 @@ def require_alike(subject: Subject, first: Subject, spec: EnvSpec, is_given: boo
     if meta.env_id != first.policy.meta.env_id and not is_given:
         raise BadInput(
             f"{subject.name} was trained in {meta.env_id}, {first.name} in "
-            f"{first.policy.meta.env_id}; name one with --env"
+            f"{first.policy.meta.env_id}; choose one with --env"
         )
     for name, bound in (("act_low", spec.act_low), ("act_high", spec.act_high)):
         if not np.allclose(subject.policy.tensors[name].numpy(), bound, rtol=1e-6):
-            raise BadInput(f"{subject.name} acts within other bounds than {spec.env_id}: {name}")
+            raise BadInput(f"{subject.name} has different action bounds than {spec.env_id}: {name}")

@@ -1,4 +1,4 @@
-"""What terminal and page show of cooperation: a line per round, and tables."""
+"""Report of a cooperation: a line per round, tables, HTML page, policies and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dpd import __version__
-from dpd.cooperate.outcome import Outcome, as_text, worded
+from dpd.cooperate.outcome import Cooperation, cooperation_text, gain_verdict
 from dpd.cooperate.rounds import Round
 from dpd.files import replacing
 from dpd.policies import policyfile
@@ -36,37 +36,37 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-def round_line(outcome: Outcome) -> str:
-    """Say in one line what came of the last round."""
-    found, total = outcome.rounds[-1], outcome.budget.total
-    words = [f"round {found.number}/{outcome.config.rounds}"]
-    for p in found.pairs:
+def round_line(outcome: Cooperation) -> str:
+    """Summarise the last round in one line."""
+    last, total = outcome.rounds[-1], outcome.budget.total
+    words = [f"round {last.number}/{outcome.config.rounds}"]
+    for p in last.pairs:
         gap = (
             f", gap {format_number(p.gap_before)} → {format_number(p.gap_after)}"
             if p.n_deficient
             else ""
         )
         words.append(f"{p.teacher}→{p.student}: {p.n_deficient}+{p.n_counterfactuals} states{gap}")
-    for k, trial in enumerate(found.trials or ()):
-        kept = "" if trial.passed else ", not kept"
+    for k, trial in enumerate(last.trials or ()):
+        kept = "" if trial.passed else ", rolled back"
         words.append(
             f"trial {k}: {format_number(trial.before)} → {format_number(trial.after)}{kept}"
         )
     return "  ".join([*words, f"{outcome.budget.spent:,}/{total:,} steps"])
 
 
-def sheets(outcome: Outcome) -> Iterator[Table]:
-    """Return the tables, the most important one first."""
-    yield returns_sheet(outcome)
+def cooperation_tables(outcome: Cooperation) -> Iterator[Table]:
+    """Yield the tables, the most important one first."""
+    yield before_after_table(outcome)
     if outcome.gains:
-        yield gains_sheet(outcome)
-    yield pairs_sheet(outcome)
-    if any(found.trials for found in outcome.rounds):
-        yield trials_sheet(outcome)
+        yield gains_table(outcome)
+    yield pairs_table(outcome)
+    if any(record.trials for record in outcome.rounds):
+        yield trials_table(outcome)
 
 
-def returns_sheet(outcome: Outcome) -> Table:
-    """Lay out every policy's returns, before and after."""
+def before_after_table(outcome: Cooperation) -> Table:
+    """Tabulate the returns of every policy before and after."""
     title = (
         f"{outcome.env_id}: the same {outcome.config.episodes} deterministic episodes before and "
         "after"
@@ -74,20 +74,20 @@ def returns_sheet(outcome: Outcome) -> Table:
     rows = []
     for k in range(len(outcome.subjects)):
         row = [f"{k} {outcome.name(k)}"]
-        for found in (outcome.before, outcome.after):
-            row.append(format_number(None if found is None else float(found[k].mean())))
-            row.append(format_number(None if found is None else mean_interval(found[k])))
+        for returns in (outcome.before, outcome.after):
+            row.append(format_number(None if returns is None else float(returns[k].mean())))
+            row.append(format_number(None if returns is None else mean_interval(returns[k])))
         rows.append(row)
     return Table(title, ["policy", "before", "95 %", "after", "95 %"], rows)
 
 
-def gains_sheet(outcome: Outcome) -> Table:
-    """Lay out every policy's gain and what it decides."""
+def gains_table(outcome: Cooperation) -> Table:
+    """Tabulate every policy's gain and its verdict."""
     rows = [
         [
             f"{k} {outcome.name(k)}",
             *map(format_number, (gain.mean, gain.interval, gain.p, gain.p_adjusted)),
-            worded(gain),
+            gain_verdict(gain),
         ]
         for k, gain in enumerate(outcome.gains)
     ]
@@ -95,106 +95,106 @@ def gains_sheet(outcome: Outcome) -> Table:
     return Table("After minus before, episode by episode", columns, rows)
 
 
-def pairs_sheet(outcome: Outcome) -> Table:
-    """Lay out every pair's figures in every round."""
+def pairs_table(outcome: Cooperation) -> Table:
+    """Tabulate every pair's figures in every round."""
     rows = []
-    for found in outcome.rounds:
-        for p in found.pairs:
+    for record in outcome.rounds:
+        for p in record.pairs:
             figures = [p.cf_success, p.cf_gap_up, p.gap_before, p.gap_after, p.proxy_r2]
             counts = [f"{p.n_deficient:,}", f"{p.n_counterfactuals:,}"]
-            drift = format_number(found.drift[p.student])
-            rows.append([f"{found.number} {p.teacher}→{p.student}", *counts])
+            drift = format_number(record.drift[p.student])
+            rows.append([f"{record.number} {p.teacher}→{p.student}", *counts])
             rows[-1] += [*map(format_number, figures), drift]
     columns = ["round, pair", "states", "new", "success", "gap up", "gap", "left", "R²", "drift"]
-    return Table("Who taught whom (teacher→student)", columns, rows)
+    return Table("Lessons by pair (teacher→student)", columns, rows)
 
 
-def trials_sheet(outcome: Outcome) -> Table:
-    """Lay out what the trials of every round decided."""
+def trials_table(outcome: Cooperation) -> Table:
+    """Tabulate the trials of every round."""
     rows = [
         [
-            f"{found.number} {outcome.name(k)}",
+            f"{record.number} {outcome.name(k)}",
             format_number(t.before),
             format_number(t.after),
-            kept(t.passed),
+            trial_result(t.passed),
         ]
-        for found in outcome.rounds
-        for k, t in enumerate(found.trials or ())
+        for record in outcome.rounds
+        for k, t in enumerate(record.trials or ())
     ]
-    title = f"On trial in {outcome.config.trial_episodes} other episodes, after each round"
+    title = f"Trial in {outcome.config.trial_episodes} other episodes after each round"
     return Table(title, ["round, policy", "before", "after", "lessons"], rows)
 
 
-def kept(passed: bool) -> str:
-    """Word what a trial decides."""
-    return "kept" if passed else "given up"
+def trial_result(passed: bool) -> str:
+    """Return what a trial decides about the lessons, as text."""
+    return "kept" if passed else "rolled back"
 
 
-MEANINGS = {
-    "before, after, gain": "mean return of whole deterministic episodes, the same ones; 95 % t "
-    "interval over episodes, of the gain paired by episode: of these very policies, whatever "
-    "another seed would have made of them",
-    "p": "how often a mean gain at least as far from 0 comes up when the sign of every episode's "
-    "gain is drawn by a coin (an exact test for up to 13 episodes)",
-    "p adj.": "p adjusted by Holm for all policies; the verdict follows it, not the interval: "
+COOPERATION_MEANINGS = {
+    "before, after, gain": "mean return of the same whole deterministic episodes, with a 95 % t "
+    "interval over episodes, paired by episode for the gain; it describes these policies only, not "
+    "what other training seeds would give",
+    "p": "probability of a mean gain at least as far from 0 if the sign of every episode's gain is "
+    "random (sign-flip test, exact for up to 13 episodes)",
+    "p adj.": "p with Holm's correction over all policies; the verdict uses it, not the interval: "
     "higher or lower at 0.05 or less",
-    "states": "where the student is deficient: the teacher gets more from there, over the horizon, "
-    "by more than the margin, and of several the most",
-    "new": "counterfactuals: states found near those where the played gap is above the threshold",
-    "success": "share of the searches that gave one",
-    "gap up": "share of the states found whose played gap is larger than where the search began",
-    "gap, left": "how much more the teacher gets over the horizon than the student, at deficient "
-    "states that nothing learned from: before the lessons, and after them",
-    "R²": "of the network that predicts the gap, on such states",
-    "drift": "mean |change| of the student's actions, in halves of their range, at such states "
-    "where no other was better",
-    "trial": "whole episodes, others than those of the first table: who got worse in them stays "
-    "as it was",
+    "states": "states where the student is deficient: from there the teacher's return over the "
+    "horizon is higher by more than the margin, and the highest of all policies",
+    "new": "counterfactuals: new states near these at which the measured gap exceeds the margin",
+    "success": "share of the searches that gave a new state",
+    "gap up": "share of the states reached whose measured gap is larger than at the start",
+    "gap, left": "teacher's return over the horizon minus the student's, on deficient states "
+    "excluded from learning: before the lessons, and after them",
+    "R²": "R² of the network that predicts the gap, on probe states excluded from learning",
+    "drift": "mean |change| of the student's actions, in units of half their range, on states "
+    "excluded from learning where no other policy was better",
+    "trial": "whole episodes, different from those of the first table: a student that got worse in "
+    "them is rolled back",
 }
-PURPOSES = {
-    "probe": "episodes that give the states",
-    "competence": "playing every policy from every state",
-    "counterfactual": "playing teacher and student from states that were found",
+PURPOSE_MEANINGS = {
+    "probe": "episodes that provide the probe states",
+    "competence": "every policy played from every probe state",
+    "counterfactual": "teacher and student played from new states",
     "trial": "whole episodes after each round",
     "evaluation": "whole episodes of the first table",
 }
 
 
-def page(outcome: Outcome) -> str:
-    """Return the page."""
-    tables = list(sheets(outcome))
+def cooperation_page(outcome: Cooperation) -> str:
+    """Return the HTML page."""
+    tables = list(cooperation_tables(outcome))
     n = 1 + bool(outcome.gains)  # the tables of returns
     remarks = [f"{line}." for line in outcome.remarks()]
     sections = [
-        Section("", [verdict(outcome), *remarks, *tables[:n], returns(outcome)]),
-        Section("What was taught", [gaps(outcome), *tables[n:]]),
-        Section("What it cost", [costs_sheet(outcome)]),
-        Section("What the numbers mean", [MEANINGS.items()]),
-        Section("Where it comes from", provenance(outcome)),
+        Section("", [gains_sentence(outcome), *remarks, *tables[:n], returns_chart(outcome)]),
+        Section("Lessons", [gaps_chart(outcome), *tables[n:]]),
+        Section("Simulator steps", [steps_table(outcome)]),
+        Section("What the numbers mean", [COOPERATION_MEANINGS.items()]),
+        Section("Files and settings", source_blocks(outcome)),
     ]
     return render_page(f"Cooperation in {outcome.env_id}", sections)
 
 
-def verdict(outcome: Outcome) -> str:
-    """Say in a sentence who got better, as far as the episodes tell."""
+def gains_sentence(outcome: Cooperation) -> str:
+    """Return a sentence with the verdict on every policy."""
     if not outcome.gains:
         return "The policies were not evaluated after the last round."
     words: dict[str, list[str]] = {"higher": [], "lower": []}
     for k, gain in enumerate(outcome.gains):
-        words.setdefault(worded(gain), []).append(outcome.name(k))
-    said = (f"{what}: {', '.join(names)}" for what, names in words.items() if names)
-    return f"By the adjusted p of the gain {'; '.join(said)}."
+        words.setdefault(gain_verdict(gain), []).append(outcome.name(k))
+    verdicts = (f"{what} ({', '.join(names)})" for what, names in words.items() if names)
+    return f"Gains by adjusted p: {', '.join(verdicts)}."
 
 
-def returns(outcome: Outcome) -> str:
-    """Draw every policy's returns before and after, with their intervals."""
+def returns_chart(outcome: Cooperation) -> str:
+    """Draw the returns of every policy before and after, with intervals."""
     k = len(outcome.subjects)
     figure = new_figure(8.4, 1.1 + 0.5 * k)
     axes = figure.add_subplot()
-    for turn, (name, found) in enumerate((("before", outcome.before), ("after", outcome.after))):
-        if found is not None:
+    for turn, (name, returns) in enumerate((("before", outcome.before), ("after", outcome.after))):
+        if returns is not None:
             marks = {"color": page_line_style(turn)["color"], "label": name}
-            draw_returns(axes, found, (0.12, -0.12)[turn], marks)
+            draw_intervals(axes, returns, (0.12, -0.12)[turn], marks)
     axes.set_yticks(range(k), [f"{j} {outcome.name(j)}" for j in range(k)])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a file may have dollars in its name
@@ -207,20 +207,20 @@ def returns(outcome: Outcome) -> str:
     return svg(figure, "returns")
 
 
-def draw_returns(axes: Axes, found: np.ndarray, shift: float, marks: dict[str, str]) -> None:
+def draw_intervals(axes: Axes, returns: np.ndarray, shift: float, marks: dict[str, str]) -> None:
     """Draw a dot and an interval for the returns of every policy [k, K]."""
-    means = found.mean(1)
-    ends = np.array([mean_interval(row) or (m, m) for row, m in zip(found, means, strict=True)])
+    means = returns.mean(1)
+    ends = np.array([mean_interval(row) or (m, m) for row, m in zip(returns, means, strict=True)])
     spread = np.abs(ends.T - means)
-    at = np.arange(len(found)) - shift
+    at = np.arange(len(returns)) - shift
     axes.errorbar(means, at, xerr=spread, fmt="o", markersize=5, linewidth=1.6, **marks)  # type: ignore[arg-type]
 
 
-def gaps(outcome: Outcome) -> str:
+def gaps_chart(outcome: Cooperation) -> str:
     """Draw the gap of every pair before and after each round's lessons."""
     taught = [(r.number, p) for r in outcome.rounds for p in r.pairs if p.gap_before is not None]
     if not taught:
-        return "No state was held out at which another policy was better."
+        return "No state excluded from learning had another policy that was better."
     figure = new_figure(8.4, 2.7)
     axes = figure.add_subplot()
     for turn, name in enumerate(("before", "after")):
@@ -231,43 +231,43 @@ def gaps(outcome: Outcome) -> str:
     names = [f"{p.teacher}→{p.student}\n{number}" for number, p in taught]
     axes.set_xticks(range(len(taught)), names)
     style_axes(
-        axes, "gap at deficient states that nothing learned from; below: teacher→student, round"
+        axes, "gap on deficient states excluded from learning; below: teacher→student, round"
     )
     legend(figure)
     return svg(figure, "gaps")
 
 
-def costs_sheet(outcome: Outcome) -> Table:
-    """Lay out the simulator's steps by what they were for."""
+def steps_table(outcome: Cooperation) -> Table:
+    """Tabulate the simulator steps by purpose."""
     used = outcome.budget.used
-    rows = [[f"{what}: {PURPOSES[what]}", f"{n:,}"] for what, n in used.items()]
+    rows = [[f"{what}: {PURPOSE_MEANINGS[what]}", f"{n:,}"] for what, n in used.items()]
     total = [f"all, of {outcome.budget.total:,}", f"{outcome.budget.spent:,}"]
     return Table("Simulator steps", ["purpose", "steps"], [*rows, total])
 
 
-def provenance(outcome: Outcome) -> list[Block]:
-    """Name the files with their digests, and the settings."""
-    said = ", ".join(f"{k} {v}" for k, v in outcome.settings.items())
+def source_blocks(outcome: Cooperation) -> list[Block]:
+    """Return the policy files with their digests, and the settings."""
+    settings = ", ".join(f"{k} {v}" for k, v in outcome.settings.items())
     files = {
         f"{k} {s.name}": Markup("{}<br><code>{}</code>").format(s.file, json.dumps(s.origin))
         for k, s in enumerate(outcome.subjects)
     }
-    return [files.items(), f"{said}."]
+    return [files.items(), f"{settings}."]
 
 
-def write(outcome: Outcome) -> None:
-    """Write the policies of the last round, and all figures."""
+def write_cooperation(outcome: Cooperation) -> None:
+    """Write the policies of the last round and the report."""
     out = outcome.config.out
     for k in range(len(outcome.subjects)):
-        write_policy(outcome, k, out / "policies" / f"peer{k}.safetensors")
-    for name, text in (("json", as_text(outcome)), ("html", page(outcome))):
+        write_improved_policy(outcome, k, out / "policies" / f"peer{k}.safetensors")
+    for name, text in (("json", cooperation_text(outcome)), ("html", cooperation_page(outcome))):
         with replacing(out / f"cooperative.{name}") as draft:
             draft.write_text(text, encoding="utf-8")
-    write_events(outcome, out / "tb")
+    write_cooperation_events(outcome, out / "tb")
 
 
-def write_policy(outcome: Outcome, k: int, path: Path) -> None:
-    """Write a policy with where it came from."""
+def write_improved_policy(outcome: Cooperation, k: int, path: Path) -> None:
+    """Write policy k, with its origin in the provenance."""
     policy, rounds = outcome.rounds[-1].policies[k], len(outcome.rounds)
     config = outcome.config
     provenance = {
@@ -285,10 +285,10 @@ def write_policy(outcome: Outcome, k: int, path: Path) -> None:
     policyfile.save(path, policy.tensors, meta)
 
 
-def write_events(outcome: Outcome, folder: Path) -> None:
-    """Write TensorBoard's events, in place of those after an earlier round.
+def write_cooperation_events(outcome: Cooperation, folder: Path) -> None:
+    """Write TensorBoard events; those written after an earlier round are replaced.
 
-    One run per policy and one per pair of them, with the same tags: they share charts.
+    Every policy and every pair has its own run. The tags are the same, so that runs share charts.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -310,29 +310,29 @@ def write_events(outcome: Outcome, folder: Path) -> None:
                 add_scalars(writers[run], values, steps)
 
 
-Runs = dict[str, dict[str, float | None]]
+TaggedRuns = dict[str, dict[str, float | None]]
 """Figures by TensorBoard run and tag."""
 
 
-def round_tags(found: Round) -> Runs:
-    """Name a round's figures: of pairs in the runs peer<teacher>-to-peer<student>, else peer<k>."""
-    runs: Runs = {}
-    for pair in found.pairs:
+def round_tags(record: Round) -> TaggedRuns:
+    """Return a round's figures: pairs in runs peer<teacher>-to-peer<student>, others in peer<k>."""
+    runs: TaggedRuns = {}
+    for pair in record.pairs:
         i, j, *values = pair
         tags = {f"coop/{k}": v for k, v in zip(pair._fields[2:], values, strict=True)}
         runs[f"peer{i}-to-peer{j}"] = tags
-    for j, trial in enumerate(found.trials or ()):
+    for j, trial in enumerate(record.trials or ()):
         own = runs.setdefault(f"peer{j}", {})
         own |= {f"coop/trial_{k}": v for k, v in trial._asdict().items()}
         own["coop/passed"] = float(trial.passed)
-    for j, drift in enumerate(found.drift):
+    for j, drift in enumerate(record.drift):
         runs.setdefault(f"peer{j}", {})["coop/drift_competent"] = drift
     return runs
 
 
-def return_tags(outcome: Outcome) -> Runs:
-    """Name the returns before and after."""
-    runs: Runs = {}
+def return_tags(outcome: Cooperation) -> TaggedRuns:
+    """Return the mean returns before and after, by run and tag."""
+    runs: TaggedRuns = {}
     for name, returns in (("before", outcome.before), ("after", outcome.after)):
         for j, mine in enumerate(() if returns is None else returns):
             runs.setdefault(f"peer{j}", {})[f"coop/return_{name}"] = float(mine.mean())

@@ -1,7 +1,7 @@
-"""Who is better where, from what every policy really gets from a state.
+"""Rounds of cooperation: find where each policy is better, search, teach and test.
 
-Cooperative knowledge distillation (Livanos et al., AAAI 2024): where the original asks who
-classifies an instance correctly, this asks who gets more reward.
+Cooperative knowledge distillation (Livanos et al., AAAI 2024): the original compares which model
+classifies an instance correctly, this compares the return that each policy gets from a state.
 """
 
 from __future__ import annotations
@@ -13,73 +13,75 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from dpd.cooperate import counterfactuals as cf
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.counterfactuals import Proxies, fit, r2
+from dpd.cooperate.counterfactuals import (
+    GapProxies,
+    are_distinct,
+    fit_proxies,
+    proxy_r2,
+    search_states,
+)
 from dpd.cooperate.lessons import Lessons, teach
-from dpd.cooperate.simulator import Spent, States, World, joined
+from dpd.cooperate.simulator import BudgetExceeded, SimStates, World, concatenate_states
+from dpd.fidelity.states import ActFunction
 from dpd.policies.policyfile import Policy
 
-NOBODY = -1
+NO_TEACHER = -1
 
 
 class Competence(NamedTuple):
-    """What k policies get from n states, and who is to teach whom."""
+    """Returns of k policies from n states, and the teacher of each student at each state."""
 
     score: np.ndarray  # [k, n] discounted sums of rewards
     threshold: float
-    """A gap counts above it."""
-    teacher: np.ndarray  # [k, n] whom student j follows at a state, or NOBODY
+    """Larger gaps count."""
+    teacher: np.ndarray  # [k, n] teacher of student j at a state, or NO_TEACHER
 
     def deficient(self, i: int, j: int) -> np.ndarray:
-        """Return where j is to learn from i [n] bool: the set R_{i->j}."""
+        """Return the states [n] bool at which j learns from i: the set R_{i->j}."""
         return self.teacher[j] == i
 
     def gap(self, i: int, j: int) -> np.ndarray:
-        """Return how much more i gets than j [n]."""
+        """Return the score of i minus that of j [n]."""
         return self.score[i] - self.score[j]
 
 
-def judge(score: np.ndarray, margin: float) -> Competence:
-    """Find each policy's teachers from score [k, n]; of several that are better, the best.
+def find_teachers(score: np.ndarray, margin: float) -> Competence:
+    """Choose a teacher for each policy at each state from score [k, n]: the best one, if better.
 
     R_{i->j} = {s: G_i - G_j > margin * std(G)}. With more than two policies every state of a
-    student goes to its best peer there alone, so that the sets of a student do not overlap.
+    student goes to its best peer there, so that the sets of a student do not overlap.
     """
     threshold = margin * float(score.std())
     best = score.argmax(0)  # [n]
     ahead = score.max(0) - score > threshold  # [k, n]; the best is not ahead of itself
-    return Competence(score, threshold, np.where(ahead, best, NOBODY))
+    return Competence(score, threshold, np.where(ahead, best, NO_TEACHER))
 
 
-def pairs(k: int) -> list[tuple[int, int]]:
-    """Return all (teacher, student) of k policies."""
+def teacher_student_pairs(k: int) -> list[tuple[int, int]]:
+    """Return all pairs (teacher, student) of k policies."""
     return list(permutations(range(k), 2))
 
 
-Mode = Callable[[Tensor], Tensor]
-
-
 class Pair(NamedTuple):
-    """What teacher i had for student j in a round. None: there was nothing to measure."""
+    """Figures of a teacher and a student in one round; None if there was nothing to measure."""
 
     teacher: int
     student: int
     n_deficient: int
-    """Probe states where the teacher is the better one by more than the threshold."""
+    """Probe states where the student learns from the teacher."""
     n_counterfactuals: int
     cf_success: float | None
     """Share of the searches that gave a new state whose true gap is above the threshold."""
     cf_gap_up: float | None
     """Share of the new states whose true gap is larger than where the search began."""
     gap_before: float | None
-    """Mean gap at the deficient states that nothing learned from."""
+    """Mean gap on the deficient states excluded from learning, before the lessons."""
     gap_after: float | None
-    """There, how much more the teacher as it was gets than the student as it is now."""
+    """Mean gap there between the teacher before the round and the student after its lessons."""
     proxy_r2: float | None
-    """Of the predicted gap, at probe states that nothing learned from."""
+    """R² of the predicted gap on the probe states excluded from learning."""
 
 
 class Trial(NamedTuple):
@@ -90,234 +92,258 @@ class Trial(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether it got no worse."""
+        """True if the student did not get worse."""
         return self.after >= self.before
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What came of a round. Pairs and drift are of the students as they were taught."""
+    """Result of one round. `pairs` and `drift` describe the students before the trial."""
 
     number: int
     policies: list[Policy]
-    """Where a student failed its trial, the one from before. Only the last round's are kept in
-    files."""
+    """Policies after the round; a student that failed its trial is the old one. Empty for all but
+    the last round of a resumed cooperation."""
     trials: list[Trial] | None
-    """None: there was no trial."""
+    """None if the round had no trial."""
     pairs: list[Pair]
     drift: list[float | None]
-    """Mean |change| of each one's actions, in halves of their range, where it was competent."""
+    """Mean |change| of each policy's actions, in half ranges, where no other was better."""
 
 
-class Found(NamedTuple):
-    """The counterfactuals of a pair, and how many were looked for and looked at."""
+class Counterfactuals(NamedTuple):
+    """Counterfactuals of a pair, and the counts of its searches."""
 
-    states: States | None
+    states: SimStates | None
     tried: int
-    looked_at: int
+    """Searches started."""
+    played: int
+    """New states from which both policies were played."""
     risen: int
+    """Those of them where the gap is larger than at the start of the search."""
 
     @property
     def n(self) -> int:
-        """How many are kept."""
+        """Number of counterfactuals kept."""
         return 0 if self.states is None else len(self.states)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A round's world, policies as they were before it, states and judgement."""
+class RoundContext:
+    """Inputs of a round: world, policies before the round, probe states and their competence."""
 
     world: World
     policies: Sequence[Policy]
     config: CooperateConfig
-    probes: States
-    held: np.ndarray  # [n] bool: nothing learns from these
-    found: Competence
+    probes: SimStates
+    held: np.ndarray  # [n] bool: excluded from learning
+    competence: Competence
     generator: torch.Generator
 
-    def modes(self, *which: int) -> list[Mode]:
-        """Return how some of the policies act."""
+    def modes(self, *which: int) -> list[ActFunction]:
+        """Return the action functions of some policies."""
         return [self.policies[i].mode for i in which]
 
     def learns(self, i: int, j: int) -> np.ndarray:
-        """Return the states [n] bool that j is to learn from i at."""
-        return self.found.deficient(i, j) & ~self.held
+        """Return the deficient states [n] bool at which j may learn from i."""
+        return self.competence.deficient(i, j) & ~self.held
 
     def tests(self, i: int, j: int) -> np.ndarray:
-        """Return the deficient states [n] bool that j does not see."""
-        return self.found.deficient(i, j) & self.held
+        """Return the deficient states [n] bool excluded from learning."""
+        return self.competence.deficient(i, j) & self.held
 
 
 def cooperate(
     world: World,
     policies: Sequence[Policy],
     config: CooperateConfig,
-    done: Callable[[Round], None] = lambda found: None,
+    done: Callable[[Round], None] = lambda finished: None,
     first: int = 1,
-) -> Spent | None:
-    """Run all rounds from the first; `done` hears of each. Return why they ended early, if so."""
+) -> BudgetExceeded | None:
+    """Run all rounds from `first` and pass each to `done`; return why they ended early, or None."""
     try:
         for number in range(first, config.rounds + 1):
-            found = one_round(world, policies, config, number)
-            policies = found.policies
-            done(found)
-    except Spent as spent:
+            finished = run_round(world, policies, config, number)
+            policies = finished.policies
+            done(finished)
+    except BudgetExceeded as spent:
         return spent
     return None
 
 
-def one_round(
+def run_round(
     world: World, policies: Sequence[Policy], config: CooperateConfig, number: int
 ) -> Round:
-    """Judge, search, teach, and measure again; all policies teach as they were before.
+    """Compare all policies, search, teach and measure again; teachers are the policies before it.
 
-    Raises Spent where the budget ends before the round does.
+    Raises BudgetExceeded if the budget ends before the round does.
     """
-    s = judged(world, policies, config, number)
-    proxies = predicted(s) if config.wants_counterfactuals else None
-    extra = {pair: searched(s, pair, proxies) for pair in pairs(len(policies))}
-    after = [teach(p, lessons(s, j, extra), config, s.generator) for j, p in enumerate(policies)]
-    gaps = remaining(s, after)
-    trials = tried(s, after) if config.trial_episodes else None
+    ctx = judge_policies(world, policies, config, number)
+    proxies = fit_gap_proxies(ctx) if config.wants_counterfactuals else None
+    extra = {
+        pair: find_counterfactuals(ctx, pair, proxies)
+        for pair in teacher_student_pairs(len(policies))
+    }
+    after = [
+        teach(p, student_lessons(ctx, j, extra), config, ctx.generator)
+        for j, p in enumerate(policies)
+    ]
+    gaps = remaining_gaps(ctx, after)
+    trials = run_trials(ctx, after) if config.trial_episodes else None
     return Round(
         number=number,
-        policies=after if trials is None else passed(policies, after, trials),
+        policies=after if trials is None else accepted_policies(policies, after, trials),
         trials=trials,
-        pairs=[figures(s, pair, extra[pair], proxies, gaps[pair]) for pair in extra],
-        drift=[drift(s, j, new) for j, new in enumerate(after)],
+        pairs=[pair_figures(ctx, pair, extra[pair], proxies, gaps[pair]) for pair in extra],
+        drift=[action_drift(ctx, j, new) for j, new in enumerate(after)],
     )
 
 
-def judged(
+def judge_policies(
     world: World, policies: Sequence[Policy], config: CooperateConfig, number: int
-) -> Setting:
-    """Collect states of every policy, and play every policy from all of them."""
+) -> RoundContext:
+    """Collect probe states of every policy, and play every policy from all of them."""
     seeds = np.random.SeedSequence([config.seed, number]).generate_state(len(policies) + 2)
     first, *own = seeds.tolist()
     visits = zip(policies, own, strict=False)
-    probes = joined([world.visit(p.mode, config.probes, seed) for p, seed in visits])
+    probes = concatenate_states([world.visit(p.mode, config.probes, seed) for p, seed in visits])
     rng = np.random.default_rng(own[-1])
     held = rng.permutation(len(probes)) < round(config.holdout * len(probes))
     score = world.score(probes, [p.mode for p in policies], "competence")
-    return Setting(
+    return RoundContext(
         world=world,
         policies=policies,
         config=config,
         probes=probes,
         held=held,
-        found=judge(score, config.margin),
+        competence=find_teachers(score, config.margin),
         generator=torch.Generator().manual_seed(first),
     )
 
 
-def predicted(s: Setting) -> Proxies:
-    """Fit the gaps of all pairs on the states that may be learned from."""
-    gaps = np.stack([s.found.gap(i, j)[~s.held] for i, j in pairs(len(s.policies))])
-    coords = s.probes.coords[torch.as_tensor(~s.held)]
-    return fit(coords, torch.from_numpy(gaps), s.config, s.generator)
+def fit_gap_proxies(ctx: RoundContext) -> GapProxies:
+    """Fit networks to the gaps of all pairs on the states that students may learn from."""
+    gaps = np.stack(
+        [ctx.competence.gap(i, j)[~ctx.held] for i, j in teacher_student_pairs(len(ctx.policies))]
+    )
+    coords = ctx.probes.coords[torch.as_tensor(~ctx.held)]
+    return fit_proxies(coords, torch.from_numpy(gaps), ctx.config, ctx.generator)
 
 
-def searched(s: Setting, pair: tuple[int, int], proxies: Proxies | None) -> Found:
-    """Look for states near a pair's deficient ones where the true gap is larger."""
-    start = s.learns(*pair)
+def find_counterfactuals(
+    ctx: RoundContext, pair: tuple[int, int], proxies: GapProxies | None
+) -> Counterfactuals:
+    """Search near a pair's deficient states for states where the true gap is larger."""
+    start = ctx.learns(*pair)
     if proxies is None or not start.any():
-        return Found(None, 0, 0, 0)
-    number = pairs(len(s.policies)).index(pair)
-    z = proxies.standard(s.probes.coords[torch.as_tensor(start)])
-    moved = cf.search(lambda x: proxies(number, x), z, s.config)
-    near = s.world.moved(s.probes.rows(start), proxies.coordinates(moved))
-    # compared as the world made them: it may have turned a state back
-    keep = cf.distinct(proxies.standard(near.coords), z, s.config.cf_distinct).numpy()
+        return Counterfactuals(None, 0, 0, 0)
+    number = teacher_student_pairs(len(ctx.policies)).index(pair)
+    z = proxies.standard(ctx.probes.coords[torch.as_tensor(start)])
+    moved = search_states(lambda x: proxies(number, x), z, ctx.config)
+    near = ctx.world.moved(ctx.probes.rows(start), proxies.coordinates(moved))
+    # compare the states that the world made: it may have moved them back to where they were
+    keep = are_distinct(proxies.standard(near.coords), z, ctx.config.cf_distinct).numpy()
     if not keep.any():
-        return Found(None, len(z), 0, 0)
+        return Counterfactuals(None, len(z), 0, 0)
     near = near.rows(keep)
-    score = s.world.score(near, s.modes(*pair), "counterfactual")
+    score = ctx.world.score(near, ctx.modes(*pair), "counterfactual")
     gap = score[0] - score[1]
-    risen = int((gap > s.found.gap(*pair)[start][keep]).sum())
-    good = gap > s.found.threshold
-    return Found(near.rows(good) if good.any() else None, len(z), len(near), risen)
+    risen = int((gap > ctx.competence.gap(*pair)[start][keep]).sum())
+    good = gap > ctx.competence.threshold
+    return Counterfactuals(near.rows(good) if good.any() else None, len(z), len(near), risen)
 
 
 @torch.no_grad()
-def lessons(s: Setting, j: int, extra: dict[tuple[int, int], Found]) -> Lessons:
-    """Put together what student j learns, and where it is to stay as it is."""
-    if s.config.control == "unfocused":
-        return everything(s, j)
-    obs, target = [s.probes.obs[:0]], [s.policies[j].mode(s.probes.obs[:0])]
-    for i in (i for i in range(len(s.policies)) if i != j):
+def student_lessons(
+    ctx: RoundContext, j: int, extra: dict[tuple[int, int], Counterfactuals]
+) -> Lessons:
+    """Return what student j learns, and the states where it must not change."""
+    if ctx.config.control == "unfocused":
+        return unfocused_lessons(ctx, j)
+    obs, target = [ctx.probes.obs[:0]], [ctx.policies[j].mode(ctx.probes.obs[:0])]
+    for i in (i for i in range(len(ctx.policies)) if i != j):
         new = extra[i, j].states
-        some = [s.probes.obs[torch.as_tensor(s.learns(i, j))], *([] if new is None else [new.obs])]
+        some = [
+            ctx.probes.obs[torch.as_tensor(ctx.learns(i, j))],
+            *([] if new is None else [new.obs]),
+        ]
         obs += some
-        target += [s.policies[i].mode(o) for o in some]
-    own = torch.as_tensor((s.found.teacher[j] == NOBODY) & ~s.held)
-    return Lessons(torch.cat(obs), torch.cat(target), s.probes.obs[own])
+        target += [ctx.policies[i].mode(o) for o in some]
+    own = torch.as_tensor((ctx.competence.teacher[j] == NO_TEACHER) & ~ctx.held)
+    return Lessons(torch.cat(obs), torch.cat(target), ctx.probes.obs[own])
 
 
-def everything(s: Setting, j: int) -> Lessons:
-    """Let student j follow a randomly drawn other policy at every state, better there or not."""
-    obs = s.probes.obs[torch.as_tensor(~s.held)]
-    others = [i for i in range(len(s.policies)) if i != j]
-    answers = torch.stack([s.policies[i].mode(obs) for i in others])  # [k - 1, n, A]
-    drawn = torch.randint(len(others), (len(obs),), generator=s.generator)
+def unfocused_lessons(ctx: RoundContext, j: int) -> Lessons:
+    """Return lessons in which student j imitates a random other policy at every state."""
+    obs = ctx.probes.obs[torch.as_tensor(~ctx.held)]
+    others = [i for i in range(len(ctx.policies)) if i != j]
+    answers = torch.stack([ctx.policies[i].mode(obs) for i in others])  # [k - 1, n, A]
+    drawn = torch.randint(len(others), (len(obs),), generator=ctx.generator)
     return Lessons(obs, answers[drawn, torch.arange(len(obs))], obs[:0])
 
 
-def remaining(s: Setting, after: Sequence[Policy]) -> dict[tuple[int, int], float | None]:
-    """Play the students again where they were deficient -> each pair's gap that is left."""
+def remaining_gaps(
+    ctx: RoundContext, after: Sequence[Policy]
+) -> dict[tuple[int, int], float | None]:
+    """Play the students again where they were deficient -> remaining gap of each pair."""
     left: dict[tuple[int, int], float | None] = {}
     for j, student in enumerate(after):
-        which = (s.found.teacher[j] != NOBODY) & s.held
+        which = (ctx.competence.teacher[j] != NO_TEACHER) & ctx.held
         score = np.full(len(which), np.nan)
         if which.any():
-            score[which] = s.world.score(s.probes.rows(which), [student.mode], "competence")[0]
+            score[which] = ctx.world.score(ctx.probes.rows(which), [student.mode], "competence")[0]
         for i in (i for i in range(len(after)) if i != j):
-            left[i, j] = mean((s.found.score[i] - score)[s.tests(i, j)])
+            left[i, j] = mean_or_none((ctx.competence.score[i] - score)[ctx.tests(i, j)])
     return left
 
 
-def tried(s: Setting, after: Sequence[Policy]) -> list[Trial]:
-    """Play whole episodes with all policies, as they were and as they are now.
+def run_trials(ctx: RoundContext, after: Sequence[Policy]) -> list[Trial]:
+    """Play whole episodes with all policies before and after the lessons.
 
-    Short horizons do not show a gait that falls later, nor what two gaits are together.
+    A short horizon does not show that a gait falls later, or that two gaits do not combine.
     """
-    modes = [p.mode for p in (*s.policies, *after)]
-    found = s.world.evaluate(modes, "trial").mean(1).tolist()
-    return [Trial(*pair) for pair in zip(found[: len(after)], found[len(after) :], strict=True)]
+    modes = [p.mode for p in (*ctx.policies, *after)]
+    means = ctx.world.evaluate(modes, "trial").mean(1).tolist()
+    return [Trial(*pair) for pair in zip(means[: len(after)], means[len(after) :], strict=True)]
 
 
-def passed(
+def accepted_policies(
     before: Sequence[Policy], after: Sequence[Policy], trials: Sequence[Trial]
 ) -> list[Policy]:
-    """Return each student as it is now, or as it was where it got worse."""
+    """Return each student after its lessons, or before them if it got worse."""
     each = zip(before, after, trials, strict=True)
     return [new if trial.passed else old for old, new, trial in each]
 
 
-def figures(
-    s: Setting, pair: tuple[int, int], new: Found, proxies: Proxies | None, after: float | None
+def pair_figures(
+    ctx: RoundContext,
+    pair: tuple[int, int],
+    new: Counterfactuals,
+    proxies: GapProxies | None,
+    after: float | None,
 ) -> Pair:
-    """Put a pair's figures together."""
-    held, gap = torch.as_tensor(s.held), torch.from_numpy(s.found.gap(*pair))
-    number = pairs(len(s.policies)).index(pair)
+    """Return the figures of a pair."""
+    held, gap = torch.as_tensor(ctx.held), torch.from_numpy(ctx.competence.gap(*pair))
+    number = teacher_student_pairs(len(ctx.policies)).index(pair)
     return Pair(
         *pair,
-        n_deficient=int(s.found.deficient(*pair).sum()),
+        n_deficient=int(ctx.competence.deficient(*pair).sum()),
         n_counterfactuals=new.n,
         cf_success=new.n / new.tried if new.tried else None,
-        cf_gap_up=new.risen / new.looked_at if new.looked_at else None,
-        gap_before=mean(gap.numpy()[s.tests(*pair)]),
+        cf_gap_up=new.risen / new.played if new.played else None,
+        gap_before=mean_or_none(gap.numpy()[ctx.tests(*pair)]),
         gap_after=after,
-        proxy_r2=r2(proxies, number, s.probes.coords[held], gap[held]) if proxies else None,
+        proxy_r2=proxy_r2(proxies, number, ctx.probes.coords[held], gap[held]) if proxies else None,
     )
 
 
 @torch.no_grad()
-def drift(s: Setting, j: int, new: Policy) -> float | None:
-    """Return how far student j's actions moved where no other was better, on unseen states."""
-    obs = s.probes.obs[torch.as_tensor((s.found.teacher[j] == NOBODY) & s.held)]
-    return mean((new.mode(obs) - s.policies[j].mode(obs)).abs().numpy())
+def action_drift(ctx: RoundContext, j: int, new: Policy) -> float | None:
+    """Return how much student j's actions changed on unseen states where no other was better."""
+    obs = ctx.probes.obs[torch.as_tensor((ctx.competence.teacher[j] == NO_TEACHER) & ctx.held)]
+    return mean_or_none((new.mode(obs) - ctx.policies[j].mode(obs)).abs().numpy())
 
 
-def mean(values: np.ndarray) -> float | None:
-    """Return the mean, or None of nothing."""
+def mean_or_none(values: np.ndarray) -> float | None:
+    """Return the mean of values, or None if there are none."""
     return float(values.mean()) if values.size else None

@@ -1,4 +1,4 @@
-"""What cooperation asks of a world, and what may be spent in it.
+"""Simulator with restorable states, and the budget of its steps.
 
 Letters: k policies · n states · O observation · A action · D coordinates of a state · K episodes.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from dpd.envs.native import NativeEnv, Snapshot
 from dpd.envs.physics import positions
 from dpd.envs.tasks import find_task, load_model
+from dpd.fidelity.states import ActFunction
 from dpd.run.episodes import episode_seeds, run_episodes
 
 if TYPE_CHECKING:
@@ -24,96 +25,93 @@ if TYPE_CHECKING:
 
 PURPOSES = ("probe", "competence", "counterfactual", "trial", "evaluation")
 
-Act = Callable[[Tensor], Tensor]
-"""Raw observations [B, O] -> actions [B, A] in [-1, 1]."""
 
+class SimStates(NamedTuple):
+    """States from which a world can resume."""
 
-class States(NamedTuple):
-    """States that a world can go on from."""
-
-    obs: Tensor  # [n, O] raw: what policies see
-    coords: Tensor  # [n, D] float64: what may be moved
-    inner: dict[str, np.ndarray]  # everything the future depends on, a row per state
+    obs: Tensor  # [n, O] raw observations
+    coords: Tensor  # [n, D] float64 coordinates that a search may change
+    inner: dict[str, np.ndarray]  # full state of the simulator, a row per state
 
     def __len__(self) -> int:
         return len(self.obs)
 
-    def rows(self, which: np.ndarray) -> States:
+    def rows(self, which: np.ndarray) -> SimStates:
         """Return some of the states, by index or mask."""
         pick = torch.as_tensor(which)
-        return States(
+        return SimStates(
             self.obs[pick], self.coords[pick], {k: v[which] for k, v in self.inner.items()}
         )
 
 
-def joined(parts: Sequence[States]) -> States:
-    """Put states of one world behind each other."""
+def concatenate_states(parts: Sequence[SimStates]) -> SimStates:
+    """Concatenate states of one world."""
     inner = {k: np.concatenate([p.inner[k] for p in parts]) for k in parts[0].inner}
-    return States(torch.cat([p.obs for p in parts]), torch.cat([p.coords for p in parts]), inner)
+    return SimStates(torch.cat([p.obs for p in parts]), torch.cat([p.coords for p in parts]), inner)
 
 
 class World(Protocol):
-    """Where policies act. Every step counts in its budget; `Spent` before one that's too many."""
+    """Environment of a cooperation; its methods raise BudgetExceeded before they step."""
 
-    def visit(self, act: Act, n: int, seed: int) -> States:
+    def visit(self, act: ActFunction, n: int, seed: int) -> SimStates:
         """Return n states of a policy's own episodes."""
         ...
 
-    def score(self, states: States, acts: Sequence[Act], purpose: str) -> np.ndarray:
+    def score(self, states: SimStates, acts: Sequence[ActFunction], purpose: str) -> np.ndarray:
         """Play every policy from every state -> the discounted sums of rewards [k, n]."""
         ...
 
-    def moved(self, states: States, coords: Tensor) -> States:
-        """Return the states at other coordinates [n, D], as possible as the world can make them."""
+    def moved(self, states: SimStates, coords: Tensor) -> SimStates:
+        """Return the states moved to coordinates [n, D], or to the nearest feasible ones."""
         ...
 
-    def evaluate(self, acts: Sequence[Act], purpose: str = "evaluation") -> np.ndarray:
-        """Play the same whole episodes with every policy -> returns [k, K]; others for a trial."""
+    def evaluate(self, acts: Sequence[ActFunction], purpose: str = "evaluation") -> np.ndarray:
+        """Play the same whole episodes with every policy -> returns [k, K]; a trial has others."""
         ...
 
 
-class Spent(Exception):
-    """The budget does not suffice for what comes next; the message says for what."""
+class BudgetExceeded(Exception):
+    """The budget is too small for the next step of a round; the message names it."""
 
 
 class Budget:
-    """Counts every simulator step by what it was for; `tell` hears of each."""
+    """Counter of simulator steps by purpose; `tell` receives purpose and steps."""
 
     def __init__(self, total: int, tell: Callable[[str, int], None] = lambda what, n: None) -> None:
         self.total, self.tell = total, tell
         self.reserved = 0
-        """Steps that only evaluations may take."""
+        """Steps reserved for evaluations."""
         self.used = dict.fromkeys(PURPOSES, 0)
 
     @property
     def spent(self) -> int:
-        """All steps so far."""
+        """Total steps so far."""
         return sum(self.used.values())
 
     def require(self, purpose: str, at_most: int) -> None:
-        """Raise Spent unless so many steps are left for a purpose."""
+        """Raise BudgetExceeded unless `at_most` steps are left for a purpose."""
         left = self.total - self.spent - (0 if purpose == "evaluation" else self.reserved)
         if at_most > left:
-            raise Spent(
+            raise BudgetExceeded(
                 f"{purpose} needs up to {at_most:,} more steps, and {max(left, 0):,} are left"
             )
 
     def count(self, purpose: str, steps: int) -> None:
-        """Take in steps that were made."""
+        """Count steps that were taken."""
         self.used[purpose] += steps
         self.tell(purpose, steps)
 
 
-ROWS = 512  # environments of a batch: more are no faster, and Humanoid's take memory
+BATCH_ENVS = 512  # environments per batch: more are no faster, and Humanoid's need much memory
 FREE, BALL = int(mujoco.mjtJoint.mjJNT_FREE), int(mujoco.mjtJoint.mjJNT_BALL)
-EPISODES = {"evaluation": 29, "trial": 31}  # the purposes of their seeds
+EPISODE_SEEDS = {"evaluation": 29, "trial": 31}  # keep the seeds of the two purposes apart
 
 
 class Simulator:
-    """A task on the native backend, whose snapshots go from one batch of environments to another.
+    """World of a task on the native backend, whose snapshots fit any batch of environments.
 
-    A state's coordinates are qpos and qvel, less the leading positions that the observation leaves
-    out: neither the physics nor a policy depends on them, and a network would learn them by heart.
+    A state's coordinates are qpos and qvel, without the leading positions that the observation
+    excludes: neither the physics nor a policy depends on them, and a network would memorise them.
     """
 
     def __init__(self, env_id: str, budget: Budget, config: CooperateConfig) -> None:
@@ -124,7 +122,7 @@ class Simulator:
         self.skip = self.task.skip_qpos
 
     def batch(self, m: int) -> NativeEnv:
-        """Return m environments, which keep nothing from before; the last ones if so many."""
+        """Return m environments to restore states in; reuse the last batch if it has that size."""
         if self._env is None or self._env.n_envs != m:
             self.close()
             self._env = NativeEnv(self.env_id, m, [0] * m, self.config.threads)
@@ -137,15 +135,15 @@ class Simulator:
             self._env = None
 
     def step(self, env: NativeEnv, act: Tensor, purpose: str) -> Step:
-        """Step a batch, and count it."""
+        """Step a batch and count its steps."""
         self.budget.count(purpose, env.n_envs)
         return env.step(act)
 
     @torch.no_grad()
-    def visit(self, act: Act, n: int, seed: int) -> States:
+    def visit(self, act: ActFunction, n: int, seed: int) -> SimStates:
         """Return n states of a policy's own episodes, spread evenly over their steps."""
         e = min(self.config.probe_envs, n)
-        times = moments(-(-n // e), self.config.probe_steps, seed)
+        times = probe_times(-(-n // e), self.config.probe_steps, seed)
         self.budget.require("probe", e * int(times[-1]))
         env = NativeEnv(self.env_id, e, episode_seeds(seed, e), self.config.threads)
         obs, parts = env.reset(), []
@@ -155,33 +153,35 @@ class Simulator:
             if t < times[-1]:
                 obs = self.step(env, act(obs), "probe").obs
         env.close()
-        return joined(parts).rows(np.random.default_rng([seed, 1]).permutation(e * len(times))[:n])
+        return concatenate_states(parts).rows(
+            np.random.default_rng([seed, 1]).permutation(e * len(times))[:n]
+        )
 
-    def states(self, snapshot: Snapshot) -> States:
+    def states(self, snapshot: Snapshot) -> SimStates:
         """Return a snapshot's rows as states."""
         qpos, qvel = positions(self.model, snapshot["physics"])
         coords = np.concatenate([qpos[:, self.skip :], qvel], 1)
         obs = torch.from_numpy(snapshot["obs"].astype(np.float32))
-        return States(obs, torch.from_numpy(coords), snapshot)
+        return SimStates(obs, torch.from_numpy(coords), snapshot)
 
     @torch.no_grad()
-    def score(self, states: States, acts: Sequence[Act], purpose: str) -> np.ndarray:
+    def score(self, states: SimStates, acts: Sequence[ActFunction], purpose: str) -> np.ndarray:
         """Play every policy from every state -> discounted sums of rewards [k, n].
 
-        Raises Spent before the first step where the budget does not suffice for all.
+        Raises BudgetExceeded before the first step if the budget does not cover all of them.
         """
         n, k = len(states), len(acts)
         self.budget.require(purpose, k * n * self.config.horizon)
-        width = max(1, ROWS // k)
+        width = max(1, BATCH_ENVS // k)
         chunks = [np.arange(a, min(a + width, n)) for a in range(0, n, width)]
-        found = [self._play(states.rows(chunk), acts, purpose) for chunk in chunks]
-        return np.concatenate(found, axis=1) if found else np.zeros((k, 0))
+        scores = [self._play(states.rows(chunk), acts, purpose) for chunk in chunks]
+        return np.concatenate(scores, axis=1) if scores else np.zeros((k, 0))
 
-    def _play(self, states: States, acts: Sequence[Act], purpose: str) -> np.ndarray:
-        """Score one batch; a policy's environments stand beside each other."""
+    def _play(self, states: SimStates, acts: Sequence[ActFunction], purpose: str) -> np.ndarray:
+        """Score one batch; the environments of a policy are adjacent."""
         k, n = len(acts), len(states)
-        env, snapshot = self.batch(k * n), repeated(states.inner, k)
-        snapshot["elapsed"][:] = 0  # everyone gets the whole horizon, wherever the episode stood
+        env, snapshot = self.batch(k * n), repeat_rows(states.inner, k)
+        snapshot["elapsed"][:] = 0  # the whole horizon, even late in an episode
         obs, total = env.restore(snapshot), np.zeros(k * n)
         running = np.ones(k * n, dtype=bool)
         for t in range(self.config.horizon):
@@ -189,34 +189,39 @@ class Simulator:
                 break
             act = torch.cat([a(o) for a, o in zip(acts, obs.view(k, n, -1), strict=True)])
             step = self.step(env, act, purpose)
-            happened = running & step.valid.numpy()  # not where the physics became unstable
+            happened = running & step.valid.numpy()  # not if the physics became unstable
             total += self.config.gamma**t * np.where(happened, step.reward.double().numpy(), 0.0)
             running &= ~(step.terminated | step.truncated).numpy()
             obs = step.obs
         return total.reshape(k, n)
 
-    def moved(self, states: States, coords: Tensor) -> States:
-        """Return the states at other coordinates [n, D], with the simulator's observations of them.
+    def moved(self, states: SimStates, coords: Tensor) -> SimStates:
+        """Return the states moved to coordinates [n, D], with the simulator's observations.
 
         Quaternions are normalised and joints stay within their limits; no step is taken.
         """
-        chunks = [np.arange(a, min(a + ROWS, len(states))) for a in range(0, len(states), ROWS)]
-        return joined([self._place(states.rows(c), coords[c].numpy()) for c in chunks])
+        chunks = [
+            np.arange(a, min(a + BATCH_ENVS, len(states)))
+            for a in range(0, len(states), BATCH_ENVS)
+        ]
+        return concatenate_states([self._place(states.rows(c), coords[c].numpy()) for c in chunks])
 
-    def _place(self, states: States, coords: np.ndarray) -> States:
+    def _place(self, states: SimStates, coords: np.ndarray) -> SimStates:
         env = self.batch(len(states))
         env.restore(states.inner)
         before, _ = positions(self.model, states.inner["physics"])
         free = self.model.nq - self.skip
         qpos = np.concatenate([before[:, : self.skip], coords[:, :free]], 1)
-        env.set_state(range(len(states)), possible(self.model, qpos, before), coords[:, free:])
+        env.set_state(
+            range(len(states)), feasible_positions(self.model, qpos, before), coords[:, free:]
+        )
         return self.states(env.snapshot())
 
-    def evaluate(self, acts: Sequence[Act], purpose: str = "evaluation") -> np.ndarray:
+    def evaluate(self, acts: Sequence[ActFunction], purpose: str = "evaluation") -> np.ndarray:
         """Play the same whole episodes with every policy, without noise -> returns [k, K]."""
         k, episodes = len(acts), self.episodes(purpose)
         self.budget.require(purpose, k * episodes * self.task.max_steps)
-        seeds = k * episode_seeds(self.config.seed, episodes, EPISODES[purpose])
+        seeds = k * episode_seeds(self.config.seed, episodes, EPISODE_SEEDS[purpose])
         env = NativeEnv(self.env_id, len(seeds), seeds, self.config.threads)
 
         def act(obs: Tensor) -> Tensor:
@@ -229,29 +234,29 @@ class Simulator:
             env.close()
 
     def episodes(self, purpose: str) -> int:
-        """Return how many episodes of a policy are played."""
+        """Return the number of episodes per policy."""
         return self.config.trial_episodes if purpose == "trial" else self.config.episodes
 
     def most_steps(self, purpose: str) -> int:
-        """Return the most steps that a policy's episodes take."""
+        """Return the largest number of steps of a policy's episodes."""
         return self.episodes(purpose) * self.task.max_steps
 
 
-def moments(n: int, steps: int, seed: int) -> np.ndarray:
-    """Draw one of the steps from each of n equal parts of an episode [n], in order."""
+def probe_times(n: int, steps: int, seed: int) -> np.ndarray:
+    """Draw one step from each of n equal parts of an episode [n], in order."""
     ends = np.arange(n + 1) * steps // n
     return np.random.default_rng([seed, 0]).integers(ends[:-1], ends[1:])
 
 
-def repeated(snapshot: Snapshot, k: int) -> Snapshot:
-    """Put k copies of a snapshot's rows behind each other."""
+def repeat_rows(snapshot: Snapshot, k: int) -> Snapshot:
+    """Concatenate k copies of a snapshot's rows."""
     return {name: np.concatenate([rows] * k) for name, rows in snapshot.items()}
 
 
-def possible(model: mujoco.MjModel, qpos: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Return positions [n, nq] that the joints allow: unit quaternions, and within the limits.
+def feasible_positions(model: mujoco.MjModel, qpos: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Project positions [n, nq] to feasible ones: unit quaternions, joints within their limits.
 
-    The limits are soft: a joint that was beyond one may stay there, but goes no farther.
+    The limits are soft: a joint that was beyond one before may stay there, but goes no farther.
     """
     qpos = qpos.copy()
     for kind, limited, (low, high), at in zip(

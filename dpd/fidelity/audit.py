@@ -1,23 +1,23 @@
-"""The audit: every student against its teacher, on every set of states and in return."""
+"""Audit of students: compare each with its teacher on sets of states and by return."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from dpd.fidelity.measures import CLOSE, Scores, retained, scores, why_no_kl
-from dpd.fidelity.policies import Cost, Subject, cost
+from dpd.fidelity.measures import CLOSE, Scores, retained_return, score, why_no_kl
+from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost
 from dpd.fidelity.states import (
     HELD_OUT,
     SETS,
-    Setting,
-    either,
-    perturbed,
-    uniform,
+    AuditSettings,
+    coin_flip_policy,
+    perturbed_states,
+    uniform_policy,
     visit,
 )
 from dpd.report.stats import (
@@ -28,113 +28,120 @@ from dpd.report.stats import (
     unpaired_difference,
 )
 
-SHOWN = 1_000  # states whose actions are kept for the pictures
+N_DRAWN_STATES = 1_000  # held-out states whose actions are kept for the figures
 
 
-class Gap(NamedTuple):
-    """How much closer a student follows on states it has seen."""
+class GeneralisationGap(NamedTuple):
+    """Difference between a student's scores on held-out states and on states it has seen."""
 
     seen: str
-    """The set of states compared with the held-out ones: `train` where that is known."""
+    """The set compared with the held-out states: `train`, or `teacher` if that is unknown."""
     values: dict[str, float | None]
-    """Held-out minus seen, of every measure."""
+    """Held-out minus seen, for every measure."""
     unfitted: float
-    """Share of seen states where an action is off by more than 0.05: the student was not brought
-    to follow there, though it was trained there (optimisation, or too small a student)."""
+    """Share of seen states where some action is off by more than 0.05: the student underfits, by
+    poor optimisation or because it is too small."""
     ungeneralised: float
     """How much larger that share is on held-out states: too little data."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """A student and how closely it follows."""
+class StudentAudit:
+    """Fidelity, cost and returns of one student."""
 
-    subject: Subject
+    subject: ComparedPolicy
     cost: Cost
     compression: float
-    """Parameters of the teacher per parameter of the student."""
+    """Parameters of the teacher divided by those of the student."""
     scores: dict[str, Scores]
     """By set of states."""
-    gap: Gap
+    gap: GeneralisationGap
     returns: np.ndarray  # [K]
     ratio: float | None
-    """Mean return over the teacher's."""
+    """Mean return divided by the teacher's; None if that is 0."""
     retained: float | None
+    """Share of the teacher's return above random actions."""
     interval: Interval | None
+    """Bootstrap interval of `retained`."""
     acts: tuple[Tensor, Tensor]
-    """Actions of teacher and student on some held-out states, [m, A] each."""
+    """Actions of teacher and student on the same held-out states, [m, A] each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Everything found."""
+    """Result of an audit."""
 
-    setting: Setting
-    teacher: Subject
+    settings: AuditSettings
+    teacher: ComparedPolicy
     cost: Cost
     returns: np.ndarray  # [K]
     random: np.ndarray  # [K], of uniform actions
-    findings: list[Finding]
+    entries: list[StudentAudit]
     notes: list[str]
 
 
 def audit(
-    teacher: Subject,
-    students: Sequence[Subject],
-    setting: Setting,
+    teacher: ComparedPolicy,
+    students: Sequence[ComparedPolicy],
+    settings: AuditSettings,
     tell: Callable[[str], None] = lambda what: None,
 ) -> Audit:
-    """Play, collect states, and compare; `tell` hears what is being done."""
+    """Play episodes, collect states and compare; `tell` receives the name of each policy played."""
     tell(teacher.name)
-    mode, n = teacher.policy.repeatable_mode, setting.n_states
-    returns, obs = visit(setting, mode, n)
-    random = visit(setting, uniform(setting, teacher.policy.meta.act_dim)).returns
-    states = {"teacher": obs, "heldout": visit(setting, mode, n, HELD_OUT).obs}
-    states |= perturbed(setting, obs)
-    own_cost = cost(teacher)
-    findings = []
+    mode, n = teacher.policy.repeatable_mode, settings.n_states
+    returns, obs = visit(settings, mode, n)
+    random = visit(settings, uniform_policy(settings, teacher.policy.meta.act_dim)).returns
+    states = {"teacher": obs, "heldout": visit(settings, mode, n, HELD_OUT).obs}
+    states |= perturbed_states(settings, obs)
+    own_cost = measure_cost(teacher)
+    entries = []
     for student in students:
         tell(student.name)
-        findings.append(examine(teacher, student, setting, states, (returns, random), own_cost))
+        entries.append(
+            audit_student(teacher, student, settings, states, (returns, random), own_cost)
+        )
     return Audit(
-        setting=setting,
+        settings=settings,
         teacher=teacher,
         cost=own_cost,
         returns=returns,
         random=random,
-        findings=findings,
-        notes=remarks(teacher, findings, setting, returns, random),
+        entries=entries,
+        notes=audit_notes(teacher, entries, settings, returns, random),
     )
 
 
-def examine(
-    teacher: Subject,
-    student: Subject,
-    setting: Setting,
+def audit_student(
+    teacher: ComparedPolicy,
+    student: ComparedPolicy,
+    settings: AuditSettings,
     common: Mapping[str, Tensor],
     baselines: tuple[np.ndarray, np.ndarray],
     teachers_cost: Cost,
-) -> Finding:
+) -> StudentAudit:
     """Compare one student with its teacher.
 
-    `common`: states that all students share; `baselines`: returns of the teacher, and random ones.
+    `common`: sets of states shared by all students; `baselines`: returns of the teacher and of
+    random actions.
     """
     mode = student.policy.repeatable_mode
-    returns, obs = visit(setting, mode, setting.n_states)
-    coin = either(setting, teacher.policy.repeatable_mode, mode)
-    states = {**common, "student": obs, "mixed": visit(setting, coin, setting.n_states).obs}
+    returns, obs = visit(settings, mode, settings.n_states)
+    coin = coin_flip_policy(settings, teacher.policy.repeatable_mode, mode)
+    states = {**common, "student": obs, "mixed": visit(settings, coin, settings.n_states).obs}
     if student.train is not None:
         states["train"] = student.train
-    found = {name: measured(teacher, student, states[name]) for name in SETS if name in states}
-    some = common["heldout"][:SHOWN]
-    own_cost = cost(student)
-    ratio, kept, interval = against(returns, *baselines, setting.seed)
-    return Finding(
+    scores = {
+        name: compare_policies(teacher, student, states[name]) for name in SETS if name in states
+    }
+    some = common["heldout"][:N_DRAWN_STATES]
+    own_cost = measure_cost(student)
+    ratio, kept, interval = compare_returns(returns, *baselines, settings.seed)
+    return StudentAudit(
         subject=student,
         cost=own_cost,
         compression=teachers_cost.parameters / own_cost.parameters,
-        scores=found,
-        gap=gap(found),
+        scores=scores,
+        gap=generalisation_gap(scores),
         returns=returns,
         ratio=ratio,
         retained=kept,
@@ -143,89 +150,106 @@ def examine(
     )
 
 
-def measured(teacher: Subject, student: Subject, obs: Tensor) -> Scores:
-    """Compare two policies on states [n, O]."""
+def compare_policies(teacher: ComparedPolicy, student: ComparedPolicy, obs: Tensor) -> Scores:
+    """Score a student against its teacher on states [n, O]."""
     has_kl = why_no_kl(teacher.policy.meta, student.policy.meta) is None
-    return scores(teacher.answers(obs), student.answers(obs), has_kl)
+    return score(teacher.answers(obs), student.answers(obs), has_kl)
 
 
-def gap(found: Mapping[str, Scores]) -> Gap:
-    """Compare held-out states with those seen in training, or with the teacher's others."""
-    seen = "train" if "train" in found else "teacher"
-    before, after = found[seen].values, found["heldout"].values
-    values = {name: minus(after[name], before[name]) for name in after}
+def generalisation_gap(scores: Mapping[str, Scores]) -> GeneralisationGap:
+    """Compare held-out states with training states, or with the teacher's if those are unknown."""
+    seen = "train" if "train" in scores else "teacher"
+    before, after = scores[seen].values, scores["heldout"].values
+    values = {name: subtract(after[name], before[name]) for name in after}
     agree = f"agree_{CLOSE}"
-    return Gap(seen, values, 1 - (before[agree] or 0), -(values[agree] or 0))
+    return GeneralisationGap(seen, values, 1 - (before[agree] or 0), -(values[agree] or 0))
 
 
-def minus(a: float | None, b: float | None) -> float | None:
-    """Subtract where both are known."""
+def subtract(a: float | None, b: float | None) -> float | None:
+    """Return a - b, or None if either is unknown."""
     return None if a is None or b is None else a - b
 
 
-def against(
+def compare_returns(
     student: np.ndarray, teacher: np.ndarray, random: np.ndarray, seed: int
 ) -> tuple[float | None, float | None, Interval | None]:
-    """Return R_S / R_T, the return retained, and its interval over episodes, paired by their seed.
+    """Return R_S / R_T, the retained return, and its interval over episodes paired by their seed.
 
-    Nothing is retained of a teacher that is no better than random.
+    The last two are None if the teacher is no better than random actions.
     """
     ratio = float(student.mean() / teacher.mean()) if teacher.mean() else None
     if teacher.mean() <= random.mean():
         return ratio, None, None
     with np.errstate(divide="ignore", invalid="ignore"):
         samples: Any = [student, teacher, random]
-        interval = bootstrap_interval(retained, samples, seed, paired=True)
+        interval = bootstrap_interval(retained_return, samples, seed, paired=True)
     if interval is not None and not np.isfinite(interval).all():
         interval = None
-    return ratio, float(retained(student, teacher, random)), interval
+    return ratio, float(retained_return(student, teacher, random)), interval
 
 
-def remarks(
-    teacher: Subject,
-    findings: Sequence[Finding],
-    setting: Setting,
+def audit_notes(
+    teacher: ComparedPolicy,
+    entries: Sequence[StudentAudit],
+    settings: AuditSettings,
     returns: np.ndarray,
     random: np.ndarray,
 ) -> list[str]:
-    """Say what was left out, what the gaps mean, and what weakens the numbers."""
-    notes = [fit_text(f) for f in findings if f.gap.seen == "train"]
-    unknown = [f.subject.name for f in findings if f.gap.seen != "train" and not f.subject.is_floor]
+    """Return notes on the gaps, on what was left out and on weak evidence."""
+    return [
+        *gap_notes(entries),
+        *omission_notes(teacher, entries, settings),
+        *evidence_notes(teacher.name, settings.episodes, returns, random),
+    ]
+
+
+def gap_notes(entries: Sequence[StudentAudit]) -> Iterator[str]:
+    """Separate underfitting from too little data, where training states are known."""
+    for entry in entries:
+        if entry.gap.seen == "train":
+            yield (
+                f"{entry.subject.name} is off by more than {CLOSE} on {entry.gap.unfitted:.1%} of "
+                "its training states (poor optimisation, or too small a student); on held-out "
+                f"states this share changes by {entry.gap.ungeneralised:+.1%} (too little data)"
+            )
+    unknown = [e.subject.name for e in entries if e.gap.seen != "train" and not e.subject.is_floor]
     if unknown:
-        notes.append(
-            f"training states unknown of {', '.join(unknown)}: the gap is between two sets of the "
-            "teacher's states, and tells nothing of too little data (--train-states)"
+        yield (
+            f"training states are unknown for {', '.join(unknown)}: the gap compares two sets of "
+            "the teacher's states and does not show too little data; see --train-states"
         )
-    for f in findings:
-        if reason := why_no_kl(teacher.policy.meta, f.subject.policy.meta):
-            notes.append(f"no KL for {f.subject.name}: {reason}")
-    if all(f.scores["heldout"].values["value_gap"] is None for f in findings):
-        notes.append(
-            "no value gap: it needs the value functions of both, which a run's checkpoint of a "
-            "policy's step holds, and students have none"
+
+
+def omission_notes(
+    teacher: ComparedPolicy, entries: Sequence[StudentAudit], settings: AuditSettings
+) -> Iterator[str]:
+    """Say which measures are missing and which students act outside their own environment."""
+    for entry in entries:
+        if reason := why_no_kl(teacher.policy.meta, entry.subject.policy.meta):
+            yield f"no KL for {entry.subject.name}: {reason}"
+    if all(entry.scores["heldout"].values["value_gap"] is None for entry in entries):
+        yield (
+            "no value gap: it needs the value functions of both policies; runs keep them in "
+            "checkpoints, and students have none"
         )
-    for f in findings:
-        if f.subject.policy.meta.env_id != setting.env_id:
-            was = f.subject.policy.meta.env_id
-            notes.append(f"{f.subject.name} was trained in {was}, and acts in {setting.env_id}")
-    apart = unpaired_difference(returns.tolist(), random.tolist())
-    if apart.mean <= 0 or apart.p is None or apart.p > ALPHA:
-        notes.append(
-            f"{teacher.name} is not clearly better than random actions in {setting.episodes} "
-            "episodes: what is retained of its return means little"
+    for entry in entries:
+        trained_in = entry.subject.policy.meta.env_id
+        if trained_in != settings.env_id:
+            yield f"{entry.subject.name} was trained in {trained_in} but acts in {settings.env_id}"
+
+
+def evidence_notes(
+    name: str, episodes: int, returns: np.ndarray, random: np.ndarray
+) -> Iterator[str]:
+    """Warn of a teacher close to random actions and of too few episodes."""
+    difference = unpaired_difference(returns.tolist(), random.tolist())
+    if difference.mean <= 0 or difference.p is None or difference.p > ALPHA:
+        yield (
+            f"{name} is not clearly better than random actions in {episodes} episodes: the share "
+            "of its return that students retain means little"
         )
-    if 1 < setting.episodes < BOOTSTRAP_SEEDS:
-        notes.append(
-            "the bootstrap intervals of the return retained are too narrow for fewer than "
+    if 1 < episodes < BOOTSTRAP_SEEDS:
+        yield (
+            "the bootstrap intervals of the retained return are too narrow with fewer than "
             f"{BOOTSTRAP_SEEDS} episodes"
         )
-    return notes
-
-
-def fit_text(f: Finding) -> str:
-    """Separate what a student was not brought to follow from what it does not generalise."""
-    return (
-        f"{f.subject.name} is off by more than {CLOSE} on {f.gap.unfitted:.1%} of its training "
-        f"states (optimisation, or too small a student), and on {f.gap.ungeneralised:+.1%} beside "
-        "that of held-out ones (too little data)"
-    )

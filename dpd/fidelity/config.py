@@ -14,25 +14,25 @@ from dpd.errors import BadInput
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityConfig:
-    """Measure how closely students follow their teacher; the environment is the teacher's."""
+    """Measure how closely students follow their teacher, in the teacher's environment."""
 
     teacher: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TEACHER")]
     """A policy file, a Stable-Baselines3 zip, or a run directory for the best policy in it."""
     students: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STUDENT ...")
     ]
-    """Likewise."""
+    """Policies to compare with the teacher, given in the same ways."""
     floor: Path | None = None
-    """An independently trained policy: so much agreement comes without any teacher."""
+    """A policy trained without this teacher: it shows how much agreement arises by chance."""
     train_states: Path | None = None
-    """What the students were trained on: an .npy of raw observations [states, dimensions]; None:
-    what each remembers, as far as its run's checkpoints tell."""
+    """Training states of the students: an .npy of raw observations [states, dimensions]; None:
+    those that the checkpoints of each student's run still hold."""
     episodes: int = 20
-    """Deterministic episodes per policy, the same for all."""
+    """Deterministic episodes per policy, with the same seeds for all."""
     states: int = 10_000
-    """States in each set, drawn from whole episodes; more are played where those do not suffice."""
+    """States in each set, drawn from whole episodes; more episodes follow if they hold too few."""
     seed: int = 0
-    """Seed of episodes, drawn states, perturbations and the bootstrap."""
+    """Seed of the episodes, the drawn states, the perturbations and the bootstrap."""
     threads: int | None = None
     """CPU threads of the simulation; None: all cores."""
     foreign: Annotated[ForeignConfig, tyro.conf.OmitArgPrefixes] = ForeignConfig()
@@ -52,32 +52,32 @@ class FidelityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Distil a teacher offline in many ways, one thing changed at a time; does fidelity follow?
+    """Distil a teacher offline in many ways, changing one factor at a time, and measure fidelity.
 
-    Changed are the number of states, their augmentation, the optimiser, the gradient steps, the
-    student's width and how near to the teacher it starts (Stanton et al. 2021).
+    The factors are the number of states, their augmentation, the optimiser, the gradient steps, the
+    student's width and how close to the teacher it starts (Stanton et al. 2021).
     """
 
     teacher: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TEACHER")]
     """A policy file, a Stable-Baselines3 zip, or a run directory for the best policy in it."""
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000)
-    """Numbers of the teacher's states to learn from; all else is changed at the middle one."""
+    """Numbers of teacher states to learn from; the other factors are varied at the middle one."""
     steps: int = 2_000
-    """Gradient steps, of 256 states each."""
+    """Gradient steps, each on 256 states."""
     lr: float = 1e-3
-    """Adam's learning rate at the beginning; it falls to 0 as a cosine."""
+    """Initial learning rate of Adam; it falls to 0 along a cosine."""
     sgd_lr: float = 0.05
-    """That of SGD with Nesterov's momentum (Stanton et al. 2021)."""
+    """Initial learning rate of SGD with Nesterov momentum (Stanton et al. 2021)."""
     seeds: int = 3
-    """Students of each kind."""
+    """Students per variant."""
     seed: int = 0
-    """Seed of the first student; also of episodes and states."""
+    """Seed of the first student, and of the episodes and states."""
     episodes: int = 10
-    """Deterministic episodes per student, the same for all."""
+    """Deterministic episodes per student, with the same seeds for all."""
     states: int = 5_000
-    """States in each set that students are compared on."""
+    """States in each set on which students are compared."""
     quick: bool = False
-    """A tenth of the steps and of all states, three episodes, one seed."""
+    """Use a tenth of the gradient steps and states, three episodes and one seed."""
     threads: int | None = None
     """CPU threads of the simulation; None: all cores."""
     foreign: Annotated[ForeignConfig, tyro.conf.OmitArgPrefixes] = ForeignConfig()
@@ -99,7 +99,7 @@ class SweepConfig:
             raise BadInput(f"--seed must not be negative, not {self.seed}")
 
     def resolved(self) -> SweepConfig:
-        """Return the settings with what `quick` means put in."""
+        """Return the settings with `quick` applied."""
         if not self.quick:
             return self
         sizes = tuple(max(20, size // 10) for size in self.sizes)

@@ -1,7 +1,7 @@
-"""Offline distillation of many students at once: a fixed set of a teacher's states, each its own.
+"""Offline distillation of many students at once, each from its own fixed set of teacher states.
 
-A student is a row of `dpd.agents.student.Student`, and learns by the loss that `dpd distill` has.
-The target is the teacher's distribution as it is, since that is what fidelity is measured against:
+A student is a row of `dpd.agents.student.Student`, trained with the loss of `dpd distill`. The
+target is the teacher's unclipped distribution, because fidelity is measured against that one;
 `dpd distill` clips its mean to the action box, where it acts the same.
 """
 
@@ -22,45 +22,45 @@ from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.student import Student
 from dpd.distill.targets import Targets, descend
 from dpd.fidelity.measures import why_no_kl
-from dpd.fidelity.states import NOISE
+from dpd.fidelity.states import NOISE_SCALE
 from dpd.fidelity.variants import Variant
 from dpd.policies.policyfile import Policy
 
-BATCH, MAX_GRAD_NORM = 256, 10.0
-CHUNK = 20  # gradient steps whose states are drawn at once, with one learning rate
+OFFLINE_BATCH, MAX_GRAD_NORM = 256, 10.0
+CHUNK_STEPS = 20  # gradient steps whose states are drawn at once, with one learning rate
 
 
-class Row(NamedTuple):
-    """A student of a stack."""
+class SweepStudent(NamedTuple):
+    """A student to train, as a row of a stack."""
 
     variant: Variant
     seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What students learn from."""
+class OfflineData:
+    """Training data and learning rates shared by all students."""
 
     teacher: Policy
     pool: Tensor  # [P, O] raw states, in random order
     steps: int
     lr: dict[str, float]
-    """Of each optimiser, at the beginning."""
+    """Initial learning rate of each optimiser."""
 
     @property
     def divergence(self) -> str:
-        """The distance to the teacher: KL where it has a meaning to students, or actions."""
+        """Name the loss: KL if it is defined for students of this teacher, else squared error."""
         meta = self.teacher.meta
         student = replace(meta, algo="student", squashed=False, tanh_mean=False)
         return "kl_forward" if why_no_kl(meta, student) is None else "mse"
 
-    def own(self, row: Row) -> Tensor:
-        """Return the positions in the pool that a student learns from; more hold those of fewer."""
+    def own(self, row: SweepStudent) -> Tensor:
+        """Return a student's positions in the pool; larger sets contain the smaller ones."""
         generator = torch.Generator().manual_seed(row.seed)
         return torch.randperm(len(self.pool), generator=generator)[: row.variant.states]
 
     def normalised(self, obs: Tensor) -> Tensor:
-        """Normalise raw obs [..., O] as the teacher does; its students do the same."""
+        """Normalise raw obs [..., O] with the teacher's statistics, which its students share."""
         tensors, meta = self.teacher.tensors, self.teacher.meta
         if not meta.norm_obs:
             return obs
@@ -68,10 +68,10 @@ class Lesson:
         return scaled.clamp(-meta.clip_obs, meta.clip_obs)
 
 
-class Stack:
-    """Students that are trained together: of one optimiser and one number of steps."""
+class StudentStack:
+    """Students trained together: they share an optimiser and a number of steps."""
 
-    def __init__(self, lesson: Lesson, rows: Sequence[Row]) -> None:
+    def __init__(self, lesson: OfflineData, rows: Sequence[SweepStudent]) -> None:
         self.lesson, self.rows = lesson, rows
         teacher = lesson.teacher.meta
         widths = ["x".join(map(str, r.variant.hidden(teacher.hidden))) for r in rows]
@@ -81,12 +81,13 @@ class Stack:
             sizes=tuple(sizes),
             activation=teacher.activation,  # type: ignore[arg-type]
             norm_obs=False,  # they share the teacher's normaliser, see `normalised`
-            minibatch_size=BATCH,
-            capacity=BATCH,  # nothing is collected
+            minibatch_size=OFFLINE_BATCH,
+            capacity=OFFLINE_BATCH,  # nothing is collected
             n_envs=1,
             n_steps=1,
         )
-        # No word for the variant: those of one seed and size begin alike, and see the same draws.
+        # The variant is not part of the seed: students of one seed and size start alike and see
+        # the same draws.
         seeds = [(r.seed, sizes.index(w)) for r, w in zip(rows, widths, strict=True)]
         self.agent = Student(config, teacher.obs_dim, teacher.act_dim, seeds)
         for n, row in enumerate(rows):
@@ -111,16 +112,16 @@ class Stack:
             own.copy_((1 - weight) * own + weight * goal)
 
     def train(self, tell: Callable[[int], None]) -> None:
-        """Take all gradient steps; `tell` hears how many were taken."""
-        for done in range(0, self.steps, CHUNK):
-            steps = min(CHUNK, self.steps - done)
+        """Take all gradient steps; `tell` receives the number of steps just taken."""
+        for done in range(0, self.steps, CHUNK_STEPS):
+            steps = min(CHUNK_STEPS, self.steps - done)
             rate = self.lr * 0.5 * (1 + math.cos(math.pi * done / self.steps))
             self.optimizer.lr = [rate] * len(self.rows)
             descend(
                 self.agent,
                 self.optimizer,
                 self.lesson.divergence,
-                self._draw(steps * BATCH),
+                self._draw(steps * OFFLINE_BATCH),
                 steps,
                 1.0,
                 MAX_GRAD_NORM,
@@ -129,19 +130,19 @@ class Stack:
 
     @torch.no_grad()
     def _draw(self, k: int) -> Targets:
-        """Draw k states for every student, changed as it wants, with the teacher's answers."""
+        """Draw and augment k states for every student, with the teacher's targets."""
         obs = self._states(self.batches, k)
         if any(self.is_like["noise"]):
-            noise = self.noise.normal(*obs.shape[1:]) * (NOISE * self.spread)
+            noise = self.noise.normal(*obs.shape[1:]) * (NOISE_SCALE * self.spread)
             obs = torch.where(self._mask("noise"), obs + noise, obs)
         if any(self.is_like["mixup"]):
             share = self.noise.uniform(k, 1)  # Beta(1, 1)
             mixed = share * obs + (1 - share) * self._states(self.noise, k)
             obs = torch.where(self._mask("mixup"), mixed, obs)
-        said = self.lesson.teacher.dist(obs.flatten(0, 1))
-        mean = said.mean.view(*obs.shape[:2], -1)  # [N, K, A]
-        log_std = said.log_std.expand_as(said.mean).view_as(mean)
-        sample = said.mode().view_as(mean)
+        teacher_dist = self.lesson.teacher.dist(obs.flatten(0, 1))
+        mean = teacher_dist.mean.view(*obs.shape[:2], -1)  # [N, K, A]
+        log_std = teacher_dist.log_std.expand_as(teacher_dist.mean).view_as(mean)
+        sample = teacher_dist.mode().view_as(mean)
         weight = obs.new_ones(obs.shape[:2])
         return Targets(self.lesson.normalised(obs), mean, log_std, sample, weight)
 
@@ -149,15 +150,15 @@ class Stack:
         return torch.tensor(self.is_like[kind]).view(-1, 1, 1)
 
     def _states(self, rng: RowRandom, k: int) -> Tensor:
-        """Draw k of each student's own states [N, K, O]."""
+        """Draw k training states for each student [N, K, O]."""
         at = (rng.uniform(k, dtype=torch.float64) * self.n_own).long()
         return self.lesson.pool[take(self.own, at)]
 
     def policies(self) -> list[Policy]:
-        """Return the students as they are, as policies with the teacher's normaliser."""
+        """Return the current students as policies with the teacher's normaliser."""
         teacher = self.lesson.teacher
         common = ("obs_mean", "obs_scale", "obs_count", "act_low", "act_high")
-        found = []
+        policies = []
         for n, row in enumerate(self.rows):
             own = {k: self.agent.nets.own(n, k).clone() for k in self.agent.nets.rows[n]}
             meta = replace(
@@ -170,13 +171,13 @@ class Stack:
                 hidden=row.variant.hidden(teacher.meta.hidden),
                 provenance={"seed": row.seed},
             )
-            found.append(Policy({k: teacher.tensors[k] for k in common} | own, meta))
-        return found
+            policies.append(Policy({k: teacher.tensors[k] for k in common} | own, meta))
+        return policies
 
 
-def stacks(lesson: Lesson, rows: Sequence[Row]) -> list[Stack]:
-    """Put students that can be trained together into stacks."""
-    kinds: dict[tuple[str, int, bool], list[Row]] = {}
+def make_stacks(lesson: OfflineData, rows: Sequence[SweepStudent]) -> list[StudentStack]:
+    """Group students that can be trained together into stacks."""
+    kinds: dict[tuple[str, int, bool], list[SweepStudent]] = {}
     for row in rows:
         kinds.setdefault(row.variant.stack, []).append(row)
-    return [Stack(lesson, some) for some in kinds.values()]
+    return [StudentStack(lesson, some) for some in kinds.values()]

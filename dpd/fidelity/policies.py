@@ -1,6 +1,7 @@
-"""What a run still knows of a policy it saved: its value function, the states it was trained on.
+"""Policies to compare: read them, measure their cost, and look up more about them in their runs.
 
-Both lie in the checkpoint of the policy's step, of which a run keeps the latest few, and the best.
+The checkpoint of a policy's step holds the learner's value function or the states that a student
+was trained on. A run keeps its latest few checkpoints and the best one.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from dpd.agents.rng import with_own_generators
 from dpd.agents.student import Student
 from dpd.config import RunConfig, TrainConfig
 from dpd.errors import BadInput
-from dpd.fidelity.measures import Answers
-from dpd.fidelity.states import drawn
+from dpd.fidelity.measures import PolicyOutputs
+from dpd.fidelity.states import draw_rows
 from dpd.policies.policyfile import Policy
 from dpd.run.checkpoint import JournalFiles, file_of, folder_of, read
 from dpd.run.runs import short_names
@@ -45,60 +46,60 @@ if TYPE_CHECKING:
 
     from dpd.fidelity.config import FidelityConfig
 
-Value = Callable[[Tensor], Tensor]
+ValueFunction = Callable[[Tensor], Tensor]
 """Raw observations [B, O] -> values [B] in raw reward units."""
-ReadRun = Callable[[Path], TrainConfig]
-"""Reads the settings of the run in a directory."""
+RunReader = Callable[[Path], TrainConfig]
+"""Reads the settings of the run in a directory; passed in, because the command line owns it."""
 
 
-class Known(NamedTuple):
-    """What is known of a policy beyond its file."""
+class RunLookup(NamedTuple):
+    """Data about a policy from a checkpoint of its run."""
 
-    value: Value | None = None
-    """Its value function; students have none."""
-    states: Tensor | None = None  # [n, O] raw; what a student remembers, and learnt from
+    value: ValueFunction | None = None
+    """The learner's value function; None for students."""
+    states: Tensor | None = None  # [n, O] raw training states in a student's replay
 
 
-def known_of(file: Path, policy: Policy, read_run: ReadRun) -> Known:
-    """Return what the run that a policy file lies in knows of it.
+def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
+    """Return the value function or training states of a policy file, from its run.
 
-    Nothing for a file that lies in no run, and where the checkpoint of its step is gone. Raises
-    BadInput or BadFile where settings or checkpoint can't be read.
+    Both are None if the file lies in no run or the checkpoint of its step is gone. Raises BadInput
+    or BadFile if the settings or the checkpoint can't be read.
     """
     steps, seed, peer = (policy.meta.provenance.get(k) for k in ("steps", "seed", "peer"))
     above = file.resolve().parents[1:3]  # RUN/policies/, or RUN/policies/history/
     run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
     if run_dir is None or not isinstance(steps, int):
-        return Known()
+        return RunLookup()
     if not any(run_dir.glob(f"checkpoints/**/{file_of(run_dir, steps).name}")):
-        return Known()
+        return RunLookup()
     config = read_run(run_dir)
-    folder, seeds = share_of(config.run, run_dir, seed)
+    folder, seeds = checkpoint_folder(config.run, run_dir, seed)
     members = [[(s, p) for s in seeds for p in stack.peers] for stack in config.stacks]
     k = next((k for k, who in enumerate(members) if (seed, peer) in who), None)
     checkpoint = file_of(folder, steps)
     if k is None or not checkpoint.is_file():
-        return Known()  # of another run
+        return RunLookup()  # the file comes from another run
     stack, who = config.stacks[k], members[k]
     agent: Learners = stack.algo.build(policy.meta.obs_dim, policy.meta.act_dim, who)
     state, facts = read(checkpoint)
-    # Nothing is drawn here, and a GPU's generators would not fit.
+    # Keep the new generators: nothing is drawn here, and the state of a GPU's would not fit.
     agent.load_state(with_own_generators(part(state, f"training.stack{k}.agent"), agent.state()))
     n = next(row for row, each in enumerate(who) if each == (seed, peer))
     own = {name: x for name, x in agent.export(n).items() if name.startswith("actor.")}
     theirs = policy.tensors
     if not all(name in theirs and torch.equal(x, theirs[name]) for name, x in own.items()):
-        return Known()  # another policy has taken the file's place
+        return RunLookup()  # the file was replaced by another policy
     if isinstance(agent, Student):
         segments = JournalFiles(folder, k).read(facts.replay)
-        return Known(states=remembered(agent, n, *segments))
-    return Known(value=lambda obs: value(agent, n, obs))
+        return RunLookup(states=remembered_states(agent, n, *segments))
+    return RunLookup(value=lambda obs: learner_values(agent, n, obs))
 
 
-def share_of(run: RunConfig, run_dir: Path, seed: object) -> tuple[Path, range]:
-    """Return where the checkpoints with a seed lie, and all the seeds that are in them.
+def checkpoint_folder(run: RunConfig, run_dir: Path, seed: object) -> tuple[Path, range]:
+    """Return the folder of the checkpoints that hold a seed, and all seeds in them.
 
-    A process of several (`--workers`, or torchrun) has a folder of its own.
+    Each of several processes (`--workers` or torchrun) has its own folder.
     """
     if not folder_of(run_dir, 0).is_dir():
         return folder_of(run_dir, None), range(run.seed, run.seed + run.seeds)
@@ -106,15 +107,15 @@ def share_of(run: RunConfig, run_dir: Path, seed: object) -> tuple[Path, range]:
     return folder_of(run_dir, part), run.seeds_of(part)
 
 
-def value(agent: Learners, n: int, obs: Tensor) -> Tensor:
-    """Ask learner n for its values of raw observations [B, O] -> [B]."""
-    found = agent.ask(obs.unsqueeze(0).expand(agent.n_learners, *obs.shape)).value
-    assert found is not None  # only students know none
-    return found[n]
+def learner_values(agent: Learners, n: int, obs: Tensor) -> Tensor:
+    """Return learner n's values of raw observations [B, O] -> [B]."""
+    values = agent.ask(obs.unsqueeze(0).expand(agent.n_learners, *obs.shape)).value
+    assert values is not None  # only students have none
+    return values[n]
 
 
-def remembered(agent: Student, n: int, begin: int, segments: list[Tensor]) -> Tensor:
-    """Return the raw states [n, O] that student n remembered, given its stack's replay."""
+def remembered_states(agent: Student, n: int, begin: int, segments: list[Tensor]) -> Tensor:
+    """Return the raw states [n, O] in student n's replay, given its stack's segments."""
     agent.replay.restart(begin)
     for rows in segments:
         agent.replay.extend(rows)
@@ -122,34 +123,34 @@ def remembered(agent: Student, n: int, begin: int, segments: list[Tensor]) -> Te
     return agent.replay.states(torch.full_like(back, n), back)[0]
 
 
-BATCH = 256
-CALLS, BATCHES, WARM_UP = 200, 30, 20
+TIMING_BATCH = 256
+SINGLE_CALLS, BATCH_CALLS, WARM_UP = 200, 30, 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A policy, and what is known of it beyond its file."""
+class ComparedPolicy:
+    """A policy to compare, with its value function and training states if they are known."""
 
     name: str
     policy: Policy
     file: Path | None = None
     value: Callable[[Tensor], Tensor] | None = None
-    """Its value function in raw reward units, obs [B, O] -> [B], where it is known."""
+    """Value function in raw reward units, obs [B, O] -> [B]; None: unknown."""
     train: Tensor | None = None
-    """The raw states [n, O] it was distilled on, where they are known."""
+    """Raw states [n, O] it was distilled on; None: unknown."""
     is_floor: bool = False
-    """It was trained without the teacher."""
+    """True for the policy that was trained without this teacher."""
 
     @torch.no_grad()
-    def answers(self, obs: Tensor) -> Answers:
-        """Return what it says of states [n, O]."""
+    def answers(self, obs: Tensor) -> PolicyOutputs:
+        """Return the policy's outputs on raw states [n, O]."""
         dist = self.policy.dist(obs)
         value = None if self.value is None else self.value(obs)
-        return Answers(dist.mode(), dist, self.policy.features(obs), value)
+        return PolicyOutputs(dist.mode(), dist, self.policy.features(obs), value)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Where it comes from."""
+        """Describe the policy's file and training, for JSON."""
         meta, digest = self.policy.meta, None
         if self.file is not None:
             digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
@@ -165,35 +166,35 @@ class Subject:
 
 
 class Cost(NamedTuple):
-    """What a policy costs to keep and to run."""
+    """Size and speed of a policy."""
 
     parameters: int
     bytes: int | None
     latency_us: float
-    """Median microseconds of an action for one observation, on one thread."""
+    """Median microseconds per action for one observation, on one thread."""
     actions_per_s: float
-    """In batches of 256, on one thread."""
+    """Actions per second in batches of 256, on one thread."""
 
 
-def cost(subject: Subject) -> Cost:
-    """Count and time a policy."""
+def measure_cost(subject: ComparedPolicy) -> Cost:
+    """Measure a policy's parameters, file size and speed."""
     n_bytes = None if subject.file is None else subject.file.stat().st_size
-    obs = np.zeros((BATCH, subject.policy.meta.obs_dim), np.float32)
+    obs = np.zeros((TIMING_BATCH, subject.policy.meta.obs_dim), np.float32)
     with one_thread():
-        single = median_seconds(subject.policy, obs[:1], CALLS)
-        batch = median_seconds(subject.policy, obs, BATCHES)
-    return Cost(n_parameters(subject.policy), n_bytes, 1e6 * single, BATCH / batch)
+        single = median_seconds(subject.policy, obs[:1], SINGLE_CALLS)
+        batch = median_seconds(subject.policy, obs, BATCH_CALLS)
+    return Cost(n_parameters(subject.policy), n_bytes, 1e6 * single, TIMING_BATCH / batch)
 
 
 def n_parameters(policy: Policy) -> int:
-    """Count what a policy acts by, its memory too, without its normaliser and bounds."""
+    """Count a policy's parameters: network, deviation and memory, not normaliser or bounds."""
     learned = ("actor.", "log_std", "memory.")
     return sum(t.numel() for name, t in policy.tensors.items() if name.startswith(learned))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread for a while."""
+    """Limit torch to one thread inside the context."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -203,7 +204,7 @@ def one_thread() -> Iterator[None]:
 
 
 def median_seconds(policy: Policy, obs: np.ndarray, calls: int) -> float:
-    """Time `policy.act_flat`; the median, because other programs disturb the mean."""
+    """Time `policy.act_flat`; the median resists disturbance by other programs."""
     times = []
     for _ in range(WARM_UP + calls):
         start = time.perf_counter()
@@ -212,78 +213,81 @@ def median_seconds(policy: Policy, obs: np.ndarray, calls: int) -> float:
     return statistics.median(times[WARM_UP:])
 
 
-def read_subjects(
-    config: FidelityConfig, read_run: ReadRun
-) -> tuple[Subject, list[Subject], Place]:
-    """Read teacher and students, the floor last, and say where they act: where the teacher does.
+def read_teacher_and_students(
+    config: FidelityConfig, read_run: RunReader
+) -> tuple[ComparedPolicy, list[ComparedPolicy], Place]:
+    """Return the teacher, its students with the floor last, and the environment they act in.
 
-    Raises BadInput or NotAPolicy where one can't be read, or does not act as the teacher does.
+    Raises BadInput or NotAPolicy if a policy can't be read or does not fit the teacher's
+    environment.
     """
     floor = () if config.floor is None else (config.floor,)
     paths = (config.teacher, *config.students, *floor)
     files = [one_policy(path) for path in paths]
     refuse_shared_statistics(files, config.foreign)
-    names = named(paths, len(config.students))
+    names = short_policy_names(paths, len(config.students))
     foreign, foreigners = config.foreign, any(map(is_zip, files))
-    subjects: list[Subject] = []
+    subjects: list[ComparedPolicy] = []
     for k, (name, file) in enumerate(zip(names, files, strict=True)):
         policy = load_any(file, foreign if is_zip(file) or not foreigners else foreign.without_zip)
         if k == 0:
             place = place_of(name, policy, foreign)
-            # a zip does not say its environment; it is the teacher's
+            # a zip does not name its environment; use the teacher's
             kwargs = json.dumps(place.env_kwargs)
             foreign = replace(foreign, env=place.env_id, env_kwargs=kwargs)
         elif config.foreign.env_kwargs is None:
             require_place(name, policy, place, f"{subjects[0].name}, its teacher, acts in")
         is_floor = k > len(config.students)
-        value, seen = known_of(file, policy, read_run)
+        value, seen = look_up_run(file, policy, read_run)
         if seen is not None:
             generator = torch.Generator().manual_seed(config.seed)
-            seen = None if is_floor else drawn(seen, config.states, generator)
+            seen = None if is_floor else draw_rows(seen, config.states, generator)
         subjects.append(
-            Subject(name=name, policy=policy, file=file, value=value, train=seen, is_floor=is_floor)
+            ComparedPolicy(
+                name=name, policy=policy, file=file, value=value, train=seen, is_floor=is_floor
+            )
         )
     students = subjects[1:]
     if config.train_states:
         train = read_states(config.train_states, subjects[0])
         students = [s if s.is_floor else replace(s, train=train) for s in students]
     for student in students:
-        require_alike(subjects[0], student)
+        require_same_spaces(subjects[0], student)
     return subjects[0], students, place
 
 
-def named(paths: Sequence[Path], n_students: int) -> list[str]:
-    """Name paths shortly; a teacher may be its own student, but no student comes twice."""
+def short_policy_names(paths: Sequence[Path], n_students: int) -> list[str]:
+    """Return short names; the teacher may be its own student, but no student is given twice."""
     short_names(paths[1 : 1 + n_students])
     once = list({path.resolve(): path for path in paths}.values())
     names = dict(zip((p.resolve() for p in once), short_names(once), strict=True))
     return [names[path.resolve()] for path in paths]
 
 
-def read_states(path: Path, teacher: Subject) -> Tensor:
-    """Read raw observations [n, O] from an .npy. Raises BadInput where it holds no such thing."""
+def read_states(path: Path, teacher: ComparedPolicy) -> Tensor:
+    """Read raw observations [n, O] from an .npy. Raises BadInput if it holds anything else."""
     n_obs = teacher.policy.meta.obs_dim
     try:
-        found = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise BadInput(f"{path} is no .npy of states: {error}") from error
-    is_good = isinstance(found, np.ndarray) and found.dtype.kind in "fiu"
-    if not is_good or found.ndim != 2 or found.shape[1] != n_obs or len(found) < 2:
-        raise BadInput(f"{path} must hold numbers [states, {n_obs}], two states at least")
-    states = torch.as_tensor(found.astype(np.float32))
+        raise BadInput(f"{path} is not an .npy file of states: {error}") from error
+    is_good = isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
+    if not is_good or array.ndim != 2 or array.shape[1] != n_obs or len(array) < 2:
+        raise BadInput(f"{path} must hold numbers [states, {n_obs}], at least two states")
+    states = torch.as_tensor(array.astype(np.float32))
     if not states.isfinite().all():
         raise BadInput(f"{path} holds NaN or infinity")
     return states
 
 
-def require_alike(teacher: Subject, student: Subject) -> None:
-    """Raise BadInput unless a student sees and does what the teacher does."""
+def require_same_spaces(teacher: ComparedPolicy, student: ComparedPolicy) -> None:
+    """Raise BadInput unless a student has the teacher's observations and actions."""
     t, s = teacher.policy.meta, student.policy.meta
     if (t.obs_dim, t.act_dim) != (s.obs_dim, s.act_dim):
         raise BadInput(
             f"{student.name} reads {s.obs_dim} observations and gives {s.act_dim} actions; "
-            f"its teacher {teacher.name} {t.obs_dim} and {t.act_dim}"
+            f"its teacher {teacher.name} reads {t.obs_dim} and gives {t.act_dim}"
         )
     for name in ("act_low", "act_high"):
         if not torch.allclose(teacher.policy.tensors[name], student.policy.tensors[name]):
-            raise BadInput(f"{student.name} acts within other bounds than {teacher.name}")
+            raise BadInput(f"{student.name} has different action bounds than {teacher.name}")

@@ -1,4 +1,4 @@
-"""What the terminal and the page lay out as tables."""
+"""Report of an audit: terminal tables, HTML page, JSON and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from markupsafe import Markup
 from rich import markup
 from rich.progress import Progress
 
-from dpd.fidelity.audit import Audit, Finding, audit
+from dpd.fidelity.audit import Audit, StudentAudit, audit
 from dpd.fidelity.measures import CLOSE, MEASURES, NEAR
-from dpd.fidelity.policies import ReadRun, Subject, read_subjects
-from dpd.fidelity.states import SETS, setting_of
+from dpd.fidelity.policies import ComparedPolicy, RunReader, read_teacher_and_students
+from dpd.fidelity.states import SETS, audit_settings
 from dpd.log.terminal import make_console
 from dpd.report.figures import new_figure
 from dpd.report.page import (
@@ -43,33 +43,39 @@ if TYPE_CHECKING:
     from dpd.fidelity.config import FidelityConfig
 
 
-def label(f: Finding) -> str:
-    """Name a student; the floor is called so."""
-    return f"{f.subject.name} (floor)" if f.subject.is_floor else f.subject.name
+def student_label(entry: StudentAudit) -> str:
+    """Return a student's name, marked if it is the floor."""
+    return f"{entry.subject.name} (floor)" if entry.subject.is_floor else entry.subject.name
 
 
-def returns_sheet(found: Audit) -> Table:
-    """Lay out what is left of the teacher's return."""
+def retained_return_table(result: Audit) -> Table:
+    """Tabulate returns and the share of the teacher's return that is retained."""
     columns = ["policy", "return", "ratio", "retained", "95 % interval", "held-out ≤0.05"]
     rows = [
-        [f"{found.teacher.name} (teacher)", format_number(float(found.returns.mean())), *["-"] * 4],
-        ["random actions", format_number(float(found.random.mean())), *["-"] * 4],
+        [
+            f"{result.teacher.name} (teacher)",
+            format_number(float(result.returns.mean())),
+            *["-"] * 4,
+        ],
+        ["random actions", format_number(float(result.random.mean())), *["-"] * 4],
     ]
-    for f in found.findings:
-        agree = f.scores["heldout"].values[f"agree_{CLOSE}"]
-        figures = [float(f.returns.mean()), f.ratio, f.retained, f.interval, agree]
-        rows.append([label(f), *map(format_number, figures)])
-    title = f"{found.setting.env_id}: returns of {found.setting.episodes} deterministic episodes"
+    for entry in result.entries:
+        agree = entry.scores["heldout"].values[f"agree_{CLOSE}"]
+        figures = [float(entry.returns.mean()), entry.ratio, entry.retained, entry.interval, agree]
+        rows.append([student_label(entry), *map(format_number, figures)])
+    title = (
+        f"{result.settings.env_id}: returns of {result.settings.episodes} deterministic episodes"
+    )
     return Table(title, columns, rows)
 
 
-def costs_sheet(found: Audit) -> Table:
-    """Lay out what the policies cost."""
+def policy_cost_table(result: Audit) -> Table:
+    """Tabulate size and speed of all policies."""
     columns = ["policy", "parameters", "× smaller", "bytes", "µs/action", "actions/s"]
     rows = []
     for name, cost, smaller in [
-        (f"{found.teacher.name} (teacher)", found.cost, 1.0),
-        *((label(f), f.cost, f.compression) for f in found.findings),
+        (f"{result.teacher.name} (teacher)", result.cost, 1.0),
+        *((student_label(entry), entry.cost, entry.compression) for entry in result.entries),
     ]:
         figures = [cost.bytes, cost.latency_us, cost.actions_per_s]
         rows.append(
@@ -78,52 +84,62 @@ def costs_sheet(found: Audit) -> Table:
     return Table("Cost, on one thread; actions/s in batches of 256", columns, rows)
 
 
-def fidelity_sheet(found: Audit, f: Finding) -> Table:
-    """Lay out how closely a student follows on every set of states, and the gap."""
-    known = {k for row in f.scores.values() for k, v in row.values.items() if v is not None}
+def student_fidelity_table(result: Audit, entry: StudentAudit) -> Table:
+    """Tabulate a student's scores on every set of states, and the gap."""
+    known = {k for row in entry.scores.values() for k, v in row.values.items() if v is not None}
     names = [name for name in MEASURES if name in known and name != "action_mse"]
-    rows = [[s, *(format_number(row.values[n]) for n in names)] for s, row in f.scores.items()]
-    rows.append(["gap", *(format_number(f.gap.values[n]) for n in names)])
-    title = f"{label(f)} against {found.teacher.name}, on states of (gap: heldout − {f.gap.seen})"
+    rows = [[s, *(format_number(row.values[n]) for n in names)] for s, row in entry.scores.items()]
+    rows.append(["gap", *(format_number(entry.gap.values[n]) for n in names)])
+    title = (
+        f"{student_label(entry)} compared with {result.teacher.name} on each set of states "
+        f"(gap: heldout − {entry.gap.seen})"
+    )
     return Table(title, ["states", *(MEASURES[n].title for n in names)], rows)
 
 
-def r2_sheet(f: Finding) -> Table:
-    """Lay out R² of each action dimension."""
-    n_act = len(next(iter(f.scores.values())).r2)
-    rows = [[s, *map(format_number, row.r2)] for s, row in f.scores.items()]
+def r2_table(entry: StudentAudit) -> Table:
+    """Tabulate R² of each action dimension on every set of states."""
+    n_act = len(next(iter(entry.scores.values())).r2)
+    rows = [[s, *map(format_number, row.r2)] for s, row in entry.scores.items()]
     columns = ["states", *(f"action {k}" for k in range(n_act))]
-    return Table(f"{label(f)}: R² of each action dimension", columns, rows)
+    return Table(f"{student_label(entry)}: R² of each action dimension", columns, rows)
 
 
-def sheets(found: Audit) -> Sequence[Table]:
-    """Return the terminal's tables."""
-    by_states = [fidelity_sheet(found, f) for f in found.findings]
-    return [*by_states, returns_sheet(found), costs_sheet(found)]
+def fidelity_tables(result: Audit) -> Sequence[Table]:
+    """Return the tables for the terminal."""
+    by_states = [student_fidelity_table(result, entry) for entry in result.entries]
+    return [*by_states, retained_return_table(result), policy_cost_table(result)]
 
 
-MAX_DIMS = 8
-LEAST, MOST = 1e-4, 2.0  # |difference| of actions
+MAX_SCATTER_DIMS = 8
+MIN_ERROR, MAX_ERROR = 1e-4, 2.0  # |difference| of actions
 
 
-def bars(found: Audit) -> str:
+def agreement_bars(result: Audit) -> str:
     """Draw agreement and action error of every student on every set of states."""
     figure = new_figure(8.4, 4.6)
-    names = list(dict.fromkeys(s for f in found.findings for s in f.scores))
+    names = list(dict.fromkeys(s for entry in result.entries for s in entry.scores))
     for row, (measure, title) in enumerate(
         [
             (f"agree_{CLOSE}", f"share of states with every action within {CLOSE}"),
-            ("action_error", "mean |difference| of actions, in halves of their range"),
+            ("action_error", "mean |difference| of actions, in units of half their range"),
         ]
     ):
         axes = figure.add_subplot(2, 1, row + 1)
-        width = 0.8 / len(found.findings)
-        for k, f in enumerate(found.findings):
+        width = 0.8 / len(result.entries)
+        for k, entry in enumerate(result.entries):
             heights = [
-                (f.scores[s].values[measure] or 0) if s in f.scores else np.nan for s in names
+                (entry.scores[s].values[measure] or 0) if s in entry.scores else np.nan
+                for s in names
             ]
             at = np.arange(len(names)) + (k + 0.5) * width - 0.4
-            axes.bar(at, heights, 0.94 * width, color=page_line_style(k)["color"], label=label(f))
+            axes.bar(
+                at,
+                heights,
+                0.94 * width,
+                color=page_line_style(k)["color"],
+                label=student_label(entry),
+            )
         axes.set_xticks(range(len(names)), names)
         style_axes(axes, title)
         if measure.startswith("agree"):
@@ -132,14 +148,14 @@ def bars(found: Audit) -> str:
     return svg(figure, "bars")
 
 
-def histogram(found: Audit) -> str:
-    """Draw how far the worst action of a held-out state is off."""
+def error_histogram(result: Audit) -> str:
+    """Draw the distribution of the largest action error of a held-out state."""
     figure = new_figure(8.4, 2.9)
     axes = figure.add_subplot()
-    edges = np.geomspace(LEAST, MOST, 61).tolist()
-    for k, f in enumerate(found.findings):
-        teacher, student = f.acts
-        worst = (student - teacher).abs().amax(-1).clamp(LEAST, MOST).numpy()
+    edges = np.geomspace(MIN_ERROR, MAX_ERROR, 61).tolist()
+    for k, entry in enumerate(result.entries):
+        teacher, student = entry.acts
+        worst = (student - teacher).abs().amax(-1).clamp(MIN_ERROR, MAX_ERROR).numpy()
         share = np.full(len(worst), 1 / len(worst))
         axes.hist(
             worst,
@@ -148,198 +164,213 @@ def histogram(found: Audit) -> str:
             histtype="step",
             linewidth=1.8,
             **page_line_style(k),
-            label=label(f),
+            label=student_label(entry),
         )
     for within in (CLOSE, NEAR):
         axes.axvline(within, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_xscale("log")
-    axes.set_xlim(LEAST * 0.9, MOST)
+    axes.set_xlim(MIN_ERROR * 0.9, MAX_ERROR)
     axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["≤0.0001", "0.001", "0.01", "0.1", "1"])
     axes.minorticks_off()
-    style_axes(axes, "held-out states by their worst action's |difference|; dashed: 0.05 and 0.1")
+    style_axes(
+        axes, "held-out states by their largest |difference| of an action; dashed: 0.05 and 0.1"
+    )
     legend(figure)
     return svg(figure, "histogram")
 
 
-def worst_dims(f: Finding) -> Sequence[int]:
+def worst_dims(entry: StudentAudit) -> Sequence[int]:
     """Return the action dimensions to draw: all, or those with the largest error."""
-    teacher, student = f.acts
+    teacher, student = entry.acts
     error = (student - teacher).double().square().mean(0)
-    return sorted(torch.topk(error, min(MAX_DIMS, len(error))).indices.tolist())
+    return sorted(torch.topk(error, min(MAX_SCATTER_DIMS, len(error))).indices.tolist())
 
 
-def ends(*acts: np.ndarray) -> tuple[float, float]:
-    """Return the ends of an axis that shows all actions."""
+def axis_limits(*acts: np.ndarray) -> tuple[float, float]:
+    """Return the limits of an axis that shows all actions, with a margin."""
     low, high = min(a.min() for a in acts), max(a.max() for a in acts)
     margin = 0.05 * (high - low) or 0.05
     return float(low - margin), float(high + margin)
 
 
-def scatter(f: Finding, k: int) -> str:
-    """Draw a student's actions over its teacher's, a panel per dimension; k: its place."""
-    dims = worst_dims(f)
+def action_scatter(entry: StudentAudit, k: int) -> str:
+    """Draw student k's actions over its teacher's, one panel per dimension."""
+    dims = worst_dims(entry)
     columns = min(4, len(dims))
     rows = -(-len(dims) // columns)
     figure = new_figure(2.1 * max(columns, 2), 2.2 * rows)
-    teacher, student = (x.numpy() for x in f.acts)
+    teacher, student = (x.numpy() for x in entry.acts)
     for place, a in enumerate(dims):
         axes = figure.add_subplot(rows, columns, place + 1)
-        low, high = ends(teacher[:, a], student[:, a])
+        low, high = axis_limits(teacher[:, a], student[:, a])
         axes.plot([low, high], [low, high], color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
-        # one image instead of a thousand elements
+        # one embedded image instead of a thousand SVG elements
         dots: dict[str, Any] = {"s": 4, "alpha": 0.5, "linewidths": 0, "rasterized": True}
         axes.scatter(teacher[:, a], student[:, a], color=page_line_style(k)["color"], **dots)
-        style_axes(axes, f"action {a}, R² {format_number(f.scores['heldout'].r2[a])}")
+        style_axes(axes, f"action {a}, R² {format_number(entry.scores['heldout'].r2[a])}")
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axes.locator_params(nbins=2)
     return svg(figure, f"scatter{k}")
 
 
-MORE = {
+OTHER_MEANINGS = {
     "retained": "return above random actions, as a share of the teacher's; 95 % bootstrap interval "
-    f"over episodes, paired by their seed; too narrow for fewer than {BOOTSTRAP_SEEDS} episodes",
-    "ratio": "mean return over the teacher's; it misleads where returns are negative",
-    "gap": "how much worse or better held-out states are than those seen in training; where these "
-    "are known, it separates too little data from poor optimisation",
-    "× smaller": "parameters of the teacher per parameter of the student, normaliser not counted",
-    "µs/action": "median time of one action for one observation",
-    "floor": "a policy trained without this teacher: so much agreement comes by itself",
+    f"over episodes, paired by seed; too narrow with fewer than {BOOTSTRAP_SEEDS} episodes",
+    "ratio": "mean return divided by the teacher's; misleading if returns are negative",
+    "gap": "held-out states minus states seen in training; if the latter are known, the gap "
+    "separates too little data from poor optimisation",
+    "× smaller": "parameters of the teacher over the student's, normalisers excluded",
+    "µs/action": "median time per action for one observation",
+    "floor": "a policy trained without this teacher: agreement that arises by chance",
 }
 
 
-def page(found: Audit) -> str:
-    """Return the page."""
-    title = f"Fidelity to {found.teacher.name} in {found.setting.env_id}"
-    line, origins = provenance(found)
+def fidelity_page(result: Audit) -> str:
+    """Return the HTML page."""
+    title = f"Fidelity to {result.teacher.name} in {result.settings.env_id}"
+    subjects = [result.teacher, *(entry.subject for entry in result.entries)]
     sections = [
-        Section("", [returns_sheet(found), costs_sheet(found)]),
-        Section("By set of states", [bars(found), histogram(found)]),
-        *(student(found, f, k) for k, f in enumerate(found.findings)),
-        Section("What the numbers mean", [meanings().items()]),
-        Section("Where it comes from", [line, origins]),
+        Section("", [retained_return_table(result), policy_cost_table(result)]),
+        Section("By set of states", [agreement_bars(result), error_histogram(result)]),
+        *(student_section(result, entry, k) for k, entry in enumerate(result.entries)),
+        Section("What the numbers mean", [fidelity_definitions().items()]),
+        Section("Settings and files", [settings_text(result), map(origin_definition, subjects)]),
     ]
-    return render_page(title, sections, found.notes)
+    return render_page(title, sections, result.notes)
 
 
-def student(found: Audit, f: Finding, k: int) -> Section:
-    """Lay out one student's tables, and its actions over the teacher's."""
-    n_act = f.acts[0].shape[1]
-    which = f"; the {MAX_DIMS} of {n_act} with the largest error" if n_act > MAX_DIMS else ""
-    text = f"The student's action (up) over the teacher's (right) on held-out states{which}."
-    return Section(label(f), [fidelity_sheet(found, f), r2_sheet(f), text, scatter(f, k)])
+def student_section(result: Audit, entry: StudentAudit, k: int) -> Section:
+    """Return one student's tables and the figure of its actions over the teacher's."""
+    n_act = entry.acts[0].shape[1]
+    which = (
+        f"; the {MAX_SCATTER_DIMS} of {n_act} with the largest error"
+        if n_act > MAX_SCATTER_DIMS
+        else ""
+    )
+    text = (
+        f"Student's action (vertical) against the teacher's (horizontal) on held-out states{which}."
+    )
+    tables = [student_fidelity_table(result, entry), r2_table(entry)]
+    return Section(student_label(entry), [*tables, text, action_scatter(entry, k)])
 
 
-def meanings() -> dict[str, str]:
-    """Say in a line each what the numbers and the sets of states are."""
-    lines = {m.title: m.meaning for m in MEASURES.values()} | MORE
+def fidelity_definitions() -> dict[str, str]:
+    """Define the numbers and the sets of states, one line each."""
+    lines = {m.title: m.meaning for m in MEASURES.values()} | OTHER_MEANINGS
     return lines | {f"states: {name}": meaning for name, meaning in SETS.items()}
 
 
-def provenance(found: Audit) -> tuple[str, list[tuple[str, Markup]]]:
-    """Name the files with their digests, and the settings."""
-    subjects = [found.teacher, *(f.subject for f in found.findings)]
-    setting = found.setting
-    line = (
-        f"{setting.env_id} {json.dumps(setting.env_kwargs)}, {setting.episodes} episodes each, "
-        f"{setting.n_states:,} states in each set, seed {setting.seed}."
+def settings_text(result: Audit) -> str:
+    """Return the settings as a sentence."""
+    settings = result.settings
+    return (
+        f"{settings.env_id} {json.dumps(settings.env_kwargs)}, {settings.episodes} episodes per "
+        f"policy, {settings.n_states:,} states in each set, seed {settings.seed}."
     )
-    return line, [origin(subject) for subject in subjects]
 
 
-def origin(subject: Subject) -> tuple[str, Markup]:
-    """Say where a policy comes from."""
-    said = {k: v for k, v in subject.origin.items() if k != "name" and v is not None}
-    lines = (Markup("{} <code>{}</code>").format(k, json.dumps(v)) for k, v in said.items())
+def origin_definition(subject: ComparedPolicy) -> tuple[str, Markup]:
+    """Return a policy's name and its origin, for a list of definitions."""
+    origin = {k: v for k, v in subject.origin.items() if k != "name" and v is not None}
+    lines = (Markup("{} <code>{}</code>").format(k, json.dumps(v)) for k, v in origin.items())
     return subject.name, Markup("<br>").join(lines)
 
 
-def fidelity_paths(config: FidelityConfig, read_run: ReadRun) -> int:
-    """Audit all students; print tables or JSON, and write what is kept."""
+def fidelity_paths(config: FidelityConfig, read_run: RunReader) -> int:
+    """Audit all students; print tables or JSON, and write the report."""
     require_writable(config.out)
-    teacher, students, place = read_subjects(config, read_run)
-    setting = setting_of(config, teacher.policy, place)
+    teacher, students, place = read_teacher_and_students(config, read_run)
+    settings = audit_settings(config, teacher.policy, place)
     with Progress(console=make_console(stderr=True, highlight=False), transient=True) as progress:
         task = progress.add_task("", total=1 + len(students))
 
         def tell(name: str) -> None:
             progress.update(task, description=f"playing {markup.escape(name)}", advance=1)
 
-        found = audit(teacher, students, setting, tell)
-    report = Report("fidelity", as_json(found), page(found), sheets(found), found.notes)
+        result = audit(teacher, students, settings, tell)
+    report = Report(
+        "fidelity",
+        fidelity_json(result),
+        fidelity_page(result),
+        fidelity_tables(result),
+        result.notes,
+    )
     write_report(report, config.out, config.json)
-    for finding in found.findings:
-        write_events(found, finding, config.out / "tb")
+    for entry in result.entries:
+        write_student_events(result, entry, config.out / "tb")
     return 0
 
 
-def as_json(found: Audit) -> dict[str, Any]:
+def fidelity_json(result: Audit) -> dict[str, Any]:
     """Return everything measured, raw returns included."""
-    setting = found.setting
+    settings = result.settings
     return {
-        "env": setting.env_id,
-        "env_kwargs": setting.env_kwargs,
-        "episodes": setting.episodes,
-        "states": setting.n_states,
-        "seed": setting.seed,
+        "env": settings.env_id,
+        "env_kwargs": settings.env_kwargs,
+        "episodes": settings.episodes,
+        "states": settings.n_states,
+        "seed": settings.seed,
         "confidence": CONFIDENCE,
         "teacher": {
-            **found.teacher.origin,
-            **found.cost._asdict(),
-            **describe_returns(found.returns),
+            **result.teacher.origin,
+            **result.cost._asdict(),
+            **describe_returns(result.returns),
         },
-        "random": describe_returns(found.random),
-        "students": [finding_json(f) for f in found.findings],
+        "random": describe_returns(result.random),
+        "students": [student_audit_json(entry) for entry in result.entries],
         "measures": {name: m.meaning for name, m in MEASURES.items()},
-        "notes": found.notes,
+        "notes": result.notes,
     }
 
 
-def finding_json(f: Finding) -> dict[str, Any]:
-    """Return a student's figures and the returns behind them."""
+def student_audit_json(entry: StudentAudit) -> dict[str, Any]:
+    """Return a student's measurements, raw returns included."""
     return {
-        **f.subject.origin,
-        "is_floor": f.subject.is_floor,
-        **f.cost._asdict(),
-        "compression": f.compression,
-        **describe_returns(f.returns),
-        "ratio": f.ratio,
-        "retained": f.retained,
-        "retained_interval": f.interval,
-        "sets": {name: {"n": s.n, **s.values, "r2": s.r2} for name, s in f.scores.items()},
+        **entry.subject.origin,
+        "is_floor": entry.subject.is_floor,
+        **entry.cost._asdict(),
+        "compression": entry.compression,
+        **describe_returns(entry.returns),
+        "ratio": entry.ratio,
+        "retained": entry.retained,
+        "retained_interval": entry.interval,
+        "sets": {name: {"n": s.n, **s.values, "r2": s.r2} for name, s in entry.scores.items()},
         "gap": {
-            "seen": f.gap.seen,
-            **f.gap.values,
-            "unfitted": f.gap.unfitted,
-            "ungeneralised": f.gap.ungeneralised,
+            "seen": entry.gap.seen,
+            **entry.gap.values,
+            "unfitted": entry.gap.unfitted,
+            "ungeneralised": entry.gap.ungeneralised,
         },
     }
 
 
-def write_events(found: Audit, f: Finding, folder: Path) -> None:
-    """Write a student's figures as one TensorBoard sub-run, in place of an earlier audit's."""
+def write_student_events(result: Audit, entry: StudentAudit, folder: Path) -> None:
+    """Write a student's measurements as one TensorBoard run; an earlier audit's are replaced."""
     from torch.utils.tensorboard import SummaryWriter
 
     from dpd.log.tensorboard import add_scalars
 
-    run = folder / ("fidelity-" + re.sub(r"[^\w.-]+", "-", f.subject.name))
+    run = folder / ("fidelity-" + re.sub(r"[^\w.-]+", "-", entry.subject.name))
     for old in run.glob("events.out.tfevents.*"):
         old.unlink()
-    steps = f.subject.policy.meta.provenance.get("steps")
+    steps = entry.subject.policy.meta.provenance.get("steps")
     with SummaryWriter(run) as writer:
-        add_scalars(writer, tags(found, f), steps if isinstance(steps, int) else 0)
+        add_scalars(writer, student_tags(result, entry), steps if isinstance(steps, int) else 0)
 
 
-def tags(found: Audit, f: Finding) -> dict[str, float | None]:
-    """Name a student's figures for TensorBoard."""
+def student_tags(result: Audit, entry: StudentAudit) -> dict[str, float | None]:
+    """Return a student's measurements by TensorBoard tag."""
     return {
-        **{f"fidelity/{s}/{k}": v for s, row in f.scores.items() for k, v in row.values.items()},
-        **{f"fidelity/gap/{k}": v for k, v in f.gap.values.items()},
-        "eval/student_return": float(f.returns.mean()),
-        "eval/teacher_return": float(found.returns.mean()),
-        "eval/random_return": float(found.random.mean()),
-        "eval/retained": f.retained,
-        "model/params_student": f.cost.parameters,
-        "model/params_teacher": found.cost.parameters,
-        "model/compression": f.compression,
-        "model/latency_us": f.cost.latency_us,
+        **{
+            f"fidelity/{s}/{k}": v for s, row in entry.scores.items() for k, v in row.values.items()
+        },
+        **{f"fidelity/gap/{k}": v for k, v in entry.gap.values.items()},
+        "eval/student_return": float(entry.returns.mean()),
+        "eval/teacher_return": float(result.returns.mean()),
+        "eval/random_return": float(result.random.mean()),
+        "eval/retained": entry.retained,
+        "model/params_student": entry.cost.parameters,
+        "model/params_teacher": result.cost.parameters,
+        "model/compression": entry.compression,
+        "model/latency_us": entry.cost.latency_us,
     }

@@ -1,4 +1,4 @@
-"""What a run's students came to, by their size: return retained, fidelity, cost."""
+"""Comparison of a run's students by size: retained return, fidelity and cost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dpd.config import TrainConfig
 from dpd.distill.teacher import Returns, Teacher
-from dpd.fidelity.audit import measured
+from dpd.fidelity.audit import compare_policies
 from dpd.fidelity.measures import NEAR
-from dpd.fidelity.policies import Cost, Subject, cost, one_thread
-from dpd.fidelity.states import HELD_OUT, Setting, visit, visit_together
+from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
+from dpd.fidelity.states import HELD_OUT, AuditSettings, visit, visit_together
 from dpd.files import replacing
 from dpd.policies import policyfile
 from dpd.report.figures import COLOURS, GREY, INK, set_title, unframe
@@ -30,19 +30,19 @@ from dpd.run.teachers import kept_teacher
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EPISODES, STATES_EACH = 4, 500  # at most, so that a student costs a second
-FIGURES = {
-    "return": "mean return of the episodes of the final table",
+MAX_EPISODES, STATES_EACH = 4, 500  # upper limits: a student takes about a second
+SIZE_FIGURES = {
+    "return": "mean return in the final evaluation",
     "retained": "return above random actions, as a share of the teacher's",
     "agree": f"share of held-out states of the teacher with every action within {NEAR}",
-    "own_error": "mean |difference| of actions on the student's states, in halves of their range",
-    "latency_us": "median microseconds of an action for one observation, on one thread",
+    "own_error": "mean |difference| of actions on the student's states, in half ranges",
+    "latency_us": "median microseconds per action for one observation, on one thread",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
-    """A learner's last policy, and how closely it follows; with several teachers, their mean."""
+class StudentResult:
+    """Measurements of a learner's last policy, averaged over its teachers."""
 
     name: str
     size: str
@@ -51,22 +51,22 @@ class Student:
     figures: dict[str, float | None]
     """By the names of FIGURES."""
     memory: bool = False
-    """Whether it asks a memory of its teacher."""
+    """True if it queries a memory of its teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class SizeGroup:
     """All students of one algorithm and size."""
 
     name: str
     parameters: int
-    """Their mean: some students may carry a memory, and others of the same size none."""
+    """Mean over the students, of which some may have a memory."""
     compression: float
-    """Parameters of all teachers together per parameter of the student."""
-    students: list[Student]
+    """Parameters of all teachers together, divided by those of the student."""
+    students: list[StudentResult]
 
     def of(self, figure: str) -> list[float]:
-        """Return a figure of every seed, its students' mean, where it is known."""
+        """Return a figure for each seed that has it, averaged over the seed's students."""
         seeds: dict[int, list[float]] = {}
         for student in self.students:
             if (value := student.figures[figure]) is not None:
@@ -75,36 +75,36 @@ class Size:
 
     def mean(self, figure: str) -> float | None:
         """Return a figure's mean over seeds."""
-        found = self.of(figure)
-        return float(np.mean(found)) if found else None
+        values = self.of(figure)
+        return float(np.mean(values)) if values else None
 
     def interval(self, figure: str) -> Interval | None:
-        """Return the t interval of a figure's mean over seeds; None for less than two."""
+        """Return the t interval of a figure's mean over seeds; None with fewer than two."""
         return mean_interval(self.of(figure))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Everything found, the smallest students first."""
+class SizeComparison:
+    """Students by size, the smallest first, and their teachers."""
 
     env_id: str
     n_states: int
-    """In each set that students are compared on."""
+    """States in each set on which students are compared."""
     returns: Returns
     costs: list[Cost]
-    """Of the teachers."""
-    sizes: list[Size]
+    """Costs of the teachers."""
+    sizes: list[SizeGroup]
 
 
-def by_size(
+def compare_sizes(
     config: TrainConfig, teacher: Teacher, files: Sequence[Path], outcomes: Sequence[Outcome]
-) -> Sizes:
-    """Compare a run's students with their teachers; `outcomes`: the returns they got."""
+) -> SizeComparison:
+    """Compare a run's students with their teachers; `outcomes`: their final evaluations."""
     run, returns = config.run, teacher.returns
     if returns is None:
-        raise ValueError("the teachers' returns are not known; measure them first")
-    episodes = min(EPISODES, run.final_episodes)
-    setting = Setting(
+        raise ValueError("the teachers' returns are unknown; measure them first")
+    episodes = min(MAX_EPISODES, run.final_episodes)
+    settings = AuditSettings(
         env_id=run.env,
         env_kwargs=run.parsed_env_kwargs(),
         episodes=episodes,
@@ -112,45 +112,49 @@ def by_size(
         seed=run.seed,
         threads=run.threads,
     )
-    teachers = [Subject(name="teacher", policy=policy) for policy in teacher.policies]
+    teachers = [ComparedPolicy(name="teacher", policy=policy) for policy in teacher.policies]
     lessons = [
-        (t, visit(setting, t.policy.repeatable_mode, setting.n_states, HELD_OUT).obs)
+        (t, visit(settings, t.policy.repeatable_mode, settings.n_states, HELD_OUT).obs)
         for t in teachers
     ]
-    subjects = [Subject(name=f.stem, policy=policyfile.load(f), file=f) for f in files]
+    subjects = [ComparedPolicy(name=f.stem, policy=policyfile.load(f), file=f) for f in files]
     modes = [s.policy.repeatable_mode for s in subjects]
-    visited = visit_together(setting, modes, setting.n_states)
-    sizes: dict[str, list[Student]] = {}
+    visited = visit_together(settings, modes, settings.n_states)
+    sizes: dict[str, list[StudentResult]] = {}
     for subject, own, outcome in zip(subjects, visited, outcomes, strict=True):
         got = float(outcome.returns.mean())
         figures = {"return": got, "retained": returns.retained(got)}
-        student = examine(subject, lessons, own.obs, figures)
+        student = compare_student(subject, lessons, own.obs, figures)
         sizes.setdefault(student.size, []).append(student)
-    costs = [cost(t) for t in teachers]
+    costs = [measure_cost(t) for t in teachers]
     whole = sum(each.parameters for each in costs)
-    found = [sized(name, some, whole) for name, some in sizes.items()]
-    found.sort(key=lambda size: size.parameters)
-    return Sizes(
+    comparison = [size_group(name, some, whole) for name, some in sizes.items()]
+    comparison.sort(key=lambda size: size.parameters)
+    return SizeComparison(
         env_id=run.env,
-        n_states=setting.n_states,
+        n_states=settings.n_states,
         returns=returns,
         costs=costs,
-        sizes=found,
+        sizes=comparison,
     )
 
 
-def examine(
-    subject: Subject,
-    lessons: Sequence[tuple[Subject, Tensor]],
+def compare_student(
+    subject: ComparedPolicy,
+    lessons: Sequence[tuple[ComparedPolicy, Tensor]],
     own: Tensor,
     figures: Mapping[str, float | None],
-) -> Student:
-    """Compare a student with each of its teachers, on held-out states of that and on its own."""
-    agree = [measured(t, subject, obs).values[f"agree_{NEAR}"] for t, obs in lessons]
-    error = [measured(t, subject, own).values["action_error"] for t, _ in lessons]
-    spent, meta = cost(subject), subject.policy.meta
-    measures = {"agree": mean(agree), "own_error": mean(error), "latency_us": spent.latency_us}
-    return Student(
+) -> StudentResult:
+    """Compare a student with each teacher, on that teacher's held-out states and on its own."""
+    agree = [compare_policies(t, subject, obs).values[f"agree_{NEAR}"] for t, obs in lessons]
+    error = [compare_policies(t, subject, own).values["action_error"] for t, _ in lessons]
+    spent, meta = measure_cost(subject), subject.policy.meta
+    measures = {
+        "agree": mean_of_known(agree),
+        "own_error": mean_of_known(error),
+        "latency_us": spent.latency_us,
+    }
+    return StudentResult(
         name=subject.name,
         size="x".join(map(str, meta.hidden)) + f" {meta.algo}" * (meta.algo != "student"),
         seed=int(meta.provenance["seed"]),
@@ -160,84 +164,84 @@ def examine(
     )
 
 
-def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of what is known."""
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are not None."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
-def sized(name: str, students: list[Student], teachers_parameters: int) -> Size:
-    """Put students of one size together."""
+def size_group(name: str, students: list[StudentResult], teachers_parameters: int) -> SizeGroup:
+    """Group students of one size."""
     own = round(float(np.mean([student.cost.parameters for student in students])))
     smaller = teachers_parameters / own
-    return Size(name=name, parameters=own, compression=smaller, students=students)
+    return SizeGroup(name=name, parameters=own, compression=smaller, students=students)
 
 
-def sizes_sheet(found: Sizes) -> Table:
-    """Lay out a row per size, and the teacher."""
-    several = any(len(size.of("return")) > 1 for size in found.sizes)
+def sizes_table(comparison: SizeComparison) -> Table:
+    """Tabulate the teacher and one row per size."""
+    several = any(len(size.of("return")) > 1 for size in comparison.sizes)
     columns = ["student", "params", "smaller", "µs", "return", "retained"]
     columns += ["95 %"] * several + [f"≤{NEAR}", "own error"]
-    whole = sum(each.parameters for each in found.costs)
-    took = format_number(sum(each.latency_us for each in found.costs))
-    row = ["teacher", f"{whole:,}", "1", took, format_number(found.returns.teacher), "1"]
+    whole = sum(each.parameters for each in comparison.costs)
+    took = format_number(sum(each.latency_us for each in comparison.costs))
+    row = ["teacher", f"{whole:,}", "1", took, format_number(comparison.returns.teacher), "1"]
     rows = [row + ["-"] * several + ["1", "0"]]
-    for size in found.sizes:
+    for size in comparison.sizes:
         head = [size.name, f"{size.parameters:,}", *map(format_number, [size.compression])]
         figures = [size.mean(name) for name in ("latency_us", "return", "retained")]
         interval = [format_number(size.interval("retained"))] * several
         fidelity = [format_number(size.mean(name)) for name in ("agree", "own_error")]
         rows.append([*head, *map(format_number, figures), *interval, *fidelity])
-    n_seeds = max(len(size.of("return")) for size in found.sizes)
+    n_seeds = max(len(size.of("return")) for size in comparison.sizes)
     seeds = f", means and t intervals of {n_seeds} seeds" if n_seeds > 1 else ""
     title = (
-        f"{found.env_id}: students by size{seeds}; ≤{NEAR}: agreement on held-out states of the "
-        "teacher; own error: of actions on the student's states"
+        f"{comparison.env_id}: students by size{seeds}; ≤{NEAR}: agreement on held-out states of "
+        "the teacher; own error: mean |difference| of actions on the student's states"
     )
     return Table(title, columns, rows)
 
 
-def notes(found: Sizes) -> list[str]:
-    """Say what weakens the numbers."""
-    said = []
-    if found.returns.teacher <= found.returns.floor:
-        said.append("the teacher is no better than random actions: nothing of it is to be retained")
-    students = [student for size in found.sizes for student in size.students]
+def size_notes(comparison: SizeComparison) -> list[str]:
+    """Return notes on weak evidence and on memories."""
+    lines = []
+    if comparison.returns.teacher <= comparison.returns.floor:
+        lines.append("the teacher is no better than random actions: there is no return to retain")
+    students = [student for size in comparison.sizes for student in size.students]
     if n := sum(student.memory for student in students):
-        said.append(
-            f"{n} of {len(students)} students ask a memory of their teacher, which is in their "
-            "params and µs"
+        lines.append(
+            f"{n} of {len(students)} students query a memory of their teacher, which counts in "
+            "their params and µs"
         )
-    return said
+    return lines
 
 
-def as_json(found: Sizes) -> dict[str, Any]:
+def sizes_json(comparison: SizeComparison) -> dict[str, Any]:
     """Return everything measured."""
-    returns = found.returns
+    returns = comparison.returns
     teachers = [
         {**each._asdict(), "returns": got}
-        for each, got in zip(found.costs, returns.teachers, strict=True)
+        for each, got in zip(comparison.costs, returns.teachers, strict=True)
     ]
     return {
-        "env": found.env_id,
-        "states": found.n_states,
+        "env": comparison.env_id,
+        "states": comparison.n_states,
         "confidence": CONFIDENCE,
         "teachers": teachers,
         "random": {"return": returns.floor, "returns": returns.random},
-        "sizes": [size_json(size) for size in found.sizes],
-        "measures": FIGURES,
-        "notes": notes(found),
+        "sizes": [size_group_json(size) for size in comparison.sizes],
+        "measures": SIZE_FIGURES,
+        "notes": size_notes(comparison),
     }
 
 
-def size_json(size: Size) -> dict[str, Any]:
-    """Return a size's figures, their t intervals over seeds, and those of every student."""
+def size_group_json(size: SizeGroup) -> dict[str, Any]:
+    """Return a size's figures with their t intervals, and the figures of every student."""
     return {
         "name": size.name,
         "parameters": size.parameters,
         "compression": size.compression,
-        **{name: size.mean(name) for name in FIGURES},
-        "intervals": {name: size.interval(name) for name in FIGURES},
+        **{name: size.mean(name) for name in SIZE_FIGURES},
+        "intervals": {name: size.interval(name) for name in SIZE_FIGURES},
         "students": [
             {
                 "policy": s.name,
@@ -251,73 +255,75 @@ def size_json(size: Size) -> dict[str, Any]:
     }
 
 
-def write_json(found: Sizes, path: Path) -> None:
-    """Write everything measured."""
+def write_sizes_json(comparison: SizeComparison, path: Path) -> None:
+    """Write everything measured to a JSON file."""
     with replacing(path) as draft:
-        draft.write_text(json.dumps(as_json(found), indent=2, allow_nan=False) + "\n")
+        draft.write_text(json.dumps(sizes_json(comparison), indent=2, allow_nan=False) + "\n")
 
 
 RETURN, AGREE = "return", "agree"
-TITLES = {
+FIGURE_LABELS = {
     RETURN: "return per episode",
     AGREE: f"held-out states with every action within {NEAR}",
 }
-LABELS = {"parameters": "parameters", "latency_us": "microseconds per action, one thread"}
+COST_LABELS = {"parameters": "parameters", "latency_us": "microseconds per action, one thread"}
 
 
-def draw_sizes(found: Sizes, out_png: Path, title: str) -> None:
-    """Draw return and agreement of every size, its seeds faintly, and the teacher's."""
+def draw_sizes(comparison: SizeComparison, out_png: Path, title: str) -> None:
+    """Draw return and agreement of every size over its parameters and latency."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09, wspace=0.04, hspace=0.05)
     figure = Figure(figsize=(10.4, 6.8), dpi=200, layout=layout)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
-    for row, figure_name in enumerate(TITLES):
-        for column, axis in enumerate(LABELS):
-            draw(panels[row, column], found, figure_name, axis)
-    for column, label in enumerate(LABELS.values()):
+    for row, figure_name in enumerate(FIGURE_LABELS):
+        for column, axis in enumerate(COST_LABELS):
+            draw_panel(panels[row, column], comparison, figure_name, axis)
+    for column, label in enumerate(COST_LABELS.values()):
         panels[1, column].set_xlabel(label, color=INK, fontsize=10)
-    for row, text in enumerate(TITLES.values()):
+    for row, text in enumerate(FIGURE_LABELS.values()):
         panels[row, 0].set_ylabel(text, color=INK, fontsize=10)
-    seeds = max(len(size.of(RETURN)) for size in found.sizes)
-    means = f"means of {seeds} seeds, faint: each seed; " if seeds > 1 else ""
+    seeds = max(len(size.of(RETURN)) for size in comparison.sizes)
+    means = f"means of {seeds} seeds, faint: single seeds; " if seeds > 1 else ""
     set_title(panels[0, 0], title, f"{means}dashed: the teacher")
     with replacing(out_png) as draft:
         figure.savefig(draft, format="png")
 
 
-def draw(axes: Axes, found: Sizes, figure: str, cost: str) -> None:
+def draw_panel(axes: Axes, comparison: SizeComparison, figure: str, cost: str) -> None:
     """Draw one figure of every size over one of its costs."""
-    for k, size in enumerate(found.sizes):
+    for k, size in enumerate(comparison.sizes):
         value, colour = size.mean(figure), COLOURS[k % (len(COLOURS) - 1)]
         if value is None:
             continue
         seeds = size.of(figure)
         faint = {"color": colour, "s": 14, "alpha": 0.35, "linewidths": 0}
-        axes.scatter([place(size, cost)] * len(seeds), seeds, **faint)  # type: ignore[arg-type]
-        axes.scatter([place(size, cost)], [value], color=colour, s=46, zorder=3)
-        if cost == "parameters":  # latencies lie too close; the colour says which it is
+        axes.scatter([cost_of(size, cost)] * len(seeds), seeds, **faint)  # type: ignore[arg-type]
+        axes.scatter([cost_of(size, cost)], [value], color=colour, s=46, zorder=3)
+        if (
+            cost == "parameters"
+        ):  # latencies are too close for labels; the colours tell the sizes apart
             place_of = (size.parameters, value)
             look = {"fontsize": 8.5, "color": colour, "textcoords": "offset points"}
             axes.annotate(size.name, place_of, xytext=(6, 5), **look)  # type: ignore[arg-type]
     axes.axhline(
-        found.returns.teacher if figure == RETURN else 1.0,
+        comparison.returns.teacher if figure == RETURN else 1.0,
         color=GREY,
         linewidth=0.9,
         linestyle=(0, (4, 3)),
         zorder=1,
     )
-    finish(axes, cost)
+    finish_panel(axes, cost)
 
 
-def place(size: Size, cost: str) -> float:
-    """Return where a size stands on an axis of costs."""
+def cost_of(size: SizeGroup, cost: str) -> float:
+    """Return a size's position on the axis of a cost."""
     return size.parameters if cost == "parameters" else size.mean(cost) or 0.0
 
 
-def finish(axes: Axes, cost: str) -> None:
-    """Take away the frame, and spread parameters by their logarithm."""
+def finish_panel(axes: Axes, cost: str) -> None:
+    """Remove the frame, and use a logarithmic axis for parameters."""
     unframe(axes)
     axes.margins(x=0.15)
     if cost == "parameters":
@@ -334,13 +340,13 @@ def finish(axes: Axes, cost: str) -> None:
 def report_students(
     config: TrainConfig, run_dir: Path, last: Mapping[Path, Outcome], console: Console
 ) -> None:
-    """Compare students with their teacher by size: a table, fidelity.json, and a picture.
+    """Compare students with their teacher by size; write a table, fidelity.json and a figure.
 
-    `last` are the outcomes of the students' last policies.
+    `last` maps the files of the students' last policies to their final evaluations.
     """
     with console.status("comparing the students with their teacher"), one_thread():
-        found = by_size(config, kept_teacher(run_dir), list(last), list(last.values()))
-    print_tables([sizes_sheet(found)], notes(found), console)
-    write_json(found, run_dir / FIDELITY)
-    if len(found.sizes) > 1:
-        draw_sizes(found, run_dir / STUDENTS, title(config))
+        comparison = compare_sizes(config, kept_teacher(run_dir), list(last), list(last.values()))
+    print_tables([sizes_table(comparison)], size_notes(comparison), console)
+    write_sizes_json(comparison, run_dir / FIDELITY)
+    if len(comparison.sizes) > 1:
+        draw_sizes(comparison, run_dir / STUDENTS, title(config))

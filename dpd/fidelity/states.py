@@ -1,10 +1,10 @@
-"""The states on which two policies are compared, collected by playing whole episodes."""
+"""Sets of states on which policies are compared, collected from whole episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,28 +15,31 @@ from dpd.policies.policyfile import Policy
 from dpd.run.episodes import episode_seeds, require_fit, run_episodes
 from dpd.run.sources import Place
 
-PURPOSE = 3_000_017  # keeps the episodes apart from those of training and the other commands
-TEST, HELD_OUT, DRAW, COIN, PERTURB, TRAIN = range(6)
-AT_ONCE = 128  # environments side by side: more are no faster, and hold more states
-NOISE = 0.1  # of a dimension's standard deviation
+if TYPE_CHECKING:
+    from dpd.fidelity.config import FidelityConfig, SweepConfig
+
+SEED_SALT = 3_000_017  # separates these episodes from those of training and of other commands
+TEST, HELD_OUT, DRAW, COIN, PERTURB, TRAIN = range(6)  # purposes of `AuditSettings.seed_of`
+MAX_ENVS = 128  # environments in a batch: more are no faster, and hold more states in memory
+NOISE_SCALE = 0.1  # of a dimension's standard deviation
 
 SETS = {
     "train": "states the student was trained on",
     "teacher": "states of the teacher's episodes",
     "heldout": "states of fresh episodes of the teacher",
     "student": "states of the student's own episodes",
-    "mixed": "at each step a coin chooses which of the two acts",
-    "mixup": "random points between two of the teacher's states",
-    "noise": f"the teacher's states with Gaussian noise of {NOISE} of their deviation",
+    "mixed": "states of episodes in which a coin flip at each step chooses who acts",
+    "mixup": "random points between pairs of the teacher's states",
+    "noise": f"the teacher's states with Gaussian noise of {NOISE_SCALE} standard deviations",
 }
 
-Act = Callable[[Tensor], Tensor]
+ActFunction = Callable[[Tensor], Tensor]
 """Raw observations [B, O] -> actions [B, A] in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Where, how much and with which random numbers is measured."""
+class AuditSettings:
+    """Environment, number of episodes and states, and seed of an audit."""
 
     env_id: str
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -46,83 +49,65 @@ class Setting:
     threads: int | None = None
 
     def seed_of(self, purpose: int) -> int:
-        """Return a seed for one purpose."""
-        words = np.random.SeedSequence([self.seed, PURPOSE, purpose])
+        """Return the seed for one purpose."""
+        words = np.random.SeedSequence([self.seed, SEED_SALT, purpose])
         return int(words.generate_state(1, np.uint64)[0])
 
     def generator(self, purpose: int) -> torch.Generator:
-        """Return a generator for one purpose, in the same state each time."""
+        """Return a new generator for one purpose, always in the same state."""
         return torch.Generator().manual_seed(self.seed_of(purpose) >> 1)
 
 
-class Asked(Protocol):
-    """What a command is told of how to measure."""
-
-    @property
-    def episodes(self) -> int:
-        """Episodes per policy."""
-        ...
-
-    @property
-    def states(self) -> int:
-        """States in each set."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Of all random numbers."""
-        ...
-
-    @property
-    def threads(self) -> int | None:
-        """Of the simulation."""
-        ...
-
-
-def setting_of(asked: Asked, policy: Policy, place: Place) -> Setting:
-    """Return the setting of a command. Raises BadInput where the policy does not fit in there."""
+def audit_settings(
+    config: FidelityConfig | SweepConfig, policy: Policy, place: Place
+) -> AuditSettings:
+    """Return a command's settings. Raises BadInput if the policy does not fit the environment."""
     require_fit(policy, check(place.env_id, env_kwargs=place.env_kwargs))
-    return Setting(
+    return AuditSettings(
         env_id=place.env_id,
         env_kwargs=place.env_kwargs,
-        episodes=asked.episodes,
-        n_states=asked.states,
-        seed=asked.seed,
-        threads=asked.threads,
+        episodes=config.episodes,
+        n_states=config.states,
+        seed=config.seed,
+        threads=config.threads,
     )
 
 
-class Visited(NamedTuple):
-    """What came of some episodes."""
+class PlayedEpisodes(NamedTuple):
+    """Returns of some episodes, and states drawn from them."""
 
     returns: np.ndarray  # [K]
     obs: Tensor  # [n, O] raw
 
 
-def visit(setting: Setting, act: Act, n_states: int = 0, episodes: int = TEST) -> Visited:
-    """Play whole episodes -> their returns, and n_states of the states, drawn at random.
+def visit(
+    settings: AuditSettings, act: ActFunction, n_states: int = 0, episodes: int = TEST
+) -> PlayedEpisodes:
+    """Play whole episodes -> their returns, and n_states states drawn from them at random.
 
-    Where the episodes are too short for so many states, more of them follow, whose returns do not
-    count. Whole episodes: cut off, they would show too many of the early states.
+    If the episodes hold too few states, more are played, whose returns do not count. Episodes are
+    never cut short, which would over-represent early states.
     """
-    return visit_together(setting, [act], n_states, episodes)[0]
+    return visit_together(settings, [act], n_states, episodes)[0]
 
 
 def visit_together(
-    setting: Setting, acts: Sequence[Act], n_states: int = 0, episodes: int = TEST
-) -> list[Visited]:
-    """Let several policies play the same episodes, each as `visit` does, a few side by side."""
-    at_once = max(1, AT_ONCE // setting.episodes)
+    settings: AuditSettings, acts: Sequence[ActFunction], n_states: int = 0, episodes: int = TEST
+) -> list[PlayedEpisodes]:
+    """Play the same episodes with several policies, a few at a time; see `visit`."""
+    at_once = max(1, MAX_ENVS // settings.episodes)
     parts = (acts[i : i + at_once] for i in range(0, len(acts), at_once))
-    return [found for part in parts for found in _visit(setting, part, n_states, episodes)]
+    return [visited for part in parts for visited in _visit(settings, part, n_states, episodes)]
 
 
 @torch.no_grad()
-def _visit(setting: Setting, acts: Sequence[Act], n_states: int, episodes: int) -> list[Visited]:
+def _visit(
+    settings: AuditSettings, acts: Sequence[ActFunction], n_states: int, episodes: int
+) -> list[PlayedEpisodes]:
     n = len(acts)
-    seeds = n * episode_seeds(setting.seed_of(episodes), setting.episodes)
+    seeds = n * episode_seeds(settings.seed_of(episodes), settings.episodes)
     env = make(
-        setting.env_id, len(seeds), seeds, "auto", setting.env_kwargs, threads=setting.threads
+        settings.env_id, len(seeds), seeds, "auto", settings.env_kwargs, threads=settings.threads
     )
     steps: list[Tensor] = []
 
@@ -132,43 +117,48 @@ def _visit(setting: Setting, acts: Sequence[Act], n_states: int, episodes: int) 
 
     try:
         returns, lengths = run_episodes(env, noting, n)
-        found = [[obs] for obs in alive(steps, lengths)]
-        while min(sum(map(len, obs)) for obs in found) < n_states:
+        states_seen = [[obs] for obs in states_within_episodes(steps, lengths)]
+        while min(sum(map(len, obs)) for obs in states_seen) < n_states:
             steps.clear()
             lengths = run_episodes(env, noting, n).lengths
-            for obs, more in zip(found, alive(steps, lengths), strict=True):
+            for obs, more in zip(states_seen, states_within_episodes(steps, lengths), strict=True):
                 obs.append(more)
     finally:
         env.close()
-    generators = [setting.generator(DRAW) for _ in acts]
-    states = [drawn(torch.cat(obs), n_states, g) for obs, g in zip(found, generators, strict=True)]
-    return [Visited(*each) for each in zip(returns, states, strict=True)]
+    generators = [settings.generator(DRAW) for _ in acts]
+    states = [
+        draw_rows(torch.cat(obs), n_states, g)
+        for obs, g in zip(states_seen, generators, strict=True)
+    ]
+    return [PlayedEpisodes(*each) for each in zip(returns, states, strict=True)]
 
 
-def alive(steps: list[Tensor], lengths: np.ndarray) -> list[Tensor]:
-    """Return the states [n, O] of T steps [N, K, O] that lie within their episodes [N, K]."""
+def states_within_episodes(steps: list[Tensor], lengths: np.ndarray) -> list[Tensor]:
+    """Return the states [n, O] of T steps [N, K, O] that precede the end of an episode [N, K]."""
     obs = torch.stack(steps, 1)  # [N, T, K, O]
     inside = torch.arange(obs.shape[1]).unsqueeze(1) < torch.as_tensor(lengths).unsqueeze(1)
     return [own[mask] for own, mask in zip(obs, inside, strict=True)]
 
 
-def drawn(obs: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Return n of the rows, or all where there are not so many, in random order."""
+def draw_rows(obs: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw n different rows, or all if there are fewer, in random order."""
     return obs[torch.randperm(len(obs), generator=generator)[:n]]
 
 
-def uniform(setting: Setting, act_dim: int) -> Act:
-    """Return a policy that draws its actions from the whole range."""
-    generator = setting.generator(COIN)
+def uniform_policy(settings: AuditSettings, act_dim: int) -> ActFunction:
+    """Return a policy whose actions are uniform over [-1, 1]."""
+    generator = settings.generator(COIN)
     return lambda obs: torch.rand(len(obs), act_dim, generator=generator) * 2 - 1
 
 
-def either(setting: Setting, teacher: Act, student: Act) -> Act:
-    """Return a policy that tosses a coin between two at every step of every episode.
+def coin_flip_policy(
+    settings: AuditSettings, teacher: ActFunction, student: ActFunction
+) -> ActFunction:
+    """Return a policy that flips a coin between two policies at every step of every episode.
 
-    A coin per episode would give the two's own states again, and none in between.
+    A coin per episode would only reproduce the states of either policy, and none in between.
     """
-    generator = setting.generator(COIN)
+    generator = settings.generator(COIN)
 
     def act(obs: Tensor) -> Tensor:
         heads = torch.rand(len(obs), 1, generator=generator) < 0.5
@@ -177,10 +167,10 @@ def either(setting: Setting, teacher: Act, student: Act) -> Act:
     return act
 
 
-def perturbed(setting: Setting, obs: Tensor) -> dict[str, Tensor]:
-    """Return states beside given ones [n, O]: mixed up in pairs (Zhang et al., 2018), and noisy."""
-    generator = setting.generator(PERTURB)
+def perturbed_states(settings: AuditSettings, obs: Tensor) -> dict[str, Tensor]:
+    """Perturb states [n, O]: mix them in pairs (mixup, Zhang et al., 2018), and add noise."""
+    generator = settings.generator(PERTURB)
     other = obs[torch.randperm(len(obs), generator=generator)]
     share = torch.rand(len(obs), 1, generator=generator)  # Beta(1, 1)
     noise = torch.randn(obs.shape, generator=generator) * obs.std(0, correction=0)
-    return {"mixup": share * obs + (1 - share) * other, "noise": obs + NOISE * noise}
+    return {"mixup": share * obs + (1 - share) * other, "noise": obs + NOISE_SCALE * noise}

@@ -1,4 +1,4 @@
-"""`dpd sweep`: distil a teacher offline in many ways, and see which students follow it."""
+"""`dpd sweep`: distil a teacher offline in many ways, and measure which students follow it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from dpd.errors import BadInput
-from dpd.fidelity.audit import Gap, gap, measured
-from dpd.fidelity.measures import Scores, retained
-from dpd.fidelity.offline import Lesson, Row, stacks
-from dpd.fidelity.policies import Subject, n_parameters, one_thread
+from dpd.fidelity.audit import GeneralisationGap, compare_policies, generalisation_gap
+from dpd.fidelity.measures import Scores, retained_return
+from dpd.fidelity.offline import OfflineData, SweepStudent, make_stacks
+from dpd.fidelity.policies import ComparedPolicy, n_parameters, one_thread
 from dpd.fidelity.states import (
     HELD_OUT,
     TRAIN,
-    Setting,
-    setting_of,
-    uniform,
+    AuditSettings,
+    audit_settings,
+    uniform_policy,
     visit,
     visit_together,
 )
-from dpd.fidelity.variants import Factor, distinct, factors, why_no_weights
+from dpd.fidelity.variants import Factor, distinct_variants, make_factors, why_no_weights
 from dpd.log.terminal import make_console
 from dpd.policies.policyfile import Policy
 from dpd.report.tables import Report, require_writable, write_report
@@ -34,72 +34,74 @@ from dpd.run.sources import load_any, one_policy, place_of
 if TYPE_CHECKING:
     from dpd.fidelity.config import SweepConfig
 
-LEAST = 30  # students: a correlation over fewer is little more than chance
+MIN_STUDENTS = 30  # a correlation over fewer students is little more than chance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """A student, and what became of it."""
+class SweepResult:
+    """A trained student with its scores and returns."""
 
-    row: Row
+    row: SweepStudent
     policy: Policy
     start: Scores
-    """On held-out states, before the first gradient step."""
+    """Scores on held-out states before the first gradient step."""
     scores: dict[str, Scores]
     """By set of states: train, heldout, student."""
-    gap: Gap
+    gap: GeneralisationGap
     returns: np.ndarray  # [K]
     retained: float | None
 
     @property
     def parameters(self) -> int:
-        """How many it has."""
+        """Number of the student's parameters."""
         return n_parameters(self.policy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Everything found."""
+    """Result of a sweep."""
 
     config: SweepConfig
-    setting: Setting
-    teacher: Subject
+    settings: AuditSettings
+    teacher: ComparedPolicy
     divergence: str
     factors: list[Factor]
     returns: np.ndarray  # [K] of the teacher
     random: np.ndarray  # [K] of uniform actions
-    results: list[Result]
+    results: list[SweepResult]
     notes: list[str]
 
 
 def sweep_teacher(config: SweepConfig) -> int:
-    """Train and compare all students; print a table or JSON, and write what is kept."""
-    from dpd.fidelity.sweep_report import as_json, page, sheets
+    """Train and compare all students; print tables or JSON, and write the report."""
+    from dpd.fidelity.sweep_report import sweep_json, sweep_page, sweep_tables
 
     config = config.resolved()
     require_writable(config.out)
-    teacher, setting = read_teacher(config)
+    teacher, settings = read_sweep_teacher(config)
     with progress_bar() as progress, one_thread():
-        found = sweep(config, teacher, setting, progress)
-    report = Report("sweep", as_json(found), page(found), sheets(found), found.notes)
+        result = sweep(config, teacher, settings, progress)
+    report = Report(
+        "sweep", sweep_json(result), sweep_page(result), sweep_tables(result), result.notes
+    )
     write_report(report, config.out, config.json)
     return 0
 
 
-def read_teacher(config: SweepConfig) -> tuple[Subject, Setting]:
-    """Read the teacher, and where it acts. Raises BadInput or NotAPolicy."""
+def read_sweep_teacher(config: SweepConfig) -> tuple[ComparedPolicy, AuditSettings]:
+    """Read the teacher and the environment it acts in. Raises BadInput or NotAPolicy."""
     file = one_policy(config.teacher)
     policy = load_any(file, config.foreign)
     meta = policy.meta
     if not meta.hidden:
-        raise BadInput(f"{file} has no hidden layers whose width could be changed")
-    setting = setting_of(config, policy, place_of(file, policy, config.foreign))
+        raise BadInput(f"{file} has no hidden layers whose width the sweep could change")
+    settings = audit_settings(config, policy, place_of(file, policy, config.foreign))
     (name,) = short_names([config.teacher])
-    return Subject(name=name, policy=policy, file=file), setting
+    return ComparedPolicy(name=name, policy=policy, file=file), settings
 
 
 def progress_bar() -> Progress:
-    """Return a bar with the speed and the time left."""
+    """Return a progress bar with the speed and the time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -110,49 +112,55 @@ def progress_bar() -> Progress:
     )
 
 
-def sweep(config: SweepConfig, teacher: Subject, setting: Setting, progress: Progress) -> Sweep:
+def sweep(
+    config: SweepConfig, teacher: ComparedPolicy, settings: AuditSettings, progress: Progress
+) -> Sweep:
     """Collect states, train all students, and compare them with their teacher."""
     mode, meta = teacher.policy.repeatable_mode, teacher.policy.meta
     bar = progress.add_task("playing the teacher", total=None, rate="")
-    returns, held_out = visit(setting, mode, setting.n_states, HELD_OUT)
-    random = visit(setting, uniform(setting, meta.act_dim), 0, HELD_OUT).returns
-    pool = visit(setting, mode, max(config.sizes), TRAIN).obs
+    returns, held_out = visit(settings, mode, settings.n_states, HELD_OUT)
+    random = visit(settings, uniform_policy(settings, meta.act_dim), 0, HELD_OUT).returns
+    pool = visit(settings, mode, max(config.sizes), TRAIN).obs
     rates = {"adam": config.lr, "sgd": config.sgd_lr}
-    lesson = Lesson(teacher=teacher.policy, pool=pool, steps=config.steps, lr=rates)
+    lesson = OfflineData(teacher=teacher.policy, pool=pool, steps=config.steps, lr=rates)
     no_weights = why_no_weights(meta)
-    changed = factors(config.sizes, no_weights is None)
+    changed = make_factors(config.sizes, no_weights is None)
     seeds = range(config.seed, config.seed + config.seeds)
-    rows = [Row(variant, seed) for variant in distinct(changed) for seed in seeds]
-    trained = train(lesson, rows, teacher, held_out, progress)
+    rows = [SweepStudent(variant, seed) for variant in distinct_variants(changed) for seed in seeds]
+    trained = train_students(lesson, rows, teacher, held_out, progress)
     progress.update(bar, description="playing the students")
-    results = compare(teacher, lesson, setting, trained, held_out, (returns, random))
+    results = score_students(teacher, lesson, settings, trained, held_out, (returns, random))
     return Sweep(
         config=config,
-        setting=setting,
+        settings=settings,
         teacher=teacher,
         divergence=lesson.divergence,
         factors=changed,
         returns=returns,
         random=random,
         results=sorted(results, key=lambda result: rows.index(result.row)),
-        notes=remarks(len(rows), no_weights, returns, random),
+        notes=sweep_notes(len(rows), no_weights, returns, random),
     )
 
 
-Trained = list[tuple[Row, Policy, Scores]]
-"""Students, and their scores before training."""
+TrainedStudents = list[tuple[SweepStudent, Policy, Scores]]
+"""Students, their policies, and their scores before training."""
 
 
-def train(
-    lesson: Lesson, rows: Sequence[Row], teacher: Subject, held_out: Tensor, progress: Progress
-) -> Trained:
+def train_students(
+    lesson: OfflineData,
+    rows: Sequence[SweepStudent],
+    teacher: ComparedPolicy,
+    held_out: Tensor,
+    progress: Progress,
+) -> TrainedStudents:
     """Train all students, stack by stack."""
-    found: Trained = []
-    parts = stacks(lesson, rows)
+    trained: TrainedStudents = []
+    parts = make_stacks(lesson, rows)
     total = sum(part.steps * len(part.rows) for part in parts)
     bar = progress.add_task("training the students", total=total, rate="")
     for part in parts:
-        start = [against(teacher, policy, held_out) for policy in part.policies()]
+        start = [score_student(teacher, policy, held_out) for policy in part.policies()]
 
         def tell(steps: int, n: int = len(part.rows)) -> None:
             progress.update(bar, advance=steps * n)
@@ -160,40 +168,40 @@ def train(
             progress.update(bar, rate="" if speed is None else f"{speed:,.0f} student steps/s")
 
         part.train(tell)
-        found += zip(part.rows, part.policies(), start, strict=True)
-    return found
+        trained += zip(part.rows, part.policies(), start, strict=True)
+    return trained
 
 
-def against(teacher: Subject, policy: Policy, obs: Tensor) -> Scores:
-    """Compare a student with its teacher on states [n, O]."""
-    return measured(teacher, Subject(name="student", policy=policy), obs)
+def score_student(teacher: ComparedPolicy, policy: Policy, obs: Tensor) -> Scores:
+    """Score a student against its teacher on states [n, O]."""
+    return compare_policies(teacher, ComparedPolicy(name="student", policy=policy), obs)
 
 
-def compare(
-    teacher: Subject,
-    lesson: Lesson,
-    setting: Setting,
-    trained: Trained,
+def score_students(
+    teacher: ComparedPolicy,
+    lesson: OfflineData,
+    settings: AuditSettings,
+    trained: TrainedStudents,
     held_out: Tensor,
     baselines: tuple[np.ndarray, np.ndarray],
-) -> list[Result]:
-    """Compare every student on what it learned from, on held-out states and on its own."""
+) -> list[SweepResult]:
+    """Score every student on its training states, on held-out states and on its own states."""
     acts = [policy.repeatable_mode for _, policy, _ in trained]
-    visited = visit_together(setting, acts, setting.n_states, HELD_OUT)
+    visited = visit_together(settings, acts, settings.n_states, HELD_OUT)
     is_better = baselines[0].mean() > baselines[1].mean()
     results = []
     for (row, policy, start), (returns, own) in zip(trained, visited, strict=True):
-        seen = lesson.pool[lesson.own(row)][: setting.n_states]
+        seen = lesson.pool[lesson.own(row)][: settings.n_states]
         sets = {"train": seen, "heldout": held_out, "student": own}
-        scores = {name: against(teacher, policy, obs) for name, obs in sets.items()}
-        kept = float(retained(returns, *baselines)) if is_better else None
+        scores = {name: score_student(teacher, policy, obs) for name, obs in sets.items()}
+        kept = float(retained_return(returns, *baselines)) if is_better else None
         results.append(
-            Result(
+            SweepResult(
                 row=row,
                 policy=policy,
                 start=start,
                 scores=scores,
-                gap=gap(scores),
+                gap=generalisation_gap(scores),
                 returns=returns,
                 retained=kept,
             )
@@ -201,15 +209,13 @@ def compare(
     return results
 
 
-def remarks(
+def sweep_notes(
     n_students: int, no_weights: str | None, returns: np.ndarray, random: np.ndarray
 ) -> list[str]:
-    """Say what was left out, and what weakens the numbers."""
+    """Return notes on what was left out and on weak evidence."""
     notes = [] if no_weights is None else [no_weights]
     if returns.mean() <= random.mean():
-        notes.append(
-            "the teacher is no better than random actions: nothing of it is to be retained"
-        )
-    if n_students < LEAST:
-        notes.append(f"a correlation over fewer than {LEAST} students means little")
+        notes.append("the teacher is no better than random actions: there is no return to retain")
+    if n_students < MIN_STUDENTS:
+        notes.append(f"a correlation over fewer than {MIN_STUDENTS} students means little")
     return notes

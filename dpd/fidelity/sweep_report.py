@@ -1,4 +1,4 @@
-"""What a sweep found, as tables and as JSON."""
+"""Report of a sweep: tables, HTML page and JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dpd.fidelity.measures import MEASURES, NEAR
-from dpd.fidelity.report import origin
-from dpd.fidelity.sweep import Result, Sweep
+from dpd.fidelity.report import origin_definition
+from dpd.fidelity.sweep import Sweep, SweepResult
 from dpd.fidelity.variants import FACTORS, Variant
 from dpd.report.figures import new_figure
 from dpd.report.page import (
@@ -25,27 +25,27 @@ from dpd.report.page import (
 )
 from dpd.report.tables import Table, describe_returns, format_number
 
-Figure = Callable[[Result], float | None]
+ResultFigure = Callable[[SweepResult], float | None]
 
 
-def on(states: str, measure: str) -> Figure:
-    """Return a measure on a set of states, of a student."""
+def measure_on(states: str, measure: str) -> ResultFigure:
+    """Return a function that looks up a student's measure on a set of states."""
     return lambda result: result.scores[states].values[measure]
 
 
-FIGURES: dict[str, Figure] = {
-    "train_kl": on("train", "kl_forward"),
-    "heldout_kl": on("heldout", "kl_forward"),
-    "train_error": on("train", "action_error"),
-    "heldout_error": on("heldout", "action_error"),
+SWEEP_FIGURES: dict[str, ResultFigure] = {
+    "train_kl": measure_on("train", "kl_forward"),
+    "heldout_kl": measure_on("heldout", "kl_forward"),
+    "train_error": measure_on("train", "action_error"),
+    "heldout_error": measure_on("heldout", "action_error"),
     "gap_error": lambda result: result.gap.values["action_error"],
-    "student_error": on("student", "action_error"),
-    f"heldout_agree_{NEAR}": on("heldout", f"agree_{NEAR}"),
+    "student_error": measure_on("student", "action_error"),
+    f"heldout_agree_{NEAR}": measure_on("heldout", f"agree_{NEAR}"),
     "start_kl": lambda result: result.start.values["kl_forward"],
     "return": lambda result: float(result.returns.mean()),
     "retained": lambda result: result.retained,
 }
-COLUMNS = {
+SWEEP_COLUMNS = {
     "train_kl": "KL seen",
     "heldout_kl": "held",
     "train_error": "error",
@@ -54,164 +54,168 @@ COLUMNS = {
     "student_error": "own",
     "retained": "retained",
 }
-LIKENESS = {
+FIDELITY_FIGURES = {
     "KL(T‖S), held-out": ("heldout_kl", -1),
     "error, held-out": ("heldout_error", -1),
     "error, own states": ("student_error", -1),
     f"agreement within {NEAR}, held-out": (f"heldout_agree_{NEAR}", 1),
 }
-"""Figures that fidelity is read from; -1: less is more."""
+"""Figures that express fidelity, with their sign; -1: lower is better."""
 
 
-def of(found: Sweep, variant: Variant) -> list[Result]:
-    """Return a variant's students, one of each seed."""
-    return [result for result in found.results if result.row.variant == variant]
+def results_of(sweep: Sweep, variant: Variant) -> list[SweepResult]:
+    """Return the results of a variant, one per seed."""
+    return [result for result in sweep.results if result.row.variant == variant]
 
 
-def mean(results: Sequence[Result], name: str) -> float | None:
-    """Return a figure's mean over seeds, where all have it."""
-    values = [value for result in results if (value := FIGURES[name](result)) is not None]
+def mean_figure(results: Sequence[SweepResult], name: str) -> float | None:
+    """Return a figure's mean over seeds; None if a seed lacks it."""
+    values = [value for result in results if (value := SWEEP_FIGURES[name](result)) is not None]
     return float(np.mean(values)) if values and len(values) == len(results) else None
 
 
-def correlation(found: Sweep, name: str) -> float | None:
-    """Return Spearman's correlation of fidelity with return over all students; None: no spread."""
+def correlation(sweep: Sweep, name: str) -> float | None:
+    """Return Spearman's correlation of fidelity with return; None if either does not vary."""
     from scipy.stats import spearmanr
 
-    figure, sign = LIKENESS[name]
-    pairs = [(FIGURES[figure](r), float(r.returns.mean())) for r in found.results]
+    figure, sign = FIDELITY_FIGURES[name]
+    pairs = [(SWEEP_FIGURES[figure](r), float(r.returns.mean())) for r in sweep.results]
     known = [(sign * value, got) for value, got in pairs if value is not None]
     if len(known) < 3 or any(len(set(column)) < 2 for column in zip(*known, strict=True)):
         return None
     return float(spearmanr(*zip(*known, strict=True)).statistic)
 
 
-def sweep_sheet(found: Sweep) -> Table:
-    """Lay out a row per variant, means over seeds; the base comes once for every factor."""
-    known = [k for k in COLUMNS if any(FIGURES[k](r) is not None for r in found.results)]
-    rows = []
-    for factor in found.factors:
-        for variant in factor.variants:
-            results = of(found, variant)
-            figures = [format_number(mean(results, name)) for name in known]
-            rows.append([factor.label(variant), *figures])
-    seeds = f", means of {found.config.seeds} seeds" if found.config.seeds > 1 else ""
-    title = (
-        f"{found.setting.env_id}: students of {found.teacher.name}, one thing changed at a time"
-        f"{seeds}. KL and error of actions on states it learned from (seen), held out, and its own"
-    )
-    return Table(title, ["changed", *(COLUMNS[name] for name in known)], rows)
-
-
-def baselines_sheet(found: Sweep) -> Table:
-    """Lay out between which returns students lie."""
-    rows = [
-        [f"{found.teacher.name} (teacher)", format_number(float(found.returns.mean()))],
-        ["random actions", format_number(float(found.random.mean()))],
+def variants_table(sweep: Sweep) -> Table:
+    """Tabulate one row per variant, averaged over seeds; the common one is in every factor."""
+    known = [
+        k for k in SWEEP_COLUMNS if any(SWEEP_FIGURES[k](r) is not None for r in sweep.results)
     ]
-    return Table(f"Returns of {found.setting.episodes} episodes", ["policy", "return"], rows)
+    rows = []
+    for factor in sweep.factors:
+        for variant in factor.variants:
+            results = results_of(sweep, variant)
+            figures = [format_number(mean_figure(results, name)) for name in known]
+            rows.append([factor.label(variant), *figures])
+    seeds = f", means of {sweep.config.seeds} seeds" if sweep.config.seeds > 1 else ""
+    title = (
+        f"{sweep.settings.env_id}: students of {sweep.teacher.name}, one factor changed at a time"
+        f"{seeds}. KL and error of actions on training states (seen), held-out states and its own"
+    )
+    return Table(title, ["changed", *(SWEEP_COLUMNS[name] for name in known)], rows)
 
 
-def correlation_sheet(found: Sweep) -> Table:
-    """Lay out whether students that follow more closely get more."""
-    rows = [[name, format_number(correlation(found, name))] for name in LIKENESS]
-    title = f"Spearman correlation of fidelity with return, over {len(found.results)} students"
+def baselines_table(sweep: Sweep) -> Table:
+    """Tabulate the returns of the teacher and of random actions."""
+    rows = [
+        [f"{sweep.teacher.name} (teacher)", format_number(float(sweep.returns.mean()))],
+        ["random actions", format_number(float(sweep.random.mean()))],
+    ]
+    return Table(f"Returns of {sweep.settings.episodes} episodes", ["policy", "return"], rows)
+
+
+def correlation_table(sweep: Sweep) -> Table:
+    """Tabulate the correlations of fidelity with return."""
+    rows = [[name, format_number(correlation(sweep, name))] for name in FIDELITY_FIGURES]
+    title = f"Spearman correlation of fidelity with return, over {len(sweep.results)} students"
     return Table(title, ["fidelity by", "correlation"], rows)
 
 
-def sheets(found: Sweep) -> list[Table]:
-    """Return the terminal's tables."""
-    return [sweep_sheet(found), baselines_sheet(found), correlation_sheet(found)]
+def sweep_tables(sweep: Sweep) -> list[Table]:
+    """Return the tables for the terminal."""
+    return [variants_table(sweep), baselines_table(sweep), correlation_table(sweep)]
 
 
-def as_json(found: Sweep) -> dict[str, Any]:
+def sweep_json(sweep: Sweep) -> dict[str, Any]:
     """Return everything measured, raw returns included."""
-    config, setting = found.config, found.setting
-    settings = ("sizes", "steps", "lr", "sgd_lr", "seeds", "seed", "episodes", "states")
+    config, settings = sweep.config, sweep.settings
+    names = ("sizes", "steps", "lr", "sgd_lr", "seeds", "seed", "episodes", "states")
     return {
-        "env": setting.env_id,
-        "env_kwargs": setting.env_kwargs,
-        **{name: getattr(config, name) for name in settings},
-        "divergence": found.divergence,
+        "env": settings.env_id,
+        "env_kwargs": settings.env_kwargs,
+        **{name: getattr(config, name) for name in names},
+        "divergence": sweep.divergence,
         "teacher": {
-            **found.teacher.origin,
-            **describe_returns(found.returns),
+            **sweep.teacher.origin,
+            **describe_returns(sweep.returns),
         },
-        "random": describe_returns(found.random),
+        "random": describe_returns(sweep.random),
         "factors": {
             factor.name: {
                 "meaning": FACTORS[factor.name],
                 "values": [factor.value(variant) for variant in factor.variants],
             }
-            for factor in found.factors
+            for factor in sweep.factors
         },
-        "students": [student_json(result) for result in found.results],
-        "correlation": {name: correlation(found, name) for name in LIKENESS},
+        "students": [sweep_student_json(result) for result in sweep.results],
+        "correlation": {name: correlation(sweep, name) for name in FIDELITY_FIGURES},
         "measures": {name: m.meaning for name, m in MEASURES.items()},
-        "notes": found.notes,
+        "notes": sweep.notes,
     }
 
 
-def student_json(result: Result) -> dict[str, Any]:
-    """Return how a student was made, and its figures."""
+def sweep_student_json(result: SweepResult) -> dict[str, Any]:
+    """Return a student's variant, seed and figures."""
     return {
         **asdict(result.row.variant),
         "seed": result.row.seed,
         "parameters": result.parameters,
-        **{name: figure(result) for name, figure in FIGURES.items()},
+        **{name: figure(result) for name, figure in SWEEP_FIGURES.items()},
         "sets": {name: {"n": s.n, **s.values, "r2": s.r2} for name, s in result.scores.items()},
         "returns": result.returns.tolist(),
     }
 
 
-LINES = {
-    "train_error": "states it learned from",
+ERROR_LABELS = {
+    "train_error": "training states",
     "heldout_error": "held-out states",
     "student_error": "its own states",
 }
-MEANINGS = {
-    "KL": "KL(T‖S), by how many nats the student's Gaussian misses the teacher's",
-    "error": "mean |difference| of actions, in halves of their range",
-    "gap": "error on held-out states less that on those it learned from: too little data",
-    "own": "error on the states that the student comes to when it acts",
+SWEEP_MEANINGS = {
+    "KL": "KL(T‖S), divergence of the student's Gaussian from the teacher's, in nats",
+    "error": "mean |difference| of actions, in units of half their range",
+    "gap": "error on held-out states minus error on training states: too little data",
+    "own": "error on the states that the student visits when it acts",
     "retained": "return above random actions, as a share of the teacher's, in the same episodes",
 }
 
 
-def page(found: Sweep) -> str:
-    """Return the page."""
-    config = found.config
+def sweep_page(sweep: Sweep) -> str:
+    """Return the HTML page."""
+    config = sweep.config
     seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
-    said = (
-        f"{config.steps:,} gradient steps towards the teacher by {found.divergence}, "
+    settings = (
+        f"{config.steps:,} gradient steps on {sweep.divergence}, "
         f"{seeds}, {config.episodes} episodes, {config.states:,} states in each set, "
-        f"seed {config.seed}; Adam from {config.lr:g} and SGD from {config.sgd_lr:g}, to 0 as a "
-        "cosine."
+        f"seed {config.seed}; learning rates from {config.lr:g} (Adam) and {config.sgd_lr:g} (SGD) "
+        "to 0 along a cosine."
     )
     sections = [
-        Section("", [by_factor(found), sweep_sheet(found)]),
+        Section("", [factor_charts(sweep), variants_table(sweep)]),
         Section(
-            "Does fidelity bring return?",
-            [scatter(found), correlation_sheet(found), baselines_sheet(found)],
+            "Does higher fidelity mean higher return?",
+            [return_scatter(sweep), correlation_table(sweep), baselines_table(sweep)],
         ),
-        Section("What the numbers mean", [MEANINGS.items()]),
-        Section("Where it comes from", [said, [origin(found.teacher)]]),
+        Section("What the numbers mean", [SWEEP_MEANINGS.items()]),
+        Section("Settings and teacher", [settings, [origin_definition(sweep.teacher)]]),
     ]
-    title = f"What makes students follow {found.teacher.name} in {found.setting.env_id}?"
-    return render_page(title, sections, found.notes)
+    title = f"What makes students follow {sweep.teacher.name} in {sweep.settings.env_id}?"
+    return render_page(title, sections, sweep.notes)
 
 
-def by_factor(found: Sweep) -> str:
+def factor_charts(sweep: Sweep) -> str:
     """Draw the error on three sets of states over the values of every factor."""
-    figure = new_figure(8.4, 2.5 * -(-len(found.factors) // 3))
-    for place, factor in enumerate(found.factors):
-        axes = figure.add_subplot(-(-len(found.factors) // 3), 3, place + 1)
+    figure = new_figure(8.4, 2.5 * -(-len(sweep.factors) // 3))
+    for place, factor in enumerate(sweep.factors):
+        axes = figure.add_subplot(-(-len(sweep.factors) // 3), 3, place + 1)
         names = [
             f"{value:,}" if isinstance(value := factor.value(v), int) else str(value)
             for v in factor.variants
         ]
-        for k, (name, label) in enumerate(LINES.items()):
-            heights = [mean(of(found, variant), name) or 0.0 for variant in factor.variants]
+        for k, (name, label) in enumerate(ERROR_LABELS.items()):
+            heights = [
+                mean_figure(results_of(sweep, variant), name) or 0.0 for variant in factor.variants
+            ]
             axes.plot(names, heights, **page_line_style(k), marker="o", markersize=4, label=label)
         axes.set_ylim(bottom=0)
         style_axes(axes, FACTORS[factor.name])
@@ -219,20 +223,20 @@ def by_factor(found: Sweep) -> str:
     return svg(figure, "factors")
 
 
-def scatter(found: Sweep) -> str:
-    """Draw the return of every student over its error on held-out states, by factor."""
+def return_scatter(sweep: Sweep) -> str:
+    """Draw every student's return over its error on held-out states, coloured by factor."""
     figure = new_figure(8.4, 3.6)
     axes = figure.add_subplot()
-    common = base(found)
-    kinds = {"all in common": [common], **{f.name: f.variants for f in found.factors}}
+    common = common_variant(sweep)
+    kinds = {"common variant": [common], **{f.name: f.variants for f in sweep.factors}}
     for k, (name, variants) in enumerate(kinds.items()):
         own = [v for v in variants if k == 0 or v != common]
-        results = [result for variant in own for result in of(found, variant)]
-        errors = [FIGURES["heldout_error"](result) or 0.0 for result in results]
+        results = [result for variant in own for result in results_of(sweep, variant)]
+        errors = [SWEEP_FIGURES["heldout_error"](result) or 0.0 for result in results]
         returns = [float(result.returns.mean()) for result in results]
         colour = INK if k == 0 else page_line_style(k - 1)["color"]
         axes.scatter(errors, returns, s=22, color=colour, label=name)
-    for level in (found.returns.mean(), found.random.mean()):
+    for level in (sweep.returns.mean(), sweep.random.mean()):
         axes.axhline(float(level), color=GRID, linewidth=1.2, linestyle=(0, (4, 3)))
     style_axes(
         axes, "return over the error on held-out states; dashed: the teacher, random actions"
@@ -241,8 +245,8 @@ def scatter(found: Sweep) -> str:
     return svg(figure, "returns")
 
 
-def base(found: Sweep) -> Variant:
+def common_variant(sweep: Sweep) -> Variant:
     """Return the variant that all factors have in common."""
-    first, *others = (set(factor.variants) for factor in found.factors)
+    first, *others = (set(factor.variants) for factor in sweep.factors)
     (common,) = first.intersection(*others)
     return common

@@ -17,7 +17,7 @@ import numpy as np
 from dpd.config import TrainConfig, changed_settings
 from dpd.envs.make import check
 from dpd.errors import BadInput
-from dpd.fidelity.states import HELD_OUT, Setting, uniform, visit
+from dpd.fidelity.states import HELD_OUT, AuditSettings, uniform_policy, visit
 from dpd.log.terminal import make_console
 from dpd.policies.policyfile import load
 from dpd.report.stats import (
@@ -142,14 +142,14 @@ def evaluate_study(config: StudyConfig) -> Findings:
         runs = [read_run(config.path(env, arm), arm) for arm in config.chosen]
         results = {r.run.name: r for r in evaluate_runs(runs, config)}
         meta = runs[0].members[0].policy.meta
-        setting = Setting(
+        setting = AuditSettings(
             env_id=meta.env_id,
             env_kwargs=meta.env_kwargs,
             episodes=config.episodes,
             seed=config.seed,
             threads=config.threads,
         )
-        random = visit(setting, uniform(setting, meta.act_dim), 0, HELD_OUT).returns
+        random = visit(setting, uniform_policy(setting, meta.act_dim), 0, HELD_OUT).returns
         tasks.append(TaskResult(env=env, results=results, random=float(random.mean())))
         notes += [note for note in comparison_notes(runs) if note not in notes]
     return Findings(config=config, tasks=tasks, notes=notes)

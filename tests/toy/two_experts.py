@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dpd.agents.nets import mlp_shapes
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.simulator import Act, Budget, States
+from dpd.cooperate.simulator import Budget, SimStates
+from dpd.fidelity.states import ActFunction
 from dpd.policies.metadata import PolicyMeta, shapes
 from dpd.policies.policyfile import Policy
 
@@ -42,7 +43,7 @@ def move(state: Tensor, act: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def returns(act: Act, state: Tensor) -> Tensor:
+def returns(act: ActFunction, state: Tensor) -> Tensor:
     """Return the sum of -|state|^2 of the episodes from states [n, 4] -> [n]."""
     total = torch.zeros(len(state))
     for _ in range(HORIZON):
@@ -57,24 +58,24 @@ class Plane:
     def __init__(self, budget: Budget, config: CooperateConfig) -> None:
         self.budget, self.config = budget, config
 
-    def states(self, state: Tensor) -> States:
-        return States(state, state.double(), {"state": state.numpy()})
+    def states(self, state: Tensor) -> SimStates:
+        return SimStates(state, state.double(), {"state": state.numpy()})
 
-    def visit(self, act: Act, n: int, seed: int) -> States:
+    def visit(self, act: ActFunction, n: int, seed: int) -> SimStates:
         self.budget.require("probe", n)
         self.budget.count("probe", n)
         return self.states(starts(n, seed))
 
-    def score(self, states: States, acts: Sequence[Act], purpose: str) -> np.ndarray:
+    def score(self, states: SimStates, acts: Sequence[ActFunction], purpose: str) -> np.ndarray:
         steps = len(acts) * len(states) * HORIZON
         self.budget.require(purpose, steps)
         self.budget.count(purpose, steps)
         return torch.stack([returns(act, states.obs) for act in acts]).double().numpy()
 
-    def moved(self, states: States, coords: Tensor) -> States:
+    def moved(self, states: SimStates, coords: Tensor) -> SimStates:
         return self.states(coords.float())
 
-    def evaluate(self, acts: Sequence[Act], purpose: str = "evaluation") -> np.ndarray:
+    def evaluate(self, acts: Sequence[ActFunction], purpose: str = "evaluation") -> np.ndarray:
         return self.score(self.states(starts(200, 77)), acts, purpose)
 
 

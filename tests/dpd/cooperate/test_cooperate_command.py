@@ -131,7 +131,7 @@ def test_a_budget_that_ends_early_is_said_in_one_line(
     assert cooperate(*files, "--total-steps", "8500", "--out", tmp_path / "none") == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("the budget ended")]
     assert "in round 1: competence needs up to" in line
-    assert line.endswith("; no round ended, and nothing was written")
+    assert line.endswith("; no round was completed, and nothing was written")
     assert not (tmp_path / "none/policies").exists()
     assert cooperate(*files, "--total-steps", "9000", "--out", tmp_path / "one") == 0
     said = capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_an_interrupt_leaves_the_policies_of_the_last_round(
 
     monkeypatch.setattr(command, "cooperate", interrupted)
     assert cooperate(*files, "--out", tmp_path / "out") == 130
-    resume = f"; go on with: dpd cooperate --resume {tmp_path / 'out'}"
+    resume = f"; resume with: dpd cooperate --resume {tmp_path / 'out'}"
     assert f"stopped; the policies are those of round 1{resume}" in capsys.readouterr().out
     for k in (0, 1):
         kept = load(tmp_path / f"out/policies/peer{k}.safetensors").meta.provenance
@@ -196,16 +196,33 @@ def test_a_run_that_cannot_go_on_says_so_in_one_line(
         (tmp_path / name / "cooperative.json").write_text(text)
     cases = [
         (["--resume", str(tmp_path / "none")], "is no run of dpd cooperate"),
-        (["--resume", str(tmp_path / "torn")], "is not what dpd cooperate wrote"),
-        (["--resume", str(tmp_path / "other")], "is not what dpd cooperate wrote"),
-        (["--resume", str(tmp_path / "old")], "is not what dpd cooperate wrote"),
-        (["--resume", str(tmp_path / "old"), "--lr", "1"], "own settings; leave --lr out"),
-        (["--resume", str(tmp_path / "old"), "x"], "own policies; leave POLICY out"),
+        (["--resume", str(tmp_path / "torn")], "was not written by dpd cooperate"),
+        (["--resume", str(tmp_path / "other")], "was not written by dpd cooperate"),
+        (["--resume", str(tmp_path / "old")], "was not written by dpd cooperate"),
+        (["--resume", str(tmp_path / "old"), "--lr", "1"], "saved settings; leave --lr out"),
+        (["--resume", str(tmp_path / "old"), "--env", "Ant-v5"], "saved settings; leave --env out"),
+        (["--resume", str(tmp_path / "old"), "--out", "x"], "saved settings; leave --out out"),
+        (["--resume", str(tmp_path / "old"), "x"], "policies of the saved run; leave POLICY out"),
     ]
     for argv, says in cases:
         assert main(["cooperate", *argv]) == 2, says
         said = capsys.readouterr()
         assert says in said.err and said.err.count("\n") == 1 and not said.out, said.err
+
+
+def test_flags_equal_to_their_defaults_count_on_resume(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert cooperate(*files, "--rounds", "1", "--total-steps", "9000", "--out", out) == 0
+    # the defaults: 2 rounds, 500,000 steps, as many threads as there are cores
+    flags = ["--rounds", "2", "--total-steps", "500000", "--threads", "None"]
+    capsys.readouterr()
+    assert main(["cooperate", "--resume", str(out), *flags]) == 0
+    assert capsys.readouterr().err.count("round 2/2") == 1
+    settings = json.loads((out / "cooperative.json").read_text())["settings"]
+    assert (settings["rounds"], settings["total_steps"]) == (2, 500_000)
+    assert settings["threads"] is None and settings["probes"] == 24  # saved, and not its default
 
 
 def test_the_page_shows_everybody_and_nothing_that_a_name_smuggles_in(
@@ -217,7 +234,7 @@ def test_the_page_shows_everybody_and_nothing_that_a_name_smuggles_in(
     page = (tmp_path / "out/cooperative.html").read_text()
     assert "<script" not in page and "&lt;script&gt;$x$" in page
     assert page.count("<svg") == 2 and page.count("<table>") == 5
-    assert "On trial in 1 other episodes" in page and "http" not in page.split("<body>")[1].replace(
+    assert "Trial in 1 other episodes" in page and "http" not in page.split("<body>")[1].replace(
         "http://www.w3.org", ""
     )
     found = json.loads((tmp_path / "out/cooperative.json").read_text())
@@ -256,24 +273,24 @@ def test_bad_input_is_refused_in_one_line(
     bounds = write(tmp_path / "bounds.safetensors", wide)
     (tmp_path / "full/policies").mkdir(parents=True)
     cases: list[tuple[list[str | Path], str]] = [
-        ([ppo], "needs two POLICYs or more"),
-        ([], "needs two POLICYs or more"),
+        ([ppo], "needs at least two POLICYs"),
+        ([], "needs at least two POLICYs"),
         ([ppo, ppo], "is given twice"),
         ([ppo, tmp_path / "none"], "does not exist"),
         ([ppo, tmp_path / "none.safetensors"], "does not exist"),
         ([ppo, hopper], "hopper reads 11 observations and gives 3 actions; Swimmer-v5 has 8 and 2"),
-        ([ppo, bounds], "bounds acts within other bounds than Swimmer-v5"),
-        (pendulums, "restored states of the task: no native simulation of Pendulum-v1"),
+        ([ppo, bounds], "bounds has different action bounds than Swimmer-v5"),
+        (pendulums, "restorable states of the task: no native simulation of Pendulum-v1"),
         (heavy, "env_kwargs need the gymnasium backend"),
         ([ppo, sac, "--env", "Pendulum-v1"], "no native simulation of Pendulum-v1"),
         ([ppo, sac, "--activation", "tanh"], "--activation is for Stable-Baselines3 zips"),
-        ([ppo, sac, "--total-steps", "8000"], "leaves nothing beside the evaluations"),
+        ([ppo, sac, "--total-steps", "8000"], "only covers the evaluations"),
         ([ppo, sac, "--rounds", "0"], "--rounds must be at least 1, not 0"),
         ([ppo, sac, "--lr", "0"], "--lr must be positive"),
         ([ppo, sac, "--margin", "-1"], "--margin must not be negative"),
         ([ppo, sac, "--gamma", "1.5"], "--gamma must lie in (0, 1]"),
-        ([ppo, sac, "--probes", "81"], "--probes 81 are more states than"),
-        ([ppo, sac, "--control", "none", "--out", tmp_path / "full"], "holds policies already"),
+        ([ppo, sac, "--probes", "81"], "--probes 81 is more than the states that"),
+        ([ppo, sac, "--control", "none", "--out", tmp_path / "full"], "already holds policies"),
         ([ppo, sac, "--out", hopper], "cannot write"),
         ([ppo, sac, "--control", "other"], "other"),
     ]

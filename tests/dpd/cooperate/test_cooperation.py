@@ -11,7 +11,7 @@ import torch
 
 from dpd.cooperate.config import CooperateConfig
 from dpd.cooperate.rounds import Round, cooperate
-from dpd.cooperate.simulator import Budget, Spent
+from dpd.cooperate.simulator import Budget, BudgetExceeded
 from dpd.policies.policyfile import Policy
 from tests.toy.two_experts import HALVES, HORIZON, Plane, expert, returns, starts, steer
 
@@ -24,7 +24,7 @@ PLENTY = 10**9
 class Run(NamedTuple):
     rounds: list[Round]
     budget: Budget
-    spent: Spent | None
+    spent: BudgetExceeded | None
 
     @property
     def returns(self) -> list[float]:

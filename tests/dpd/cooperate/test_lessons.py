@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.lessons import Lessons, Part, answers, distance, loss, teach
+from dpd.cooperate.lessons import (
+    LessonBatch,
+    Lessons,
+    imitation_error,
+    lesson_batch,
+    lesson_loss,
+    teach,
+)
 from tests.toy.two_experts import described, starts, untrained
 
 CONFIG = CooperateConfig(paths=(Path("a"), Path("b")), steps=300)
@@ -18,17 +25,17 @@ KINDS = {
 }
 
 
-def part(act: list[float], target: list[float]) -> Part:
+def part(act: list[float], target: list[float]) -> LessonBatch:
     some = torch.zeros(1)
-    return Part(torch.tensor([act]), some, torch.tensor([target]), some)
+    return LessonBatch(torch.tensor([act]), some, torch.tensor([target]), some)
 
 
 def test_the_loss_by_hand() -> None:
     # distances: (0.2^2 + 0.4^2) / 2 = 0.1, and (0.1^2 + 0) / 2 = 0.005, weighted 3 -> 0.115
     learn, stay = part([0.5, 0.0], [0.7, 0.4]), part([0.1, 0.0], [0.0, 0.0])
-    torch.testing.assert_close(distance(learn), torch.tensor([0.1]))
-    torch.testing.assert_close(loss(learn, stay, 3.0), torch.tensor(0.115))
-    torch.testing.assert_close(loss(learn, None, 3.0), torch.tensor(0.1))
+    torch.testing.assert_close(imitation_error(learn), torch.tensor([0.1]))
+    torch.testing.assert_close(lesson_loss(learn, stay, 3.0), torch.tensor(0.115))
+    torch.testing.assert_close(lesson_loss(learn, None, 3.0), torch.tensor(0.1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,11 +77,11 @@ def test_an_action_beyond_the_bounds_is_still_pulled_back() -> None:
     student, state = untrained(KINDS["ppo"], 0), starts(20, 1)
     student.tensors["actor.2.bias"].fill_(5.0)  # every action is clipped to 1
     assert (student.mode(state) == 1).all()
-    asked = answers(student, student, state, torch.zeros(20, 2))
-    assert (distance(asked) > 4).all()  # the clipped one would have been 1, without gradient
+    asked = lesson_batch(student, student, state, torch.zeros(20, 2))
+    assert (imitation_error(asked) > 4).all()  # the clipped one would have been 1, without gradient
 
 
 def test_the_anchor_is_nothing_before_the_first_step() -> None:
     for meta in KINDS.values():
         student = untrained(meta, 0)
-        assert distance(answers(student, student, starts(20, 1))).abs().max() == 0
+        assert imitation_error(lesson_batch(student, student, starts(20, 1))).abs().max() == 0

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.outcome import Outcome, policies_json
-from dpd.cooperate.report import gains_sheet, verdict
+from dpd.cooperate.outcome import Cooperation, policies_json
+from dpd.cooperate.report import gains_sentence, gains_table
 from dpd.cooperate.simulator import Budget
 
 
-def outcome(*gains: list[float]) -> Outcome:
+def outcome(*gains: list[float]) -> Cooperation:
     """Return an outcome whose policies a, b, ... got 100 before in every episode."""
     subjects: Any = [SimpleNamespace(name="abc"[k], origin={}, file="") for k in range(len(gains))]
-    found = Outcome(
+    found = Cooperation(
         subjects=subjects,
         env_id="Swimmer-v5",
         config=CooperateConfig(paths=(Path("a"), Path("b")), episodes=len(gains[0])),
@@ -32,8 +32,8 @@ def test_all_policies_are_one_family() -> None:
     found = outcome([-10.0] * 8, [-1.0, 2, 3, 4, 5, 6, 7, 8], [0.0] * 8)
     assert [g.p for g in found.gains] == [2 / 256, 4 / 256, 1]
     assert [g.p_adjusted for g in found.gains] == [6 / 256, 8 / 256, 1]
-    assert verdict(found) == "By the adjusted p of the gain higher: b; lower: a; undecided: c."
-    rows = gains_sheet(found).rows
+    assert gains_sentence(found) == "Gains by adjusted p: higher (b), lower (a), undecided (c)."
+    rows = gains_table(found).rows
     assert rows[0] == ["0 a", "-10", "-10…-10", "0.0078", "0.023", "lower"]
     said = policies_json(found)[1]
     assert (said["gain"], said["p"], said["verdict"]) == (4.25, 4 / 256, "higher")
@@ -43,5 +43,5 @@ def test_all_policies_are_one_family() -> None:
 
 def test_few_episodes_decide_nothing() -> None:
     few = outcome([-10.0] * 6, [-20.0] * 6)  # 2 * 2 / 64 > 0.05
-    assert verdict(few) == "By the adjusted p of the gain too few episodes: a, b."
+    assert gains_sentence(few) == "Gains by adjusted p: too few episodes (a, b)."
     assert "note: fewer than 7 episodes cannot decide the gains of 2 policies" in few.remarks()

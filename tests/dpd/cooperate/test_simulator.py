@@ -13,9 +13,16 @@ import torch
 from torch import Tensor
 
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.simulator import Act, Budget, Simulator, Spent, moments, possible
+from dpd.cooperate.simulator import (
+    Budget,
+    BudgetExceeded,
+    Simulator,
+    feasible_positions,
+    probe_times,
+)
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, load_model
+from dpd.fidelity.states import ActFunction
 
 CONFIG = CooperateConfig(
     paths=(Path("a"), Path("b")),
@@ -30,7 +37,7 @@ CONFIG = CooperateConfig(
 PLENTY = 10**9
 
 
-def acting(env_id: str, seed: int) -> Act:
+def acting(env_id: str, seed: int) -> ActFunction:
     """Return a fixed random linear policy."""
     env = NativeEnv(env_id, 1, [0])
     shape = env.spec.obs_dim, env.spec.act_dim
@@ -114,12 +121,14 @@ def test_no_step_is_made_that_the_budget_does_not_hold(stepped: list[int]) -> No
     states = world.visit(act, 4, 0)
     stepped.clear()
     spent = world.budget.spent
-    with pytest.raises(Spent, match=f"competence needs up to 192 more steps, and {170 - spent}"):
+    with pytest.raises(
+        BudgetExceeded, match=f"competence needs up to 192 more steps, and {170 - spent}"
+    ):
         world.score(states, [act] * 4, "competence")
-    with pytest.raises(Spent, match="evaluation needs up to 2,000"):
+    with pytest.raises(BudgetExceeded, match="evaluation needs up to 2,000"):
         world.evaluate([act])
     world.budget.reserved = 170
-    with pytest.raises(Spent, match=r"probe needs up to .* and 0 are left"):
+    with pytest.raises(BudgetExceeded, match=r"probe needs up to .* and 0 are left"):
         world.visit(act, 4, 0)
     assert not stepped and world.budget.spent == spent
 
@@ -128,11 +137,16 @@ def test_large_sets_are_played_in_batches_with_the_same_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = simulator("Swimmer-v5")
-    acts: list[Act] = [lambda obs: obs[:, :2].clamp(-1, 1), lambda obs: -obs[:, 2:4].clamp(-1, 1)]
+    acts: list[ActFunction] = [
+        lambda obs: obs[:, :2].clamp(-1, 1),
+        lambda obs: -obs[:, 2:4].clamp(-1, 1),
+    ]
     states = world.visit(acts[0], 10, 0)
     whole = world.score(states, acts, "competence")
     moved = world.moved(states, states.coords + 0.1)
-    monkeypatch.setattr("dpd.cooperate.simulator.ROWS", 6)  # three states of two policies each
+    monkeypatch.setattr(
+        "dpd.cooperate.simulator.BATCH_ENVS", 6
+    )  # three states of two policies each
     np.testing.assert_array_equal(world.score(states, acts, "competence"), whole)
     assert torch.equal(world.moved(states, states.coords + 0.1).obs, moved.obs)
 
@@ -171,15 +185,15 @@ def test_joints_stop_at_their_limits_unless_they_were_beyond() -> None:
     wanted = before.copy()
     wanted[:, at] = [high + 1, high + 0.5, high + 0.1]
     np.testing.assert_allclose(
-        possible(model, wanted, before)[:, at], [high, high + 0.2, high + 0.1]
+        feasible_positions(model, wanted, before)[:, at], [high, high + 0.2, high + 0.1]
     )
     free = wanted[:, 0] = [5.0, 6.0, 7.0]  # where the body is has no limit
-    np.testing.assert_array_equal(possible(model, wanted, before)[:, 0], free)
+    np.testing.assert_array_equal(feasible_positions(model, wanted, before)[:, 0], free)
 
 
 def test_moments_are_distinct_steps_spread_over_the_episode() -> None:
     for n, steps in ((5, 5), (7, 10), (32, 1000)):
         for seed in range(20):
-            found = moments(n, steps, seed)
+            found = probe_times(n, steps, seed)
             assert (np.diff(found) > 0).all() and found[0] >= 0 and found[-1] < steps
             assert (found * n // steps).tolist() == list(range(n)) or steps % n

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dpd.agents.dist import DiagGaussian
-from dpd.fidelity.audit import against, audit, gap, remarks
+from dpd.fidelity.audit import audit, audit_notes, compare_returns, generalisation_gap
 from dpd.fidelity.measures import Scores
-from dpd.fidelity.policies import Subject, n_parameters
-from dpd.fidelity.report import page
-from dpd.fidelity.states import Setting, visit
+from dpd.fidelity.policies import ComparedPolicy, n_parameters
+from dpd.fidelity.report import fidelity_page
+from dpd.fidelity.states import AuditSettings, visit
 from dpd.policies import metadata as policymeta
 from dpd.policies.policyfile import Policy
 from tests.toy import policies as made
@@ -29,11 +29,16 @@ def test_the_gap_is_what_held_out_states_are_worse() -> None:
         return Scores(9, {"agree_0.05": agree, "kl_forward": kl}, [])
 
     known = {"train": row(0.9, 0.1), "teacher": row(0.5, 9.0), "heldout": row(0.6, 0.5)}
-    found = gap(known)
+    found = generalisation_gap(known)
     assert (found.seen, found.values["kl_forward"]) == ("train", 0.4)
     # off on 40 % of held-out states: 10 % already where it was trained, 30 % beside
     assert (found.unfitted, found.ungeneralised) == (pytest.approx(0.1), pytest.approx(0.3))
-    assert gap({"teacher": row(0.5, None), "heldout": row(0.6, 0.5)}).values["kl_forward"] is None
+    assert (
+        generalisation_gap({"teacher": row(0.5, None), "heldout": row(0.6, 0.5)}).values[
+            "kl_forward"
+        ]
+        is None
+    )
 
 
 def test_retained_return_and_its_interval() -> None:
@@ -41,38 +46,41 @@ def test_retained_return_and_its_interval() -> None:
     rand = rng.normal(0, 1, 40)
     teacher = rng.normal(100, 20, 40)
     student = rand + 0.8 * (teacher - rand)  # of every episode, four fifths
-    ratio, kept, interval = against(student, teacher, rand, 0)
+    ratio, kept, interval = compare_returns(student, teacher, rand, 0)
     assert kept == pytest.approx(0.8) and interval == pytest.approx((0.8, 0.8))
     assert ratio == pytest.approx(student.mean() / teacher.mean())
-    _, _, wide = against(student + rng.normal(0, 30, 40), teacher, rand, 0)
+    _, _, wide = compare_returns(student + rng.normal(0, 30, 40), teacher, rand, 0)
     assert wide is not None and wide.low < 0.8 < wide.high and wide.high - wide.low > 0.1
-    assert against(student[:1], teacher[:1], rand[:1], 0)[2] is None
-    assert against(student, rand, teacher, 0)[1:] == (None, None)  # a teacher worse than random
+    assert compare_returns(student[:1], teacher[:1], rand[:1], 0)[2] is None
+    assert compare_returns(student, rand, teacher, 0)[1:] == (
+        None,
+        None,
+    )  # a teacher worse than random
 
 
 def test_a_teacher_near_random_is_called_so(policy: Policy) -> None:
-    teacher = Subject(name="teacher", policy=policy)
-    setting = Setting(env_id="Hopper-v5", episodes=10)
-    near = remarks(teacher, [], setting, np.array([-8.0, 10] * 5), np.zeros(10))  # 1 on average
+    teacher = ComparedPolicy(name="teacher", policy=policy)
+    setting = AuditSettings(env_id="Hopper-v5", episodes=10)
+    near = audit_notes(teacher, [], setting, np.array([-8.0, 10] * 5), np.zeros(10))  # 1 on average
     assert any("not clearly better than random" in note for note in near)
     assert not any(
-        "random" in n for n in remarks(teacher, [], setting, np.full(10, 9), np.zeros(10))
+        "random" in n for n in audit_notes(teacher, [], setting, np.full(10, 9), np.zeros(10))
     )
 
 
 def test_values_are_compared_where_both_have_some(policy: Policy) -> None:
-    teacher = Subject(name="teacher", policy=policy, value=lambda obs: obs[:, 0])
+    teacher = ComparedPolicy(name="teacher", policy=policy, value=lambda obs: obs[:, 0])
     student = replace(
         teacher, name="student", value=lambda obs: obs[:, 0] + 2, train=torch.zeros(3, 11)
     )
-    setting = Setting(env_id="Hopper-v5", episodes=2, n_states=20, threads=1)
+    setting = AuditSettings(env_id="Hopper-v5", episodes=2, n_states=20, threads=1)
     heard: list[str] = []
     found = audit(teacher, [student], setting, heard.append)
     assert heard == ["teacher", "student"]
-    scores = found.findings[0].scores
+    scores = found.entries[0].scores
     assert scores["train"].n == 3
     assert all(row.values["value_gap"] == pytest.approx(2) for row in scores.values())
-    assert "value gap" in page(found) and not any("value" in note for note in found.notes)
+    assert "value gap" in fidelity_page(found) and not any("value" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("algo", made.EVERY)
@@ -118,13 +126,13 @@ def distilled(teacher: Policy, obs: torch.Tensor, steps: int) -> Policy:
 
 
 def test_the_gap_finds_out_too_little_data_and_too_little_training(policy: Policy) -> None:
-    teacher = Subject(name="teacher", policy=policy)
-    setting = Setting(env_id="Hopper-v5", episodes=5, n_states=200, threads=1)
+    teacher = ComparedPolicy(name="teacher", policy=policy)
+    setting = AuditSettings(env_id="Hopper-v5", episodes=5, n_states=200, threads=1)
     seen = visit(replace(setting, seed=5), policy.mode, 200).obs
     few, short = (
-        Subject(name=name, policy=distilled(policy, obs, steps), train=obs)
+        ComparedPolicy(name=name, policy=distilled(policy, obs, steps), train=obs)
         for name, obs, steps in [("few", seen[:2], 200), ("short", seen, 4)]
     )
-    found = [f.gap for f in audit(teacher, [few, short], setting).findings]
+    found = [f.gap for f in audit(teacher, [few, short], setting).entries]
     assert found[0].unfitted == 0 and found[0].ungeneralised > 0.1  # two states learned by heart
     assert found[1].unfitted > 0.5 > 0.1 > abs(found[1].ungeneralised)

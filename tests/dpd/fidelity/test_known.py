@@ -10,7 +10,7 @@ import torch
 
 from dpd.agents.base import part
 from dpd.cli import main, saved_run
-from dpd.fidelity.policies import Known, known_of
+from dpd.fidelity.policies import RunLookup, look_up_run
 from dpd.log.naming import learner_name, peer_names
 from dpd.policies import policyfile
 from dpd.policies.policyfile import load
@@ -42,7 +42,7 @@ def test_a_value_is_what_the_learner_itself_says(flags: list[str], tmp_path: Pat
     for who, (stack, n) in training.places.items():
         name = learner_name(who[0], peer_names(training.config)[who[1]])
         file = out / f"policies/{name}.safetensors"
-        value, states = known_of(file, load(file), saved_run)
+        value, states = look_up_run(file, load(file), saved_run)
         asked = stack.agent.ask(OBS.expand(stack.agent.n_learners, 20, 8)).value
         assert value is not None and asked is not None and states is None
         assert torch.equal(value(OBS), asked[n]) and value(OBS).std() > 0
@@ -64,14 +64,14 @@ def test_a_value_is_known_wherever_the_run_learnt(algo: str, where: str, tmp_pat
     argv += [algo, *flags, *ENDS, "--total-steps", "128", "--seed", "5", "--out", str(out)]
     assert main(argv) == 0
     files = sorted((out / "policies").glob("seed?-peer0.safetensors"))
-    expected = [known_of(file, load(file), saved_run).value for file in files]
+    expected = [look_up_run(file, load(file), saved_run).value for file in files]
     shutil.rmtree(out)
     assert main([*argv, *WHERE[where]]) == 0  # the same learners, whoever trains them
     if "gpu" in where:
         as_on_a_gpu(out)
     assert [file.name[4] for file in files] == ["5", "6", "7"]  # two in the first part, one in
     for file, value in zip(files, expected, strict=True):  # the second
-        found = known_of(file, load(file), saved_run).value
+        found = look_up_run(file, load(file), saved_run).value
         assert found is not None and value is not None
         torch.testing.assert_close(found(OBS), value(OBS))
 
@@ -84,7 +84,7 @@ def test_the_states_of_a_students_run_in_parts_on_gpus_are_known(tmp_path: Path)
     found = []
     for seed in (0, 1):
         file = out / f"policies/seed{seed}-peer0.safetensors"
-        states = known_of(file, load(file), saved_run).states
+        states = look_up_run(file, load(file), saved_run).states
         assert states is not None and states.shape == (512, 8)
         found.append(states)
     assert not torch.equal(*found)  # each seed's own
@@ -100,14 +100,14 @@ def test_without_its_own_checkpoint_a_policy_has_no_value(tmp_path: Path) -> Non
     assert main([*argv, "--total-steps", "128", "--out", str(out)]) == 0
     file = out / "policies/seed0-peer0.safetensors"
     policy = load(file)
-    assert known_of(file, policy, saved_run).value is not None
+    assert look_up_run(file, policy, saved_run).value is not None
     for said in ({"steps": 77}, {"steps": "many"}, {"peer": 5}, {"seed": None}):
         other = replace(policy.meta, provenance={**policy.meta.provenance, **said})
-        assert known_of(file, policyfile.Policy(policy.tensors, other), saved_run) == Known()
+        assert look_up_run(file, policyfile.Policy(policy.tensors, other), saved_run) == RunLookup()
     moved = {k: v + 1 if k == "actor.0.bias" else v for k, v in policy.tensors.items()}
-    assert known_of(file, policyfile.Policy(moved, policy.meta), saved_run) == Known()
+    assert look_up_run(file, policyfile.Policy(moved, policy.meta), saved_run) == RunLookup()
     elsewhere = Path(shutil.copy(file, tmp_path / "policy.safetensors"))
-    assert known_of(elsewhere, load(elsewhere), saved_run) == Known()
+    assert look_up_run(elsewhere, load(elsewhere), saved_run) == RunLookup()
     audit = ["fidelity", out, out / "policies/seed0-peer0-best.safetensors", "--episodes", "1"]
     audit += ["--states", "50", "--out", tmp_path / "fidelity"]
     assert main(list(map(str, audit))) == 0
@@ -124,7 +124,7 @@ def test_a_students_run_knows_what_it_was_trained_on(tmp_path: Path) -> None:
     before = sorted((out / "checkpoints").iterdir())
     for seed, peer in [(0, 0), (1, 1)]:
         file = out / f"policies/seed{seed}-{('4x4', '8x8')[peer]}.safetensors"
-        value, states = known_of(file, load(file), saved_run)
+        value, states = look_up_run(file, load(file), saved_run)
         assert value is None and states is not None
         # two learners' 2 x 64 steps an iteration, the last two of four remembered
         assert states.shape == (256, 8)

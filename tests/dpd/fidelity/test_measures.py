@@ -9,13 +9,13 @@ from torch.distributions import Independent, Normal, kl_divergence
 from dpd.agents.dist import DiagGaussian
 from dpd.fidelity.measures import (
     MEASURES,
-    Answers,
+    PolicyOutputs,
     agreement,
     cka,
     kl_both_ways,
-    r2,
-    retained,
-    scores,
+    r2_per_dimension,
+    retained_return,
+    score,
     value_gap,
     why_no_kl,
 )
@@ -26,10 +26,10 @@ TEACHER = torch.tensor([[0.0, 0.5], [0.2, 0.5], [0.4, -0.5], [0.6, -0.5]])
 STUDENT = TEACHER + torch.tensor([[0.04, 0.0], [0.0, -0.1 + 1e-6], [0.02, 0.02], [0.0, 0.6]])
 
 
-def answers(act: torch.Tensor, seed: int = 0, value: torch.Tensor | None = None) -> Answers:
+def answers(act: torch.Tensor, seed: int = 0, value: torch.Tensor | None = None) -> PolicyOutputs:
     """Return answers with such actions, and features drawn with a seed."""
     features = torch.randn(len(act), 3, generator=torch.Generator().manual_seed(seed))
-    return Answers(act, DiagGaussian(act, torch.full_like(act, -1.0)), features, value)
+    return PolicyOutputs(act, DiagGaussian(act, torch.full_like(act, -1.0)), features, value)
 
 
 def test_agreement_is_the_share_of_states_whose_worst_action_is_near() -> None:
@@ -40,7 +40,7 @@ def test_agreement_is_the_share_of_states_whose_worst_action_is_near() -> None:
 
 
 def test_the_action_error_is_in_halves_of_the_range() -> None:
-    found = scores(answers(TEACHER), answers(STUDENT), has_kl=True)
+    found = score(answers(TEACHER), answers(STUDENT), has_kl=True)
     # 0.04 + 0.1 + 0.02 + 0.02 + 0.6 = 0.78, over 8 actions
     assert found.values["action_error"] == pytest.approx(0.78 / 8, abs=1e-6)
     # 0.0016 + 0.01 + 0.0004 + 0.0004 + 0.36 = 0.3724
@@ -51,18 +51,20 @@ def test_the_action_error_is_in_halves_of_the_range() -> None:
 def test_r2_is_what_is_explained_of_each_dimension() -> None:
     # dimension 0: mean 0.3, SST = 0.09 + 0.01 + 0.01 + 0.09 = 0.2, SSE = 0.0016 + 0.0004
     # dimension 1: mean 0, SST = 4 · 0.25 = 1, SSE = 0.01 + 0.0004 + 0.36
-    assert r2(TEACHER, STUDENT) == pytest.approx([1 - 0.002 / 0.2, 1 - 0.3704], abs=1e-5)
-    found = scores(answers(TEACHER), answers(STUDENT), has_kl=True)
+    assert r2_per_dimension(TEACHER, STUDENT) == pytest.approx(
+        [1 - 0.002 / 0.2, 1 - 0.3704], abs=1e-5
+    )
+    found = score(answers(TEACHER), answers(STUDENT), has_kl=True)
     assert found.values["r2_mean"] == pytest.approx((0.99 + 0.6296) / 2, abs=1e-5)
     assert found.values["r2_min"] == pytest.approx(0.6296, abs=1e-5)
 
 
 def test_r2_of_the_mean_alone_is_none_of_it_and_a_constant_teacher_has_none() -> None:
     mean = TEACHER.mean(0).expand_as(TEACHER)
-    assert r2(TEACHER, mean) == pytest.approx([0, 0], abs=1e-6)
+    assert r2_per_dimension(TEACHER, mean) == pytest.approx([0, 0], abs=1e-6)
     constant = torch.stack([TEACHER[:, 0], torch.full((4,), 0.7)], 1)
-    assert r2(constant, STUDENT)[1] is None
-    found = scores(answers(constant), answers(STUDENT), has_kl=True)
+    assert r2_per_dimension(constant, STUDENT)[1] is None
+    found = score(answers(constant), answers(STUDENT), has_kl=True)
     assert found.values["r2_mean"] == found.values["r2_min"] == found.r2[0]
 
 
@@ -109,7 +111,7 @@ def test_kl_is_left_out_where_it_would_mean_nothing(
 def test_without_kl_the_other_measures_stand() -> None:
     squashed = answers(STUDENT)
     squashed = squashed._replace(dist=squashed.dist._replace(squashed=True))
-    found = scores(answers(TEACHER), squashed, has_kl=False)
+    found = score(answers(TEACHER), squashed, has_kl=False)
     assert found.values["kl_forward"] is found.values["kl_reverse"] is None
     assert found.values["action_error"] == pytest.approx(0.78 / 8, abs=1e-6)
 
@@ -159,13 +161,13 @@ def test_the_value_gap_needs_two_value_functions() -> None:
     v, w = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.5, 2.0, 1.0])
     assert value_gap(v, w) == pytest.approx(2.5 / 3)
     assert value_gap(None, w) is value_gap(v, None) is None
-    found = scores(answers(TEACHER[:3], value=v), answers(STUDENT[:3], value=w), has_kl=True)
+    found = score(answers(TEACHER[:3], value=v), answers(STUDENT[:3], value=w), has_kl=True)
     assert found.values["value_gap"] == pytest.approx(2.5 / 3)
 
 
 def test_a_policy_follows_itself_wholly() -> None:
     same = answers(TEACHER)
-    found = scores(same, same, has_kl=True).values
+    found = score(same, same, has_kl=True).values
     assert found["kl_forward"] == found["kl_reverse"] == 0
     assert found["action_error"] == found["action_mse"] == 0
     assert found["agree_0.05"] == found["agree_0.1"] == found["r2_mean"] == found["r2_min"] == 1
@@ -183,8 +185,12 @@ def test_the_return_retained_is_counted_from_random_actions() -> None:
         np.array(x, float) for x in ([-400, -200], [-150, -150], [-1000, -1400])
     )
     # (-300 + 1200) / (-150 + 1200); R_S / R_T would be 2, though the student is worse
-    assert retained(student, teacher, rand) == pytest.approx(900 / 1050)
-    assert retained(3 * student + 7, 3 * teacher + 7, 3 * rand + 7) == pytest.approx(900 / 1050)
-    assert retained(teacher, teacher, rand) == 1 and retained(rand, teacher, rand) == 0
+    assert retained_return(student, teacher, rand) == pytest.approx(900 / 1050)
+    assert retained_return(3 * student + 7, 3 * teacher + 7, 3 * rand + 7) == pytest.approx(
+        900 / 1050
+    )
+    assert (
+        retained_return(teacher, teacher, rand) == 1 and retained_return(rand, teacher, rand) == 0
+    )
     s, t, r = (np.stack([x, x]) for x in (student, teacher, rand))
-    assert retained(s, t, r, axis=-1) == pytest.approx([900 / 1050] * 2)
+    assert retained_return(s, t, r, axis=-1) == pytest.approx([900 / 1050] * 2)

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from dpd.agents.dist import kl
-from dpd.fidelity.offline import CHUNK, Lesson, Row, Stack, stacks
-from dpd.fidelity.variants import WEIGHTS, Variant, distinct, factors, why_no_weights
+from dpd.fidelity.offline import CHUNK_STEPS, OfflineData, StudentStack, SweepStudent, make_stacks
+from dpd.fidelity.variants import (
+    START_WEIGHTS,
+    Variant,
+    distinct_variants,
+    make_factors,
+    why_no_weights,
+)
 from dpd.policies.policyfile import Policy
 from tests.toy import policies as made
 
@@ -25,17 +31,17 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return made.saved(tmp_path_factory.mktemp("made"), "ppo", "Hopper-v5")
 
 
-def lesson_of(teacher: Policy, **changes: Any) -> Lesson:
+def lesson_of(teacher: Policy, **changes: Any) -> OfflineData:
     """Return a lesson on 100 random states."""
     pool = 3 * torch.randn(100, 11, generator=torch.Generator().manual_seed(3)) + 1
     rates = {"adam": 3e-3, "sgd": 0.02}
     given: dict[str, Any] = {"teacher": teacher, "pool": pool, "steps": STEPS, "lr": rates}
-    return Lesson(**given | changes)
+    return OfflineData(**given | changes)
 
 
-def varied(name: str, values: Sequence[Any]) -> list[Row]:
+def varied(name: str, values: Sequence[Any]) -> list[SweepStudent]:
     """Return students that differ in one thing."""
-    return [Row(replace(BASE, **{name: value}), 0) for value in values]
+    return [SweepStudent(replace(BASE, **{name: value}), 0) for value in values]
 
 
 def nearest(obs: Tensor, own: Tensor) -> Tensor:
@@ -43,7 +49,7 @@ def nearest(obs: Tensor, own: Tensor) -> Tensor:
     return (obs.unsqueeze(1) - own).square().sum(-1).amin(1).sqrt()
 
 
-def distances(lesson: Lesson, stack: Stack) -> list[float]:
+def distances(lesson: OfflineData, stack: StudentStack) -> list[float]:
     """Return KL(teacher || student) of every student, mean over states."""
     said = lesson.teacher.dist(lesson.pool)
     return [float(kl(said, policy.dist(lesson.pool)).mean()) for policy in stack.policies()]
@@ -53,7 +59,7 @@ def distances(lesson: Lesson, stack: Stack) -> list[float]:
 
 
 def test_every_factor_changes_one_thing_and_holds_the_student_that_all_share() -> None:
-    found = factors([300, 100, 200], has_weights=True)
+    found = make_factors([300, 100, 200], has_weights=True)
     names = ["states", "augmentation", "optimiser", "length", "capacity", "weight"]
     assert [factor.name for factor in found] == names
     base = Variant(states=200)  # the middle one
@@ -62,8 +68,8 @@ def test_every_factor_changes_one_thing_and_holds_the_student_that_all_share() -
         for variant in factor.variants:
             assert replace(variant, **{factor.name: getattr(base, factor.name)}) == base
     # 3 + 3 + 2 + 2 + 4 + 5 students, of which five are the base again
-    assert len(distinct(found)) == 19 - 5
-    assert [factor.name for factor in factors([1], has_weights=False)][-1] == "capacity"
+    assert len(distinct_variants(found)) == 19 - 5
+    assert [factor.name for factor in make_factors([1], has_weights=False)][-1] == "capacity"
 
 
 def test_widths_are_rounded_and_never_nothing() -> None:
@@ -85,7 +91,7 @@ def test_more_states_hold_those_of_fewer_and_no_others(teacher: Policy) -> None:
     lesson = lesson_of(teacher)
     few, many = (set(lesson.own(row).tolist()) for row in varied("states", [10, 40]))
     assert few < many and (len(few), len(many)) == (10, 40)
-    stack = Stack(lesson, varied("states", [10, 40]))
+    stack = StudentStack(lesson, varied("states", [10, 40]))
     shown = stack._draw(400)
     own = lesson.normalised(lesson.pool[lesson.own(stack.rows[0])])
     assert nearest(shown.obs[0], own).max() < 1e-4 and len(shown.obs[0].unique(dim=0)) == 10
@@ -94,7 +100,7 @@ def test_more_states_hold_those_of_fewer_and_no_others(teacher: Policy) -> None:
 
 def test_noise_and_mixup_change_their_rows_alone(teacher: Policy) -> None:
     lesson = lesson_of(teacher)
-    stack = Stack(lesson, varied("augmentation", ["none", "noise", "mixup"]))
+    stack = StudentStack(lesson, varied("augmentation", ["none", "noise", "mixup"]))
     plain, noisy, mixed = stack._draw(2000).obs
     own = lesson.normalised(lesson.pool[lesson.own(stack.rows[0])])
     assert nearest(plain, own).max() < 1e-4
@@ -110,7 +116,7 @@ def test_noise_and_mixup_change_their_rows_alone(teacher: Policy) -> None:
 
 def test_targets_are_the_teachers_distribution_as_it_is(teacher: Policy) -> None:
     lesson = lesson_of(teacher)
-    drawn = Stack(lesson, [Row(BASE, 0)])._draw(50)
+    drawn = StudentStack(lesson, [SweepStudent(BASE, 0)])._draw(50)
     scale, mean = lesson.teacher.tensors["obs_scale"], lesson.teacher.tensors["obs_mean"]
     said = lesson.teacher.dist(drawn.obs[0] / scale + mean)
     assert torch.allclose(drawn.mean[0], said.mean, atol=1e-4)
@@ -122,7 +128,7 @@ def test_targets_are_the_teachers_distribution_as_it_is(teacher: Policy) -> None
 
 def test_the_nearer_the_start_to_the_teacher_the_nearer_the_end(teacher: Policy) -> None:
     lesson = lesson_of(teacher)
-    (stack,) = stacks(lesson, varied("weight", WEIGHTS))
+    (stack,) = make_stacks(lesson, varied("weight", START_WEIGHTS))
     start = distances(lesson, stack)
     assert start == sorted(start, reverse=True) and start[0] > 1 > start[-1] == 0
     stack.train(lambda steps: None)
@@ -132,11 +138,13 @@ def test_the_nearer_the_start_to_the_teacher_the_nearer_the_end(teacher: Policy)
 
 
 def test_all_its_steps_are_told_and_the_rate_falls_to_nothing(teacher: Policy) -> None:
-    stack = Stack(lesson_of(teacher, steps=CHUNK + 5), [Row(replace(BASE, length=4), 0)])
+    stack = StudentStack(
+        lesson_of(teacher, steps=CHUNK_STEPS + 5), [SweepStudent(replace(BASE, length=4), 0)]
+    )
     told: list[int] = []
     stack.train(told.append)
     # 4 x 25 steps, twenty at a time; the last twenty at (1 + cos(0.8 pi)) / 2 of the rate
-    assert told == [CHUNK] * 5
+    assert told == [CHUNK_STEPS] * 5
     assert stack.optimizer.lr == pytest.approx([3e-3 * 0.0954915], rel=1e-6)
 
 
@@ -144,14 +152,14 @@ def test_all_its_steps_are_told_and_the_rate_falls_to_nothing(teacher: Policy) -
 def test_a_student_beside_others_learns_what_it_learns_alone(
     optimiser: str, teacher: Policy
 ) -> None:
-    lesson = lesson_of(teacher, steps=CHUNK)
+    lesson = lesson_of(teacher, steps=CHUNK_STEPS)
     rows = [
-        Row(replace(BASE, capacity=capacity, optimiser=optimiser), seed)
+        SweepStudent(replace(BASE, capacity=capacity, optimiser=optimiser), seed)
         for capacity, seed in ((0.25, 4), (0.5, 4), (1.0, 5))
     ]
-    together = Stack(lesson, rows)
+    together = StudentStack(lesson, rows)
     together.train(lambda steps: None)
-    alone = Stack(lesson, rows[:1])
+    alone = StudentStack(lesson, rows[:1])
     alone.train(lambda steps: None)
     one, other = together.policies()[0], alone.policies()[0]
     assert one.meta.hidden == (4, 2) and one.tensors["actor.0.weight"].shape == (11, 4)
@@ -160,8 +168,8 @@ def test_a_student_beside_others_learns_what_it_learns_alone(
 
 
 def test_students_of_one_optimiser_length_and_padding_share_a_stack(teacher: Policy) -> None:
-    changed = distinct(factors([10, 20, 30], has_weights=True))
-    found = stacks(lesson_of(teacher), [Row(variant, 0) for variant in changed])
+    changed = distinct_variants(make_factors([10, 20, 30], has_weights=True))
+    found = make_stacks(lesson_of(teacher), [SweepStudent(variant, 0) for variant in changed])
     kinds = [{row.variant.stack for row in stack.rows} for stack in found]
     # the common one; SGD; four times the steps; twice the width
     assert sorted(map(len, kinds)) == [1] * 4 and len(found) == 4
@@ -171,7 +179,7 @@ def test_a_squashing_teacher_is_followed_by_its_actions(tmp_path: Path) -> None:
     sac = made.saved(tmp_path, "sac", "Hopper-v5")
     lesson = lesson_of(sac, steps=150)
     assert lesson.divergence == "mse"
-    stack = Stack(lesson, [Row(BASE, 0)])
+    stack = StudentStack(lesson, [SweepStudent(BASE, 0)])
     seen = lesson.pool[lesson.own(stack.rows[0])]
 
     def error() -> float:

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dpd.cli import main
 from dpd.fidelity.measures import MEASURES
-from dpd.fidelity.states import SETS, Setting
+from dpd.fidelity.states import SETS, AuditSettings
 from dpd.policies.policyfile import Policy, load
 from dpd.run.episodes import evaluate_policy
 from tests.toy import policies as made
@@ -78,7 +78,7 @@ def test_a_policy_is_wholly_faithful_to_itself(
 
 def evaluated_again(found: dict[str, Any], file: Path) -> float:
     """Return the mean return that `dpd evaluate`'s own function finds for the same episodes."""
-    seed = Setting(env_id=found["env"], seed=found["seed"]).seed_of(0)
+    seed = AuditSettings(env_id=found["env"], seed=found["seed"]).seed_of(0)
     return float(evaluate_policy(load(file), found["env"], 3, seed, 1).returns.mean())
 
 
@@ -102,13 +102,13 @@ def test_students_and_the_floor_are_rows_beside_each_other(
     assert sac["compression"] == pytest.approx(358 / 78)
     assert sac["bytes"] == paths[3].stat().st_size
     assert all(s["latency_us"] > 0 and s["actions_per_s"] > 0 for s in found["students"])
-    assert any(n.startswith("no KL for sac: between a squashed and") for n in found["notes"])
+    assert any(n.startswith("no KL for sac: it has no closed form") for n in found["notes"])
     assert any(n.startswith("no KL for td3: the actions of td3 are") for n in found["notes"])
     assert any(
-        n.startswith(f"training states unknown of {NAME}, far, sac:") for n in found["notes"]
+        n.startswith(f"training states are unknown for {NAME}, far, sac:") for n in found["notes"]
     )
     assert any(n.startswith("no value gap: it needs the value functions") for n in found["notes"])
-    assert any(n.startswith("the bootstrap intervals of the return") for n in found["notes"])  # 3
+    assert any(n.startswith("the bootstrap intervals of the retained") for n in found["notes"])  # 3
     assert near["gap"]["seen"] == "teacher"
     check_what_was_written(found, tmp_path)
 
@@ -223,15 +223,15 @@ def test_bad_input_is_refused_in_one_line(
         ([teacher], "student"),
         (
             [teacher, other],
-            "other reads 8 observations and gives 2 actions; its teacher teacher 11",
+            "other reads 8 observations and gives 2 actions; its teacher teacher reads 11",
         ),
-        ([teacher, bounds], "bounds acts within other bounds than teacher"),
+        ([teacher, bounds], "bounds has different action bounds than teacher"),
         ([teacher, tmp_path / "none"], "does not exist"),
         ([teacher, tmp_path / "empty"], "holds no policies"),
         ([teacher, tmp_path / "run"], "does not say which of its policies is the best"),
         ([teacher, far, far], "given twice"),
         ([teacher, far, "--env", "Swimmer-v5"], "Swimmer-v5 has 8 and 2"),
-        ([teacher, far, "--train-states", pickled], "is no .npy of states"),
+        ([teacher, far, "--train-states", pickled], "is not an .npy file of states"),
         ([teacher, far, "--train-states", thin], "must hold numbers [states, 11]"),
         ([teacher, far, "--vecnormalize", thin], "--vecnormalize is for Stable-Baselines3 zips"),
         ([teacher, far, "--episodes", "0"], "--episodes must be at least 1"),

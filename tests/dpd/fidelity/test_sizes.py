@@ -11,13 +11,22 @@ import pytest
 
 from dpd.distill.teacher import Returns
 from dpd.fidelity.policies import Cost
-from dpd.fidelity.sizes import Size, Sizes, Student, as_json, draw_sizes, notes, sized, sizes_sheet
+from dpd.fidelity.sizes import (
+    SizeComparison,
+    SizeGroup,
+    StudentResult,
+    draw_sizes,
+    size_group,
+    size_notes,
+    sizes_json,
+    sizes_table,
+)
 
 
-def student(size: str, seed: int, got: float, parameters: int = 100) -> Student:
+def student(size: str, seed: int, got: float, parameters: int = 100) -> StudentResult:
     """Return a student that agrees nowhere and takes 5 microseconds."""
     figures = {"return": got, "retained": got / 100, "agree": 0.0, "own_error": None}
-    return Student(
+    return StudentResult(
         name=f"seed{seed}",
         size=size,
         seed=seed,
@@ -26,9 +35,9 @@ def student(size: str, seed: int, got: float, parameters: int = 100) -> Student:
     )
 
 
-def found(*sizes: Size, teacher: float = 100.0) -> Sizes:
+def found(*sizes: SizeGroup, teacher: float = 100.0) -> SizeComparison:
     """Return what a run came to whose teacher of 400 parameters is much better than random."""
-    return Sizes(
+    return SizeComparison(
         env_id="Swimmer-v5",
         n_states=9,
         returns=Returns([[teacher - 1, teacher + 1]], [0.0, 0.0]),
@@ -38,7 +47,7 @@ def found(*sizes: Size, teacher: float = 100.0) -> Sizes:
 
 
 def test_students_of_one_seed_count_once() -> None:
-    size = sized("8", [student("8", 0, 10), student("8", 0, 30), student("8", 1, 60)], 400)
+    size = size_group("8", [student("8", 0, 10), student("8", 0, 30), student("8", 1, 60)], 400)
     assert size.of("return") == [20, 60] and size.mean("return") == 40
     assert (size.parameters, size.compression) == (100, 4.0)
     # mean 40, standard error 20, t(1, 97.5 %) = 12.706
@@ -47,29 +56,29 @@ def test_students_of_one_seed_count_once() -> None:
 
 
 def test_the_table_has_a_row_for_each_size_below_the_teachers() -> None:
-    small = sized("8x8", [student("8x8", k, 50 + k) for k in range(2)], 400)
-    large = sized("64x64", [student("64x64", k, 90, 4000) for k in range(2)], 400)
-    rows = sizes_sheet(found(small, large)).rows
+    small = size_group("8x8", [student("8x8", k, 50 + k) for k in range(2)], 400)
+    large = size_group("64x64", [student("64x64", k, 90, 4000) for k in range(2)], 400)
+    rows = sizes_table(found(small, large)).rows
     assert [row[0] for row in rows] == ["teacher", "8x8", "64x64"]
     teacher, first, second = rows
     assert teacher == ["teacher", "400", "1", "20", "100", "1", "-", "1", "0"]
     assert first == ["8x8", "100", "4", "5", "50.5", "0.505", "0.441…0.569", "0", "-"]
     assert second[1:3] == ["4,000", "0.1"]
-    alone = sizes_sheet(found(sized("8", [student("8", 0, 50)], 400)))
+    alone = sizes_table(found(size_group("8", [student("8", 0, 50)], 400)))
     assert "95 %" not in alone.columns and "means of" not in alone.title
 
 
 def test_what_weakens_the_numbers_is_said() -> None:
-    two = sized("8", [student("8", k, 50) for k in range(2)], 400)
-    assert notes(found(two)) == []
-    assert notes(found(sized("8", [student("8", 0, 50)], 400), teacher=-1.0)) == [
-        "the teacher is no better than random actions: nothing of it is to be retained"
+    two = size_group("8", [student("8", k, 50) for k in range(2)], 400)
+    assert size_notes(found(two)) == []
+    assert size_notes(found(size_group("8", [student("8", 0, 50)], 400), teacher=-1.0)) == [
+        "the teacher is no better than random actions: there is no return to retain"
     ]
 
 
 def test_the_json_holds_every_students_figures() -> None:
-    size = sized("8", [student("8", k, 10 * k) for k in range(3)], 400)
-    said = json.loads(json.dumps(as_json(found(size)), allow_nan=False))
+    size = size_group("8", [student("8", k, 10 * k) for k in range(3)], 400)
+    said = json.loads(json.dumps(sizes_json(found(size)), allow_nan=False))
     (row,) = said["sizes"]
     assert row["return"] == 10 and row["intervals"]["own_error"] is None
     assert [each["return"] for each in row["students"]] == [0, 10, 20]
@@ -90,7 +99,8 @@ def test_every_size_is_drawn_over_its_parameters_and_its_latency(
 
     monkeypatch.setattr(Figure, "savefig", noting)
     sizes = [
-        sized(str(n), [student(str(n), k, n + k, n * 10) for k in range(3)], 400) for n in (8, 16)
+        size_group(str(n), [student(str(n), k, n + k, n * 10) for k in range(3)], 400)
+        for n in (8, 16)
     ]
     draw_sizes(found(*sizes), tmp_path / "students.png", "a run")
     assert (tmp_path / "students.png").stat().st_size > 10_000

@@ -10,17 +10,17 @@ from dpd.envs.make import make
 from dpd.fidelity.states import (
     HELD_OUT,
     TEST,
-    Setting,
-    alive,
-    drawn,
-    either,
-    perturbed,
-    uniform,
+    AuditSettings,
+    coin_flip_policy,
+    draw_rows,
+    perturbed_states,
+    states_within_episodes,
+    uniform_policy,
     visit,
 )
 from dpd.run.episodes import episode_seeds, run_episodes
 
-SETTING = Setting(env_id="Hopper-v5", episodes=3, n_states=40, threads=1)
+SETTING = AuditSettings(env_id="Hopper-v5", episodes=3, n_states=40, threads=1)
 
 
 def still(obs: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ def rows(obs: torch.Tensor) -> set[tuple[float, ...]]:
 def test_states_within_their_episodes_count() -> None:
     steps = [torch.tensor([[[10.0 * t], [10.0 * t + 1]]]) for t in range(3)]  # one policy's
     # the first episode has one step, the second three; the rest is of further episodes
-    (own,) = alive(steps, np.array([[1, 3]]))
+    (own,) = states_within_episodes(steps, np.array([[1, 3]]))
     assert own.flatten().tolist() == [0, 1, 11, 21]
 
 
@@ -55,7 +55,7 @@ def test_the_states_are_those_of_whole_episodes() -> None:
 
 
 def test_no_states_are_kept_where_none_are_asked_for() -> None:
-    found = visit(SETTING, uniform(SETTING, 3))
+    found = visit(SETTING, uniform_policy(SETTING, 3))
     assert found.returns.shape == (3,) and found.obs.shape == (0, 11)
 
 
@@ -71,13 +71,13 @@ def test_the_same_setting_gives_the_same_states_and_another_seed_others() -> Non
 
 def test_drawn_states_are_different_ones() -> None:
     obs = torch.arange(10.0).unsqueeze(1)
-    found = drawn(obs, 4, torch.Generator().manual_seed(0))
+    found = draw_rows(obs, 4, torch.Generator().manual_seed(0))
     assert len(rows(found)) == 4 and rows(found) < rows(obs)
-    assert rows(drawn(obs, 20, torch.Generator().manual_seed(0))) == rows(obs)
+    assert rows(draw_rows(obs, 20, torch.Generator().manual_seed(0))) == rows(obs)
 
 
 def test_random_actions_fill_the_range() -> None:
-    acts = uniform(SETTING, 3)(torch.zeros(10_000, 11))
+    acts = uniform_policy(SETTING, 3)(torch.zeros(10_000, 11))
     assert acts.shape == (10_000, 3) and -1 <= acts.min() < -0.99 and 0.99 < acts.max() <= 1
     # uniform on [-1, 1]: mean 0, variance 1/3
     assert acts.mean() == pytest.approx(0, abs=0.02) and acts.var() == pytest.approx(
@@ -86,7 +86,7 @@ def test_random_actions_fill_the_range() -> None:
 
 
 def test_the_coin_is_tossed_for_each_state_and_falls_evenly() -> None:
-    act = either(SETTING, lambda obs: obs, lambda obs: -obs)
+    act = coin_flip_policy(SETTING, lambda obs: obs, lambda obs: -obs)
     first, second = act(torch.ones(4_000, 2)), act(torch.ones(4_000, 2))
     assert (first[:, 0] == first[:, 1]).all()  # one policy acts at a time
     assert first.mean() == pytest.approx(0, abs=0.06)
@@ -96,12 +96,12 @@ def test_the_coin_is_tossed_for_each_state_and_falls_evenly() -> None:
 def test_mixed_up_states_lie_between_two_and_noise_is_a_tenth_of_the_deviation() -> None:
     torch.manual_seed(0)
     obs = torch.randn(20_000, 2) * torch.tensor([1.0, 50.0]) + torch.tensor([0.0, 300.0])
-    found = perturbed(SETTING, obs)
+    found = perturbed_states(SETTING, obs)
     assert (found["mixup"] >= obs.amin(0)).all() and (found["mixup"] <= obs.amax(0)).all()
     # variance of λx + (1 - λ)y with λ uniform: σ² E[λ² + (1 - λ)²] = 2/3 σ²
     assert (found["mixup"].var(0) / obs.var(0)).tolist() == pytest.approx([2 / 3] * 2, rel=0.05)
     noise = found["noise"] - obs
     assert (noise.std(0) / obs.std(0)).tolist() == pytest.approx([0.1] * 2, rel=0.03)
     # on one line between two states: of two, everything lies there
-    two = perturbed(SETTING, torch.tensor([[0.0, 0.0], [1.0, 2.0]]))["mixup"]
+    two = perturbed_states(SETTING, torch.tensor([[0.0, 0.0], [1.0, 2.0]]))["mixup"]
     assert torch.allclose(two[:, 1], 2 * two[:, 0])

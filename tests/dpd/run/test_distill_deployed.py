@@ -11,8 +11,8 @@ import torch
 import dpd
 from dpd.cli import main, parse_run
 from dpd.distill.teacher import Returns
-from dpd.fidelity.policies import Subject
-from dpd.fidelity.sizes import Sizes, examine, notes, sized
+from dpd.fidelity.policies import ComparedPolicy
+from dpd.fidelity.sizes import SizeComparison, compare_student, size_group, size_notes
 from dpd.policies import policyfile
 from dpd.run.train import make_training
 from tests.toy import policies as made
@@ -44,16 +44,16 @@ def test_a_run_evaluates_what_it_saves(teacher: Path, tmp_path: Path) -> None:
         assert saved.meta.memory is not None and saved.meta.memory.entries == 150
         torch.testing.assert_close(saved.mode(obs[n]), acted[n], rtol=0, atol=1e-5)
     # 150 entries of 32 numbers and 2 actions, beside what the student is: the report counts them
-    subject = Subject(name="s", policy=saved)
-    student = examine(subject, [], obs[0], {"return": 1.0, "retained": 1.0})
+    subject = ComparedPolicy(name="s", policy=saved)
+    student = compare_student(subject, [], obs[0], {"return": 1.0, "retained": 1.0})
     assert student.memory and student.cost.parameters > 150 * 34
     plain = replace(student, memory=False, cost=student.cost._replace(parameters=100))
-    of_size = sized("6", [student, plain], 400)
+    of_size = size_group("6", [student, plain], 400)
     assert of_size.parameters == round((student.cost.parameters + 100) / 2)
     returns, costs = Returns([[1.0]], [0.0]), [student.cost]
-    found = Sizes(env_id="", n_states=1, returns=returns, costs=costs, sizes=[of_size])
-    assert notes(found) == [
-        "1 of 2 students ask a memory of their teacher, which is in their params and µs"
+    found = SizeComparison(env_id="", n_states=1, returns=returns, costs=costs, sizes=[of_size])
+    assert size_notes(found) == [
+        "1 of 2 students query a memory of their teacher, which counts in their params and µs"
     ]
 
 

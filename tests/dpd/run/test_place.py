@@ -13,12 +13,12 @@ from dpd import evaluate as evaluation
 from dpd.cli import main
 from dpd.config import ForeignConfig
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.policies import read_subjects
+from dpd.cooperate.policies import read_policies
 from dpd.envs.make import make
 from dpd.errors import BadInput
 from dpd.evaluate import render_episode
 from dpd.fidelity.config import SweepConfig
-from dpd.fidelity.sweep import read_teacher
+from dpd.fidelity.sweep import read_sweep_teacher
 from dpd.policies import policyfile
 from dpd.policies.policyfile import load
 from dpd.run.sources import Place, place_of
@@ -190,13 +190,13 @@ def test_fidelity_plays_everyone_with_the_teachers_arguments(
 def test_a_sweep_plays_its_teacher_with_the_arguments(zipped: Path, heavy: Path) -> None:
     kwargs = {"payload": 2.5, "dims": 5}
     foreign = ForeignConfig(env=ENV, env_kwargs=json.dumps(kwargs))
-    teacher, setting = read_teacher(SweepConfig(teacher=zipped, foreign=foreign))
+    teacher, setting = read_sweep_teacher(SweepConfig(teacher=zipped, foreign=foreign))
     assert (setting.env_id, setting.env_kwargs) == (ENV, kwargs)
     assert teacher.policy.meta.env_kwargs == kwargs
-    _, setting = read_teacher(SweepConfig(teacher=heavy))
+    _, setting = read_sweep_teacher(SweepConfig(teacher=heavy))
     assert setting.env_kwargs == HEAVY
     with pytest.raises(BadInput, match="would drop"):
-        read_teacher(SweepConfig(teacher=heavy, foreign=ForeignConfig(env="Unladen-v0")))
+        read_sweep_teacher(SweepConfig(teacher=heavy, foreign=ForeignConfig(env="Unladen-v0")))
 
 
 def test_cooperation_refuses_arguments_that_its_simulation_cannot_have(tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def test_cooperation_refuses_arguments_that_its_simulation_cannot_have(tmp_path:
         bounds = policyfile.bounds(make("HalfCheetah-v5", 1, [0]).spec)
         policyfile.save(file, dict(agent.export(0)) | bounds, meta)
     with pytest.raises(BadInput, match="env_kwargs need the gymnasium backend"):
-        read_subjects(CooperateConfig(paths=(plain, changed)))
+        read_policies(CooperateConfig(paths=(plain, changed)))
     given = ForeignConfig(env_kwargs="{}")
-    subjects, env_id = read_subjects(CooperateConfig(paths=(plain, changed), foreign=given))
+    subjects, env_id = read_policies(CooperateConfig(paths=(plain, changed), foreign=given))
     assert env_id == "HalfCheetah-v5"
     assert [subject.policy.meta.env_kwargs for subject in subjects] == [{}, {}]
 
