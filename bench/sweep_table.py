@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from marked import fill
 
-from dpd.fidelity.variants import FACTOR_LABELS, FACTORS
+from dpd.fidelity.sweep import FACTOR_LABELS, FACTORS
 
 COLUMNS = {
     "train_kl": "KL, seen",

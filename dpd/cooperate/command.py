@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -33,15 +32,16 @@ class StepsPerSecond(ProgressColumn):
 
 def steps_progress(console: Console) -> Progress:
     """Return a progress bar of simulator steps."""
-    steps = TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps")
-    columns = [
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        steps,
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
         StepsPerSecond(),
         TimeRemainingColumn(),
-    ]
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def cooperate_paths(config: CooperateConfig) -> int:
@@ -75,7 +75,9 @@ def cooperate_paths(config: CooperateConfig) -> int:
 def new_cooperation(config: CooperateConfig) -> Cooperation:
     """Start a cooperation: read policies that fit each other and check the output directory."""
     subjects, env_id = read_policies(config)
-    require_new(config.out)
+    require_writable(config.out)
+    if (config.out / "policies").exists():
+        raise BadInput(f"{config.out} already holds policies; choose another --out")
     budget = Budget(config.total_steps)
     return Cooperation(subjects=subjects, env_id=env_id, config=config, budget=budget)
 
@@ -94,7 +96,7 @@ def run_rounds(world: Simulator, outcome: Cooperation, console: Console) -> int:
         if outcome.before is None:
             outcome.before = world.evaluate([p.repeatable_mode for p in policies])
         first = len(outcome.rounds) + 1
-        outcome.spent = cooperate(world, policies, config, done, first)
+        outcome.ended_by = cooperate(world, policies, config, done, first)
         if outcome.rounds:
             outcome.after = world.evaluate([p.repeatable_mode for p in outcome.policies])
             write_cooperation(outcome)
@@ -105,6 +107,7 @@ def run_rounds(world: Simulator, outcome: Cooperation, console: Console) -> int:
 
 def max_steps_left(world: Simulator, outcome: Cooperation) -> int:
     """Return an upper bound on the remaining simulator steps."""
+    # k: policies; n: probe states of all of them
     c, k = world.config, len(outcome.subjects)
     n = k * c.probes
     held = round(c.holdout * n)
@@ -132,13 +135,6 @@ def require_enough(outcome: Cooperation, world: Simulator) -> None:
         )
 
 
-def require_new(out: Path) -> None:
-    """Raise BadInput unless the directory is writable and holds no policies yet."""
-    require_writable(out)
-    if (out / "policies").exists():
-        raise BadInput(f"{out} already holds policies; choose another --out")
-
-
 def print_cooperation(outcome: Cooperation) -> None:
     """Print the results and the paths of the files."""
     if outcome.config.json and not outcome.stopped:
@@ -150,6 +146,5 @@ def print_cooperation(outcome: Cooperation) -> None:
     for line in outcome.remarks():
         console.print(line, soft_wrap=True)
     if outcome.rounds:
-        for what in ("policies", "cooperative.html"):
-            name = "report" if what.endswith(".html") else what
-            console.print(f"{name:<8}  {outcome.config.out / what}", soft_wrap=True)
+        console.print(f"policies  {outcome.config.out / 'policies'}", soft_wrap=True)
+        console.print(f"report    {outcome.config.out / 'cooperative.html'}", soft_wrap=True)

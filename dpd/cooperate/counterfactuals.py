@@ -99,14 +99,10 @@ def fit_proxies(
         rows = torch.randint(len(z), (min(PROXY_BATCH, len(z)),), generator=generator)
         (predicted,) = nets(z[rows].expand(len(y), -1, -1), "gap")
         optimizer.zero_grad()
-        squared_error(predicted.squeeze(-1), y[:, rows]).sum().backward()
+        # The sum over pairs: every pair has its own network and its own mean squared error.
+        (predicted.squeeze(-1) - y[:, rows]).square().mean(1).sum().backward()
         optimizer.step()
     return proxies
-
-
-def squared_error(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Return each pair's mean squared error [P] of [P, B]."""
-    return (predicted - wanted).square().mean(1)
 
 
 @torch.no_grad()

@@ -39,8 +39,8 @@ class Cooperation:
     """Simulator steps at the end of each round."""
     before: np.ndarray | None = None  # [k, K]
     after: np.ndarray | None = None  # [k, K], the same episodes
-    spent: BudgetExceeded | None = None
-    """Reason why the rounds ended early."""
+    ended_by: BudgetExceeded | None = None
+    """Step that exceeded the budget, if the rounds ended early."""
     stopped: bool = False
     """True if the user interrupted the rounds."""
     is_finished: bool = False
@@ -82,8 +82,8 @@ class Cooperation:
         resume = f"; resume with: dpd cooperate --resume {shlex.quote(str(self.config.out))}"
         if self.stopped:
             yield f"stopped; {done}{resume if self.rounds else ''}"
-        if self.spent is not None:
-            yield f"the budget ended in round {len(self.rounds) + 1}: {self.spent}; {done}"
+        if self.ended_by is not None:
+            yield f"the budget ended in round {len(self.rounds) + 1}: {self.ended_by}; {done}"
         used = " · ".join(f"{what} {n:,}" for what, n in self.budget.used.items())
         yield f"simulator steps  {self.budget.spent:,} of {self.budget.total:,}: {used}"
         least = least_seeds(len(self.subjects))
@@ -107,7 +107,7 @@ def cooperation_json(outcome: Cooperation) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "settings": outcome.settings,
         "steps": {"total": outcome.budget.spent, **outcome.budget.used},
-        "ended_early": None if outcome.spent is None else str(outcome.spent),
+        "ended_early": None if outcome.ended_by is None else str(outcome.ended_by),
         "policies": policies_json(outcome),
         "rounds": [
             {
@@ -160,29 +160,23 @@ def read_cooperation(config: CooperateConfig) -> Cooperation:
     the folder holds no cooperation.
     """
     with cooperation_file(config.out) as saved:
-        return saved_cooperation(saved, config)
-
-
-def saved_cooperation(saved: dict[str, Any], config: CooperateConfig) -> Cooperation:
-    """Return a cooperation from its JSON and the policy files next to it."""
-    subjects = [saved_policy(record, config, k) for k, record in enumerate(saved["policies"])]
-    require_fit_task(saved["env"], subjects)
-    budget = Budget(config.total_steps)
-    budget.used = {purpose: int(saved["steps"][purpose]) for purpose in PURPOSES}
-    last = len(saved["rounds"]) - 1
-    policies = [s.policy for s in subjects]
-    return Cooperation(
-        subjects=subjects,
-        env_id=saved["env"],
-        config=config,
-        budget=budget,
-        rounds=[
-            saved_round(r, policies if k == last else []) for k, r in enumerate(saved["rounds"])
-        ],
-        steps=[int(r["steps"]) for r in saved["rounds"]],
-        before=np.array([p["returns_before"] for p in saved["policies"]], dtype=float),
-        is_finished="returns_after" in saved["policies"][0],
-    )
+        subjects = [saved_policy(record, config, k) for k, record in enumerate(saved["policies"])]
+        require_fit_task(saved["env"], subjects)
+        budget = Budget(config.total_steps)
+        budget.used = {purpose: int(saved["steps"][purpose]) for purpose in PURPOSES}
+        rounds = [saved_round(record) for record in saved["rounds"]]
+        if rounds:  # only the policies of the last round are in files
+            rounds[-1].policies.extend(subject.policy for subject in subjects)
+        return Cooperation(
+            subjects=subjects,
+            env_id=saved["env"],
+            config=config,
+            budget=budget,
+            rounds=rounds,
+            steps=[int(record["steps"]) for record in saved["rounds"]],
+            before=np.array([p["returns_before"] for p in saved["policies"]], dtype=float),
+            is_finished="returns_after" in saved["policies"][0],
+        )
 
 
 def saved_policy(record: dict[str, Any], config: CooperateConfig, k: int) -> CooperatingPolicy:
@@ -194,12 +188,12 @@ def saved_policy(record: dict[str, Any], config: CooperateConfig, k: int) -> Coo
     )
 
 
-def saved_round(record: dict[str, Any], policies: list[Any]) -> Round:
-    """Return a round from its JSON."""
+def saved_round(record: dict[str, Any]) -> Round:
+    """Return a round from its JSON, without policies."""
     trials = record["trials"]
     return Round(
         number=record["round"],
-        policies=policies,
+        policies=[],
         trials=None if trials is None else [Trial(t["before"], t["after"]) for t in trials],
         pairs=[Pair(**pair) for pair in record["pairs"]],
         drift=record["drift_competent"],

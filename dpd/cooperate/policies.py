@@ -68,19 +68,14 @@ def policy_origin(name: str, file: Path, policy: Policy) -> dict[str, Any]:
 
 def require_fit_task(env_id: str, subjects: list[CooperatingPolicy], is_given: bool = True) -> None:
     """Raise BadInput unless all policies fit a task whose states can be restored."""
-    spec = restorable(env_id, subjects)
-    for subject in subjects:
-        require_acts_in(subject, subjects[0], spec, is_given)
-
-
-def restorable(env_id: str, subjects: list[CooperatingPolicy]) -> EnvSpec:
-    """Return a task's specification. Raises BadInput if its states can't be restored."""
     try:
         for subject in subjects:  # check their env_kwargs too, or they would be dropped silently
             choose(env_id, "native", subject.policy.meta.env_kwargs)
-        return check(env_id, "native")
+        spec = check(env_id, "native")
     except UnsupportedEnv as error:
         raise BadInput(f"cooperation needs restorable states of the task: {error}") from error
+    for subject in subjects:
+        require_acts_in(subject, subjects[0], spec, is_given)
 
 
 def require_acts_in(

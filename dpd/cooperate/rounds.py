@@ -23,8 +23,7 @@ from dpd.cooperate.counterfactuals import (
     search_states,
 )
 from dpd.cooperate.lessons import Lessons, teach
-from dpd.cooperate.simulator import BudgetExceeded, SimStates, World, concatenate_states
-from dpd.fidelity.states import ActFunction
+from dpd.cooperate.simulator import BudgetExceeded, SimStates, Simulator, concatenate_states
 from dpd.policies.policyfile import Policy
 
 NO_TEACHER = -1
@@ -132,17 +131,13 @@ class Counterfactuals(NamedTuple):
 class RoundContext:
     """Inputs of a round: world, policies before the round, probe states and their competence."""
 
-    world: World
+    world: Simulator
     policies: Sequence[Policy]
     config: CooperateConfig
     probes: SimStates
     held: np.ndarray  # [n] bool: excluded from learning
     competence: Competence
     generator: torch.Generator
-
-    def modes(self, *which: int) -> list[ActFunction]:
-        """Return the action functions of some policies."""
-        return [self.policies[i].mode for i in which]
 
     def learns(self, i: int, j: int) -> np.ndarray:
         """Return the deficient states [n] bool at which j may learn from i."""
@@ -154,7 +149,7 @@ class RoundContext:
 
 
 def cooperate(
-    world: World,
+    world: Simulator,
     policies: Sequence[Policy],
     config: CooperateConfig,
     done: Callable[[Round], None] = lambda finished: None,
@@ -172,7 +167,7 @@ def cooperate(
 
 
 def run_round(
-    world: World, policies: Sequence[Policy], config: CooperateConfig, number: int
+    world: Simulator, policies: Sequence[Policy], config: CooperateConfig, number: int
 ) -> Round:
     """Compare all policies, search, teach and measure again; teachers are the policies before it.
 
@@ -189,10 +184,14 @@ def run_round(
         for j, p in enumerate(policies)
     ]
     gaps = remaining_gaps(ctx, after)
-    trials = run_trials(ctx, after) if config.trial_episodes else None
+    trials, accepted = None, after
+    if config.trial_episodes:
+        trials = run_trials(ctx, after)
+        tried = zip(policies, after, trials, strict=True)
+        accepted = [new if trial.passed else old for old, new, trial in tried]
     return Round(
         number=number,
-        policies=after if trials is None else accepted_policies(policies, after, trials),
+        policies=accepted,
         trials=trials,
         pairs=[pair_figures(ctx, pair, extra[pair], proxies, gaps[pair]) for pair in extra],
         drift=[action_drift(ctx, j, new) for j, new in enumerate(after)],
@@ -200,7 +199,7 @@ def run_round(
 
 
 def judge_policies(
-    world: World, policies: Sequence[Policy], config: CooperateConfig, number: int
+    world: Simulator, policies: Sequence[Policy], config: CooperateConfig, number: int
 ) -> RoundContext:
     """Collect probe states of every policy, and play every policy from all of them."""
     seeds = np.random.SeedSequence([config.seed, number]).generate_state(len(policies) + 2)
@@ -241,12 +240,12 @@ def find_counterfactuals(
     z = proxies.standard(ctx.probes.coords[torch.as_tensor(start)])
     moved = search_states(lambda x: proxies(number, x), z, ctx.config)
     near = ctx.world.moved(ctx.probes.rows(start), proxies.coordinates(moved))
-    # compare the states that the world made: it may have moved them back to where they were
+    # compare the states after the move: the simulator may have put some back where they were
     keep = are_distinct(proxies.standard(near.coords), z, ctx.config.cf_distinct).numpy()
     if not keep.any():
         return Counterfactuals(None, len(z), 0, 0)
     near = near.rows(keep)
-    score = ctx.world.score(near, ctx.modes(*pair), "counterfactual")
+    score = ctx.world.score(near, [ctx.policies[i].mode for i in pair], "counterfactual")
     gap = score[0] - score[1]
     risen = int((gap > ctx.competence.gap(*pair)[start][keep]).sum())
     good = gap > ctx.competence.threshold
@@ -263,12 +262,10 @@ def student_lessons(
     obs, target = [ctx.probes.obs[:0]], [ctx.policies[j].mode(ctx.probes.obs[:0])]
     for i in (i for i in range(len(ctx.policies)) if i != j):
         new = extra[i, j].states
-        some = [
-            ctx.probes.obs[torch.as_tensor(ctx.learns(i, j))],
-            *([] if new is None else [new.obs]),
-        ]
-        obs += some
-        target += [ctx.policies[i].mode(o) for o in some]
+        visited = ctx.probes.obs[torch.as_tensor(ctx.learns(i, j))]
+        for part in [visited] if new is None else [visited, new.obs]:
+            obs.append(part)
+            target.append(ctx.policies[i].mode(part))
     own = torch.as_tensor((ctx.competence.teacher[j] == NO_TEACHER) & ~ctx.held)
     return Lessons(torch.cat(obs), torch.cat(target), ctx.probes.obs[own])
 
@@ -305,14 +302,6 @@ def run_trials(ctx: RoundContext, after: Sequence[Policy]) -> list[Trial]:
     modes = [p.mode for p in (*ctx.policies, *after)]
     means = ctx.world.evaluate(modes, "trial").mean(1).tolist()
     return [Trial(*pair) for pair in zip(means[: len(after)], means[len(after) :], strict=True)]
-
-
-def accepted_policies(
-    before: Sequence[Policy], after: Sequence[Policy], trials: Sequence[Trial]
-) -> list[Policy]:
-    """Return each student after its lessons, or before them if it got worse."""
-    each = zip(before, after, trials, strict=True)
-    return [new if trial.passed else old for old, new, trial in each]
 
 
 def pair_figures(

@@ -6,7 +6,7 @@ Letters: k policies · n states · O observation · A action · D coordinates of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import mujoco
 import numpy as np
@@ -27,7 +27,7 @@ PURPOSES = ("probe", "competence", "counterfactual", "trial", "evaluation")
 
 
 class SimStates(NamedTuple):
-    """States from which a world can resume."""
+    """States from which a simulator can resume."""
 
     obs: Tensor  # [n, O] raw observations
     coords: Tensor  # [n, D] float64 coordinates that a search may change
@@ -45,29 +45,9 @@ class SimStates(NamedTuple):
 
 
 def concatenate_states(parts: Sequence[SimStates]) -> SimStates:
-    """Concatenate states of one world."""
+    """Concatenate states of one simulator."""
     inner = {k: np.concatenate([p.inner[k] for p in parts]) for k in parts[0].inner}
     return SimStates(torch.cat([p.obs for p in parts]), torch.cat([p.coords for p in parts]), inner)
-
-
-class World(Protocol):
-    """Environment of a cooperation; its methods raise BudgetExceeded before they step."""
-
-    def visit(self, act: ActFunction, n: int, seed: int) -> SimStates:
-        """Return n states of a policy's own episodes."""
-        ...
-
-    def score(self, states: SimStates, acts: Sequence[ActFunction], purpose: str) -> np.ndarray:
-        """Play every policy from every state -> the discounted sums of rewards [k, n]."""
-        ...
-
-    def moved(self, states: SimStates, coords: Tensor) -> SimStates:
-        """Return the states moved to coordinates [n, D], or to the nearest feasible ones."""
-        ...
-
-    def evaluate(self, acts: Sequence[ActFunction], purpose: str = "evaluation") -> np.ndarray:
-        """Play the same whole episodes with every policy -> returns [k, K]; a trial has others."""
-        ...
 
 
 class BudgetExceeded(Exception):
@@ -108,7 +88,7 @@ EPISODE_SEEDS = {"evaluation": 29, "trial": 31}  # keep the seeds of the two pur
 
 
 class Simulator:
-    """World of a task on the native backend, whose snapshots fit any batch of environments.
+    """Simulator of a task on the native backend, whose snapshots fit any batch of environments.
 
     A state's coordinates are qpos and qvel, without the leading positions that the observation
     excludes: neither the physics nor a policy depends on them, and a network would memorise them.

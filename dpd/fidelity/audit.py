@@ -160,14 +160,12 @@ def generalisation_gap(scores: Mapping[str, Scores]) -> GeneralisationGap:
     """Compare held-out states with training states, or with the teacher's if those are unknown."""
     seen = "train" if "train" in scores else "teacher"
     before, after = scores[seen].values, scores["heldout"].values
-    values = {name: subtract(after[name], before[name]) for name in after}
+    values = {
+        name: None if new is None or (old := before[name]) is None else new - old
+        for name, new in after.items()
+    }
     agree = f"agree_{CLOSE}"
     return GeneralisationGap(seen, values, 1 - (before[agree] or 0), -(values[agree] or 0))
-
-
-def subtract(a: float | None, b: float | None) -> float | None:
-    """Return a - b, or None if either is unknown."""
-    return None if a is None or b is None else a - b
 
 
 def compare_returns(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ from dpd.agents.student import Student
 from dpd.distill.targets import Targets, descend
 from dpd.fidelity.measures import why_no_kl
 from dpd.fidelity.states import NOISE_SCALE
-from dpd.fidelity.variants import Variant
 from dpd.policies.policyfile import Policy
+
+if TYPE_CHECKING:
+    from dpd.fidelity.sweep import Variant
 
 OFFLINE_BATCH, MAX_GRAD_NORM = 256, 10.0
 CHUNK_STEPS = 20  # gradient steps whose states are drawn at once, with one learning rate

@@ -44,6 +44,7 @@ from dpd.run.sources import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dpd.config import ForeignConfig
     from dpd.fidelity.config import FidelityConfig
 
 ValueFunction = Callable[[Tensor], Tensor]
@@ -226,39 +227,53 @@ def read_teacher_and_students(
     files = [one_policy(path) for path in paths]
     refuse_shared_statistics(files, config.foreign)
     names = short_policy_names(paths, len(config.students))
-    foreign, foreigners = config.foreign, any(map(is_zip, files))
-    subjects: list[ComparedPolicy] = []
-    for k, (name, file) in enumerate(zip(names, files, strict=True)):
-        policy = load_any(file, foreign if is_zip(file) or not foreigners else foreign.without_zip)
-        if k == 0:
+    policies, place = load_where_teacher_acts(names, files, config.foreign)
+    compared = []
+    for k, (name, file, policy) in enumerate(zip(names, files, policies, strict=True)):
+        value, states = look_up_run(file, policy, read_run)
+        is_floor = k > len(config.students)
+        if states is not None:
+            generator = torch.Generator().manual_seed(config.seed)
+            states = None if is_floor else draw_rows(states, config.states, generator)
+        compared.append(
+            ComparedPolicy(
+                name=name, policy=policy, file=file, value=value, train=states, is_floor=is_floor
+            )
+        )
+    teacher, *students = compared
+    if config.train_states:
+        train = read_states(config.train_states, teacher)
+        students = [s if s.is_floor else replace(s, train=train) for s in students]
+    for student in students:
+        require_same_spaces(teacher, student)
+    return teacher, students, place
+
+
+def load_where_teacher_acts(
+    names: Sequence[str], files: Sequence[Path], foreign: ForeignConfig
+) -> tuple[list[Policy], Place]:
+    """Load the teacher, then its students, and return the teacher's environment.
+
+    Raises BadInput if a student was trained elsewhere, unless `foreign` gives the arguments.
+    """
+    has_kwargs, has_zip = foreign.env_kwargs is not None, any(map(is_zip, files))
+    policies: list[Policy] = []
+    for name, file in zip(names, files, strict=True):
+        policy = load_any(file, foreign if is_zip(file) or not has_zip else foreign.without_zip)
+        if not policies:
             place = place_of(name, policy, foreign)
             # a zip does not name its environment; use the teacher's
             kwargs = json.dumps(place.env_kwargs)
             foreign = replace(foreign, env=place.env_id, env_kwargs=kwargs)
-        elif config.foreign.env_kwargs is None:
-            require_place(name, policy, place, f"{subjects[0].name}, its teacher, acts in")
-        is_floor = k > len(config.students)
-        value, seen = look_up_run(file, policy, read_run)
-        if seen is not None:
-            generator = torch.Generator().manual_seed(config.seed)
-            seen = None if is_floor else draw_rows(seen, config.states, generator)
-        subjects.append(
-            ComparedPolicy(
-                name=name, policy=policy, file=file, value=value, train=seen, is_floor=is_floor
-            )
-        )
-    students = subjects[1:]
-    if config.train_states:
-        train = read_states(config.train_states, subjects[0])
-        students = [s if s.is_floor else replace(s, train=train) for s in students]
-    for student in students:
-        require_same_spaces(subjects[0], student)
-    return subjects[0], students, place
+        elif not has_kwargs:
+            require_place(name, policy, place, f"{names[0]}, its teacher, acts in")
+        policies.append(policy)
+    return policies, place
 
 
 def short_policy_names(paths: Sequence[Path], n_students: int) -> list[str]:
     """Return short names; the teacher may be its own student, but no student is given twice."""
-    short_names(paths[1 : 1 + n_students])
+    short_names(paths[1 : 1 + n_students])  # refuses a student that is given twice
     once = list({path.resolve(): path for path in paths}.values())
     names = dict(zip((p.resolve() for p in once), short_names(once), strict=True))
     return [names[path.resolve()] for path in paths]

@@ -65,7 +65,7 @@ class SizeGroup:
     """Parameters of all teachers together, divided by those of the student."""
     students: list[StudentResult]
 
-    def of(self, figure: str) -> list[float]:
+    def per_seed(self, figure: str) -> list[float]:
         """Return a figure for each seed that has it, averaged over the seed's students."""
         seeds: dict[int, list[float]] = {}
         for student in self.students:
@@ -75,12 +75,12 @@ class SizeGroup:
 
     def mean(self, figure: str) -> float | None:
         """Return a figure's mean over seeds."""
-        values = self.of(figure)
+        values = self.per_seed(figure)
         return float(np.mean(values)) if values else None
 
     def interval(self, figure: str) -> Interval | None:
         """Return the t interval of a figure's mean over seeds; None with fewer than two."""
-        return mean_interval(self.of(figure))
+        return mean_interval(self.per_seed(figure))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +127,14 @@ def compare_sizes(
         student = compare_student(subject, lessons, own.obs, figures)
         sizes.setdefault(student.size, []).append(student)
     costs = [measure_cost(t) for t in teachers]
-    whole = sum(each.parameters for each in costs)
-    comparison = [size_group(name, some, whole) for name, some in sizes.items()]
-    comparison.sort(key=lambda size: size.parameters)
+    whole = sum(cost.parameters for cost in costs)
+    groups = [size_group(name, students, whole) for name, students in sizes.items()]
     return SizeComparison(
         env_id=run.env,
         n_states=settings.n_states,
         returns=returns,
         costs=costs,
-        sizes=comparison,
+        sizes=sorted(groups, key=lambda group: group.parameters),
     )
 
 
@@ -179,7 +178,7 @@ def size_group(name: str, students: list[StudentResult], teachers_parameters: in
 
 def sizes_table(comparison: SizeComparison) -> Table:
     """Tabulate the teacher and one row per size."""
-    several = any(len(size.of("return")) > 1 for size in comparison.sizes)
+    several = any(len(size.per_seed("return")) > 1 for size in comparison.sizes)
     columns = ["student", "params", "smaller", "µs", "return", "retained"]
     columns += ["95 %"] * several + [f"≤{NEAR}", "own error"]
     whole = sum(each.parameters for each in comparison.costs)
@@ -192,7 +191,7 @@ def sizes_table(comparison: SizeComparison) -> Table:
         interval = [format_number(size.interval("retained"))] * several
         fidelity = [format_number(size.mean(name)) for name in ("agree", "own_error")]
         rows.append([*head, *map(format_number, figures), *interval, *fidelity])
-    n_seeds = max(len(size.of("return")) for size in comparison.sizes)
+    n_seeds = max(len(size.per_seed("return")) for size in comparison.sizes)
     seeds = f", means and t intervals of {n_seeds} seeds" if n_seeds > 1 else ""
     title = (
         f"{comparison.env_id}: students by size{seeds}; ≤{NEAR}: agreement on held-out states of "
@@ -243,22 +242,10 @@ def size_group_json(size: SizeGroup) -> dict[str, Any]:
         **{name: size.mean(name) for name in SIZE_FIGURES},
         "intervals": {name: size.interval(name) for name in SIZE_FIGURES},
         "students": [
-            {
-                "policy": s.name,
-                "seed": s.seed,
-                "memory": s.memory,
-                **s.cost._asdict(),
-                **s.figures,
-            }
+            {"policy": s.name, "seed": s.seed, "memory": s.memory, **s.cost._asdict(), **s.figures}
             for s in size.students
         ],
     }
-
-
-def write_sizes_json(comparison: SizeComparison, path: Path) -> None:
-    """Write everything measured to a JSON file."""
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(sizes_json(comparison), indent=2, allow_nan=False) + "\n")
 
 
 RETURN, AGREE = "return", "agree"
@@ -284,7 +271,7 @@ def draw_sizes(comparison: SizeComparison, out_png: Path, title: str) -> None:
         panels[1, column].set_xlabel(label, color=INK, fontsize=10)
     for row, text in enumerate(FIGURE_LABELS.values()):
         panels[row, 0].set_ylabel(text, color=INK, fontsize=10)
-    seeds = max(len(size.of(RETURN)) for size in comparison.sizes)
+    seeds = max(len(size.per_seed(RETURN)) for size in comparison.sizes)
     means = f"means of {seeds} seeds, faint: single seeds; " if seeds > 1 else ""
     set_title(panels[0, 0], title, f"{means}dashed: the teacher")
     with replacing(out_png) as draft:
@@ -297,13 +284,11 @@ def draw_panel(axes: Axes, comparison: SizeComparison, figure: str, cost: str) -
         value, colour = size.mean(figure), COLOURS[k % (len(COLOURS) - 1)]
         if value is None:
             continue
-        seeds = size.of(figure)
+        seeds = size.per_seed(figure)
         faint = {"color": colour, "s": 14, "alpha": 0.35, "linewidths": 0}
         axes.scatter([cost_of(size, cost)] * len(seeds), seeds, **faint)  # type: ignore[arg-type]
         axes.scatter([cost_of(size, cost)], [value], color=colour, s=46, zorder=3)
-        if (
-            cost == "parameters"
-        ):  # latencies are too close for labels; the colours tell the sizes apart
+        if cost == "parameters":  # latencies are too close for labels, and the colours are the same
             place_of = (size.parameters, value)
             look = {"fontsize": 8.5, "color": colour, "textcoords": "offset points"}
             axes.annotate(size.name, place_of, xytext=(6, 5), **look)  # type: ignore[arg-type]
@@ -347,6 +332,7 @@ def report_students(
     with console.status("comparing the students with their teacher"), one_thread():
         comparison = compare_sizes(config, kept_teacher(run_dir), list(last), list(last.values()))
     print_tables([sizes_table(comparison)], size_notes(comparison), console)
-    write_sizes_json(comparison, run_dir / FIDELITY)
+    with replacing(run_dir / FIDELITY) as draft:
+        draft.write_text(json.dumps(sizes_json(comparison), indent=2, allow_nan=False) + "\n")
     if len(comparison.sizes) > 1:
         draw_sizes(comparison, run_dir / STUDENTS, title(config))

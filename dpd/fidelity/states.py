@@ -28,7 +28,7 @@ SETS = {
     "teacher": "states of the teacher's episodes",
     "heldout": "states of fresh episodes of the teacher",
     "student": "states of the student's own episodes",
-    "mixed": "states of episodes in which a coin flip at each step chooses who acts",
+    "mixed": "states of episodes in which a coin flip per step chooses the acting policy",
     "mixup": "random points between pairs of the teacher's states",
     "noise": f"the teacher's states with Gaussian noise of {NOISE_SCALE} standard deviations",
 }

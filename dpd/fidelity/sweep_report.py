@@ -10,8 +10,7 @@ import numpy as np
 
 from dpd.fidelity.measures import MEASURES, NEAR
 from dpd.fidelity.report import origin_definition
-from dpd.fidelity.sweep import Sweep, SweepResult
-from dpd.fidelity.variants import FACTORS, Variant
+from dpd.fidelity.sweep import FACTORS, Sweep, SweepResult, Variant
 from dpd.report.figures import new_figure
 from dpd.report.page import (
     GRID,
@@ -100,7 +99,7 @@ def variants_table(sweep: Sweep) -> Table:
     seeds = f", means of {sweep.config.seeds} seeds" if sweep.config.seeds > 1 else ""
     title = (
         f"{sweep.settings.env_id}: students of {sweep.teacher.name}, one factor changed at a time"
-        f"{seeds}. KL and error of actions on training states (seen), held-out states and its own"
+        f"{seeds}. KL and error of actions on training (seen), held-out and own states"
     )
     return Table(title, ["changed", *(SWEEP_COLUMNS[name] for name in known)], rows)
 

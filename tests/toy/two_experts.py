@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpd.agents.nets import mlp_shapes
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.simulator import Budget, SimStates
+from dpd.cooperate.simulator import Budget, SimStates, Simulator
 from dpd.fidelity.states import ActFunction
 from dpd.policies.metadata import PolicyMeta, shapes
 from dpd.policies.policyfile import Policy
@@ -52,19 +52,19 @@ def returns(act: ActFunction, state: Tensor) -> Tensor:
     return total
 
 
-class Plane:
+class Plane(Simulator):
     """Starts of the double integrator; the observation is the state."""
 
     def __init__(self, budget: Budget, config: CooperateConfig) -> None:
         self.budget, self.config = budget, config
 
-    def states(self, state: Tensor) -> SimStates:
+    def at(self, state: Tensor) -> SimStates:
         return SimStates(state, state.double(), {"state": state.numpy()})
 
     def visit(self, act: ActFunction, n: int, seed: int) -> SimStates:
         self.budget.require("probe", n)
         self.budget.count("probe", n)
-        return self.states(starts(n, seed))
+        return self.at(starts(n, seed))
 
     def score(self, states: SimStates, acts: Sequence[ActFunction], purpose: str) -> np.ndarray:
         steps = len(acts) * len(states) * HORIZON
@@ -73,10 +73,10 @@ class Plane:
         return torch.stack([returns(act, states.obs) for act in acts]).double().numpy()
 
     def moved(self, states: SimStates, coords: Tensor) -> SimStates:
-        return self.states(coords.float())
+        return self.at(coords.float())
 
     def evaluate(self, acts: Sequence[ActFunction], purpose: str = "evaluation") -> np.ndarray:
-        return self.score(self.states(starts(200, 77)), acts, purpose)
+        return self.score(self.at(starts(200, 77)), acts, purpose)
 
 
 def described(**changes: Any) -> PolicyMeta:

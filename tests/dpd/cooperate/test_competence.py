@@ -1,4 +1,4 @@
-"""Who is better where, with numbers worked out by hand."""
+"""Choice of teachers by score, with numbers worked out by hand."""
 
 import numpy as np
 import pytest

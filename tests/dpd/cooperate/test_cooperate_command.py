@@ -1,4 +1,4 @@
-"""`dpd cooperate` from files to files."""
+"""`dpd cooperate` from end to end."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_an_interrupt_leaves_the_policies_of_the_last_round(
 
 
 def check_resumed(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What goes on ends bit for bit where the whole ends; its policies may be gone by then."""
+    """Check that a resumed cooperation ends bit for bit as an uninterrupted one does."""
     assert cooperate(*files, "--out", tmp_path / "whole") == 0
     assert main(["cooperate", "--resume", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The search for states of a larger gap, and which of them are new."""
+"""The search for states with a larger gap, and the selection of new ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a student's lessons change of it, and what they leave."""
+"""Lessons: which parts of a student they change, and which they leave unchanged."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Gains of policies that taught each other, and what they decide."""
+"""Gains of policies that taught each other, and the verdicts on them."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from dpd.cooperate.simulator import Budget
 
 
 def outcome(*gains: list[float]) -> Cooperation:
-    """Return an outcome whose policies a, b, ... got 100 before in every episode."""
+    """Return a cooperation whose policies a, b, ... got 100 before in every episode."""
     subjects: Any = [SimpleNamespace(name="abc"[k], origin={}, file="") for k in range(len(gains))]
     found = Cooperation(
         subjects=subjects,

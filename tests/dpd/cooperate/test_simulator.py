@@ -1,4 +1,4 @@
-"""The MuJoCo tasks as a world: exact, and counted to the step."""
+"""The simulator of MuJoCo tasks: exact, and counted to the step."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def simulator(env_id: str, total: int = PLENTY, **changes: Any) -> Simulator:
 
 @pytest.fixture
 def stepped(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Count the steps that simulators really make."""
+    """Count the steps that environments actually take."""
     made: list[int] = []
     step = NativeEnv.step
 

@@ -1,4 +1,4 @@
-"""The audit of fidelity, and what it is made of: gaps, return retained, values, features."""
+"""The audit of students and its parts: gaps, retained return, values, features."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_without_hidden_layers_the_features_are_the_normalised_observations(tmp_
 
 
 def distilled(teacher: Policy, obs: torch.Tensor, steps: int) -> Policy:
-    """Return a student that was brought towards its teacher on some states for so many steps."""
+    """Return a student distilled from its teacher on some states for some steps."""
     generator = torch.Generator().manual_seed(0)
     tensors = dict(teacher.tensors)
     for name in (k for k in tensors if k.startswith("actor")):

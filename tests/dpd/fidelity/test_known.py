@@ -1,4 +1,4 @@
-"""What a run's checkpoint of a policy's step still tells: its values, what it was trained on."""
+"""Values and training states of a policy, looked up in a checkpoint of its run."""
 
 import json
 import shutil

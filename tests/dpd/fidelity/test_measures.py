@@ -27,7 +27,7 @@ STUDENT = TEACHER + torch.tensor([[0.04, 0.0], [0.0, -0.1 + 1e-6], [0.02, 0.02],
 
 
 def answers(act: torch.Tensor, seed: int = 0, value: torch.Tensor | None = None) -> PolicyOutputs:
-    """Return answers with such actions, and features drawn with a seed."""
+    """Return outputs with the given actions, and features drawn with a seed."""
     features = torch.randn(len(act), 3, generator=torch.Generator().manual_seed(seed))
     return PolicyOutputs(act, DiagGaussian(act, torch.full_like(act, -1.0)), features, value)
 

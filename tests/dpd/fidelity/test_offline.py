@@ -1,4 +1,4 @@
-"""Offline students of a sweep: what each learns from, where it starts, how it is changed."""
+"""Offline students of a sweep: their training states, start, augmentation and steps."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpd.agents.dist import kl
 from dpd.fidelity.offline import CHUNK_STEPS, OfflineData, StudentStack, SweepStudent, make_stacks
-from dpd.fidelity.variants import (
+from dpd.fidelity.sweep import (
     START_WEIGHTS,
     Variant,
     distinct_variants,
@@ -40,12 +40,12 @@ def lesson_of(teacher: Policy, **changes: Any) -> OfflineData:
 
 
 def varied(name: str, values: Sequence[Any]) -> list[SweepStudent]:
-    """Return students that differ in one thing."""
+    """Return students that differ in one factor."""
     return [SweepStudent(replace(BASE, **{name: value}), 0) for value in values]
 
 
 def nearest(obs: Tensor, own: Tensor) -> Tensor:
-    """Return how far each state is from the nearest of others."""
+    """Return the distance of each state to the nearest of others."""
     return (obs.unsqueeze(1) - own).square().sum(-1).amin(1).sqrt()
 
 

@@ -28,7 +28,7 @@ SCRIPT = "<script src='http://example.com/x.js'></script>"
 
 
 def changed(policy: Policy, noise: float, **meta: Any) -> Policy:
-    """Return a copy whose weights have noise, with another description."""
+    """Return a copy with noise on its weights and other metadata."""
     generator = torch.Generator().manual_seed(1)
     tensors = {
         k: v + noise * torch.randn(v.shape, generator=generator) if k.startswith("actor") else v
@@ -39,7 +39,7 @@ def changed(policy: Policy, noise: float, **meta: Any) -> Policy:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a teacher, students that are near to it and far, and policies of other kinds."""
+    """Write a teacher, students close to it and far from it, and policies of other kinds."""
     folder = tmp_path_factory.mktemp("policies")
     teacher = made.saved(folder / "made", "ppo", "Hopper-v5")
     write(folder / "teacher.safetensors", teacher)
@@ -114,7 +114,7 @@ def test_students_and_the_floor_are_rows_beside_each_other(
 
 
 def check_what_was_written(found: dict[str, Any], out: Path) -> None:
-    """Look at the JSON, the page and the events of the four students."""
+    """Check the JSON, the page and the events of the four students."""
     assert {f.name for f in out.iterdir()} == {"fidelity.html", "fidelity.json", "tb"}
     assert json.loads((out / "fidelity.json").read_text()) == found
     html = (out / "fidelity.html").read_text()

@@ -1,4 +1,4 @@
-"""What a run's students came to by size: figures, table, picture, JSON."""
+"""Comparison of a run's students by size: figures, table, picture, JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def student(size: str, seed: int, got: float, parameters: int = 100) -> StudentR
 
 
 def found(*sizes: SizeGroup, teacher: float = 100.0) -> SizeComparison:
-    """Return what a run came to whose teacher of 400 parameters is much better than random."""
+    """Return a comparison whose teacher of 400 parameters is much better than random."""
     return SizeComparison(
         env_id="Swimmer-v5",
         n_states=9,
@@ -48,7 +48,7 @@ def found(*sizes: SizeGroup, teacher: float = 100.0) -> SizeComparison:
 
 def test_students_of_one_seed_count_once() -> None:
     size = size_group("8", [student("8", 0, 10), student("8", 0, 30), student("8", 1, 60)], 400)
-    assert size.of("return") == [20, 60] and size.mean("return") == 40
+    assert size.per_seed("return") == [20, 60] and size.mean("return") == 40
     assert (size.parameters, size.compression) == (100, 4.0)
     # mean 40, standard error 20, t(1, 97.5 %) = 12.706
     assert size.interval("return") == pytest.approx((40 - 254.124, 40 + 254.124), abs=1e-2)

@@ -1,4 +1,4 @@
-"""Fidelity's sets of states: whole episodes, the same each time, apart from each other."""
+"""Sets of states: from whole episodes, reproducible, and disjoint."""
 
 from dataclasses import replace
 

@@ -11,7 +11,7 @@ import pytest
 from dpd.cli import main
 from dpd.errors import BadInput
 from dpd.fidelity.config import SweepConfig
-from dpd.fidelity.variants import FACTORS
+from dpd.fidelity.sweep import FACTORS
 from tests.toy import policies as made
 from tests.toy.html import Reader
 from tests.toy.policies import write
