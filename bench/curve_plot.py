@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from dpd.files import replacing
-from dpd.report.figures import INK, finish, head, style
+from dpd.report.figures import INK, format_axes, line_style, set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,15 +32,15 @@ def draw(axes: Axes, data: dict[str, Any]) -> None:
     end = 0
     for k, (name, by_step) in enumerate(along(groups, POINTS).items()):
         steps, values = list(by_step), np.array(list(by_step.values()))
-        colour = style(k)["color"]
+        colour = line_style(k)["color"]
         axes.fill_between(
             steps, values.min(1), values.max(1), color=colour, alpha=0.14, linewidth=0
         )
         axes.plot(steps, values.mean(1), color=colour, label=name, linewidth=2)
         end = max(end, *steps)
     axes.legend(loc="upper left", frameon=False, fontsize=9.5, handlelength=1.8)
-    head(axes, f"{sb3.split()[-1]}, {data['settings']['env']}", "mean and range over learners")
-    finish(axes, end, "environment steps of each learner")
+    set_title(axes, f"{sb3.split()[-1]}, {data['settings']['env']}", "mean and range over learners")
+    format_axes(axes, end, "environment steps of each learner")
 
 
 def main() -> int:

@@ -23,11 +23,11 @@ from timing import machine, write_json
 
 from dpd.report.stats import (
     bootstrap_interval,
+    difference_verdict,
     holm,
     mean_interval,
     sign_flip_p,
     trimmed,
-    verdict,
     welch,
 )
 
@@ -51,7 +51,7 @@ def verdicts(first: np.ndarray, others: np.ndarray, is_paired: bool) -> np.ndarr
     apart = (others - first).mean(-1)
     m = others.shape[1]
     words = [
-        [verdict(mean, q, n, m) for mean, q in zip(*experiment, strict=True)]
+        [difference_verdict(mean, q, n, m) for mean, q in zip(*experiment, strict=True)]
         for experiment in zip(apart.tolist(), holm(p).tolist(), strict=True)
     ]
     return np.array(words)

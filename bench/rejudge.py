@@ -20,10 +20,10 @@ import numpy as np
 
 from dpd.cooperate.outcome import Cooperation, policies_json
 from dpd.run.runs import Member, Run
-from dpd.study.compare import Played, Replicate, Result, remarks
+from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult, comparison_notes
 from dpd.study.config import ARMS, StudyConfig
-from dpd.study.report import task_json, whole_json
-from dpd.study.study import Findings, Task
+from dpd.study.report import aggregate_json, task_json
+from dpd.study.study import Findings, TaskResult
 
 Data = dict[str, Any]
 
@@ -46,7 +46,7 @@ def study(data: Data) -> Data:
         episodes=data["episodes"],
     )
     tasks = [
-        Task(
+        TaskResult(
             env=task["env"],
             random=task["random"],
             results={arm: result(found) for arm, found in task["arms"].items()},
@@ -54,16 +54,16 @@ def study(data: Data) -> Data:
         for task in data["tasks"]
     ]
     runs = [[r.run for r in task.results.values()] for task in tasks]
-    notes = list(dict.fromkeys(note for of_task in runs for note in remarks(of_task)))
+    notes = list(dict.fromkeys(note for of_task in runs for note in comparison_notes(of_task)))
     found = Findings(config=config, tasks=tasks, notes=notes)
     return data | {
         "tasks": [task_json(found, task) for task in tasks],
-        "whole": {arm: whole_json(w) for arm, w in found.whole.items()},
+        "whole": {arm: aggregate_json(a) for arm, a in found.aggregates.items()},
         "notes": notes,
     }
 
 
-def result(arm: Data) -> Result:
+def result(arm: Data) -> RunResult:
     """Rebuild the result of an arm from its file."""
     steps, commits = cycle(arm["steps"] or [None]), cycle(arm["git"] or [None])
     replicates = []
@@ -74,12 +74,12 @@ def result(arm: Data) -> Result:
             policy: Any = SimpleNamespace(meta=meta)
             file, evaluation = Path(peer["policy"]), peer["last_evaluation"]
             member = Member(seed["seed"], peer["peer"], file, policy, evaluation)
-            peers.append(Played(member, np.array(peer["returns"])))
+            peers.append(EvaluatedPolicy(member, np.array(peer["returns"])))
         replicates.append(Replicate(seed["seed"], peers))
     members = tuple(played.member for r in replicates for played in r.peers)
     name, path, budget = arm["run"], Path(arm["path"]), arm["budget"]
     run = Run(path=path, name=name, members=members, budget=budget, records=None)
-    return Result(run, replicates)
+    return RunResult(run, replicates)
 
 
 def cooperation(data: Data) -> Data:

@@ -16,7 +16,7 @@ from dpd.cooperate.rounds import Round, cooperate
 from dpd.cooperate.simulator import Budget, Simulator
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
-from dpd.report.tables import print_sheet, require_writable
+from dpd.report.tables import print_tables, require_writable
 
 if TYPE_CHECKING:
     from dpd.cooperate.config import CooperateConfig
@@ -142,8 +142,7 @@ def print_cooperation(outcome: Cooperation) -> None:
         return
     console = make_console(markup=False, highlight=False)
     if not outcome.stopped:
-        for sheet in cooperation_tables(outcome):
-            print_sheet(sheet, console)
+        print_tables(list(cooperation_tables(outcome)), (), console)
     for line in outcome.remarks():
         console.print(line, soft_wrap=True)
     if outcome.rounds:

@@ -6,20 +6,30 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 
 from dpd import __version__
 from dpd.cooperate.outcome import Cooperation, cooperation_text, gain_verdict
 from dpd.cooperate.rounds import Round
 from dpd.files import replacing
 from dpd.policies import policyfile
-from dpd.report.page import INK, definitions, document, legend, look, new_figure, plain, svg, table
+from dpd.report.figures import new_figure
+from dpd.report.page import (
+    INK,
+    Block,
+    Section,
+    legend,
+    page_line_style,
+    render_page,
+    style_axes,
+    svg,
+)
 from dpd.report.stats import mean_interval
-from dpd.report.tables import Sheet, shown
+from dpd.report.tables import Table, format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,15 +41,21 @@ def round_line(outcome: Cooperation) -> str:
     last, total = outcome.rounds[-1], outcome.budget.total
     words = [f"round {last.number}/{outcome.config.rounds}"]
     for p in last.pairs:
-        gap = f", gap {shown(p.gap_before)} → {shown(p.gap_after)}" if p.n_deficient else ""
+        gap = (
+            f", gap {format_number(p.gap_before)} → {format_number(p.gap_after)}"
+            if p.n_deficient
+            else ""
+        )
         words.append(f"{p.teacher}→{p.student}: {p.n_deficient}+{p.n_counterfactuals} states{gap}")
     for k, trial in enumerate(last.trials or ()):
         kept = "" if trial.passed else ", rolled back"
-        words.append(f"trial {k}: {shown(trial.before)} → {shown(trial.after)}{kept}")
+        words.append(
+            f"trial {k}: {format_number(trial.before)} → {format_number(trial.after)}{kept}"
+        )
     return "  ".join([*words, f"{outcome.budget.spent:,}/{total:,} steps"])
 
 
-def cooperation_tables(outcome: Cooperation) -> Iterator[Sheet]:
+def cooperation_tables(outcome: Cooperation) -> Iterator[Table]:
     """Yield the tables, the most important one first."""
     yield before_after_table(outcome)
     if outcome.gains:
@@ -49,7 +65,7 @@ def cooperation_tables(outcome: Cooperation) -> Iterator[Sheet]:
         yield trials_table(outcome)
 
 
-def before_after_table(outcome: Cooperation) -> Sheet:
+def before_after_table(outcome: Cooperation) -> Table:
     """Tabulate the returns of every policy before and after."""
     title = (
         f"{outcome.env_id}: the same {outcome.config.episodes} deterministic episodes before and "
@@ -59,54 +75,54 @@ def before_after_table(outcome: Cooperation) -> Sheet:
     for k in range(len(outcome.subjects)):
         row = [f"{k} {outcome.name(k)}"]
         for returns in (outcome.before, outcome.after):
-            row.append(shown(None if returns is None else float(returns[k].mean())))
-            row.append(shown(None if returns is None else mean_interval(returns[k])))
+            row.append(format_number(None if returns is None else float(returns[k].mean())))
+            row.append(format_number(None if returns is None else mean_interval(returns[k])))
         rows.append(row)
-    return Sheet(title, ["policy", "before", "95 %", "after", "95 %"], rows)
+    return Table(title, ["policy", "before", "95 %", "after", "95 %"], rows)
 
 
-def gains_table(outcome: Cooperation) -> Sheet:
+def gains_table(outcome: Cooperation) -> Table:
     """Tabulate every policy's gain and its verdict."""
     rows = [
         [
             f"{k} {outcome.name(k)}",
-            *map(shown, (gain.mean, gain.interval, gain.p, gain.p_adjusted)),
+            *map(format_number, (gain.mean, gain.interval, gain.p, gain.p_adjusted)),
             gain_verdict(gain),
         ]
         for k, gain in enumerate(outcome.gains)
     ]
     columns = ["policy", "gain", "95 %", "p", "p adj.", "verdict"]
-    return Sheet("After minus before, episode by episode", columns, rows)
+    return Table("After minus before, episode by episode", columns, rows)
 
 
-def pairs_table(outcome: Cooperation) -> Sheet:
+def pairs_table(outcome: Cooperation) -> Table:
     """Tabulate every pair's figures in every round."""
     rows = []
     for record in outcome.rounds:
         for p in record.pairs:
             figures = [p.cf_success, p.cf_gap_up, p.gap_before, p.gap_after, p.proxy_r2]
             counts = [f"{p.n_deficient:,}", f"{p.n_counterfactuals:,}"]
-            drift = shown(record.drift[p.student])
+            drift = format_number(record.drift[p.student])
             rows.append([f"{record.number} {p.teacher}→{p.student}", *counts])
-            rows[-1] += [*map(shown, figures), drift]
+            rows[-1] += [*map(format_number, figures), drift]
     columns = ["round, pair", "states", "new", "success", "gap up", "gap", "left", "R²", "drift"]
-    return Sheet("Lessons by pair (teacher→student)", columns, rows)
+    return Table("Lessons by pair (teacher→student)", columns, rows)
 
 
-def trials_table(outcome: Cooperation) -> Sheet:
+def trials_table(outcome: Cooperation) -> Table:
     """Tabulate the trials of every round."""
     rows = [
         [
             f"{record.number} {outcome.name(k)}",
-            shown(t.before),
-            shown(t.after),
+            format_number(t.before),
+            format_number(t.after),
             trial_result(t.passed),
         ]
         for record in outcome.rounds
         for k, t in enumerate(record.trials or ())
     ]
     title = f"Trial in {outcome.config.trial_episodes} other episodes after each round"
-    return Sheet(title, ["round, policy", "before", "after", "lessons"], rows)
+    return Table(title, ["round, policy", "before", "after", "lessons"], rows)
 
 
 def trial_result(passed: bool) -> str:
@@ -146,20 +162,17 @@ PURPOSE_MEANINGS = {
 
 def cooperation_page(outcome: Cooperation) -> str:
     """Return the HTML page."""
-    tables = [table(sheet) for sheet in cooperation_tables(outcome)]
+    tables = list(cooperation_tables(outcome))
     n = 1 + bool(outcome.gains)  # the tables of returns
-    parts = [
-        f"<p>{escape(gains_sentence(outcome))}</p>",
-        *(f"<p>{escape(line)}.</p>" for line in outcome.remarks()),
-        *tables[:n],
-        returns_chart(outcome),
-        f"<h2>Lessons</h2>{gaps_chart(outcome)}",
-        *tables[n:],
-        f"<h2>Simulator steps</h2>{table(steps_table(outcome))}",
-        f"<h2>What the numbers mean</h2>{definitions(COOPERATION_MEANINGS)}",
-        f"<h2>Files and settings</h2>{sources_html(outcome)}",
+    remarks = [f"{line}." for line in outcome.remarks()]
+    sections = [
+        Section("", [gains_sentence(outcome), *remarks, *tables[:n], returns_chart(outcome)]),
+        Section("Lessons", [gaps_chart(outcome), *tables[n:]]),
+        Section("Simulator steps", [steps_table(outcome)]),
+        Section("What the numbers mean", [COOPERATION_MEANINGS.items()]),
+        Section("Files and settings", source_blocks(outcome)),
     ]
-    return document(f"Cooperation in {outcome.env_id}", parts)
+    return render_page(f"Cooperation in {outcome.env_id}", sections)
 
 
 def gains_sentence(outcome: Cooperation) -> str:
@@ -180,13 +193,13 @@ def returns_chart(outcome: Cooperation) -> str:
     axes = figure.add_subplot()
     for turn, (name, returns) in enumerate((("before", outcome.before), ("after", outcome.after))):
         if returns is not None:
-            marks = {"color": look(turn)["color"], "label": name}
+            marks = {"color": page_line_style(turn)["color"], "label": name}
             draw_intervals(axes, returns, (0.12, -0.12)[turn], marks)
     axes.set_yticks(range(k), [f"{j} {outcome.name(j)}" for j in range(k)])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a file may have dollars in its name
     axes.set_ylim(k - 0.5, -0.5)
-    plain(axes, "return per episode, mean and 95 % interval")
+    style_axes(axes, "return per episode, mean and 95 % interval")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", linewidth=0.4)
@@ -207,38 +220,39 @@ def gaps_chart(outcome: Cooperation) -> str:
     """Draw the gap of every pair before and after each round's lessons."""
     taught = [(r.number, p) for r in outcome.rounds for p in r.pairs if p.gap_before is not None]
     if not taught:
-        return "<p>No state excluded from learning had another policy that was better.</p>"
+        return "No state excluded from learning had another policy that was better."
     figure = new_figure(8.4, 2.7)
     axes = figure.add_subplot()
     for turn, name in enumerate(("before", "after")):
         heights = [(p.gap_before, p.gap_after)[turn] or 0.0 for _, p in taught]
         at = np.arange(len(taught)) + (turn - 0.5) * 0.38
-        axes.bar(at, heights, 0.36, color=look(turn)["color"], label=name)
+        axes.bar(at, heights, 0.36, color=page_line_style(turn)["color"], label=name)
     axes.axhline(0, color=INK, linewidth=0.8)
     names = [f"{p.teacher}→{p.student}\n{number}" for number, p in taught]
     axes.set_xticks(range(len(taught)), names)
-    plain(axes, "gap on deficient states excluded from learning; below: teacher→student, round")
+    style_axes(
+        axes, "gap on deficient states excluded from learning; below: teacher→student, round"
+    )
     legend(figure)
     return svg(figure, "gaps")
 
 
-def steps_table(outcome: Cooperation) -> Sheet:
+def steps_table(outcome: Cooperation) -> Table:
     """Tabulate the simulator steps by purpose."""
     used = outcome.budget.used
     rows = [[f"{what}: {PURPOSE_MEANINGS[what]}", f"{n:,}"] for what, n in used.items()]
     total = [f"all, of {outcome.budget.total:,}", f"{outcome.budget.spent:,}"]
-    return Sheet("Simulator steps", ["purpose", "steps"], [*rows, total])
+    return Table("Simulator steps", ["purpose", "steps"], [*rows, total])
 
 
-def sources_html(outcome: Cooperation) -> str:
+def source_blocks(outcome: Cooperation) -> list[Block]:
     """Return the policy files with their digests, and the settings."""
     settings = ", ".join(f"{k} {v}" for k, v in outcome.settings.items())
-    files = "".join(
-        f"<dt>{k} {escape(s.name)}</dt><dd>{escape(str(s.file))}<br>"
-        f"<code>{escape(json.dumps(s.origin))}</code></dd>"
+    files = {
+        f"{k} {s.name}": Markup("{}<br><code>{}</code>").format(s.file, json.dumps(s.origin))
         for k, s in enumerate(outcome.subjects)
-    )
-    return f"<dl>{files}</dl><p>{escape(settings)}.</p>"
+    }
+    return [files.items(), f"{settings}."]
 
 
 def write_cooperation(outcome: Cooperation) -> None:

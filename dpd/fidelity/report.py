@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from rich import markup
 from rich.progress import Progress
 
@@ -19,20 +19,25 @@ from dpd.fidelity.measures import CLOSE, MEASURES, NEAR
 from dpd.fidelity.policies import ComparedPolicy, RunReader, read_teacher_and_students
 from dpd.fidelity.states import SETS, audit_settings
 from dpd.log.terminal import make_console
+from dpd.report.figures import new_figure
 from dpd.report.page import (
     INK,
-    definitions,
-    document,
+    Section,
     legend,
-    look,
-    new_figure,
-    notes,
-    plain,
+    page_line_style,
+    render_page,
+    style_axes,
     svg,
-    table,
 )
 from dpd.report.stats import BOOTSTRAP_SEEDS, CONFIDENCE
-from dpd.report.tables import Report, Sheet, deliver, mean_and_each, require_writable, shown
+from dpd.report.tables import (
+    Report,
+    Table,
+    describe_returns,
+    format_number,
+    require_writable,
+    write_report,
+)
 
 if TYPE_CHECKING:
     from dpd.fidelity.config import FidelityConfig
@@ -43,24 +48,28 @@ def student_label(entry: StudentAudit) -> str:
     return f"{entry.subject.name} (floor)" if entry.subject.is_floor else entry.subject.name
 
 
-def retained_return_table(result: Audit) -> Sheet:
+def retained_return_table(result: Audit) -> Table:
     """Tabulate returns and the share of the teacher's return that is retained."""
     columns = ["policy", "return", "ratio", "retained", "95 % interval", "held-out ≤0.05"]
     rows = [
-        [f"{result.teacher.name} (teacher)", shown(float(result.returns.mean())), *["-"] * 4],
-        ["random actions", shown(float(result.random.mean())), *["-"] * 4],
+        [
+            f"{result.teacher.name} (teacher)",
+            format_number(float(result.returns.mean())),
+            *["-"] * 4,
+        ],
+        ["random actions", format_number(float(result.random.mean())), *["-"] * 4],
     ]
     for entry in result.entries:
         agree = entry.scores["heldout"].values[f"agree_{CLOSE}"]
         figures = [float(entry.returns.mean()), entry.ratio, entry.retained, entry.interval, agree]
-        rows.append([student_label(entry), *map(shown, figures)])
+        rows.append([student_label(entry), *map(format_number, figures)])
     title = (
         f"{result.settings.env_id}: returns of {result.settings.episodes} deterministic episodes"
     )
-    return Sheet(title, columns, rows)
+    return Table(title, columns, rows)
 
 
-def policy_cost_table(result: Audit) -> Sheet:
+def policy_cost_table(result: Audit) -> Table:
     """Tabulate size and speed of all policies."""
     columns = ["policy", "parameters", "× smaller", "bytes", "µs/action", "actions/s"]
     rows = []
@@ -69,32 +78,34 @@ def policy_cost_table(result: Audit) -> Sheet:
         *((student_label(entry), entry.cost, entry.compression) for entry in result.entries),
     ]:
         figures = [cost.bytes, cost.latency_us, cost.actions_per_s]
-        rows.append([name, f"{cost.parameters:,}", shown(smaller), *map(shown, figures)])
-    return Sheet("Cost, on one thread; actions/s in batches of 256", columns, rows)
+        rows.append(
+            [name, f"{cost.parameters:,}", format_number(smaller), *map(format_number, figures)]
+        )
+    return Table("Cost, on one thread; actions/s in batches of 256", columns, rows)
 
 
-def student_fidelity_table(result: Audit, entry: StudentAudit) -> Sheet:
+def student_fidelity_table(result: Audit, entry: StudentAudit) -> Table:
     """Tabulate a student's scores on every set of states, and the gap."""
     known = {k for row in entry.scores.values() for k, v in row.values.items() if v is not None}
     names = [name for name in MEASURES if name in known and name != "action_mse"]
-    rows = [[s, *(shown(row.values[n]) for n in names)] for s, row in entry.scores.items()]
-    rows.append(["gap", *(shown(entry.gap.values[n]) for n in names)])
+    rows = [[s, *(format_number(row.values[n]) for n in names)] for s, row in entry.scores.items()]
+    rows.append(["gap", *(format_number(entry.gap.values[n]) for n in names)])
     title = (
         f"{student_label(entry)} compared with {result.teacher.name} on each set of states "
         f"(gap: heldout − {entry.gap.seen})"
     )
-    return Sheet(title, ["states", *(MEASURES[n].title for n in names)], rows)
+    return Table(title, ["states", *(MEASURES[n].title for n in names)], rows)
 
 
-def r2_table(entry: StudentAudit) -> Sheet:
+def r2_table(entry: StudentAudit) -> Table:
     """Tabulate R² of each action dimension on every set of states."""
     n_act = len(next(iter(entry.scores.values())).r2)
-    rows = [[s, *map(shown, row.r2)] for s, row in entry.scores.items()]
+    rows = [[s, *map(format_number, row.r2)] for s, row in entry.scores.items()]
     columns = ["states", *(f"action {k}" for k in range(n_act))]
-    return Sheet(f"{student_label(entry)}: R² of each action dimension", columns, rows)
+    return Table(f"{student_label(entry)}: R² of each action dimension", columns, rows)
 
 
-def fidelity_tables(result: Audit) -> Sequence[Sheet]:
+def fidelity_tables(result: Audit) -> Sequence[Table]:
     """Return the tables for the terminal."""
     by_states = [student_fidelity_table(result, entry) for entry in result.entries]
     return [*by_states, retained_return_table(result), policy_cost_table(result)]
@@ -122,9 +133,15 @@ def agreement_bars(result: Audit) -> str:
                 for s in names
             ]
             at = np.arange(len(names)) + (k + 0.5) * width - 0.4
-            axes.bar(at, heights, 0.94 * width, color=look(k)["color"], label=student_label(entry))
+            axes.bar(
+                at,
+                heights,
+                0.94 * width,
+                color=page_line_style(k)["color"],
+                label=student_label(entry),
+            )
         axes.set_xticks(range(len(names)), names)
-        plain(axes, title)
+        style_axes(axes, title)
         if measure.startswith("agree"):
             axes.set_ylim(0, 1)
     legend(figure)
@@ -146,7 +163,7 @@ def error_histogram(result: Audit) -> str:
             weights=share,
             histtype="step",
             linewidth=1.8,
-            **look(k),
+            **page_line_style(k),
             label=student_label(entry),
         )
     for within in (CLOSE, NEAR):
@@ -155,7 +172,9 @@ def error_histogram(result: Audit) -> str:
     axes.set_xlim(MIN_ERROR * 0.9, MAX_ERROR)
     axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["≤0.0001", "0.001", "0.01", "0.1", "1"])
     axes.minorticks_off()
-    plain(axes, "held-out states by their largest |difference| of an action; dashed: 0.05 and 0.1")
+    style_axes(
+        axes, "held-out states by their largest |difference| of an action; dashed: 0.05 and 0.1"
+    )
     legend(figure)
     return svg(figure, "histogram")
 
@@ -187,8 +206,8 @@ def action_scatter(entry: StudentAudit, k: int) -> str:
         axes.plot([low, high], [low, high], color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
         # one embedded image instead of a thousand SVG elements
         dots: dict[str, Any] = {"s": 4, "alpha": 0.5, "linewidths": 0, "rasterized": True}
-        axes.scatter(teacher[:, a], student[:, a], color=look(k)["color"], **dots)
-        plain(axes, f"action {a}, R² {shown(entry.scores['heldout'].r2[a])}")
+        axes.scatter(teacher[:, a], student[:, a], color=page_line_style(k)["color"], **dots)
+        style_axes(axes, f"action {a}, R² {format_number(entry.scores['heldout'].r2[a])}")
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axes.locator_params(nbins=2)
     return svg(figure, f"scatter{k}")
@@ -209,19 +228,18 @@ OTHER_MEANINGS = {
 def fidelity_page(result: Audit) -> str:
     """Return the HTML page."""
     title = f"Fidelity to {result.teacher.name} in {result.settings.env_id}"
-    parts = [
-        *notes(result.notes),
-        table(retained_return_table(result)),
-        table(policy_cost_table(result)),
-        f"<h2>By set of states</h2>{agreement_bars(result)}{error_histogram(result)}",
+    subjects = [result.teacher, *(entry.subject for entry in result.entries)]
+    sections = [
+        Section("", [retained_return_table(result), policy_cost_table(result)]),
+        Section("By set of states", [agreement_bars(result), error_histogram(result)]),
         *(student_section(result, entry, k) for k, entry in enumerate(result.entries)),
-        f"<h2>What the numbers mean</h2>{definitions_html()}",
-        f"<h2>Settings and files</h2>{provenance_html(result)}",
+        Section("What the numbers mean", [fidelity_definitions().items()]),
+        Section("Settings and files", [settings_text(result), map(origin_definition, subjects)]),
     ]
-    return document(title, parts)
+    return render_page(title, sections, result.notes)
 
 
-def student_section(result: Audit, entry: StudentAudit, k: int) -> str:
+def student_section(result: Audit, entry: StudentAudit, k: int) -> Section:
     """Return one student's tables and the figure of its actions over the teacher's."""
     n_act = entry.acts[0].shape[1]
     which = (
@@ -229,38 +247,33 @@ def student_section(result: Audit, entry: StudentAudit, k: int) -> str:
         if n_act > MAX_SCATTER_DIMS
         else ""
     )
-    return (
-        f"<h2>{escape(student_label(entry))}</h2>"
-        f"{table(student_fidelity_table(result, entry))}{table(r2_table(entry))}"
-        "<p>Student's action (vertical) against the teacher's (horizontal) on held-out states"
-        f"{which}.</p>"
-        f"{action_scatter(entry, k)}"
+    text = (
+        f"Student's action (vertical) against the teacher's (horizontal) on held-out states{which}."
     )
+    tables = [student_fidelity_table(result, entry), r2_table(entry)]
+    return Section(student_label(entry), [*tables, text, action_scatter(entry, k)])
 
 
-def definitions_html() -> str:
+def fidelity_definitions() -> dict[str, str]:
     """Define the numbers and the sets of states, one line each."""
     lines = {m.title: m.meaning for m in MEASURES.values()} | OTHER_MEANINGS
-    lines |= {f"states: {name}": meaning for name, meaning in SETS.items()}
-    return definitions(lines)
+    return lines | {f"states: {name}": meaning for name, meaning in SETS.items()}
 
 
-def provenance_html(result: Audit) -> str:
-    """Return the settings, and the policy files with their digests."""
-    subjects = [result.teacher, *(entry.subject for entry in result.entries)]
+def settings_text(result: Audit) -> str:
+    """Return the settings as a sentence."""
     settings = result.settings
-    line = (
+    return (
         f"{settings.env_id} {json.dumps(settings.env_kwargs)}, {settings.episodes} episodes per "
-        f"policy, {settings.n_states:,} states in each set, seed {settings.seed}"
+        f"policy, {settings.n_states:,} states in each set, seed {settings.seed}."
     )
-    return f"<p>{escape(line)}.</p><dl>{''.join(map(policy_origin_html, subjects))}</dl>"
 
 
-def policy_origin_html(subject: ComparedPolicy) -> str:
-    """Return a policy's origin as an entry of a definition list."""
+def origin_definition(subject: ComparedPolicy) -> tuple[str, Markup]:
+    """Return a policy's name and its origin, for a list of definitions."""
     origin = {k: v for k, v in subject.origin.items() if k != "name" and v is not None}
-    lines = (f"{escape(k)} <code>{escape(json.dumps(v))}</code>" for k, v in origin.items())
-    return f"<dt>{escape(subject.name)}</dt><dd>{'<br>'.join(lines)}</dd>"
+    lines = (Markup("{} <code>{}</code>").format(k, json.dumps(v)) for k, v in origin.items())
+    return subject.name, Markup("<br>").join(lines)
 
 
 def fidelity_paths(config: FidelityConfig, read_run: RunReader) -> int:
@@ -282,7 +295,7 @@ def fidelity_paths(config: FidelityConfig, read_run: RunReader) -> int:
         fidelity_tables(result),
         result.notes,
     )
-    deliver(report, config.out, config.json)
+    write_report(report, config.out, config.json)
     for entry in result.entries:
         write_student_events(result, entry, config.out / "tb")
     return 0
@@ -301,9 +314,9 @@ def fidelity_json(result: Audit) -> dict[str, Any]:
         "teacher": {
             **result.teacher.origin,
             **result.cost._asdict(),
-            **mean_and_each(result.returns),
+            **describe_returns(result.returns),
         },
-        "random": mean_and_each(result.random),
+        "random": describe_returns(result.random),
         "students": [student_audit_json(entry) for entry in result.entries],
         "measures": {name: m.meaning for name, m in MEASURES.items()},
         "notes": result.notes,
@@ -317,7 +330,7 @@ def student_audit_json(entry: StudentAudit) -> dict[str, Any]:
         "is_floor": entry.subject.is_floor,
         **entry.cost._asdict(),
         "compression": entry.compression,
-        **mean_and_each(entry.returns),
+        **describe_returns(entry.returns),
         "ratio": entry.ratio,
         "retained": entry.retained,
         "retained_interval": entry.interval,

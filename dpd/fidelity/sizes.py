@@ -20,9 +20,9 @@ from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
 from dpd.fidelity.states import HELD_OUT, AuditSettings, visit, visit_together
 from dpd.files import replacing
 from dpd.policies import policyfile
-from dpd.report.figures import COLOURS, GREY, INK, head, unframe
+from dpd.report.figures import COLOURS, GREY, INK, set_title, unframe
 from dpd.report.stats import CONFIDENCE, Interval, mean_interval
-from dpd.report.tables import Sheet, print_sheets, shown
+from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import Outcome
 from dpd.run.summary import FIDELITY, STUDENTS, title
 from dpd.run.teachers import kept_teacher
@@ -176,28 +176,28 @@ def size_group(name: str, students: list[StudentResult], teachers_parameters: in
     return SizeGroup(name=name, parameters=own, compression=smaller, students=students)
 
 
-def sizes_table(comparison: SizeComparison) -> Sheet:
+def sizes_table(comparison: SizeComparison) -> Table:
     """Tabulate the teacher and one row per size."""
     several = any(len(size.per_seed("return")) > 1 for size in comparison.sizes)
     columns = ["student", "params", "smaller", "µs", "return", "retained"]
     columns += ["95 %"] * several + [f"≤{NEAR}", "own error"]
     whole = sum(each.parameters for each in comparison.costs)
-    took = shown(sum(each.latency_us for each in comparison.costs))
-    row = ["teacher", f"{whole:,}", "1", took, shown(comparison.returns.teacher), "1"]
+    took = format_number(sum(each.latency_us for each in comparison.costs))
+    row = ["teacher", f"{whole:,}", "1", took, format_number(comparison.returns.teacher), "1"]
     rows = [row + ["-"] * several + ["1", "0"]]
     for size in comparison.sizes:
-        head = [size.name, f"{size.parameters:,}", *map(shown, [size.compression])]
+        head = [size.name, f"{size.parameters:,}", *map(format_number, [size.compression])]
         figures = [size.mean(name) for name in ("latency_us", "return", "retained")]
-        interval = [shown(size.interval("retained"))] * several
-        fidelity = [shown(size.mean(name)) for name in ("agree", "own_error")]
-        rows.append([*head, *map(shown, figures), *interval, *fidelity])
+        interval = [format_number(size.interval("retained"))] * several
+        fidelity = [format_number(size.mean(name)) for name in ("agree", "own_error")]
+        rows.append([*head, *map(format_number, figures), *interval, *fidelity])
     n_seeds = max(len(size.per_seed("return")) for size in comparison.sizes)
     seeds = f", means and t intervals of {n_seeds} seeds" if n_seeds > 1 else ""
     title = (
         f"{comparison.env_id}: students by size{seeds}; ≤{NEAR}: agreement on held-out states of "
         "the teacher; own error: mean |difference| of actions on the student's states"
     )
-    return Sheet(title, columns, rows)
+    return Table(title, columns, rows)
 
 
 def size_notes(comparison: SizeComparison) -> list[str]:
@@ -273,7 +273,7 @@ def draw_sizes(comparison: SizeComparison, out_png: Path, title: str) -> None:
         panels[row, 0].set_ylabel(text, color=INK, fontsize=10)
     seeds = max(len(size.per_seed(RETURN)) for size in comparison.sizes)
     means = f"means of {seeds} seeds, faint: single seeds; " if seeds > 1 else ""
-    head(panels[0, 0], title, f"{means}dashed: the teacher")
+    set_title(panels[0, 0], title, f"{means}dashed: the teacher")
     with replacing(out_png) as draft:
         figure.savefig(draft, format="png")
 
@@ -331,7 +331,7 @@ def report_students(
     """
     with console.status("comparing the students with their teacher"), one_thread():
         comparison = compare_sizes(config, kept_teacher(run_dir), list(last), list(last.values()))
-    print_sheets([sizes_table(comparison)], size_notes(comparison), console)
+    print_tables([sizes_table(comparison)], size_notes(comparison), console)
     with replacing(run_dir / FIDELITY) as draft:
         draft.write_text(json.dumps(sizes_json(comparison), indent=2, allow_nan=False) + "\n")
     if len(comparison.sizes) > 1:

@@ -30,7 +30,7 @@ from dpd.fidelity.states import (
 from dpd.log.terminal import make_console
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy
-from dpd.report.tables import Report, deliver, require_writable
+from dpd.report.tables import Report, require_writable, write_report
 from dpd.run.runs import short_names
 from dpd.run.sources import load_any, one_policy, place_of
 
@@ -186,7 +186,7 @@ def sweep_teacher(config: SweepConfig) -> int:
     report = Report(
         "sweep", sweep_json(result), sweep_page(result), sweep_tables(result), result.notes
     )
-    deliver(report, config.out, config.json)
+    write_report(report, config.out, config.json)
     return 0
 
 

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from html import escape
 from typing import Any
 
 import numpy as np
 
 from dpd.fidelity.measures import MEASURES, NEAR
-from dpd.fidelity.report import policy_origin_html
+from dpd.fidelity.report import origin_definition
 from dpd.fidelity.sweep import FACTORS, Sweep, SweepResult, Variant
+from dpd.report.figures import new_figure
 from dpd.report.page import (
     GRID,
     INK,
-    definitions,
-    document,
+    Section,
     legend,
-    look,
-    new_figure,
-    notes,
-    plain,
+    page_line_style,
+    render_page,
+    style_axes,
     svg,
-    table,
 )
-from dpd.report.tables import Sheet, mean_and_each, shown
+from dpd.report.tables import Table, describe_returns, format_number
 
 ResultFigure = Callable[[SweepResult], float | None]
 
@@ -88,7 +85,7 @@ def correlation(sweep: Sweep, name: str) -> float | None:
     return float(spearmanr(*zip(*known, strict=True)).statistic)
 
 
-def variants_table(sweep: Sweep) -> Sheet:
+def variants_table(sweep: Sweep) -> Table:
     """Tabulate one row per variant, averaged over seeds; the common one is in every factor."""
     known = [
         k for k in SWEEP_COLUMNS if any(SWEEP_FIGURES[k](r) is not None for r in sweep.results)
@@ -97,33 +94,33 @@ def variants_table(sweep: Sweep) -> Sheet:
     for factor in sweep.factors:
         for variant in factor.variants:
             results = results_of(sweep, variant)
-            figures = [shown(mean_figure(results, name)) for name in known]
+            figures = [format_number(mean_figure(results, name)) for name in known]
             rows.append([factor.label(variant), *figures])
     seeds = f", means of {sweep.config.seeds} seeds" if sweep.config.seeds > 1 else ""
     title = (
         f"{sweep.settings.env_id}: students of {sweep.teacher.name}, one factor changed at a time"
         f"{seeds}. KL and error of actions on training (seen), held-out and own states"
     )
-    return Sheet(title, ["changed", *(SWEEP_COLUMNS[name] for name in known)], rows)
+    return Table(title, ["changed", *(SWEEP_COLUMNS[name] for name in known)], rows)
 
 
-def baselines_table(sweep: Sweep) -> Sheet:
+def baselines_table(sweep: Sweep) -> Table:
     """Tabulate the returns of the teacher and of random actions."""
     rows = [
-        [f"{sweep.teacher.name} (teacher)", shown(float(sweep.returns.mean()))],
-        ["random actions", shown(float(sweep.random.mean()))],
+        [f"{sweep.teacher.name} (teacher)", format_number(float(sweep.returns.mean()))],
+        ["random actions", format_number(float(sweep.random.mean()))],
     ]
-    return Sheet(f"Returns of {sweep.settings.episodes} episodes", ["policy", "return"], rows)
+    return Table(f"Returns of {sweep.settings.episodes} episodes", ["policy", "return"], rows)
 
 
-def correlation_table(sweep: Sweep) -> Sheet:
+def correlation_table(sweep: Sweep) -> Table:
     """Tabulate the correlations of fidelity with return."""
-    rows = [[name, shown(correlation(sweep, name))] for name in FIDELITY_FIGURES]
+    rows = [[name, format_number(correlation(sweep, name))] for name in FIDELITY_FIGURES]
     title = f"Spearman correlation of fidelity with return, over {len(sweep.results)} students"
-    return Sheet(title, ["fidelity by", "correlation"], rows)
+    return Table(title, ["fidelity by", "correlation"], rows)
 
 
-def sweep_tables(sweep: Sweep) -> list[Sheet]:
+def sweep_tables(sweep: Sweep) -> list[Table]:
     """Return the tables for the terminal."""
     return [variants_table(sweep), baselines_table(sweep), correlation_table(sweep)]
 
@@ -139,9 +136,9 @@ def sweep_json(sweep: Sweep) -> dict[str, Any]:
         "divergence": sweep.divergence,
         "teacher": {
             **sweep.teacher.origin,
-            **mean_and_each(sweep.returns),
+            **describe_returns(sweep.returns),
         },
-        "random": mean_and_each(sweep.random),
+        "random": describe_returns(sweep.random),
         "factors": {
             factor.name: {
                 "meaning": FACTORS[factor.name],
@@ -190,22 +187,19 @@ def sweep_page(sweep: Sweep) -> str:
         f"{config.steps:,} gradient steps on {sweep.divergence}, "
         f"{seeds}, {config.episodes} episodes, {config.states:,} states in each set, "
         f"seed {config.seed}; learning rates from {config.lr:g} (Adam) and {config.sgd_lr:g} (SGD) "
-        "to 0 along a cosine"
+        "to 0 along a cosine."
     )
-    parts = [
-        *notes(sweep.notes),
-        factor_charts(sweep),
-        table(variants_table(sweep)),
-        f"<h2>Does higher fidelity mean higher return?</h2>{return_scatter(sweep)}",
-        table(correlation_table(sweep)),
-        table(baselines_table(sweep)),
-        f"<h2>What the numbers mean</h2>{definitions(SWEEP_MEANINGS)}",
-        f"<h2>Settings and teacher</h2><p>{escape(settings)}.</p>"
-        f"<dl>{policy_origin_html(sweep.teacher)}</dl>",
+    sections = [
+        Section("", [factor_charts(sweep), variants_table(sweep)]),
+        Section(
+            "Does higher fidelity mean higher return?",
+            [return_scatter(sweep), correlation_table(sweep), baselines_table(sweep)],
+        ),
+        Section("What the numbers mean", [SWEEP_MEANINGS.items()]),
+        Section("Settings and teacher", [settings, [origin_definition(sweep.teacher)]]),
     ]
-    return document(
-        f"What makes students follow {sweep.teacher.name} in {sweep.settings.env_id}?", parts
-    )
+    title = f"What makes students follow {sweep.teacher.name} in {sweep.settings.env_id}?"
+    return render_page(title, sections, sweep.notes)
 
 
 def factor_charts(sweep: Sweep) -> str:
@@ -221,9 +215,9 @@ def factor_charts(sweep: Sweep) -> str:
             heights = [
                 mean_figure(results_of(sweep, variant), name) or 0.0 for variant in factor.variants
             ]
-            axes.plot(names, heights, **look(k), marker="o", markersize=4, label=label)
+            axes.plot(names, heights, **page_line_style(k), marker="o", markersize=4, label=label)
         axes.set_ylim(bottom=0)
-        plain(axes, FACTORS[factor.name])
+        style_axes(axes, FACTORS[factor.name])
     legend(figure, "error on {}", columns=3)
     return svg(figure, "factors")
 
@@ -239,11 +233,13 @@ def return_scatter(sweep: Sweep) -> str:
         results = [result for variant in own for result in results_of(sweep, variant)]
         errors = [SWEEP_FIGURES["heldout_error"](result) or 0.0 for result in results]
         returns = [float(result.returns.mean()) for result in results]
-        colour = INK if k == 0 else look(k - 1)["color"]
+        colour = INK if k == 0 else page_line_style(k - 1)["color"]
         axes.scatter(errors, returns, s=22, color=colour, label=name)
     for level in (sweep.returns.mean(), sweep.random.mean()):
         axes.axhline(float(level), color=GRID, linewidth=1.2, linestyle=(0, (4, 3)))
-    plain(axes, "return over the error on held-out states; dashed: the teacher, random actions")
+    style_axes(
+        axes, "return over the error on held-out states; dashed: the teacher, random actions"
+    )
     axes.legend(loc="best", frameon=False, fontsize=9, labelcolor=INK)
     return svg(figure, "returns")
 

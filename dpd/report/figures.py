@@ -1,4 +1,6 @@
-"""Draw a run's learning curves from its metrics.csv."""
+"""Figures of learning curves, drawn from metrics.csv."""
+
+from __future__ import annotations
 
 import math
 from collections import defaultdict
@@ -20,50 +22,62 @@ Curve = dict[int, list[float]]
 """The values of all seeds at each step."""
 
 RETURNS = ("eval/return", "train/return")
-SIDE = {
+SIDE_PANELS = {
     "distill/action_distance": "action distance to the peer",
     "distill/peer_ahead": "share of states where the peer is ahead",
     "distill/agree_0.1": "states with every action within 0.1",
     "distill/coverage": "states that the guide leaves",
     "distill/student_weight": "weight of the student's own action",
 }
-SHARES = frozenset(SIDE) - {"distill/action_distance"}
+SHARES = frozenset(SIDE_PANELS) - {"distill/action_distance"}
 # Okabe and Ito's palette: distinct with every common colour blindness, and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
 INK, GREY, GRID = "#222222", "#6b6b6b", "#e4e4e4"
-BINS = 160
-MARKED = 12
+MAX_BINS = 160
+MAX_MARKERS = 12
 UNITS = ((1_000_000, "M"), (1_000, "k"), (1, ""))
+
+
+def new_figure(width: float, height: float, dpi: float = 100, gap: float = 0.02) -> Figure:
+    """Return an empty figure, its size in inches; `gap`: space between panels, as a share."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    # Not pyplot: it keeps every figure alive and may open a display.
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09, wspace=gap, hspace=gap)
+    return Figure(figsize=(width, height), dpi=dpi, layout=layout)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure, replacing the file at once."""
+    with replacing(path) as draft:
+        figure.savefig(draft, format="png")
 
 
 def learning_curves(
     metrics_csv: Path, out_png: Path, title: str, names: Sequence[str] = ()
 ) -> None:
-    """Draw evaluation and training returns, and what distillation logged of the panels in SIDE.
+    """Draw a run's returns, and a panel for each metric of SIDE_PANELS that was logged.
 
-    `names`: what each peer is called; none: its number.
+    `names`: labels of the peers, by default their numbers.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    curves, seeds = read_curves(metrics_csv, (*RETURNS, *SIDE))
+    curves, seeds = read_curves(metrics_csv, (*RETURNS, *SIDE_PANELS))
     if not any(name in curves for name in RETURNS):
-        raise ValueError(f"{metrics_csv} holds no returns to draw; record eval/return first")
-    side = [name for name in SIDE if name in curves]
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09, wspace=0.03, hspace=0.04)
-    figure = Figure(figsize=(10.4 if side else 7.4, 4.5), dpi=200, layout=layout)
+        raise ValueError(f"{metrics_csv} has no returns to draw; record eval/return first")
+    side = [name for name in SIDE_PANELS if name in curves]
+    figure = new_figure(10.4 if side else 7.4, 4.5, 200, gap=0.03)
     main, *others = panels(figure, len(side))
-    draw_returns(main, curves, seeds, names)
-    head(main, title, caption(curves, seeds))
+    draw_return_curves(main, curves, seeds, names)
+    set_title(main, title, caption(curves, seeds))
     for axes, name in zip(others, side, strict=True):
-        draw_side(axes, curves[name], name)
+        draw_side_panel(axes, curves[name], name)
     several = any(len(peers) > 1 for peers in curves.values())
-    finish(main, last_step(curves), "environment steps" + " of all peers together" * several)
+    end = max(step for peers in curves.values() for curve in peers.values() for step in curve)
+    format_axes(main, end, "environment steps" + " of all peers together" * several)
     for axes in others:
-        finish(axes, last_step(curves), "environment steps" * (axes is others[-1]))
-    with replacing(out_png) as draft:
-        figure.savefig(draft, format="png")
+        format_axes(axes, end, "environment steps" * (axes is others[-1]))
+    save_png(figure, out_png)
 
 
 def read_curves(path: Path, names: Iterable[str]) -> tuple[dict[str, dict[int, Curve]], int]:
@@ -85,20 +99,15 @@ def read_curves(path: Path, names: Iterable[str]) -> tuple[dict[str, dict[int, C
 
 
 def iqm(values: Sequence[float]) -> float:
-    """Take the interquartile mean; of fewer than four values it is the mean."""
+    """Return the interquartile mean; for fewer than four values it is the mean."""
     from scipy.stats import trim_mean
 
     return float(trim_mean(values, 0.25))
 
 
-def last_step(curves: dict[str, dict[int, Curve]]) -> int:
-    """Find the right end of the x-axis."""
-    return max(step for peers in curves.values() for curve in peers.values() for step in curve)
-
-
 def binned(curve: Curve) -> tuple[list[float], list[float]]:
-    """Average steps and values in at most `BINS` bins: raw training curves hide the others."""
-    width = max(max(curve) / BINS, 1)
+    """Average steps and values over at most `MAX_BINS` bins, to smooth raw training curves."""
+    width = max(max(curve) / MAX_BINS, 1)
     steps, means = [], []
     for _, group in groupby(sorted(curve), key=lambda step: int(step / width)):
         inside = list(group)
@@ -107,30 +116,30 @@ def binned(curve: Curve) -> tuple[list[float], list[float]]:
     return steps, means
 
 
-def panels(figure: "Figure", side: int) -> list["Axes"]:
-    """Put the returns at the left and `side` small panels one above the other at the right."""
+def panels(figure: Figure, side: int) -> list[Axes]:
+    """Add one large panel on the left and `side` small panels in a column on the right."""
     if not side:
         return [figure.add_subplot()]
     grid = figure.add_gridspec(side, 2, width_ratios=(1.75, 1))
     return [figure.add_subplot(grid[:, 0]), *(figure.add_subplot(grid[k, 1]) for k in range(side))]
 
 
-def style(peer: int) -> dict[str, Any]:
-    """Give a peer its colour; past the palette's end, its dashes differ."""
-    turn, colour = divmod(peer, len(COLOURS))
-    return {"color": COLOURS[colour], "linestyle": DASHES[turn % len(DASHES)]}
+def line_style(k: int, colours: Sequence[str] = COLOURS) -> dict[str, Any]:
+    """Return the colour of line k; beyond the palette, colours repeat with other dashes."""
+    turn, colour = divmod(k, len(colours))
+    return {"color": colours[colour], "linestyle": DASHES[turn % len(DASHES)]}
 
 
-def draw_returns(
-    axes: "Axes", curves: dict[str, dict[int, Curve]], seeds: int, names: Sequence[str] = ()
+def draw_return_curves(
+    axes: Axes, curves: dict[str, dict[int, Curve]], seeds: int, names: Sequence[str] = ()
 ) -> None:
     """Draw evaluation returns with their range over seeds, and training returns faintly."""
-    evaluations, known = curves.get("eval/return", {}), dict(enumerate(names))
+    evaluations, labels = curves.get("eval/return", {}), dict(enumerate(names))
     for peer, curve in sorted(curves.get("train/return", {}).items()):
-        label = known.get(peer, f"peer {peer}") if not evaluations else None
-        axes.plot(*binned(curve), **style(peer), label=label, alpha=0.35, linewidth=0.9)
+        label = labels.get(peer, f"peer {peer}") if not evaluations else None
+        axes.plot(*binned(curve), **line_style(peer), label=label, alpha=0.35, linewidth=0.9)
     for peer, curve in sorted(evaluations.items()):
-        draw_evaluations(axes, peer, curve, known.get(peer, f"peer {peer}"), band=seeds > 1)
+        draw_evaluations(axes, peer, curve, labels.get(peer, f"peer {peer}"), band=seeds > 1)
     axes.set_ylabel("return per episode", color=INK, fontsize=10)
     if len(evaluations or curves["train/return"]) > 1:
         legend = axes.legend(loc="best", frameon=False, fontsize=9.5, handlelength=1.6)
@@ -138,27 +147,45 @@ def draw_returns(
             line.set(linewidth=2.6, alpha=1)
 
 
-def draw_evaluations(axes: "Axes", peer: int, curve: Curve, label: str, band: bool) -> None:
+class Line(NamedTuple):
+    """A curve over seeds; without steps, one level across the whole figure."""
+
+    name: str
+    steps: list[int]
+    middle: list[float]
+    band: list[tuple[float, float]]  # low and high at each step, or empty
+    spread: str
+    """Name of the band's statistic, for the caption."""
+
+
+def draw_line(axes: Axes, line: Line, style: dict[str, Any]) -> None:
+    """Draw a line and its band, or its level."""
+    if not line.steps:
+        axes.axhline(line.middle[0], color=style["color"], linestyle="--", label=line.name)
+        return
+    if line.band:
+        low, high = zip(*line.band, strict=True)
+        axes.fill_between(line.steps, low, high, color=style["color"], alpha=0.14, linewidth=0)
+    style = style | {"marker": "o" if len(line.steps) <= MAX_MARKERS else "", "markersize": 4}
+    axes.plot(line.steps, line.middle, **style, label=line.name, linewidth=2)
+
+
+def draw_evaluations(axes: Axes, peer: int, curve: Curve, label: str, band: bool) -> None:
     """Draw one peer's interquartile mean over seeds, and their range as a band."""
-    steps, values = list(curve), list(curve.values())
-    look = style(peer)
-    if band:
-        low, high = [min(seeds) for seeds in values], [max(seeds) for seeds in values]
-        axes.fill_between(steps, low, high, color=look["color"], alpha=0.14, linewidth=0)
-    marker = "o" if len(steps) <= MARKED else ""
-    middle = [iqm(seeds) for seeds in values]
-    axes.plot(steps, middle, **look, label=label, linewidth=2, marker=marker, markersize=4)
+    ranges = [(min(seeds), max(seeds)) for seeds in curve.values()] if band else []
+    line = Line(label, list(curve), [iqm(seeds) for seeds in curve.values()], ranges, "range")
+    draw_line(axes, line, line_style(peer))
 
 
-def head(axes: "Axes", title: str, text: str) -> None:
-    """Write the title, and below it what the lines and bands are."""
+def set_title(axes: Axes, title: str, text: str) -> None:
+    """Write the title, and below it an explanation of the lines and bands."""
     pad = 24 + 11 * text.count("\n")
     axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=pad)
     axes.text(0, 1.02, text, transform=axes.transAxes, va="bottom", color=GREY, fontsize=8.5)
 
 
 def caption(curves: dict[str, dict[int, Curve]], seeds: int) -> str:
-    """Say what the lines and bands are."""
+    """Explain the lines and bands of a run's returns."""
     middle = "interquartile mean" if seeds > 3 else "mean"
     words = []
     if "eval/return" in curves:
@@ -169,23 +196,23 @@ def caption(curves: dict[str, dict[int, Curve]], seeds: int) -> str:
     return "; ".join(words)
 
 
-def draw_side(axes: "Axes", peers: dict[int, Curve], name: str) -> None:
-    """Draw one metric of every peer, its mean over seeds."""
+def draw_side_panel(axes: Axes, peers: dict[int, Curve], name: str) -> None:
+    """Draw one metric of every peer, averaged over seeds."""
     for peer, curve in sorted(peers.items()):
-        axes.plot(*binned(curve), **style(peer), linewidth=1.5)
-    axes.set_title(SIDE[name], loc="left", color=INK, fontsize=9.5, pad=6)
+        axes.plot(*binned(curve), **line_style(peer), linewidth=1.5)
+    axes.set_title(SIDE_PANELS[name], loc="left", color=INK, fontsize=9.5, pad=6)
     if name in SHARES:
         axes.set_ylim(0, 1)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    else:
+        axes.set_ylim(bottom=0)
     if name == "distill/peer_ahead":
         axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    if name not in SHARES:
-        axes.set_ylim(bottom=0)
 
 
-def unframe(axes: "Axes") -> None:
-    """Take away the frame, and draw horizontal lines instead."""
+def unframe(axes: Axes) -> None:
+    """Remove the frame except for the x-axis, and draw horizontal grid lines."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#b0b0b0")
     axes.set_axisbelow(True)
@@ -194,12 +221,12 @@ def unframe(axes: "Axes") -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def finish(axes: "Axes", end: int, x_label: str) -> None:
-    """Take away the frame and set the ticks in thousands or millions of steps."""
+def format_axes(axes: Axes, end: int, x_label: str) -> None:
+    """Remove the frame and format the ticks; `end` is the last step on the x-axis."""
     unframe(axes)
     axes.set_xlim(0, end * 1.01 or 1)
     axes.locator_params(axis="x", nbins=6)
-    write_steps(axes, end)
+    format_steps(axes, end)
     if axes.get_ylim()[1] >= 1_000:
         axes.yaxis.set_major_formatter(
             lambda value, _: f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
@@ -210,59 +237,28 @@ def finish(axes: "Axes", end: int, x_label: str) -> None:
         axes.tick_params(labelbottom=False)
 
 
-def write_steps(axes: "Axes", end: int) -> None:
-    """Write the ticks of an axis of steps in thousands or millions."""
+def format_steps(axes: Axes, end: int) -> None:
+    """Format an axis of steps in thousands or millions."""
     size, unit = next((size, unit) for size, unit in UNITS if end >= size or size == 1)
     axes.xaxis.set_major_formatter(lambda step, _: f"{step / size:g} {unit}" if step else "0")
 
 
-class Line(NamedTuple):
-    """A run's curve over seeds; without steps, one level across the whole picture."""
-
-    name: str
-    steps: list[int]
-    middle: list[float]
-    band: list[tuple[float, float]]  # empty, or low and high at each step
-    spread: str
-    """What the band is."""
-
-
 def compared_curves(lines: Sequence[Line], out_png: Path, title: str) -> None:
-    """Draw the curves of several runs over one another, with their bands."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(
-        figsize=(7.4, 4.5), dpi=200, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09)
-    )
+    """Draw the curves of several runs, with their bands, in one panel."""
+    figure = new_figure(7.4, 4.5, 200)
     axes = figure.add_subplot()
     for k, line in enumerate(lines):
-        draw_line(axes, line, style(k))
+        draw_line(axes, line, line_style(k))
     axes.set_ylabel("return per episode", color=INK, fontsize=10)
     axes.legend(loc="best", frameon=False, fontsize=9.5, handlelength=1.8)
-    head(axes, title, compared_caption(lines))
+    set_title(axes, title, compared_caption(lines))
     end = max(step for line in lines for step in line.steps)
-    finish(axes, end, "environment steps of all peers together")
-    with replacing(out_png) as draft:
-        figure.savefig(draft, format="png")
-
-
-def draw_line(axes: "Axes", line: Line, look: dict[str, Any]) -> None:
-    """Draw one run's curve and band, or its level."""
-    if not line.steps:
-        axes.axhline(line.middle[0], color=look["color"], linestyle="--", label=line.name)
-        return
-    if line.band:
-        low, high = zip(*line.band, strict=True)
-        axes.fill_between(line.steps, low, high, color=look["color"], alpha=0.14, linewidth=0)
-    marker = "o" if len(line.steps) <= MARKED else ""
-    axes.plot(
-        line.steps, line.middle, **look, label=line.name, linewidth=2, marker=marker, markersize=4
-    )
+    format_axes(axes, end, "environment steps of all peers together")
+    save_png(figure, out_png)
 
 
 def compared_caption(lines: Sequence[Line]) -> str:
-    """Say what the lines and bands of several runs are."""
+    """Explain the lines and bands of several runs."""
     words = []
     if spreads := sorted({line.spread for line in lines if line.spread}):
         words.append(f"bands: {' or '.join(spreads)}")

@@ -1,99 +1,70 @@
-"""A self-contained HTML page: its frame, tables, and pictures as inline SVG in its colours."""
+"""Self-contained HTML pages: sections of text, tables, definitions and inline SVG figures."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dpd.report.figures import COLOURS, DASHES
-from dpd.report.tables import Sheet
+import jinja2
+from markupsafe import Markup
+
+from dpd.report.figures import COLOURS, line_style
+from dpd.report.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# No script, and nothing from elsewhere, whatever a policy file calls itself.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-STYLE = """
-:root { color-scheme: light dark; --ink: #222; --paper: #fff; --soft: #6b6b6b; --grid: #e4e4e4; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ddd; --paper: #16181b; --soft: #9a9a9a; --grid: #34383d; }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.note { color: var(--soft); margin: 0.3rem 0; } .sheet { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.87rem; }
-caption { text-align: left; color: var(--soft); padding: 0.4rem 0; }
-th, td { padding: 0.2rem 0.7rem 0.2rem 0; text-align: right; border-bottom: 1px solid var(--grid); }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
-svg { max-width: 100%; height: auto; }
-dt { font-weight: 600; } dd { margin: 0 0 0.4rem 1.2rem; color: var(--soft); }
-code { overflow-wrap: anywhere; font-size: 0.85rem; }
-"""
-INK, GRID = "#123456", "#654321"  # replaced by the page's own colours
+Block = str | Table | Iterable[tuple[str, str]]
+"""A paragraph, a table or pairs of term and definition. Markup is inserted as it is."""
+
+INK, GRID = "#123456", "#654321"
+"""Placeholder colours of figures; `svg` replaces them by the page's CSS colours."""
 
 
-def document(title: str, parts: Sequence[str]) -> str:
-    """Return a page of these parts below its title."""
-    body = "\n".join((f"<h1>{escape(title)}</h1>", *parts))
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
+class Section(NamedTuple):
+    """A part of a page; an empty title gives no heading."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+def render_page(title: str, sections: Sequence[Section], notes: Sequence[str] = ()) -> str:
+    """Return a page. All text but Markup is escaped: names of files and runs may be anything."""
+    return page_template().render(title=title, sections=sections, notes=notes) + "\n"
+
+
+@cache
+def page_template() -> jinja2.Template:
+    """Load the template next to this module."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dpd.report", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
+    return environment.get_template("report.html.j2")
 
 
-def notes(said: Sequence[str]) -> list[str]:
-    """Lay out what weakens or explains the numbers."""
-    return [f'<p class="note">Note: {escape(note)}.</p>' for note in said]
-
-
-def definitions(lines: Mapping[str, str]) -> str:
-    """Lay out words and what is to be said of them."""
-    found = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in lines.items())
-    return f"<dl>{''.join(found)}</dl>"
-
-
-def table(sheet: Sheet) -> str:
-    """Lay out a sheet."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in sheet.columns)
-    rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in sheet.rows)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="sheet"><table><caption>{escape(sheet.title)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def svg(figure: Figure, name: str) -> str:
-    """Return a figure as an SVG element with the page's colours."""
+def svg(figure: Figure, name: str) -> Markup:
+    """Return a figure as an SVG element in the page's colours; `name` is unique on the page."""
     from matplotlib import rc_context
 
     file = io.StringIO()
-    # the salt keeps the ids of the pictures on one page apart, and makes them the same each time
+    # The salt makes element ids unique on the page and the same in every run.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    return text.replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    return Markup(text.replace(INK, "currentColor").replace(GRID, "var(--grid)"))
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09))
-
-
-def plain(axes: Axes, title: str) -> None:
-    """Take away the frame, and write the title."""
+def style_axes(axes: Axes, title: str) -> None:
+    """Remove the frame and set the title."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(INK)
     axes.set_axisbelow(True)
@@ -103,11 +74,11 @@ def plain(axes: Axes, title: str) -> None:
 
 
 def legend(figure: Figure, names: str = "{}", columns: int = 4) -> None:
-    """Name what the first panel shows above all panels, in the page's ink, unless it is one."""
+    """Add a legend of the first panel's lines above all panels, if there are at least two."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if len(handles) < 2:
         return
-    found = figure.legend(
+    added = figure.legend(
         handles,
         [names.format(label) for label in labels],
         loc="outside upper left",
@@ -116,11 +87,10 @@ def legend(figure: Figure, names: str = "{}", columns: int = 4) -> None:
         fontsize=9,
         labelcolor=INK,
     )
-    for text in found.get_texts():
-        text.set_parse_math(False)  # a file may have dollars in its name
+    for text in added.get_texts():
+        text.set_parse_math(False)  # a file name may contain dollar signs
 
 
-def look(k: int) -> dict[str, Any]:
-    """Give a line its colour; past the palette's end, its dashes differ."""
-    turn, colour = divmod(k, len(COLOURS) - 1)  # without black, which no dark page shows
-    return {"color": COLOURS[colour], "linestyle": DASHES[turn % len(DASHES)]}
+def page_line_style(k: int) -> dict[str, Any]:
+    """Return the colour and dashes of line k, without black: it is invisible on a dark page."""
+    return line_style(k, COLOURS[:-1])

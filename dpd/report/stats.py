@@ -14,9 +14,9 @@ import numpy as np
 CONFIDENCE = 0.95
 ALPHA = 0.05
 FLIPS = 2**13
-"""Sign flips: all 2^n of up to 13 differences, as many random ones of more."""
+"""Number of sign flips: all 2^n for up to 13 differences, random ones for more."""
 BOOTSTRAP_SEEDS = 20
-"""Percentile bootstrap intervals cover less than 95 % for fewer; bench/error_rates.py counts."""
+"""Percentile bootstrap intervals of fewer seeds cover less than 95 %: see bench/error_rates.py."""
 NARROW = (
     f"bootstrap intervals of the IQM are too narrow for fewer than {BOOTSTRAP_SEEDS} seeds; for 6 "
     "they cover about 90 %"
@@ -31,26 +31,26 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How far the mean of one method lies above that of another."""
+    """A difference between the mean scores of two methods."""
 
     mean: float
     interval: Interval | None
-    """Of this difference alone: t where the seeds are paired, otherwise Welch's."""
+    """Unadjusted: t interval if the seeds are paired, otherwise Welch's."""
     paired: bool
     seeds: int
-    """Of the method that has fewer."""
+    """Number of seeds of the method that has fewer."""
     p: float | None
-    """Two-sided: sign flips where the seeds are paired, otherwise Welch's; None for one seed."""
+    """Two-sided: sign-flip test if the seeds are paired, otherwise Welch's; None for one seed."""
     p_adjusted: float | None
-    """By Holm, for all differences of the family; `p` where it is the only one."""
+    """Adjusted by Holm's method for all differences of the family."""
     verdict: str
-    """higher or lower where `p_adjusted` is at most 5 %; undecided; too few seeds."""
+    """higher or lower if `p_adjusted` is at most 5 %, else undecided; or too few seeds."""
 
 
 def difference(first: Mapping[int, float], other: Mapping[int, float]) -> Difference:
-    """Subtract the first method's scores by seed from the other's; as a family of one.
+    """Test whether another method's mean score differs from the first one's: other - first.
 
-    Scores are subtracted seed by seed where both methods have the same seeds.
+    Scores are given by seed. They are paired if both methods have the same seeds.
     """
     if first.keys() == other.keys():
         return paired_difference([[other[seed] - first[seed] for seed in first]])
@@ -58,54 +58,56 @@ def difference(first: Mapping[int, float], other: Mapping[int, float]) -> Differ
 
 
 def paired_difference(strata: Sequence[Sequence[float]]) -> Difference:
-    """Judge differences that were taken seed by seed, in one or more strata of equal weight.
+    """Test differences that were taken seed by seed, in one or more strata of equal weight.
 
-    Strata are tasks, for example: the mean is the mean of their means, the interval takes the
-    variance within each, and signs are flipped difference by difference.
+    Strata are, for example, tasks. The mean is the mean of the strata's means, the interval uses
+    the variance within each stratum, and the p value flips the sign of single differences.
     """
     gaps = [np.asarray(stratum, dtype=np.float64) for stratum in strata]
     mean, seeds = float(np.mean([g.mean() for g in gaps])), min(map(len, gaps))
     if seeds < 2:
-        return judged(mean, None, True, seeds, None)
+        return single_difference(mean, None, True, seeds, None)
+    # Dividing by its size gives every stratum the same weight in the sum that is permuted.
     p = float(sign_flip_p(np.concatenate([g / len(g) for g in gaps])))
-    return judged(mean, mean_interval(*gaps), True, seeds, p)
+    return single_difference(mean, mean_interval(*gaps), True, seeds, p)
 
 
 def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Judge mean(a) - mean(b) of independent samples by Welch's t test."""
+    """Test mean(a) - mean(b) of independent samples by Welch's t test."""
     mean, seeds = float(np.mean(a) - np.mean(b)), min(len(a), len(b))
     if seeds < 2:
-        return judged(mean, None, False, seeds, None)
+        return single_difference(mean, None, False, seeds, None)
     if np.ptp(a) == np.ptp(b) == 0:  # no variance, so t is infinite or 0 / 0
-        return judged(mean, Interval(mean, mean), False, seeds, float(mean == 0))
-    found = welch(np.asarray(a), np.asarray(b))
-    low, high = map(float, found.confidence_interval(CONFIDENCE))
-    return judged(mean, Interval(low, high), False, seeds, float(found.pvalue))
+        interval = Interval(mean, mean)
+        return single_difference(mean, interval, False, seeds, float(mean == 0))
+    test = welch(np.asarray(a), np.asarray(b))
+    low, high = map(float, test.confidence_interval(CONFIDENCE))
+    return single_difference(mean, Interval(low, high), False, seeds, float(test.pvalue))
 
 
-def judged(
+def single_difference(
     mean: float, interval: Interval | None, is_paired: bool, seeds: int, p: float | None
 ) -> Difference:
-    """Return a difference as a family of one."""
-    return Difference(mean, interval, is_paired, seeds, p, p, verdict(mean, p, seeds, 1))
+    """Return a difference that is the only one of its family."""
+    verdict = difference_verdict(mean, p, seeds, 1)
+    return Difference(mean, interval, is_paired, seeds, p, p, verdict)
 
 
-def family(found: Mapping[str, Difference]) -> dict[str, Difference]:
-    """Adjust the p values of differences that are read together, and judge by those."""
-    if not found:
+def family(differences: Mapping[str, Difference]) -> dict[str, Difference]:
+    """Adjust the p values of differences that are read together, and update their verdicts."""
+    if not differences:
         return {}
-    p = holm([1.0 if d.p is None else d.p for d in found.values()]).tolist()
-    adjusted = [
-        (name, d, None if d.p is None else q) for (name, d), q in zip(found.items(), p, strict=True)
-    ]
-    return {
-        name: d._replace(p_adjusted=q, verdict=verdict(d.mean, q, d.seeds, len(found)))
-        for name, d, q in adjusted
-    }
+    p_adjusted = holm([1.0 if d.p is None else d.p for d in differences.values()]).tolist()
+    adjusted = {}
+    for (name, d), p in zip(differences.items(), p_adjusted, strict=True):
+        p = None if d.p is None else p
+        verdict = difference_verdict(d.mean, p, d.seeds, len(differences))
+        adjusted[name] = d._replace(p_adjusted=p, verdict=verdict)
+    return adjusted
 
 
-def verdict(mean: float, p_adjusted: float | None, seeds: int, compared: int) -> str:
-    """Say what a difference's adjusted p decides, as one of so many that are read together."""
+def difference_verdict(mean: float, p_adjusted: float | None, seeds: int, compared: int) -> str:
+    """Return the verdict on one of `compared` differences that are read together."""
     if p_adjusted is None or seeds < least_seeds(compared):
         return "too few seeds"
     if p_adjusted > ALPHA:
@@ -114,10 +116,10 @@ def verdict(mean: float, p_adjusted: float | None, seeds: int, compared: int) ->
 
 
 def least_seeds(compared: int) -> int:
-    """Return the fewest seeds that can decide one of so many differences.
+    """Return the fewest seeds at which one of `compared` differences can be significant.
 
-    n differences that all have one sign have p = 2 / 2^n; Holm multiplies the least p by the number
-    of differences. One difference needs 6 seeds, two need 7, four 8, seven 9.
+    If all n seeds agree in sign, p = 2 / 2^n. Holm's method multiplies the smallest p by the number
+    of differences. One difference needs 6 seeds, two need 7, four need 8 and seven need 9.
     """
     return math.ceil(1 + math.log2(compared / ALPHA))
 
@@ -125,7 +127,7 @@ def least_seeds(compared: int) -> int:
 def sign_flip_p(gaps: np.ndarray) -> Any:
     """Return the two-sided p of mean(gaps) = 0, [..., n] -> [...]: exact for up to 13 gaps.
 
-    Between methods that do not differ, either sign of a seed's gap is equally likely, whatever the
+    If two methods do not differ, both signs of a seed's gap are equally likely, whatever the
     distribution of scores (Fisher's randomisation test).
     """
     from scipy.stats import permutation_test
@@ -143,7 +145,7 @@ def sign_flip_p(gaps: np.ndarray) -> Any:
 
 
 def welch(a: np.ndarray, b: np.ndarray) -> Any:
-    """Return scipy's result of Welch's t test of samples [..., n] and [..., m]."""
+    """Run Welch's t test on samples [..., n] and [..., m]; return scipy's result."""
     from scipy.stats import ttest_ind
 
     return ttest_ind(a, b, axis=-1, equal_var=False)
@@ -152,7 +154,7 @@ def welch(a: np.ndarray, b: np.ndarray) -> Any:
 def holm(p: Any) -> np.ndarray:
     """Adjust p values [..., m] of m hypotheses that are read together (Holm 1979).
 
-    The k-th smallest, k from 0, becomes the largest of (m - i) p_i for i up to k, and at most 1.
+    With p sorted from k = 0, the k-th value becomes min(1, max over i <= k of (m - i) p_i).
     """
     p = np.asarray(p, dtype=np.float64)
     order = np.argsort(p, axis=-1)
@@ -164,10 +166,10 @@ def holm(p: Any) -> np.ndarray:
 
 
 def mean_interval(*strata: Sequence[float] | np.ndarray) -> Interval | None:
-    """Return the t interval of a mean, or of the mean over strata of their means.
+    """Return the t interval of a mean, or of the mean of several strata's means.
 
-    Strata have a variance each, joined by Welch and Satterthwaite's degrees of freedom; None for
-    fewer than two values in a stratum.
+    Every stratum has its own variance; the degrees of freedom are Welch and Satterthwaite's. None
+    if a stratum has fewer than two values.
     """
     from scipy.stats import t
 
@@ -192,13 +194,13 @@ def bootstrap_interval(
 ) -> Interval | None:
     """Return the percentile bootstrap interval of `statistic(*samples, axis)`.
 
-    None for fewer than two values of a sample. `paired`: the same draw of indices for all samples.
+    None if a sample has fewer than two values. `paired`: resample all samples by the same indices.
     """
     from scipy.stats import bootstrap
 
     if min(map(len, samples)) < 2:
         return None
-    found = bootstrap(
+    interval = bootstrap(
         [np.asarray(s) for s in samples],
         statistic,
         confidence_level=CONFIDENCE,
@@ -207,11 +209,11 @@ def bootstrap_interval(
         paired=paired,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    return Interval(float(interval.low), float(interval.high))
 
 
 def trimmed(values: np.ndarray, axis: int) -> Any:
-    """Take the interquartile mean along an axis."""
+    """Return the interquartile mean along an axis."""
     from scipy.stats import trim_mean
 
     return trim_mean(values, 0.25, axis=axis)

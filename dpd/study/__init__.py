@@ -1,1 +1,1 @@
-"""The question of questions: does dual policy distillation help, and is it why one thinks?"""
+"""Compare runs, and dual policy distillation with its controls."""

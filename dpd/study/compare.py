@@ -1,4 +1,4 @@
-"""Compare runs: fresh deterministic episodes, and intervals over seeds."""
+"""`dpd compare`: evaluate runs on fresh episodes, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -27,45 +27,48 @@ from dpd.report.stats import (
     least_seeds,
     trimmed,
 )
-from dpd.report.tables import Sheet, print_sheets, shown
+from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import evaluate_policy
 from dpd.run.runs import Member, Run, read_run, short_names
 
 if TYPE_CHECKING:
-    from dpd.study.config import CompareConfig
+    from dpd.study.config import CompareConfig, StudyConfig
 
-FEW_SEEDS = 6  # the range says as much of fewer
-FEW = f"range, for fewer than {FEW_SEEDS} seeds"
-JUDGED = ["95 % interval", "p", "p adj.", "verdict"]
-PURPOSE = 2_000_003  # keeps the episodes apart from those of training and of `dpd evaluate`
+FEW_SEEDS = 6  # below, a bootstrap interval is no more informative than the range
+RANGE = f"range, for fewer than {FEW_SEEDS} seeds"
+TEST_COLUMNS = ["95 % interval", "p", "p adj.", "verdict"]
+COMPARE_EPISODES = 2_000_003  # keeps these episodes apart from training and `dpd evaluate`
 
 
-class Played(NamedTuple):
-    """A member and its returns on the test episodes."""
+class EvaluatedPolicy(NamedTuple):
+    """A learner's last policy and its returns in the test episodes."""
 
     member: Member
     returns: np.ndarray  # [K]
 
     @property
     def mean(self) -> float:
-        """Mean return."""
+        """Mean return over the episodes."""
         return float(self.returns.mean())
 
 
 class Replicate(NamedTuple):
-    """A seed: the unit of replication, since its peers are not independent."""
+    """One seed: the unit of replication, because the peers of a seed are not independent."""
 
     seed: int
-    peers: list[Played]
+    peers: list[EvaluatedPolicy]
 
     @property
     def score(self) -> float:
-        """Mean over the peers."""
+        """Mean return over the peers."""
         return float(np.mean([peer.mean for peer in self.peers]))
 
     @property
-    def best(self) -> Played | None:
-        """The peer that did best in its last evaluation in training, not in the test."""
+    def best(self) -> EvaluatedPolicy | None:
+        """The peer with the best last evaluation in training; None if one is missing.
+
+        Choosing by the test episodes would favour methods with many peers.
+        """
         if len(self.peers) == 1:
             return self.peers[0]
         evaluations = [p.member.evaluation for p in self.peers]
@@ -74,8 +77,8 @@ class Replicate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Result:
-    """A run and how its seeds did."""
+class RunResult:
+    """A run and the test returns of its seeds."""
 
     run: Run
     replicates: list[Replicate]
@@ -87,48 +90,48 @@ class Result:
 
     @property
     def iqm(self) -> float:
-        """Interquartile mean over seeds; of fewer than four it is the mean."""
+        """Interquartile mean over seeds; for fewer than four it is the mean."""
         return iqm(list(self.scores.values()))
 
     def interval(self, seed: int) -> Interval | None:
-        """The interquartile mean's interval."""
+        """Return the bootstrap interval of the interquartile mean."""
         return bootstrap_interval(trimmed, [list(self.scores.values())], seed)
 
     @property
     def best_scores(self) -> dict[int, float] | None:
-        """By seed the score of the peer that training's last evaluation chose, if it always did."""
-        best = {r.seed: r.best for r in self.replicates}
-        found = {seed: played.mean for seed, played in best.items() if played is not None}
-        return found if len(found) == len(best) else None
+        """Score of the best peer by seed; None if a seed's best peer is unknown."""
+        scores = {r.seed: r.best.mean for r in self.replicates if r.best is not None}
+        return scores if len(scores) == len(self.replicates) else None
 
     @property
-    def best_peers(self) -> float | None:
-        """Mean over seeds of these."""
+    def mean_best_score(self) -> float | None:
+        """Mean of `best_scores` over seeds."""
         best = self.best_scores
         return None if best is None else float(np.mean(list(best.values())))
 
 
 def compare_paths(config: CompareConfig) -> int:
-    """Test all runs' last policies; print tables or JSON, and draw the learning curves."""
+    """Evaluate the last policies of all runs; print tables or JSON, and draw the curves."""
     if not os.access(config.out.parent, os.W_OK):
         raise BadInput(f"cannot write {config.out}: no such directory, or not writable; see --out")
     names = short_names(config.paths)
     runs = [read_run(path, name) for path, name in zip(config.paths, names, strict=True)]
     require_one_env(runs)
-    results = play(runs, config)
+    results = evaluate_runs(runs, config)
     first, *others = results
     differences = family({r.run.name: difference(first.scores, r.scores) for r in others})
-    notes = remarks(runs)
+    notes = comparison_notes(runs)
     if any(run.curve for run in runs):
-        compared_curves([line_of(r, config.seed) for r in results], config.out, runs[0].env[0])
+        compared_curves([curve_line(r, config.seed) for r in results], config.out, runs[0].env[0])
     else:
-        notes.append(f"{config.out} is not drawn: none of the PATHs has learning curves")
+        notes.append(f"{config.out} was not drawn: no PATH has learning curves")
     if config.json:
-        sys.stdout.write(json.dumps(as_json(config, results, differences, notes), indent=2) + "\n")
+        data = comparison_json(config, results, differences, notes)
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
     else:
         console = make_console(highlight=False)
-        tables = [returns_sheet(config, results), differences_sheet(results, differences)]
-        print_sheets(tables, notes, console)
+        tables = [run_returns_table(config, results), differences_table(results, differences)]
+        print_tables(tables, notes, console)
         if any(run.curve for run in runs):
             console.print(f"curves  {config.out}", markup=False, soft_wrap=True)
     return 0
@@ -143,38 +146,40 @@ def require_one_env(runs: Sequence[Run]) -> None:
     for run, other_env, other_kwargs in seen:
         if (other_env, other_kwargs) != (env, kwargs):
             raise BadInput(
-                f"{first.name} is of {env} {json.dumps(kwargs)}, {run.name} of {other_env} "
-                f"{json.dumps(other_kwargs)}; compare runs of one environment"
+                f"{first.name} was trained in {env} {json.dumps(kwargs)}, {run.name} in "
+                f"{other_env} {json.dumps(other_kwargs)}; compare runs of one environment"
             )
 
 
-def play(runs: Sequence[Run], config: CompareConfig) -> list[Result]:
-    """Play the test episodes; all policies of a seed, of whatever run, get the same ones."""
+def evaluate_runs(runs: Sequence[Run], config: CompareConfig | StudyConfig) -> list[RunResult]:
+    """Evaluate all policies on test episodes, which all runs share for each seed."""
     results = []
     with Progress(console=make_console(stderr=True, highlight=False), transient=True) as progress:
         task = progress.add_task("", total=sum(len(run.members) for run in runs))
         for run in runs:
             progress.update(task, description=f"evaluating {run.name}")
-            by_seed: dict[int, list[Played]] = {seed: [] for seed in run.seeds}
+            by_seed: dict[int, list[EvaluatedPolicy]] = {seed: [] for seed in run.seeds}
             for m in run.members:
                 seed = episodes_seed(config.seed, m.seed)
                 outcome = evaluate_policy(
                     m.policy, run.env[0], config.episodes, seed, config.threads
                 )
-                by_seed[m.seed].append(Played(m, outcome.returns[0]))
+                by_seed[m.seed].append(EvaluatedPolicy(m, outcome.returns[0]))
                 progress.advance(task)
-            results.append(Result(run, [Replicate(*item) for item in by_seed.items()]))
+            results.append(RunResult(run, [Replicate(*item) for item in by_seed.items()]))
     return results
 
 
 def episodes_seed(seed: int, training_seed: int) -> int:
-    """Return a seed of episodes that neither training nor its evaluations used."""
-    words = np.random.SeedSequence([seed, PURPOSE, training_seed]).generate_state(1, np.uint64)
+    """Return a seed for episodes that neither training nor its evaluations used."""
+    words = np.random.SeedSequence([seed, COMPARE_EPISODES, training_seed]).generate_state(
+        1, np.uint64
+    )
     return int(words[0])
 
 
-def remarks(runs: Sequence[Run]) -> list[str]:
-    """Say what makes a comparison weak or unfair."""
+def comparison_notes(runs: Sequence[Run]) -> list[str]:
+    """Return warnings about a weak or unfair comparison."""
     notes = []
     compared = len(runs) - 1
     least = least_seeds(compared)
@@ -186,7 +191,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
         notes.append(NARROW)
     if not uses_equal_steps(runs):
         used = ", ".join(f"{run.name} {steps_text(run)}" for run in runs)
-        notes.append(f"unfair: environment steps per seed differ: {used}")
+        notes.append(f"unfair: the runs differ in environment steps per seed: {used}")
     notes += [
         f"{run.name} is not finished: {steps_text(run)} of {run.budget:,} steps"
         for run in runs
@@ -194,27 +199,27 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     ]
     if compared > 1:
         notes.append(
-            f"p adj.: adjusted by Holm for {compared} differences, and followed by the verdicts; "
-            "the interval of a difference is not adjusted"
+            f"p adj. is adjusted by Holm's method for {compared} differences and decides the "
+            "verdicts; the intervals are not adjusted"
         )
     return notes
 
 
 def uses_equal_steps(runs: Sequence[Run]) -> bool:
-    """Say whether all runs used the same environment steps per seed, or none says."""
+    """Return whether all runs used the same environment steps per seed, or none recorded them."""
     return len({frozenset(run.steps) for run in runs}) == 1
 
 
 def steps_text(run: Run) -> str:
-    """Word the environment steps of a seed."""
+    """Format a run's environment steps per seed."""
     if not run.steps:
         return "unknown"
     low, high = min(run.steps), max(run.steps)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def line_of(result: Result, seed: int) -> Line:
-    """Return a run's learning curve over seeds; without one, the level of its test episodes."""
+def curve_line(result: RunResult, seed: int) -> Line:
+    """Return a run's learning curve over seeds, or without one the level of its test episodes."""
     curve, n_seeds = result.run.curve, len(result.run.seeds)
     name = f"{result.run.name} ({n_seeds} seed{'s' * (n_seeds > 1)})"
     if not curve:
@@ -224,19 +229,19 @@ def line_of(result: Result, seed: int) -> Line:
     if n_seeds == 1:
         return Line(name, list(curve), middle, [], "")
     if n_seeds < FEW_SEEDS:
-        return Line(name, list(curve), middle, [(min(v), max(v)) for v in values], FEW)
+        return Line(name, list(curve), middle, [(min(v), max(v)) for v in values], RANGE)
     intervals = [bootstrap_interval(trimmed, [v], seed) for v in values]
     band = [(i.low, i.high) for i in intervals if i is not None]
     return Line(name, list(curve), middle, band, "95 % bootstrap interval")
 
 
-def as_json(
+def comparison_json(
     config: CompareConfig,
-    results: Sequence[Result],
+    results: Sequence[RunResult],
     differences: Mapping[str, Difference],
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """Return everything measured, raw returns included."""
+    """Return all results, including raw returns."""
     env, env_kwargs = results[0].run.env
     first = results[0].run.name
     return {
@@ -253,8 +258,8 @@ def as_json(
     }
 
 
-def result_json(result: Result, seed: int) -> dict[str, Any]:
-    """Return a run's figures and the returns behind them."""
+def result_json(result: RunResult, seed: int) -> dict[str, Any]:
+    """Return a run's statistics and the returns they are computed from."""
     scores = list(result.scores.values())
     return {
         "run": result.run.name,
@@ -266,13 +271,13 @@ def result_json(result: Result, seed: int) -> dict[str, Any]:
         "iqm_interval": result.interval(seed),
         "worst": min(scores),
         "best": max(scores),
-        "best_peer": result.best_peers,
+        "best_peer": result.mean_best_score,
         "seeds": [replicate_json(r) for r in result.replicates],
     }
 
 
 def replicate_json(replicate: Replicate) -> dict[str, Any]:
-    """Return a seed's score and its peers' returns."""
+    """Return a seed's score and the returns of its peers."""
     best = replicate.best
     peers = [
         {
@@ -292,32 +297,33 @@ def replicate_json(replicate: Replicate) -> dict[str, Any]:
     }
 
 
-def returns_sheet(config: CompareConfig, results: Sequence[Result]) -> Sheet:
-    """Lay out each run's returns over seeds."""
+def run_returns_table(config: CompareConfig, results: Sequence[RunResult]) -> Table:
+    """Return a table of each run's returns over seeds."""
     runs = [r.run for r in results]
     steps = f", {steps_text(runs[0])} steps per seed" if uses_equal_steps(runs) else ""
-    title = f"{runs[0].env[0]}{steps}\n{config.episodes} fresh episodes for each last policy, "
+    title = f"{runs[0].env[0]}{steps}\n{config.episodes} fresh episodes per policy, "
     columns = ["run", "seeds", "mean", "IQM", "95 % interval", "worst", "best", "best peer"]
     rows = []
     for r in results:
         scores = list(r.scores.values())
-        figures = [float(np.mean(scores)), r.iqm, r.interval(config.seed), min(scores), max(scores)]
-        rows.append([r.run.name, str(len(scores)), *map(shown, [*figures, r.best_peers])])
-    return Sheet(title + "mean of a seed's peers", columns, rows)
+        mean, interval = float(np.mean(scores)), r.interval(config.seed)
+        numbers = [mean, r.iqm, interval, min(scores), max(scores), r.mean_best_score]
+        rows.append([r.run.name, str(len(scores)), *map(format_number, numbers)])
+    return Table(title + "mean of a seed's peers", columns, rows)
 
 
-def differences_sheet(results: Sequence[Result], differences: Mapping[str, Difference]) -> Sheet:
-    """Lay out how each run differs from the first."""
+def differences_table(results: Sequence[RunResult], differences: Mapping[str, Difference]) -> Table:
+    """Return a table of each run's difference from the first run."""
     first, *others = results
     rows = []
     for r in others:
         d, n, m = differences[r.run.name], len(r.scores), len(first.scores)
         seeds = f"{n} pairs" if d.paired else f"{n} and {m}"
         rows.append([r.run.name, seeds, *difference_cells(d)])
-    columns = ["run", "seeds", "difference", *JUDGED]
-    return Sheet(f"Mean return minus that of {first.run.name}", columns, rows)
+    columns = ["run", "seeds", "difference", *TEST_COLUMNS]
+    return Table(f"Mean return minus that of {first.run.name}", columns, rows)
 
 
 def difference_cells(d: Difference) -> list[str]:
-    """Lay out a difference, under a heading and those of JUDGED."""
-    return [*map(shown, (d.mean, d.interval, d.p, d.p_adjusted)), d.verdict]
+    """Return the cells of a difference: its mean and TEST_COLUMNS."""
+    return [*map(format_number, (d.mean, d.interval, d.p, d.p_adjusted)), d.verdict]

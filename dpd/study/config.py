@@ -1,4 +1,4 @@
-"""Settings of `dpd study`, and the arms it compares; imports no torch."""
+"""Settings of `dpd study` and `dpd compare`, and the arms of a study; imports no torch."""
 
 from __future__ import annotations
 
@@ -22,73 +22,76 @@ class Arm:
     """One way to use the steps of a seed."""
 
     flags: str
-    """What makes it, as flags of `dpd train`."""
+    """Flags of `dpd train`."""
     asks: str
-    """What the subject's difference from it answers."""
+    """Question that the subject's difference from this arm answers."""
     needs_replay: bool = False
     is_extra: bool = False
-    """Whether it is left out unless it is named."""
+    """Leave the arm out unless --arms names it."""
 
 
 ARMS: dict[str, Arm] = {
-    "dpd": Arm("", "is the method as it is by default better?"),
+    "dpd": Arm("", "is the method with its defaults better?"),
     "independent": Arm("--method none", "do peers help each other?"),
-    "one": Arm("--method none --peers 1", "are several peers worth one learner's steps?"),
+    "one": Arm(
+        "--method none --peers 1", "are several peers worth one learner that takes all steps?"
+    ),
     "uniform": Arm("--distill.gate uniform", "does it matter where they imitate?"),
-    "shuffled": Arm("--distill.control shuffled", "would the same weights do in other states?"),
-    "reversed": Arm("--distill.control reversed", "would imitating who is behind do?"),
-    "hard": Arm("--distill.gate hard", "is it better than imitating only where behind?"),
-    "one-way": Arm("--distill.students 0", "must both learn from each other?"),
-    "shared-replay": Arm("--method none --share-replay", "are policies more than data?", True),
+    "shuffled": Arm("--distill.control shuffled", "would the same weights work in other states?"),
+    "reversed": Arm("--distill.control reversed", "does imitating the worse peer work as well?"),
+    "hard": Arm("--distill.gate hard", "is it better than imitating only where the peer is ahead?"),
+    "one-way": Arm("--distill.students 0", "must both peers learn from each other?"),
+    "shared-replay": Arm("--method none --share-replay", "does it help beyond sharing data?", True),
     "extra-updates": Arm(
-        "--method none --extra-policy-updates 1", "is it more than more updates?", True
+        "--method none --extra-policy-updates 1", "does it help beyond extra updates?", True
     ),
     "modern": Arm("--preset modern", "is it better than the preset modern?", is_extra=True),
     "released": Arm("--preset released", "is it better than the 2020 code?", is_extra=True),
 }
-ITS_OWN = (
+FIXED_FLAGS = (
     *("env", "algo", "seeds", "seed", "total-steps", "out", "resume", "config", "method"),
     *("preset", "peers"),
 )
-"""Flags of `dpd train` that a study gives itself, or that its arms do."""
+"""Flags of `dpd train` that the study or its arms set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Train a method and its controls on equal steps, and say what helps.
+    """Train a method and its controls on equal steps, and test which differences are significant.
 
-    Flags behind a lone -- go to every run, as in: dpd study Hopper-v5 --seeds 20 -- --workers 2
+    Flags after a lone -- go to every run, as in: dpd study Hopper-v5 --seeds 20 -- --workers 2
     """
 
     envs: Envs = ("HalfCheetah-v5",)
-    """Gymnasium environment ids; of several, differences are also taken over all of them."""
+    """Gymnasium environment ids; for several, differences are also tested over all of them."""
     algo: Literal["ppo", "td3", "ddpg", "sac"] = "ppo"
     """Algorithm of the learners."""
     arms: tuple[str, ...] = ()
-    """Which of dpd, independent, one, uniform, shuffled, reversed, hard, one-way; with a replay
-    shared-replay and extra-updates; and modern and released. None: all but the last two."""
+    """Arms among dpd, independent, one, uniform, shuffled, reversed, hard, one-way, modern and
+    released; with a replay also shared-replay and extra-updates. Default: all but modern and
+    released."""
     own: tuple[str, ...] = ()
-    """Arms of your own, as in 'sharp=--distill.alpha 3'."""
+    """Additional arms, as in 'sharp=--distill.alpha 3'."""
     subject: str = "dpd"
     """The arm that all others are compared with."""
     seeds: int = 10
-    """Seeds of every arm, the same ones."""
+    """Number of seeds; all arms use the same ones."""
     seed: int = 0
-    """The first one's. Tune on some seeds; confirm on others, once."""
+    """First seed. Tune on some seeds; confirm on others, once."""
     total_steps: int = 1_000_000
-    """Environment steps of a seed, all of its peers together."""
+    """Environment steps per seed, summed over its peers."""
     episodes: int = 20
-    """Fresh deterministic episodes per last policy."""
+    """Fresh deterministic episodes for each final policy."""
     threads: int | None = None
-    """CPU threads of these episodes; None: all cores. Those of training go behind the --."""
+    """CPU threads of these episodes; None: all cores. Threads of training go after the --."""
     flags: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Flags of `dpd train` for every run."""
     out: Path = Path("study")
-    """Directory for study.html, study.json and the runs, ENV/ARM; what is there is not trained
-    again, and a run that was stopped goes on."""
+    """Directory of study.html, study.json and the runs, ENV/ARM. Finished runs are not trained
+    again; a stopped run is resumed."""
     plan: float | None = None
-    """Train nothing: say how many seeds would show a difference of this much return, given the
-    spread of the differences in the finished study in --out, whose settings count."""
+    """Train nothing; print how many seeds would show a difference in return of this size, from
+    the spread of the differences in the finished study in --out."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -99,29 +102,31 @@ class StudyConfig:
         if self.plan is not None and not 0 < self.plan < math.inf:
             raise BadInput(f"--plan must be a difference of returns above 0, not {self.plan}")
         if self.seed < 0:
-            raise BadInput(f"--seed must not be negative, not {self.seed}")
+            raise BadInput(f"--seed must not be negative: {self.seed}")
         if not self.envs or len(set(self.envs)) < len(self.envs):
-            raise BadInput("dpd study needs an ENV or several, each once")
+            raise BadInput("dpd study needs at least one ENV, each given once")
         words = [word.partition("=")[0] for word in self.flags if word.startswith("--")]
-        given = [word.removeprefix("--").replace("_", "-") for word in words]  # either is read
-        if taken := [name for name in given if name in ITS_OWN]:
+        given = [
+            word.removeprefix("--").replace("_", "-") for word in words
+        ]  # the parser accepts both
+        if taken := [name for name in given if name in FIXED_FLAGS]:
             raise BadInput(
-                f"--{taken[0]} behind -- is the study's own, or an arm's; give it before the --, "
-                "or an arm to --own"
+                f"--{taken[0]} after -- is set by the study or its arms; give it before the --, "
+                "or as an arm to --own"
             )
         if len(self.chosen) < 2:
-            raise BadInput("a study compares two arms or more; give --arms more")
+            raise BadInput("a study compares at least two arms; add some to --arms")
 
     @property
     def chosen(self) -> dict[str, Arm]:
-        """The arms by name, the subject first. Raises BadInput for one that there is not."""
+        """Arms of the study by name, the subject first. Raises BadInput for an unknown arm."""
         known = ARMS | self._own_arms()
         names = self.arms or [n for n, arm in ARMS.items() if self._is_default(arm)]
         names = list(dict.fromkeys([self.subject, *names, *self._own_arms()]))
-        found = {name: choose("arm", name, known) for name in names}
-        if self.algo == "ppo" and (unfit := [n for n, arm in found.items() if arm.needs_replay]):
-            raise BadInput(f"arm {unfit[0]} needs a replay, which ppo has not; leave it out")
-        return found
+        arms = {name: choose("arm", name, known) for name in names}
+        if self.algo == "ppo" and (unfit := [n for n, arm in arms.items() if arm.needs_replay]):
+            raise BadInput(f"arm {unfit[0]} needs a replay, which ppo lacks; leave it out")
+        return arms
 
     def _is_default(self, arm: Arm) -> bool:
         return not arm.is_extra and (self.algo != "ppo" or not arm.needs_replay)
@@ -132,25 +137,25 @@ class StudyConfig:
             name, equals, flags = given.partition("=")
             if not equals or not name.replace("-", "").isalnum() or name in (*ARMS, *arms):
                 raise BadInput(
-                    f"--own takes NAME=FLAGS of a new name, as in 'sharp=--distill.alpha 3', not "
+                    f"--own takes NAME=FLAGS with a new name, as in 'sharp=--distill.alpha 3', not "
                     f"'{given}'"
                 )
             arms[name] = Arm(flags, f"is it better than {flags}?")
         return arms
 
     def path(self, env: str, arm: str) -> Path:
-        """Return the directory of a run."""
+        """Return the directory of an arm's run."""
         return self.out / as_name(env) / arm
 
     def words(self, env: str, arm: str) -> list[str]:
-        """Return the arguments of `dpd train` that make a run."""
+        """Return the arguments of `dpd train` for an arm's run."""
         own = shlex.split(self.chosen[arm].flags)
         budget = ["--seeds", self.seeds, "--seed", self.seed, "--total-steps", self.total_steps]
-        there = ["--out", self.path(env, arm)]
-        return [str(w) for w in (env, "--algo", self.algo, *budget, *self.flags, *own, *there)]
+        out = ["--out", self.path(env, arm)]
+        return [str(w) for w in (env, "--algo", self.algo, *budget, *self.flags, *own, *out)]
 
     def with_flags(self, flags: Sequence[str]) -> StudyConfig:
-        """Return the settings with flags of every run."""
+        """Return the settings with `dpd train` flags for every run."""
         return replace(self, flags=tuple(flags))
 
 
@@ -159,15 +164,15 @@ class CompareConfig:
     """Compare runs or policies side by side, with intervals over seeds."""
 
     paths: Paths
-    """Run directories or policy files, the one to compare with first."""
+    """Run directories or policy files; all are compared with the first."""
     episodes: int = 20
     """Fresh deterministic episodes per policy."""
     seed: int = 0
-    """Seed of the episodes, and of the bootstrap."""
+    """Seed of the episodes and of the bootstrap."""
     threads: int | None = None
     """CPU threads; None: all cores."""
     out: Path = Path("compare.png")
-    """Picture of the learning curves."""
+    """Figure of the learning curves."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -175,6 +180,6 @@ class CompareConfig:
         if self.episodes < 1:
             raise BadInput(f"--episodes must be at least 1, not {self.episodes}")
         if len(self.paths) < 2:
-            raise BadInput("dpd compare needs two PATHs or more: run directories or policy files")
+            raise BadInput("dpd compare needs at least two PATHs: run directories or policy files")
         if self.out.suffix != ".png":
             raise BadInput(f"--out writes a .png file, not '{self.out.name}'")

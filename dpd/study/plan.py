@@ -1,4 +1,4 @@
-"""`dpd study --plan`: how many seeds would show a difference, by the spread of a stored study."""
+"""`dpd study --plan`: the number of seeds that an effect needs, from a stored study's spread."""
 
 from __future__ import annotations
 
@@ -12,84 +12,88 @@ import numpy as np
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
 from dpd.report.stats import ALPHA, CONFIDENCE, least_seeds
-from dpd.report.tables import Sheet, print_sheets, shown
+from dpd.report.tables import Table, format_number, print_tables
 
 POWER = 0.8
-MOST = 100_000
-"""Seeds that a plan goes up to."""
-NOTES = [
-    "seeds: those that show the difference with a probability of 80 % at 5 % after Holm, whatever "
-    "the other arms do: each is tested at 5 % divided by their number (noncentral t)",
-    "range: the same at the ends of the spread's own 95 % interval (chi-squared)",
+MAX_SEEDS = 100_000
+PLAN_NOTES = [
+    "seeds: number that detects the difference with a probability of 80 %. Each arm is tested at "
+    "5 % divided by the number of arms, which Holm's method never falls below (noncentral t)",
+    "range: the same at both ends of the spread's 95 % interval (chi-squared)",
 ]
 
 
 class Plan(NamedTuple):
-    """The seeds that an arm of a task needs."""
+    """The number of seeds that an arm of a task needs."""
 
     env: str
     arm: str
     spread: float
     """Standard deviation over seeds of the subject's score minus the arm's."""
     seeds: int
-    """At most MOST, which stands for as many or more."""
+    """At most MAX_SEEDS, which means that many or more."""
     range: tuple[int, int]
     """Seeds at the ends of the spread's 95 % interval."""
 
 
 def plan_study(out: Path, effect: float, as_json: bool) -> None:
-    """Print how many seeds every arm of a stored study needs to show a difference of `effect`."""
+    """Print how many seeds each arm of a stored study needs to show a difference of `effect`."""
     data, plans = read_plans(out, effect)
     stored = f"{data['seeds']} seeds in {out / 'study.json'}"
     if as_json:
-        made = {"effect": effect, "alpha": ALPHA, "power": POWER, "stored_seeds": data["seeds"]}
-        made |= {"plans": [plan._asdict() for plan in plans], "notes": NOTES}
-        sys.stdout.write(json.dumps(made, indent=2) + "\n")
+        document = {"effect": effect, "alpha": ALPHA, "power": POWER, "stored_seeds": data["seeds"]}
+        document |= {"plans": [plan._asdict() for plan in plans], "notes": PLAN_NOTES}
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
         return
     title = f"Seeds that would show {data['subject']} {effect:,g} above or below an arm"
     rows = [
-        [f"{p.env} {p.arm}", shown(p.spread), worded(p.seeds), " to ".join(map(worded, p.range))]
+        [
+            f"{p.env} {p.arm}",
+            format_number(p.spread),
+            seeds_text(p.seeds),
+            " to ".join(map(seeds_text, p.range)),
+        ]
         for p in plans
     ]
     columns = ["task, arm", "spread", "seeds", "range"]
-    sheet = Sheet(f"{title}\nspread: of the differences over {stored}", columns, rows)
-    print_sheets([sheet], NOTES, make_console(highlight=False))
+    table = Table(f"{title}\nspread: of the differences over {stored}", columns, rows)
+    print_tables([table], PLAN_NOTES, make_console(highlight=False))
 
 
 def read_plans(out: Path, effect: float) -> tuple[dict[str, Any], list[Plan]]:
-    """Read a stored study and plan for each arm of each task.
+    """Read a stored study and plan each arm of each task.
 
-    Raises BadInput where there is no finished study of two seeds or more.
+    Raises BadInput if there is no finished study of at least two seeds.
     """
     path = out / "study.json"
     if not path.is_file():
         raise BadInput(
-            f"{path} does not exist: --plan takes the spread from a finished study; run one on a "
+            f"{path} does not exist: --plan needs the spread of a finished study; run one on a "
             f"few seeds first, as in: dpd study --seeds {least_seeds(1)} --out {out}"
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        gaps = [each for task in data["tasks"] for each in task_gaps(task, data["subject"])]
+        gaps = [arm for task in data["tasks"] for arm in task_gaps(task, data["subject"])]
         arms = len(data["arms"]) - 1
         if data["seeds"] < 2:
-            raise BadInput(f"{path} holds one seed; a spread takes two or more: dpd study --seeds")
-        return data, [plan(env, arm, gap, effect, arms) for env, arm, gap in gaps]
+            raise BadInput(f"{path} has one seed; a spread needs two or more: dpd study --seeds")
+        return data, [plan_arm(env, arm, gap, effect, arms) for env, arm, gap in gaps]
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"{path} is not what dpd study writes ({error!r})") from error
+        raise BadInput(f"{path} is no file of dpd study ({error!r})") from error
 
 
 def task_gaps(task: dict[str, Any], subject: str) -> list[tuple[str, str, np.ndarray]]:
-    """Return task, arm and the differences of the subject's scores from the arm's, seed by seed."""
+    """Return (task, arm, the subject's scores minus the arm's by seed) for each arm."""
     scores = {
-        arm: {s["seed"]: float(s["score"]) for s in found["seeds"]}
-        for arm, found in task["arms"].items()
+        arm: {s["seed"]: float(s["score"]) for s in result["seeds"]}
+        for arm, result in task["arms"].items()
     }
-    own = scores.pop(subject)
-    return [(task["env"], a, np.array([own[s] - x[s] for s in own])) for a, x in scores.items()]
+    ours = scores.pop(subject)
+    return [(task["env"], a, np.array([ours[s] - x[s] for s in ours])) for a, x in scores.items()]
 
 
-def plan(env: str, arm: str, gaps: np.ndarray, effect: float, arms: int) -> Plan:
-    """Plan for one arm, from the stored differences [n]."""
+def plan_arm(env: str, arm: str, gaps: np.ndarray, effect: float, arms: int) -> Plan:
+    """Plan one arm from its stored differences [n]."""
     from scipy.stats import chi2
 
     spread, freedom = float(gaps.std(ddof=1)), len(gaps) - 1
@@ -100,34 +104,34 @@ def plan(env: str, arm: str, gaps: np.ndarray, effect: float, arms: int) -> Plan
 
 
 def seeds_for(effect: float, arms: int) -> int:
-    """Return the fewest seeds that show an effect, in standard deviations, as one of so many arms.
+    """Return the fewest seeds that show an effect, in standard deviations, if `arms` are tested.
 
-    At most MOST. No number is returned at which no result could decide.
+    At least `least_seeds(arms)`, below which no result is significant, and at most MAX_SEEDS.
     """
     low = least_seeds(arms)
     high = low
-    while high < MOST and power(effect, high, arms) < POWER:
-        low, high = high + 1, min(2 * high, MOST)
-    while low < high:  # power grows with the seeds
+    while high < MAX_SEEDS and power(effect, high, arms) < POWER:
+        low, high = high + 1, min(2 * high, MAX_SEEDS)
+    while low < high:  # bisection: power grows with the seeds
         middle = (low + high) // 2
         low, high = (low, middle) if power(effect, middle, arms) >= POWER else (middle + 1, high)
     return low
 
 
 def power(effect: float, seeds: int, arms: int) -> float:
-    """Return the probability that a two-sided t test shows an effect, in standard deviations.
+    """Return the power of a two-sided t test for an effect, in standard deviations.
 
-    By the noncentral t distribution at level ALPHA / arms; the wrong sign does not count.
+    From the noncentral t distribution at level ALPHA / arms, not counting the wrong sign.
     """
     from scipy.stats import nct, t
 
-    if effect > 10:  # certain, and so far out the distribution is nan
+    if effect > 10:  # certain; scipy's distribution is NaN so far out
         return 1.0
     freedom, shift = seeds - 1, effect * np.sqrt(seeds)
     limit = t.ppf(1 - ALPHA / arms / 2, freedom)
     return float(nct.sf(limit, freedom, shift))
 
 
-def worded(seeds: int) -> str:
-    """Write a number of seeds."""
-    return f"{seeds:,}" if seeds < MOST else f"{MOST:,} or more"
+def seeds_text(seeds: int) -> str:
+    """Format a number of seeds."""
+    return f"{seeds:,}" if seeds < MAX_SEEDS else f"{MAX_SEEDS:,} or more"

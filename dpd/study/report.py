@@ -1,90 +1,99 @@
-"""What a study found, as tables and as JSON."""
+"""Report of a study: tables, JSON and the page."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 
 from dpd import __version__
-from dpd.report.figures import COLOURS, write_steps
-from dpd.report.page import definitions, document, look, new_figure, notes, plain, svg, table
+from dpd.report.figures import COLOURS, format_steps, new_figure
+from dpd.report.page import Section, page_line_style, render_page, style_axes, svg
 from dpd.report.stats import BOOTSTRAP_SEEDS, CONFIDENCE, Difference, least_seeds
-from dpd.report.tables import Sheet, shown
-from dpd.study.compare import JUDGED, Result, difference_cells, line_of, result_json
-from dpd.study.study import Findings, Task, Whole, worst_quarter
+from dpd.report.tables import Table, format_number
+from dpd.study.compare import TEST_COLUMNS, curve_line, difference_cells, result_json
+from dpd.study.study import Aggregate, Findings, TaskResult, worst_quarter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PANELS_PER_ROW = 3
+GREY = "#8a8a8a"  # readable on the page's light and dark background
+TERMS = {
+    "score": "mean return of a seed: the average over its peers' last policies in fresh "
+    "deterministic episodes, which all arms share. Statistics are over seeds, because the peers of "
+    "a seed are not independent",
+    "steps": "every arm takes the same number of environment steps per seed, summed over its "
+    "peers; evaluation episodes are not counted",
+    "IQM": "interquartile mean over seeds, with a 95 % bootstrap interval, which is too narrow for "
+    f"fewer than {BOOTSTRAP_SEEDS} seeds. Over all tasks, seeds are resampled within each task "
+    "(Agarwal et al. 2021)",
+    "difference": "mean of the differences seed by seed, with an unadjusted 95 % t interval. Over "
+    "all tasks, it is the mean of the tasks' means, with the variance within each task",
+    "p": "probability of a mean at least this far from 0 if the sign of each seed's difference "
+    "were random (sign-flip test, exact for up to 13 seeds)",
+    "p adj.": "p adjusted by Holm's method for all arms of the table",
+    "verdict": "higher or lower if p adj. is at most 0.05, otherwise undecided; it does not follow "
+    "the interval. It is 'too few seeds' if no result could be significant: one difference needs "
+    f"{least_seeds(1)} seeds, seven need {least_seeds(7)}",
+    "worst ¼": "mean of the lowest quarter of the seeds",
+    "best peer": "mean over seeds of the peer with the best last evaluation in training, which a "
+    "user would keep; the episodes of this table have no part in the choice",
+}
 
-def sheets(found: Findings) -> list[Sheet]:
-    """Return the terminal's tables: those over all tasks last, where one looks."""
-    by_task = [s for task in found.tasks for s in task_sheets(found, task)]
-    return [*by_task, *whole_sheets(found)]
+
+def study_tables(findings: Findings) -> list[Table]:
+    """Return the terminal's tables; those over all tasks come last, where a reader looks first."""
+    by_task = [table for task in findings.tasks for table in task_tables(findings, task)]
+    return [*by_task, *aggregate_tables(findings)]
 
 
-def task_sheets(found: Findings, task: Task) -> list[Sheet]:
-    """Return the tables of one task."""
-    best = [best_sheet(found, task)] if task.best_gaps else []
-    return [scores_sheet(found, task), gaps_sheet(found, task), *best]
-
-
-def scores_sheet(found: Findings, task: Task) -> Sheet:
-    """Lay out every arm's returns over seeds."""
-    config = found.config
+def task_tables(findings: Findings, task: TaskResult) -> Iterator[Table]:
+    """Return the tables of one task: scores, differences, and differences of the best peers."""
+    config = findings.config
     title = (
         f"{task.env}, {config.total_steps:,} steps and {config.episodes} fresh episodes; "
         f"{config.seeds} seeds, mean of a seed's peers"
     )
-    rows = [[arm, *map(shown, figures(r, config.seed))] for arm, r in task.results.items()]
-    rows.append(["uniform actions", shown(task.random), *["-"] * 4])
-    return Sheet(title, ["arm", "mean", "IQM", "95 % interval", "worst ¼", "best peer"], rows)
-
-
-def figures(result: Result, seed: int) -> list[Any]:
-    """Return what is shown of an arm."""
-    scores = list(result.scores.values())
-    interval = result.interval(seed)
-    return [np.mean(scores), result.iqm, interval, worst_quarter(scores), result.best_peers]
-
-
-def gaps_sheet(found: Findings, task: Task) -> Sheet:
-    """Lay out how far the subject lies above every other arm."""
     rows = []
-    for arm in found.others:
-        rows.append([arm, *difference_cells(task.gaps[arm])])
-    title = f"{task.env}: mean return of {found.config.subject} minus that of"
-    return Sheet(title, ["arm", "difference", *JUDGED], rows)
+    for arm, r in task.results.items():
+        scores = list(r.scores.values())
+        mean, interval, worst = np.mean(scores), r.interval(config.seed), worst_quarter(scores)
+        numbers = [float(mean), r.iqm, interval, worst, r.mean_best_score]
+        rows.append([arm, *map(format_number, numbers)])
+    rows.append(["uniform actions", format_number(task.random), *["-"] * 4])
+    yield Table(title, ["arm", "mean", "IQM", "95 % interval", "worst ¼", "best peer"], rows)
+    yield gaps_table(f"{task.env}: mean return of {config.subject} minus that of", task.gaps)
+    if task.best_gaps:
+        title = f"{task.env}: mean return of {config.subject}'s best peers minus that of"
+        yield gaps_table(title, task.best_gaps)
 
 
-def best_sheet(found: Findings, task: Task) -> Sheet:
-    """Lay out the same for the peers that a user would keep."""
-    rows = [[arm, *difference_cells(gap)] for arm, gap in task.best_gaps.items()]
-    title = f"{task.env}: mean return of {found.config.subject}'s best peers minus that of"
-    return Sheet(title, ["arm", "difference", *JUDGED], rows)
+def gaps_table(title: str, gaps: dict[str, Difference]) -> Table:
+    """Return a table of the subject's difference from each arm."""
+    rows = [[arm, *difference_cells(gap)] for arm, gap in gaps.items()]
+    return Table(title, ["arm", "difference", *TEST_COLUMNS], rows)
 
 
-def whole_sheets(found: Findings) -> Iterator[Sheet]:
-    """Lay out scores and differences over all tasks, if there are several."""
-    whole = found.whole
-    if not whole:
+def aggregate_tables(findings: Findings) -> Iterator[Table]:
+    """Return the tables over all tasks, if there are several."""
+    arms = findings.aggregates
+    if not arms:
         return
-    n = len(found.tasks)
-    title = f"Over {n} tasks: 0 is uniform actions, 1 the best arm's mean in each"
-    rows = [[arm, shown(w.iqm), shown(w.interval)] for arm, w in whole.items()]
-    yield Sheet(title, ["arm", "IQM", "95 % interval"], rows)
-    title = f"Over {n} tasks: mean of {found.config.subject} minus that of"
-    gaps = [[arm, *difference_cells(w.gap)] for arm, w in whole.items() if w.gap is not None]
-    yield Sheet(title, ["arm", "difference", *JUDGED], gaps)
+    over = f"Over {len(findings.tasks)} tasks"
+    rows = [[arm, format_number(a.iqm), format_number(a.interval)] for arm, a in arms.items()]
+    title = f"{over}: 0 is uniform actions, 1 the best arm's mean in each"
+    yield Table(title, ["arm", "IQM", "95 % interval"], rows)
+    gaps = {arm: a.gap for arm, a in arms.items() if a.gap is not None}
+    yield gaps_table(f"{over}: mean of {findings.config.subject} minus that of", gaps)
 
 
-def as_json(found: Findings) -> dict[str, Any]:
-    """Return everything measured, raw returns included."""
-    config = found.config
+def study_json(findings: Findings) -> dict[str, Any]:
+    """Return all results, including raw returns."""
+    config = findings.config
     return {
         "dpd": __version__,
         "algo": config.algo,
@@ -98,153 +107,127 @@ def as_json(found: Findings) -> dict[str, Any]:
         "total_steps": config.total_steps,
         "episodes": config.episodes,
         "confidence": CONFIDENCE,
-        "tasks": [task_json(found, task) for task in found.tasks],
-        "whole": {arm: whole_json(w) for arm, w in found.whole.items()},
-        "notes": found.notes,
+        "tasks": [task_json(findings, task) for task in findings.tasks],
+        "whole": {arm: aggregate_json(a) for arm, a in findings.aggregates.items()},
+        "notes": findings.notes,
     }
 
 
-def task_json(found: Findings, task: Task) -> dict[str, Any]:
-    """Return a task's figures and the returns behind them."""
-    seed = found.config.seed
+def task_json(findings: Findings, task: TaskResult) -> dict[str, Any]:
+    """Return a task's statistics and the returns they are computed from."""
+    seed = findings.config.seed
     arms = {}
     for arm, result in task.results.items():
-        scores = list(result.scores.values())
-        known = {member.policy.meta.provenance.get("git") for member in result.run.members}
+        commits = {member.policy.meta.provenance.get("git") for member in result.run.members}
         arms[arm] = result_json(result, seed) | {
-            "worst_quarter": worst_quarter(scores),
-            "git": sorted(commit for commit in known if commit is not None),
+            "worst_quarter": worst_quarter(list(result.scores.values())),
+            "git": sorted(commit for commit in commits if commit is not None),
         }
-        if arm in found.others:
+        if arm in findings.others:
             gap, best = task.gaps[arm], task.best_gaps.get(arm)
             arms[arm] |= {"gap": gap._asdict(), "best_gap": best and best._asdict()}
     return {"env": task.env, "random": task.random, "arms": arms}
 
 
-def whole_json(whole: Whole) -> dict[str, Any]:
-    """Return an arm's figures over all tasks."""
-    return whole._asdict() | {"gap": whole.gap and whole.gap._asdict()}
+def aggregate_json(aggregate: Aggregate) -> dict[str, Any]:
+    """Return an arm's statistics over all tasks."""
+    return aggregate._asdict() | {"gap": aggregate.gap and aggregate.gap._asdict()}
 
 
-PER_ROW = 3
-GREY = "#8a8a8a"  # readable on both of the page's colours
-MEANINGS = {
-    "score": "of a seed: the mean return of its peers' last policies in fresh deterministic "
-    "episodes, the same for all arms; a seed is one replicate, as its peers are not independent",
-    "steps": "every arm gets as many environment steps per seed, all of its peers together; "
-    "evaluations use none of them",
-    "IQM": "interquartile mean over seeds, with a 95 % bootstrap interval, which is too narrow for "
-    f"fewer than {BOOTSTRAP_SEEDS} seeds; over all tasks seeds are drawn within each task (Agarwal "
-    "et al. 2021)",
-    "difference": "mean of the differences seed by seed, with the 95 % t interval of this "
-    "difference alone; over all tasks the mean of the tasks' means, with the variance within each",
-    "p": "how often a mean at least as far from 0 comes up when the sign of every seed's "
-    "difference is drawn by a coin (an exact test for up to 13 seeds)",
-    "p adj.": "p adjusted by Holm for all arms of its table, which is one family",
-    "verdict": "follows p adj., not the interval: higher or lower at 0.05 or less, otherwise "
-    "undecided; too few seeds where no result could decide: one difference needs "
-    f"{least_seeds(1)} seeds, seven need {least_seeds(7)}",
-    "worst ¼": "mean of the lowest quarter of the seeds",
-    "best peer": "of each seed the peer of the best last evaluation in training: what a user would "
-    "keep, chosen without the episodes of the table",
-}
-
-
-def page(found: Findings) -> str:
-    """Return the page."""
-    config = found.config
-    parts = [
-        *notes(found.notes),
-        answers(found),
-        *map(table, whole_sheets(found)),
-        *(part for task in found.tasks for part in task_parts(found, task)),
-        f"<h2>What the numbers mean</h2>{definitions(MEANINGS)}",
-        f"<h2>Where it comes from</h2>{commands(found)}",
+def study_page(findings: Findings) -> str:
+    """Return the HTML page."""
+    config = findings.config
+    tasks = [
+        Section(
+            task.env,
+            [intervals(findings, task), *task_tables(findings, task), curves(findings, task)],
+        )
+        for task in findings.tasks
     ]
-    return document(f"Does {config.subject} help, and why? {config.algo.upper()}", parts)
-
-
-def answers(found: Findings) -> str:
-    """Answer every arm's question, over all tasks and in each."""
-    whole, subject = found.whole, found.config.subject
-    lines = {}
-    for arm in found.others:
-        said = [(task.env, task.gaps[arm]) for task in found.tasks]
-        over_all = whole[arm].gap if whole else None
-        said = ([("all tasks", over_all)] if over_all is not None else []) + said
-        asked = found.config.chosen[arm].asks
-        given = "; ".join(f"{where}: {worded(gap)}" for where, gap in said)
-        lines[asked.capitalize()] = f"{subject} − {arm}: {given}"
-    return definitions(lines)
-
-
-def worded(gap: Difference) -> str:
-    """Write a difference in words."""
-    within = "" if gap.interval is None else f" ({shown(gap.interval)})"
-    p = f", p {shown(gap.p)}, adjusted {shown(gap.p_adjusted)}" if gap.p is not None else ""
-    return f"{shown(gap.mean)}{within}{p}: {gap.verdict}"
-
-
-def task_parts(found: Findings, task: Task) -> list[str]:
-    """Lay out one task."""
-    return [
-        f"<h2>{escape(task.env)}</h2>",
-        intervals(found, task),
-        *map(table, task_sheets(found, task)),
-        curves(found, task),
+    env = config.envs[0]
+    others = f", and likewise in {', '.join(config.envs[1:])}" if config.envs[1:] else ""
+    commands = {
+        arm: Markup("<code>dpd train {}</code>").format(
+            shlex.join(config.words(config.envs[0], arm))
+        )
+        for arm in config.chosen
+    }
+    sections = [
+        Section("", [answer_questions(findings).items(), *aggregate_tables(findings)]),
+        *tasks,
+        Section("What the numbers mean", [TERMS.items()]),
+        Section(
+            "How to reproduce",
+            [
+                "The curves show the evaluations during training. The commands below train the "
+                f"arms in {env}{others}.",
+                commands.items(),
+            ],
+        ),
     ]
+    title = f"Does {config.subject} help, and why? {config.algo.upper()}"
+    return render_page(title, sections, findings.notes)
 
 
-def intervals(found: Findings, task: Task) -> str:
+def answer_questions(findings: Findings) -> dict[str, str]:
+    """Return each arm's question with the differences that answer it, over all tasks first."""
+    answers = {}
+    for arm in findings.others:
+        gaps = [(task.env, task.gaps[arm]) for task in findings.tasks]
+        if findings.aggregates and (gap := findings.aggregates[arm].gap) is not None:
+            gaps.insert(0, ("all tasks", gap))
+        text = "; ".join(f"{where}: {difference_text(gap)}" for where, gap in gaps)
+        question = findings.config.chosen[arm].asks.capitalize()
+        answers[question] = f"{findings.config.subject} − {arm}: {text}"
+    return answers
+
+
+def difference_text(gap: Difference) -> str:
+    """Return a difference with its interval, p and verdict in words."""
+    text = format_number(gap.mean)
+    if gap.interval is not None:
+        text += f" ({format_number(gap.interval)})"
+    if gap.p is not None:
+        text += f", p {format_number(gap.p)}, adjusted {format_number(gap.p_adjusted)}"
+    return f"{text}: {gap.verdict}"
+
+
+def intervals(findings: Findings, task: TaskResult) -> Markup:
     """Draw every arm's seeds, and the interval of their interquartile mean."""
     n = len(task.results)
     figure = new_figure(8.4, 0.9 + 0.36 * n)
     axes = figure.add_subplot()
     for k, result in enumerate(task.results.values()):
-        scores, colour = list(result.scores.values()), look(k)["color"]
+        scores, colour = list(result.scores.values()), page_line_style(k)["color"]
         axes.plot(scores, np.full(len(scores), k), "o", color=colour, alpha=0.35, markersize=4)
-        if (interval := result.interval(found.config.seed)) is not None:
+        if (interval := result.interval(findings.config.seed)) is not None:
             axes.plot(interval, [k, k], color=colour, linewidth=2.4, solid_capstyle="butt")
         axes.plot(result.iqm, k, "|", color=colour, markersize=14, markeredgewidth=2.4)
     axes.set_yticks(range(n), list(task.results))
     axes.set_ylim(n - 0.5, -0.5)
-    plain(axes, "return: seeds, interquartile mean and its 95 % interval")
+    style_axes(axes, "return: seeds, interquartile mean and its 95 % interval")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", linewidth=0.4)
     return svg(figure, f"intervals {task.env}")
 
 
-def curves(found: Findings, task: Task) -> str:
-    """Draw the subject's learning curve beside every other arm's."""
-    subject, *others = (line_of(r, found.config.seed) for r in task.results.values())
-    rows = -(-len(others) // PER_ROW)
+def curves(findings: Findings, task: TaskResult) -> Markup:
+    """Draw the learning curves of the subject and each other arm, one panel for each arm."""
+    subject, *others = (curve_line(r, findings.config.seed) for r in task.results.values())
+    rows = -(-len(others) // PANELS_PER_ROW)
     figure = new_figure(8.4, 0.3 + 2.1 * rows)
-    shared: Axes | None = None
-    for k, (arm, line) in enumerate(zip(found.others, others, strict=True)):
-        axes = figure.add_subplot(rows, PER_ROW, k + 1, sharex=shared, sharey=shared)
-        shared = shared or axes
-        for each, shade in ((line, GREY), (subject, COLOURS[0])):
-            if each.band:
-                low, high = zip(*each.band, strict=True)
-                axes.fill_between(each.steps, low, high, color=shade, alpha=0.18, linewidth=0)
-            axes.plot(each.steps, each.middle, color=shade, linewidth=1.8)
-        plain(axes, f"{found.config.subject} and {arm} (grey)")
+    first: Axes | None = None
+    for k, (arm, other) in enumerate(zip(findings.others, others, strict=True)):
+        axes = figure.add_subplot(rows, PANELS_PER_ROW, k + 1, sharex=first, sharey=first)
+        first = first or axes
+        for line, colour in ((other, GREY), (subject, COLOURS[0])):
+            if line.band:
+                low, high = zip(*line.band, strict=True)
+                axes.fill_between(line.steps, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(line.steps, line.middle, color=colour, linewidth=1.8)
+        style_axes(axes, f"{findings.config.subject} and {arm} (grey)")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.locator_params(axis="x", nbins=4)
-        write_steps(axes, subject.steps[-1])
+        format_steps(axes, subject.steps[-1])
     return svg(figure, f"curves {task.env}")
-
-
-def commands(found: Findings) -> str:
-    """Write the command of every run, and what it is."""
-    config = found.config
-    made = {arm: shlex.join(config.words(config.envs[0], arm)) for arm in config.chosen}
-    lines = (
-        f"<dt>{escape(arm)}</dt><dd><code>dpd train {escape(words)}</code></dd>"
-        for arm, words in made.items()
-    )
-    others = f", and so in {', '.join(config.envs[1:])}" if config.envs[1:] else ""
-    return (
-        f"<p>Evaluations of training draw the curves{escape(others)}.</p><dl>{''.join(lines)}</dl>"
-    )

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SHEET = """
-from dpd.report.tables import Sheet, print_sheets
+TABLE = """
+from dpd.report.tables import Table, print_tables
 from dpd.log.terminal import make_console
 columns = ["student", *(f"a column of some width {k}" for k in range(6)), "own error"]
 row = ["seed0-64x64", *(["1,234,567.891"] * 6), "0.123"]
-print_sheets([Sheet("students by size", columns, [row])], [], make_console())
+print_tables([Table("students by size", columns, [row])], [], make_console())
 """
 EVALUATION = """
 from dpd.run.summary import print_table
@@ -37,8 +37,8 @@ def printed(program: str, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_sheet_in_a_pipe_is_as_wide_as_it_has_to_be() -> None:
-    lines = printed(SHEET)
+def test_a_table_in_a_pipe_is_as_wide_as_it_needs_to_be() -> None:
+    lines = printed(TABLE)
     heading = next(line for line in lines if "student " in line)
     # 8 columns: 6 of 24 characters, and two more; 80 would hold three of them
     assert heading.split()[-2:] == ["own", "error"] and len(heading) > 6 * 24
@@ -47,7 +47,7 @@ def test_a_sheet_in_a_pipe_is_as_wide_as_it_has_to_be() -> None:
 
 
 def test_columns_in_the_environment_are_respected() -> None:
-    assert max(map(len, printed(SHEET, COLUMNS="60"))) <= 60
+    assert max(map(len, printed(TABLE, COLUMNS="60"))) <= 60
 
 
 def test_a_policys_name_stays_on_one_line() -> None:

@@ -19,11 +19,11 @@ from dpd.report.figures import (
     compared_caption,
     compared_curves,
     draw_evaluations,
-    finish,
+    format_axes,
     iqm,
     learning_curves,
+    line_style,
     read_curves,
-    style,
 )
 
 EVALUATED = (0, 500_000, 1_000_000)
@@ -51,7 +51,7 @@ def write_metrics(
 
 
 def has_colour(image: np.ndarray, colour: str) -> bool:
-    """Say whether a pixel shows the colour."""
+    """Return whether a pixel has the colour."""
     return bool((np.abs(image[..., :3] - to_rgb(colour)) < 0.02).all(axis=-1).any())
 
 
@@ -89,7 +89,7 @@ def test_long_training_curves_are_averaged_in_bins() -> None:
     assert means == pytest.approx([step + 1 for step in steps])
 
 
-def test_the_caption_says_what_is_drawn() -> None:
+def test_the_caption_explains_the_lines() -> None:
     both = {"eval/return": {0: {0: [1.0]}}, "train/return": {0: {0: [1.0]}}}
     assert caption(both, 1) == "deterministic evaluation; faint: training episodes"
     assert "interquartile mean and range of 10 seeds" in caption(both, 10)
@@ -97,14 +97,14 @@ def test_the_caption_says_what_is_drawn() -> None:
 
 
 def test_peers_beyond_the_palette_differ_in_their_dashes() -> None:
-    looks = [tuple(style(peer).values()) for peer in range(2 * len(COLOURS))]
+    looks = [tuple(line_style(peer).values()) for peer in range(2 * len(COLOURS))]
     assert len(set(looks)) == len(looks)
 
 
 def test_ticks_count_in_thousands_and_millions() -> None:
     axes = Figure().add_subplot()
     axes.plot([0, 2_000_000], [-500, 12_000])
-    finish(axes, 2_000_000, "environment steps")
+    format_axes(axes, 2_000_000, "environment steps")
     assert axes.xaxis.get_major_formatter()(1_500_000, 0) == "1.5 M"
     assert axes.yaxis.get_major_formatter()(10_000, 0) == "10,000"
 
@@ -126,9 +126,9 @@ def test_distillation_metrics_add_panels(tmp_path: Path, logged: Sequence[str]) 
     wide = write_metrics(tmp_path / "distilled.csv", names)
     for path in (narrow, wide):
         learning_curves(path, path.with_suffix(".png"), "Hopper-v5")
-    alone, beside = (imread(path.with_suffix(".png")) for path in (narrow, wide))
-    assert alone.shape[0] == beside.shape[0] and beside.shape[1] > 1.3 * alone.shape[1]
-    right = beside[:, int(beside.shape[1] * 0.7) :]
+    plain, distilled = (imread(path.with_suffix(".png")) for path in (narrow, wide))
+    assert plain.shape[0] == distilled.shape[0] and distilled.shape[1] > 1.3 * plain.shape[1]
+    right = distilled[:, int(distilled.shape[1] * 0.7) :]
     assert has_colour(right, COLOURS[1])
 
 
@@ -140,7 +140,7 @@ def test_one_learner_with_training_returns_only_is_enough(tmp_path: Path) -> Non
 
 def test_a_file_without_returns_is_refused(tmp_path: Path) -> None:
     write_metrics(tmp_path / "m.csv", ("loss/policy",))
-    with pytest.raises(ValueError, match="holds no returns"):
+    with pytest.raises(ValueError, match="has no returns"):
         learning_curves(tmp_path / "m.csv", tmp_path / "m.png", "Hopper-v5")
 
 
@@ -164,7 +164,7 @@ TAUGHT = Line("taught", [10, 20], [1.0, 3.0], [(0.0, 2.0), (2.0, 4.0)], "range")
 EXPERT = Line("expert", [], [5.0], [], "")
 
 
-def test_runs_are_drawn_in_colours_of_their_own_and_whole_files_only(tmp_path: Path) -> None:
+def test_runs_have_different_colours_and_no_draft_is_left(tmp_path: Path) -> None:
     out = tmp_path / "c.png"
     compared_curves([TAUGHT, EXPERT], out, "Hopper-v5")
     image = imread(out)
@@ -183,8 +183,8 @@ def test_the_caption_names_the_bands_and_levels_that_are_there() -> None:
     )
 
 
-def test_a_line_that_a_run_is_still_writing_is_left_out(tmp_path):
+def test_an_incomplete_last_line_is_ignored(tmp_path):
     file = tmp_path / "metrics.csv"
     whole = "step,seed,peer,metric,value\n100,0,0,eval/return,5\n"
-    file.write_text(whole + "200,0,0,eval/return,7")  # of 7.25, perhaps
+    file.write_text(whole + "200,0,0,eval/return,7")  # may be the start of 7.25
     assert read_curves(file, ["eval/return"]) == ({"eval/return": {0: {100: [5.0]}}}, 1)

@@ -3,7 +3,7 @@
 import pytest
 
 from dpd.report.stats import Interval
-from dpd.report.tables import shown
+from dpd.report.tables import format_number
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ from dpd.report.tables import shown
 def test_figures_are_short_and_nearly_all_is_not_all(
     value: float | Interval | None, text: str
 ) -> None:
-    assert shown(value) == text
+    assert format_number(value) == text

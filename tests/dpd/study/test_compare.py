@@ -1,4 +1,4 @@
-"""Comparison from end to end, on two small runs and an unlike third."""
+"""Comparisons from end to end, on two similar small runs and a third one that differs."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,14 @@ from dpd.policies.policyfile import Policy, load
 from dpd.report.stats import NARROW
 from dpd.run.episodes import episode_seeds
 from dpd.run.runs import Curve, Member, Run
-from dpd.study.compare import FEW, Played, Replicate, Result, episodes_seed, line_of
+from dpd.study.compare import (
+    RANGE,
+    EvaluatedPolicy,
+    Replicate,
+    RunResult,
+    curve_line,
+    episodes_seed,
+)
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--evals", "2", "--eval-episodes", "1"]
 SMALL += ["--final-episodes", "1", "--hidden", "8"]
@@ -76,7 +83,7 @@ def test_the_figures_follow_from_the_returns(
     assert [f.name for f in tmp_path.iterdir()] == ["c.png"]
 
 
-def test_a_comparison_is_the_same_each_time_and_other_with_another_seed(
+def test_a_comparison_is_repeatable_and_depends_on_the_seed(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = (runs / "taught", runs / "other", "--out", tmp_path / "c.png")
@@ -85,7 +92,7 @@ def test_a_comparison_is_the_same_each_time_and_other_with_another_seed(
     assert first["runs"][0]["mean"] != compare(capsys, *argv, "--seed", "1")["runs"][0]["mean"]
 
 
-def test_a_weak_or_unfair_comparison_is_called_so(
+def test_notes_warn_about_a_weak_or_unfair_comparison(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = (runs / "taught", runs / "other", runs / "alone")
@@ -93,9 +100,10 @@ def test_a_weak_or_unfair_comparison_is_called_so(
     assert found["notes"] == [
         "fewer than 7 seeds cannot decide 2 differences: taught has 2, other has 1, alone has 2",
         NARROW,
-        "unfair: environment steps per seed differ: taught 1,024, other 512, alone 1,024",
-        "p adj.: adjusted by Holm for 2 differences, and followed by the verdicts; the interval of "
-        "a difference is not adjusted",
+        "unfair: the runs differ in environment steps per seed: taught 1,024, other 512, "
+        "alone 1,024",
+        "p adj. is adjusted by Holm's method for 2 differences and decides the verdicts; the "
+        "intervals are not adjusted",
     ]
     unpaired = found["differences"][0]
     assert not unpaired["paired"] and unpaired["interval"] is unpaired["p"] is None
@@ -115,14 +123,14 @@ def test_a_run_that_was_stopped_is_named(
     assert "stopped is not finished: 512 of 4,096 steps" in found["notes"]
 
 
-def test_policy_files_stand_for_themselves(
+def test_policy_files_are_compared_like_runs(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "c.png"
     files = [runs / "taught" / "policies" / f"seed3-peer{p}.safetensors" for p in (0, 1)]
     found = compare(capsys, *files, "--out", out)
     assert [r["run"] for r in found["runs"]] == ["seed3-peer0", "seed3-peer1"]
-    assert found["notes"][-1] == f"{out} is not drawn: none of the PATHs has learning curves"
+    assert found["notes"][-1] == f"{out} was not drawn: no PATH has learning curves"
     assert not out.exists()
     compare(capsys, files[0], runs / "alone", "--out", out)
     assert out.exists()
@@ -149,11 +157,11 @@ def test_the_table_keeps_its_figures_whole_on_80_columns(
 
 
 def replicate(*evaluations: float | None, seed: int = 0) -> Replicate:
-    """Make a seed whose peers had such evaluations in training, and 10, 20, ... in the test."""
+    """Make a seed whose peers had these evaluations in training, and 10, 20, ... in the test."""
     none = cast(Policy, None)
     returns = np.array([5.0, 15.0])
     peers = [
-        Played(Member(seed, k, Path(), none, value), returns + 10 * k)
+        EvaluatedPolicy(Member(seed, k, Path(), none, value), returns + 10 * k)
         for k, value in enumerate(evaluations)
     ]
     return Replicate(seed, peers)
@@ -174,22 +182,22 @@ def test_the_best_peer_is_chosen_by_training_and_not_by_the_test(
     assert (None if chosen is None else chosen.member.peer) == best
 
 
-def result(curve: Curve, n_seeds: int) -> Result:
+def result(curve: Curve, n_seeds: int) -> RunResult:
     """Make a run with a curve; each seed scores 15."""
     replicates = [replicate(1.0, 2.0, seed=s) for s in range(n_seeds)]
     members = tuple(p.member for r in replicates for p in r.peers)
     run = Run(path=Path(), name="run", members=members, budget=None, records=None)
     run.__dict__["curve"] = curve
-    return Result(run, replicates)
+    return RunResult(run, replicates)
 
 
 def test_a_band_is_an_interval_over_many_seeds_and_the_range_over_few() -> None:
-    few = line_of(result({10: [1.0, 2.0, 6.0]}, 3), 0)
-    assert few == ("run (3 seeds)", [10], [3.0], [(1.0, 6.0)], FEW)
-    many = line_of(result({10: [2.0] * 6}, 6), 0)
+    few = curve_line(result({10: [1.0, 2.0, 6.0]}, 3), 0)
+    assert few == ("run (3 seeds)", [10], [3.0], [(1.0, 6.0)], RANGE)
+    many = curve_line(result({10: [2.0] * 6}, 6), 0)
     assert many == ("run (6 seeds)", [10], [2.0], [(2.0, 2.0)], "95 % bootstrap interval")
-    assert line_of(result({10: [7.0]}, 1), 0) == ("run (1 seed)", [10], [7.0], [], "")
-    assert line_of(result({}, 1), 0) == ("run (1 seed)", [], [15.0], [], "")
+    assert curve_line(result({10: [7.0]}, 1), 0) == ("run (1 seed)", [10], [7.0], [], "")
+    assert curve_line(result({}, 1), 0) == ("run (1 seed)", [], [15.0], [], "")
 
 
 def test_the_episodes_are_new_and_the_same_for_all_policies_of_a_seed() -> None:
@@ -215,8 +223,8 @@ def test_runs_of_different_environments_are_refused(
         capsys.readouterr()
         assert main(argv) == 2
         said = capsys.readouterr().err
-        assert "other is of Hopper-v5 {}" in said and said.count("\n") == 1
-        assert ("of Walker2d-v5 {}" if name == "id" else 'Hopper-v5 {"frame_skip": 2}') in said
+        assert "other was trained in Hopper-v5 {}" in said and said.count("\n") == 1
+        assert ("in Walker2d-v5 {}" if name == "id" else 'Hopper-v5 {"frame_skip": 2}') in said
 
 
 def test_bad_input_is_refused_before_anything_is_played(

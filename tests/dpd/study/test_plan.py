@@ -1,4 +1,4 @@
-"""Plans of a study: the seeds that the spread of a stored one asks for."""
+"""Plans of a study: number of seeds from the spread of a stored study."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ import pytest
 
 from dpd.cli import main
 from dpd.report.stats import ALPHA, sign_flip_p
-from dpd.study.plan import MOST, power, read_plans, seeds_for
+from dpd.study.plan import MAX_SEEDS, power, read_plans, seeds_for
 
 
 def stored(out: Path, **scores: list[float]) -> Path:
-    """Write what a study of one task would, as far as plans need it; dpd is the subject."""
+    """Write the parts of a study.json of one task that plans read; dpd is the subject."""
     arms = {
         a: {"seeds": [{"seed": k, "score": x} for k, x in enumerate(v)]} for a, v in scores.items()
     }
@@ -27,8 +27,10 @@ def stored(out: Path, **scores: list[float]) -> Path:
 def test_the_seeds_of_a_t_test_are_those_of_the_textbook() -> None:
     # Cohen's small, medium and large effects, two-sided, 5 %, power 80 % (G*Power: paired t test)
     assert [seeds_for(d, 1) for d in (0.2, 0.5, 0.8)] == [199, 34, 15]
-    # no fewer than can decide anything, and no more than MOST
-    assert [seeds_for(1e6, arms) for arms in (1, 2, 7)] == [6, 7, 9] and seeds_for(1e-3, 1) == MOST
+    # no fewer than can decide anything, and no more than MAX_SEEDS
+    assert [seeds_for(1e6, arms) for arms in (1, 2, 7)] == [6, 7, 9] and seeds_for(
+        1e-3, 1
+    ) == MAX_SEEDS
     assert seeds_for(0.5, 7) > seeds_for(0.5, 1)  # each is tested at 5 % / 7
 
 
@@ -69,11 +71,11 @@ def test_the_command_prints_the_plan_and_trains_nothing(
 @pytest.mark.parametrize(
     ("given", "content", "says"),
     [
-        (["--plan", "5"], None, "takes the spread from a finished study; run one on a few seeds"),
+        (["--plan", "5"], None, "needs the spread of a finished study; run one on a few seeds"),
         (["--plan", "0"], None, "--plan must be a difference of returns above 0, not 0.0"),
         (["--plan", "nan"], None, "--plan must be a difference of returns above 0, not nan"),
-        (["--plan", "5"], "{", "study.json is not what dpd study writes"),
-        (["--plan", "5"], "[1]", "study.json is not what dpd study writes"),
+        (["--plan", "5"], "{", "study.json is no file of dpd study"),
+        (["--plan", "5"], "[1]", "study.json is no file of dpd study"),
         (["--plan", "5"], '{"tasks": [], "arms": {}, "seeds": 1, "subject": "dpd"}', "one seed"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Studies from end to end, on small runs, and their figures on scores made up."""
+"""Studies from end to end on small runs, and their statistics on made-up scores."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ from dpd.cli import main, parse_train
 from dpd.policies.policyfile import Policy
 from dpd.run.runs import Member, Run
 from dpd.study import study as command
-from dpd.study.compare import Played, Replicate, Result
+from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult
 from dpd.study.config import ARMS, StudyConfig
-from dpd.study.report import sheets, whole_json
-from dpd.study.study import Findings, Task, worst_quarter
+from dpd.study.report import aggregate_json, study_tables
+from dpd.study.study import Findings, TaskResult, worst_quarter
 from tests.toy.html import Reader
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--evals", "2", "--eval-episodes", "1"]
@@ -62,7 +62,7 @@ def test_the_figures_follow_from_the_returns(done: Path) -> None:
     assert "gap" not in task["arms"]["dpd"]
 
 
-def test_what_is_there_is_not_trained_again(
+def test_finished_runs_are_not_trained_again(
     done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(config: object) -> int:
@@ -98,12 +98,12 @@ def test_a_directory_with_runs_of_other_settings_is_refused(
     other = [*argv(done), "--lr", "0.5"]
     assert main(other) == 2
     said = capsys.readouterr().err
-    assert "holds a run of other settings, such as lr 0.0003" in said and said.count("\n") == 1
+    assert "holds a run with other settings, such as lr 0.0003" in said and said.count("\n") == 1
     assert main(argv(done, "--total-steps", "2048")) == 2
     assert "such as total_steps 1024" in capsys.readouterr().err
 
 
-def test_a_run_that_ends_early_ends_the_study_which_goes_on_with_it(
+def test_a_run_that_ends_early_ends_the_study_which_then_resumes_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[tuple[Path | None, Path | None]] = []
@@ -117,7 +117,7 @@ def test_a_run_that_ends_early_ends_the_study_which_goes_on_with_it(
     two = ["study", "Hopper-v5", "--arms", "one", "--seeds", "1", "--total-steps", "256"]
     two += ["--episodes", "1", "--threads", "1", "--out", str(tmp_path), "--", *SMALL]
     assert main(two) == 130 and not (tmp_path / "study.json").exists()
-    assert "goes on with this run when it is started again" in capsys.readouterr().out
+    assert "rerun the study to resume this run" in capsys.readouterr().out
     # what a run that was stopped at once leaves: its settings, and no checkpoint yet
     plan = parse_train(StudyConfig(**settings(tmp_path)).words("Hopper-v5", "one"))
     (tmp_path / "Hopper-v5" / "one").mkdir(parents=True, exist_ok=True)
@@ -152,15 +152,15 @@ def test_arms_differ_from_the_subject_in_what_they_are_for_alone(algo: Any) -> N
         assert changed == wanted, arm
 
 
-def made(arm: str, scores: list[float]) -> Result:
-    """Make an arm of one peer whose seeds scored so."""
+def made(arm: str, scores: list[float]) -> RunResult:
+    """Make the result of an arm with one peer whose seeds have these scores."""
     members = [Member(s, 0, Path(), cast(Policy, None), None) for s in range(len(scores))]
     run = Run(path=Path(), name=arm, members=tuple(members), budget=None, records=None)
-    played = [Played(m, np.array([x])) for m, x in zip(members, scores, strict=True)]
-    return Result(run, [Replicate(p.member.seed, [p]) for p in played])
+    played = [EvaluatedPolicy(m, np.array([x])) for m, x in zip(members, scores, strict=True)]
+    return RunResult(run, [Replicate(p.member.seed, [p]) for p in played])
 
 
-def findings(*tasks: Task) -> Findings:
+def findings(*tasks: TaskResult) -> Findings:
     config = StudyConfig(
         envs=tuple(task.env for task in tasks), arms=("one",), seeds=len(tasks[0].subject.scores)
     )
@@ -171,21 +171,21 @@ def test_tasks_are_joined_in_their_own_units() -> None:
     # A: uniform actions 0, best arm 100: dpd 1.2 0.8, one 0.5 0.7. B: 10 and 20 + 10 = 30: one is
     # the best, dpd 0.5 0.5, one 0.75 1.25. Of four scores the interquartile mean is that of the
     # middle two: dpd (0.5 + 0.8) / 2, one (0.7 + 0.75) / 2. Gaps: 0.7 0.1 -0.25 -0.75, mean -0.05.
-    a = Task(
+    a = TaskResult(
         env="A",
         random=0,
         results={r: made(r, s) for r, s in {"dpd": [120.0, 80.0], "one": [50.0, 70.0]}.items()},
     )
-    b = Task(
+    b = TaskResult(
         env="B",
         random=10,
         results={r: made(r, s) for r, s in {"dpd": [20.0, 20.0], "one": [25.0, 35.0]}.items()},
     )
     assert (a.unit, b.unit) == (100, 20)
-    whole = findings(a, b).whole
-    assert whole["dpd"].iqm == pytest.approx(0.65) and whole["dpd"].gap is None
-    assert whole["one"].iqm == pytest.approx(0.725)
-    gap = whole["one"].gap
+    aggregates = findings(a, b).aggregates
+    assert aggregates["dpd"].iqm == pytest.approx(0.65) and aggregates["dpd"].gap is None
+    assert aggregates["one"].iqm == pytest.approx(0.725)
+    gap = aggregates["one"].gap
     assert gap is not None and gap.mean == pytest.approx(-0.05) and gap.verdict == "too few seeds"
     # tasks are strata: squared standard errors 0.3^2 and 0.25^2, a quarter of whose sum is that of
     # -0.05, with 0.1525^2 / (0.09^2 + 0.0625^2) = 1.937 degrees of freedom
@@ -197,7 +197,7 @@ def test_tasks_are_joined_in_their_own_units() -> None:
 
 def test_a_difference_of_many_seeds_in_all_tasks_is_decided() -> None:
     tasks = [
-        Task(
+        TaskResult(
             env=env,
             random=0,
             results={
@@ -208,20 +208,20 @@ def test_a_difference_of_many_seeds_in_all_tasks_is_decided() -> None:
         for env in "AB"
     ]
     found = findings(*tasks)
-    gap = found.whole["one"].gap
+    gap = found.aggregates["one"].gap
     assert gap is not None and gap.verdict == "higher" and gap.p == 2 / 2**12  # 6 in both tasks
     assert tasks[0].gaps["one"].mean == pytest.approx(6.6)  # 12 - 5.4
     best = tasks[0].best_gaps["one"]
     assert best is not None and best.mean == pytest.approx(6.6)  # of one peer it is the best
-    titles = [sheet.title for sheet in sheets(found)]
+    titles = [table.title for table in study_tables(found)]
     assert titles[-1] == "Over 2 tasks: mean of dpd minus that of"
-    assert whole_json(found.whole["one"])["gap"]["verdict"] == "higher"
+    assert aggregate_json(found.aggregates["one"])["gap"]["verdict"] == "higher"
 
 
 def test_where_nothing_was_learned_tasks_are_not_joined() -> None:
-    good = Task(env="A", random=0, results={r: made(r, [1.0, 2.0]) for r in ("dpd", "one")})
-    bad = Task(env="B", random=5, results={r: made(r, [1.0, 2.0]) for r in ("dpd", "one")})
-    assert findings(good, bad).whole == {} and findings(good).whole == {}
+    good = TaskResult(env="A", random=0, results={r: made(r, [1.0, 2.0]) for r in ("dpd", "one")})
+    bad = TaskResult(env="B", random=5, results={r: made(r, [1.0, 2.0]) for r in ("dpd", "one")})
+    assert findings(good, bad).aggregates == {} and findings(good).aggregates == {}
 
 
 def test_the_worst_quarter_worked_by_hand() -> None:
@@ -234,19 +234,19 @@ def test_the_worst_quarter_worked_by_hand() -> None:
     ("given", "says"),
     [
         (["--arms", "independant"], "unknown arm 'independant'; did you mean independent?"),
-        (["--arms", "shared-replay"], "arm shared-replay needs a replay, which ppo has not"),
-        (["--arms", "dpd"], "compares two arms or more"),
+        (["--arms", "shared-replay"], "arm shared-replay needs a replay, which ppo lacks"),
+        (["--arms", "dpd"], "compares at least two arms"),
         (["--subject", "best"], "unknown arm 'best'"),
         (["--own", "sharp"], "--own takes NAME=FLAGS"),
-        (["--own", "one=--distill.alpha 3"], "--own takes NAME=FLAGS of a new name"),
+        (["--own", "one=--distill.alpha 3"], "--own takes NAME=FLAGS with a new name"),
         (["--own", "odd=--distill.alpa 3"], "arm odd: "),
         (["--own", "odd=--distill.ruler lcb"], "arm odd: distill.ruler lcb needs critics"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--total-steps", "9"], "arm dpd: --total-steps 9 is less than one iteration"),
-        (["Hopper-v5"], "an ENV or several, each once"),
-        (["--", "--seeds", "3"], "--seeds behind -- is the study's own"),
-        (["--", "--total_steps", "3"], "--total-steps behind -- is the study's own"),
-        (["--", "--peers=3"], "--peers behind -- is the study's own"),
+        (["Hopper-v5"], "at least one ENV, each given once"),
+        (["--", "--seeds", "3"], "--seeds after -- is set by the study"),
+        (["--", "--total_steps", "3"], "--total-steps after -- is set by the study"),
+        (["--", "--peers=3"], "--peers after -- is set by the study"),
         (["--", "--backend", "warp", "--env-kwargs", "{"], "--env-kwargs is not JSON"),
     ],
 )
