@@ -19,7 +19,7 @@ import cooperate
 import numpy as np
 
 from dpd.cooperate.outcome import Outcome, policies_json
-from dpd.run.runs import Member, Run
+from dpd.run.runs import Run, SavedLearner
 from dpd.study.compare import Played, Replicate, Result, remarks
 from dpd.study.config import ARMS, StudyConfig
 from dpd.study.report import task_json, whole_json
@@ -73,7 +73,7 @@ def result(arm: Data) -> Result:
             meta = SimpleNamespace(provenance={"steps": next(steps), "git": next(commits)})
             policy: Any = SimpleNamespace(meta=meta)
             file, evaluation = Path(peer["policy"]), peer["last_evaluation"]
-            member = Member(seed["seed"], peer["peer"], file, policy, evaluation)
+            member = SavedLearner(seed["seed"], peer["peer"], file, policy, evaluation)
             peers.append(Played(member, np.array(peer["returns"])))
         replicates.append(Replicate(seed["seed"], peers))
     members = tuple(played.member for r in replicates for played in r.peers)

@@ -29,7 +29,7 @@ from dpd.report.stats import (
 )
 from dpd.report.tables import Sheet, print_sheets, shown
 from dpd.run.episodes import evaluate_policy
-from dpd.run.runs import Member, Run, read_run, short_names
+from dpd.run.runs import Run, SavedLearner, read_run, short_names
 
 if TYPE_CHECKING:
     from dpd.study.config import CompareConfig
@@ -43,7 +43,7 @@ PURPOSE = 2_000_003  # keeps the episodes apart from those of training and of `d
 class Played(NamedTuple):
     """A member and its returns on the test episodes."""
 
-    member: Member
+    member: SavedLearner
     returns: np.ndarray  # [K]
 
     @property
