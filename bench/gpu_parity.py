@@ -140,8 +140,8 @@ def nothing_waits(device: torch.device, quick: bool) -> Record:
     argv = ["HalfCheetah-v5", "--backend", "warp", "--device", str(device), *sizes]
     (stack,) = Training(parse_train(argv)).stacks
     stack.iterate(0.0)
-    settle, on_gpu = stack.checks.settle, device.type == "cuda"
-    stack.checks.settle = lambda: None  # type: ignore[method-assign] # the only wait, called at the end
+    settle, on_gpu = stack.guard.check_pending, device.type == "cuda"
+    stack.guard.check_pending = lambda: None  # type: ignore[method-assign] # the one wait, at the end
     if on_gpu:
         torch.cuda.set_sync_debug_mode("error")
     try:

@@ -19,7 +19,7 @@ import cooperate
 import numpy as np
 
 from dpd.cooperate.outcome import Cooperation, policies_json
-from dpd.run.runs import Member, Run
+from dpd.run.runs import Run, SavedLearner
 from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult, comparison_notes
 from dpd.study.config import ARMS, StudyConfig
 from dpd.study.report import aggregate_json, task_json
@@ -73,7 +73,7 @@ def result(arm: Data) -> RunResult:
             meta = SimpleNamespace(provenance={"steps": next(steps), "git": next(commits)})
             policy: Any = SimpleNamespace(meta=meta)
             file, evaluation = Path(peer["policy"]), peer["last_evaluation"]
-            member = Member(seed["seed"], peer["peer"], file, policy, evaluation)
+            member = SavedLearner(seed["seed"], peer["peer"], file, policy, evaluation)
             peers.append(EvaluatedPolicy(member, np.array(peer["returns"])))
         replicates.append(Replicate(seed["seed"], peers))
     members = tuple(played.member for r in replicates for played in r.peers)

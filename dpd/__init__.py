@@ -11,7 +11,7 @@ __all__ = ["Policy", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
-    # On first use, so that `dpd --help` doesn't wait for torch.
+    # Import on first use: `dpd --help` must not wait for torch.
     if name in ("Policy", "load"):
         from dpd.policies import policyfile
 

@@ -6,8 +6,8 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    # Threads that wait must sleep: where another program holds a core, OpenMP's default of
-    # spinning at the end of every small operation made updates two to three times slower.
+    # By default, OpenMP threads spin after every small operation. If another program uses a core,
+    # this made updates two to three times slower; passive threads sleep instead.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     find_local_modules()
     from dpd.cli import main as run
@@ -16,10 +16,10 @@ def main() -> None:
 
 
 def find_local_modules() -> None:
-    """Let `module:Id` name a module in the current directory, as `python -m dpd` does by itself.
+    """Add the current directory to sys.path, so that `module:Id` finds a module there.
 
-    Workers and torchrun start `python -m dpd`: without this, only the command `dpd` would not see
-    the module. Python's own switch for not looking there (-P, PYTHONSAFEPATH) is respected.
+    `python -m dpd`, which workers and torchrun use, adds it by itself; the command `dpd` does not.
+    Respects Python's switch against it (-P, PYTHONSAFEPATH).
     """
     here = os.getcwd()
     if not sys.flags.safe_path and here not in sys.path and "" not in sys.path:

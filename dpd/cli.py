@@ -1,4 +1,4 @@
-"""The commands: parse, refuse bad input in one line, run."""
+"""The command line: parse the flags, report bad input in one line, run the command."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from dpd.config import (
     choose,
     flag,
     near,
-    sized,
     taught_by,
+    with_sizes,
 )
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
 from dpd.distill import METHODS
@@ -42,16 +42,20 @@ from dpd.study.config import CompareConfig, StudyConfig
 USAGE = f"""\
 dpd {__version__}: dual policy distillation and its baselines for continuous control
 
-  dpd train [ENV] ...     train peers that teach each other     (dpd train --help)
-  dpd distill [ENV] ...   a teacher into smaller students      (dpd distill --help)
-  dpd cooperate P P ...   saved policies teach each other     (dpd cooperate --help)
-  dpd evaluate PATH ...   evaluate saved policies and runs      (dpd evaluate --help)
-  dpd compare PATH ...    runs side by side, with intervals     (dpd compare --help)
-  dpd study [ENV] ...     a method against its controls         (dpd study --help)
-  dpd fidelity T S ...    does a student follow its teacher?    (dpd fidelity --help)
-  dpd sweep TEACHER ...   what makes a student follow?          (dpd sweep --help)
-  dpd export PATH ...     to SB3, ONNX or TorchScript           (dpd export --help)
+commands
+  dpd train [ENV] ...          train peers that teach each other while they learn
+  dpd distill [ENV] ...        distil a trained policy into students, smaller ones if wanted
+  dpd cooperate PATH PATH ...  let saved policies teach each other
+  dpd evaluate PATH ...        evaluate saved policies on fresh episodes
+  dpd compare PATH ...         compare runs, with confidence intervals
+  dpd study [ENV] ...          compare a method with its controls
+  dpd fidelity PATH PATH ...   measure how closely students follow a teacher, the first PATH
+  dpd sweep TEACHER ...        measure what makes a student follow its teacher
+  dpd export PATH ...          write a policy as an SB3, ONNX, TorchScript or dpd file
 
+`dpd COMMAND --help` lists the flags of a command; `dpd --version` prints the version.
+
+example
   dpd train HalfCheetah-v5 --peers 2 --total-steps 1000000
   tensorboard --logdir runs
 """
@@ -59,46 +63,47 @@ dpd {__version__}: dual policy distillation and its baselines for continuous con
 
 @dataclass(frozen=True)
 class Selection:
-    """What decides which flags there are."""
+    """Options that determine the remaining flags."""
 
     algo: str | None = None
-    """Algorithm of the learners: ppo (if none is named), td3, ddpg or sac; or one for each peer, as
-    in ppo,sac, whose settings are then --peer0.lr, --peer1.hidden and so on."""
+    """Algorithm of the learners: ppo (the default), td3, ddpg or sac. To mix algorithms, list one
+    per peer, for example ppo,sac; each peer then has its own flags: --peer0.lr, --peer1.hidden."""
     method: str = "dpd"
-    """Distillation method; `none` trains the peers side by side."""
+    """Distillation method: dpd, or none to train the peers independently."""
     preset: str | None = None
-    """Named settings: paper, released or modern of the method, large of the learners (thousands of
-    environments, for a GPU); several as in paper,large."""
+    """Named settings: paper, released or modern for the method; large for the learners (thousands
+    of environments, for a GPU). Separate several with commas: paper,large; later ones win."""
     config: Path | None = None
-    """JSON file of settings; flags go before it."""
+    """JSON file of settings. Flags on the command line override it."""
 
 
 @dataclass(frozen=True)
 class DistillSelection(Selection):
-    """What decides which flags there are."""
+    """Options that determine the remaining flags."""
 
     algo: str | None = None
-    """Algorithm of the students: student, which learns from its teacher alone, or ppo, td3, ddpg or
-    sac; None: as the method needs."""
+    """Algorithm of the students: student (learns from the teacher only), ppo, td3, ddpg or sac.
+    None: the one that the method needs."""
     method: str = "dagger"
-    """bc, dagger, on-policy, progressive, scaffold, retrieval; with reinforcement learning
-    kickstart and ppd; n-distill and reverse-kl, which are gradients."""
+    """Distillation method. Supervised: bc, dagger, on-policy, progressive, scaffold, retrieval.
+    Combined with reinforcement learning: kickstart, ppd. True gradients of a distillation
+    objective: n-distill, reverse-kl."""
     student_sizes: str | None = None
-    """Hidden layers of several students, alike in all else: as in 16,32,64x64; a width alone is for
-    all layers."""
+    """Hidden layers of several students that differ in size only, for example 16,32,64x64. A single
+    width applies to all layers."""
 
 
 SELECTIONS = {"train": Selection, "distill": DistillSelection}
 HEADINGS = {
-    "train": "Train peers that teach each other.",
-    "distill": "Distil a trained policy into others.",
+    "train": "Train peers that teach each other while they learn.",
+    "distill": "Distil a trained policy into students.",
 }
 STUDENT_STEPS = 200_000
-"""Environment steps of a student, unless --total-steps says otherwise."""
+"""Default number of environment steps per student; --total-steps overrides the sum."""
 
 
 def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]]:
-    """Read the flags that decide on the others, and the configuration file."""
+    """Read the flags that determine the others, and the configuration file."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("algo", "method", "preset", "config", "resume", "student-sizes"):
         peek.add_argument(f"--{name}")
@@ -111,9 +116,7 @@ def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]
         refuse_other_command(command, given.resume, settings.get("method"))
         for name in ("config", "preset", "algo", "method", "student_sizes"):
             if getattr(given, name) not in (None, settings.get(name)):
-                raise BadInput(
-                    f"--resume goes on with the run's own settings; leave {flag(name)} out"
-                )
+                raise BadInput(f"--resume uses the run's saved settings; leave {flag(name)} out")
     else:
         settings = read_config(Path(given.config)) if given.config else {}
     kind = SELECTIONS[command]
@@ -123,38 +126,41 @@ def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]
 
 
 def refuse_other_command(command: str, run_dir: str, method: object) -> None:
-    """Raise BadInput where a run was made by another command than is to go on with it."""
+    """Raise BadInput if another command made the run that is being resumed."""
     made_by = METHODS[method].COMMAND if method in METHODS else command
     if made_by != command:
         raise BadInput(
-            f"{run_dir} is a run of dpd {made_by}; go on with it by "
+            f"{run_dir} is a run of dpd {made_by}; resume it with "
             f"dpd {made_by} --resume {shlex.quote(run_dir)}"
         )
 
 
 def learners(selection: Selection) -> list[tuple[str, AlgoConfig]]:
-    """Return the algorithms asked for, with the method's default settings: one, or each peer's."""
+    """Return name and settings of the selected algorithms: one for all peers, or one per peer.
+
+    The settings are the algorithm's defaults, changed to those the method requires.
+    """
     method = choose("method", selection.method, METHODS)
     names = (selection.algo or method.ALGO).split(",")
     if names[1:] and sizes_of(selection):
-        raise BadInput("--student-sizes are of one algorithm; name one --algo")
+        raise BadInput("--student-sizes needs a single algorithm; give one --algo")
     kinds = [choose("algorithm", name, ALGORITHMS) for name in names]
     return [(name, taught_by(method, kind)) for name, kind in zip(names, kinds, strict=True)]
 
 
 def sizes_of(selection: Selection) -> list[str]:
-    """Return the sizes asked for, if any."""
+    """Return the student sizes given on the command line, if any."""
     words = selection.student_sizes if isinstance(selection, DistillSelection) else None
     return [] if words is None else words.split(",")
 
 
 def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
-    """Return a run's settings: default < preset < file < flag."""
+    """Return a run's settings. Precedence, lowest first: default, preset, file, flag."""
     selection, settings = select(argv, command)
     ours = {name: kind for name, kind in METHODS.items() if command == kind.COMMAND}
     method = METHODS.get(selection.method) or choose("method", selection.method, ours)
     if command != method.COMMAND:
-        raise BadInput(f"method {selection.method} is one of dpd {method.COMMAND}")
+        raise BadInput(f"method {selection.method} belongs to dpd {method.COMMAND}")
     algos = learners(selection)
     kinds = ",".join(name for name, _ in algos)
     words = []
@@ -169,18 +175,18 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         for group, (name, _) in zip(groups_of(algos), algos, strict=True)
     ]
     return TrainConfig(
-        run=travelling(args.run),
-        algos=tuple(sized(*given[0], sizes) if (sizes := sizes_of(selection)) else given),
+        run=with_absolute_paths(args.run),
+        algos=tuple(with_sizes(*given[0], sizes) if (sizes := sizes_of(selection)) else given),
         method=selection.method,
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
     )
 
 
-def travelling(run: RunConfig) -> RunConfig:
-    """Return a new run's settings with the paths in its environment's arguments made absolute.
+def with_absolute_paths(run: RunConfig) -> RunConfig:
+    """Make relative paths in the environment's arguments absolute.
 
-    A run that goes on keeps them as they are.
+    A resumed run keeps its arguments unchanged.
     """
     kwargs = run.parsed_env_kwargs()
     absolute = absolute_paths(kwargs)
@@ -190,12 +196,12 @@ def travelling(run: RunConfig) -> RunConfig:
 
 
 def groups_of(algos: Sequence[tuple[str, AlgoConfig]]) -> list[str]:
-    """Return what the learners' settings are called: those of all, or of each peer."""
+    """Return the flag groups of the learners' settings: one for all peers, or one per peer."""
     return [f"peer{k}" for k in range(len(algos))] if algos[1:] else ["learners"]
 
 
 def defaults(selection: Selection, algos: Sequence[tuple[str, AlgoConfig]]) -> RunConfig:
-    """Return what a run's settings are unless they are given, where it depends on the others."""
+    """Return the default run settings, which depend on the number of learners."""
     several = len(sizes_of(selection)) or len(algos)
     if isinstance(selection, DistillSelection):
         return RunConfig(peers=several, total_steps=several * STUDENT_STEPS)
@@ -209,7 +215,7 @@ def run_flags(
     method: Any,
     command: str,
 ) -> tuple[Any, Any]:
-    """Return the class of a run's flags, and one of it with the defaults."""
+    """Return a dataclass with a field per group of flags, and an instance with the defaults."""
     plain = tyro.conf.OmitArgPrefixes
     kinds: list[tuple[str, Any, Any]] = [("run", Annotated[RunConfig, plain], run)]
     kinds += [("selection", Annotated[type(selection), plain], selection)]
@@ -233,14 +239,14 @@ def parse_train(argv: Sequence[str]) -> TrainConfig:
 
 
 def saved_run(run_dir: Path) -> TrainConfig:
-    """Return the settings of the run in a directory, whichever command made it."""
+    """Return the settings of the run in `run_dir`, made by `dpd train` or `dpd distill`."""
     file = run_dir / "config.json"
     method = choose("method", str(read_config(file).get("method")), METHODS)
     return parse_run(["--config", str(file)], method.COMMAND)
 
 
 def train_command(argv: Sequence[str], command: str = "train") -> int:
-    """Train or distil, then print how the policies do and where they are."""
+    """Train or distil, then print the policies' returns and the paths of the files."""
     config = parse_run(argv, command)
     from dpd.run.train import train
 
@@ -252,7 +258,7 @@ def train_command(argv: Sequence[str], command: str = "train") -> int:
 
 
 def cooperate_command(argv: Sequence[str]) -> int:
-    """Let saved policies teach each other where one is really better."""
+    """Let saved policies imitate each other where another one earns more return."""
     config = parse(CooperateConfig, argv, "dpd cooperate")
     if config.resume is not None:  # parsed again: the saved settings are the flags' defaults
         saved = saved_config(config.resume)
@@ -272,7 +278,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
 
 
 def export_command(argv: Sequence[str]) -> int:
-    """Write a policy in another format."""
+    """Export a policy to another format."""
     config = parse(ExportConfig, argv, "dpd export")
     from dpd.export import export_policy
 
@@ -341,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\ndpd: interrupted\n")
         return 130
-    except BrokenPipeError:  # the reader of our output left, as `head` does
+    except BrokenPipeError:  # the reader of our output closed the pipe, as `head` does
         sys.stderr.close()
         return 1
     except (ValueError, OSError) as error:
@@ -352,14 +358,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, FailedEnv):
             raise
-        # The environment's author needs its own traceback.
+        # The author of the environment needs the traceback of the original error.
         traceback.print_exception(error.__cause__)
         sys.stderr.write(f"dpd: {describe(error)}\n")
         return 2
 
 
 def describe(error: Exception) -> str:
-    """Return an error as one line."""
+    """Format an error as one line."""
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     else:

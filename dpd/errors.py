@@ -1,7 +1,7 @@
-"""Errors that a user sees as one line."""
+"""Errors that the command line prints as one line."""
 
 from __future__ import annotations
 
 
 class BadInput(ValueError):
-    """Something the user gave is wrong; the message says what, and what to give instead."""
+    """Wrong input from the user; the message names the error and the remedy."""

@@ -1,4 +1,4 @@
-"""Files that no reader ever sees half of, and a directory that one run holds at a time."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 DRAFT = ".part."
 _UMASK = os.umask(0o022)
-os.umask(_UMASK)  # it can only be read by setting it
+os.umask(_UMASK)  # the umask can only be read by setting it
 
 
 @contextmanager
 def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Give a draft to write beside `path`; put it in its place, or remove it after an error.
+    """Yield a draft path next to `path`; rename the draft to `path`, or remove it after an error.
 
-    `durable`: on disk before it takes the place, so that not even a power cut loses both.
+    `durable` flushes the draft to disk before the rename, so that a power cut cannot lose both.
     """
     draft = path.with_name(f"{DRAFT}{path.name}")
     try:
         yield draft
-        os.chmod(draft, 0o666 & ~_UMASK)  # safetensors writes files that only their owner reads
+        os.chmod(draft, 0o666 & ~_UMASK)  # safetensors writes files with mode 0600
         if durable:
             _sync(draft)
         os.replace(draft, path)

@@ -23,7 +23,7 @@ from dpd.policies import policyfile
 from dpd.report.figures import COLOURS, GREY, INK, set_title, unframe
 from dpd.report.stats import CONFIDENCE, Interval, mean_interval
 from dpd.report.tables import Table, format_number, print_tables
-from dpd.run.episodes import Outcome
+from dpd.run.episodes import EvalResult
 from dpd.run.summary import FIDELITY, STUDENTS, title
 from dpd.run.teachers import kept_teacher
 
@@ -97,7 +97,7 @@ class SizeComparison:
 
 
 def compare_sizes(
-    config: TrainConfig, teacher: Teacher, files: Sequence[Path], outcomes: Sequence[Outcome]
+    config: TrainConfig, teacher: Teacher, files: Sequence[Path], outcomes: Sequence[EvalResult]
 ) -> SizeComparison:
     """Compare a run's students with their teachers; `outcomes`: their final evaluations."""
     run, returns = config.run, teacher.returns
@@ -323,7 +323,7 @@ def finish_panel(axes: Axes, cost: str) -> None:
 
 
 def report_students(
-    config: TrainConfig, run_dir: Path, last: Mapping[Path, Outcome], console: Console
+    config: TrainConfig, run_dir: Path, last: Mapping[Path, EvalResult], console: Console
 ) -> None:
     """Compare students with their teacher by size; write a table, fidelity.json and a figure.
 

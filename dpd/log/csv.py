@@ -1,4 +1,4 @@
-"""metrics.csv: a run's numbers in long format, one row each."""
+"""metrics.csv: a run's metrics in long format, one number per row."""
 
 import csv
 import os
@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
-FIELDS = ("step", "seed", "peer", "metric", "value")
+CSV_FIELDS = ("step", "seed", "peer", "metric", "value")
 
 
 class Point(NamedTuple):
-    """One number: of a learner, or shared by all (then row, seed and peer are None)."""
+    """One number of a learner, or shared by all learners (then seed and peer are None)."""
 
     seed: int | None
     peer: int | None
@@ -20,20 +20,22 @@ class Point(NamedTuple):
 
 
 class CsvLog:
-    """Append points to a long-format csv file, on disk after every record."""
+    """Append points to a long-format csv file, flushed after every record."""
 
     def __init__(self, path: Path, start_step: int | None) -> None:
         if start_step is None and path.exists():
-            raise FileExistsError(f"{path} holds another run; resume it or choose a new folder")
+            raise FileExistsError(
+                f"{path} already contains a run; resume it or choose another directory"
+            )
         if start_step is not None and path.exists():
             drop_after(path, start_step)
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file, lineterminator="\n")
         if self._file.tell() == 0:
-            self._writer.writerow(FIELDS)
+            self._writer.writerow(CSV_FIELDS)
 
     def write(self, step: int, points: Sequence[Point]) -> None:
-        """Append one record; nine digits hold a float32 exactly."""
+        """Append one record. Nine digits represent a float32 exactly."""
         self._writer.writerows((step, *point[:3], f"{point.value:.9g}") for point in points)
         self._file.flush()
 
@@ -43,35 +45,35 @@ class CsvLog:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._file.close()
-        else:  # closing retries a failed write: the first error is already on its way up
+        else:  # closing retries a failed write; the first error is already propagating
             with suppress(OSError):
                 self._file.close()
 
 
 def metrics_name(part: int | None = None) -> str:
-    """Return what the log of a run, or of one of its processes, is called."""
+    """Return the file name of a run's metrics, or of those that worker `part` writes."""
     return "metrics.csv" if not part else f"metrics-{part}.csv"
 
 
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Read metrics.csv, and those beside it of a run's other processes, row by row.
+    """Read the rows of metrics.csv and of the files of the run's other workers next to it.
 
-    Without a last line that a run is still writing. A process that was stopped before its first
-    record has no file.
+    Skips an incomplete last line, which a run is still writing. A worker that was stopped before
+    its first record has no file.
     """
-    for each in (path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))):
-        if not each.exists():
+    for table in (path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))):
+        if not table.exists():
             continue
-        with each.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8") as file:
             yield from csv.DictReader(line for line in file if line.endswith("\n"))
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Remove the rows a resumed run is going to write again."""
+    """Remove the rows after `step`, which a resumed run writes again."""
     kept = path.with_suffix(".kept")
     with path.open(newline="", encoding="utf-8") as source, kept.open("w", newline="") as target:
         rows, writer = csv.reader(source), csv.writer(target, lineterminator="\n")
-        for row in rows:  # a killed run may have left half a line at the end
-            if len(row) == len(FIELDS) and (row[0] == FIELDS[0] or int(row[0]) <= step):
+        for row in rows:  # the last line of a killed run may be incomplete
+            if len(row) == len(CSV_FIELDS) and (row[0] == CSV_FIELDS[0] or int(row[0]) <= step):
                 writer.writerow(row)
     os.replace(kept, path)

@@ -1,4 +1,4 @@
-"""Show a run in the terminal: a live table, or plain lines where the output is no terminal."""
+"""Show a run's progress: a live table in a terminal, plain lines in a pipe or a file."""
 
 import math
 import statistics
@@ -12,16 +12,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-Value = float | list[float | None]
-"""A metric on the host: one float, or one per learner (None: the learner has no such number)."""
+MetricValue = float | list[float | None]
+"""A metric on the host: one float, or one per learner (None: the learner lacks the metric)."""
 
-REFRESH_S = 0.25
-LINE_S = 15.0
-LINES = 20
-ROWS = 8
-MEMORY_S = 30.0
+REFRESH_S = 0.25  # between two drawings of the live table
+LINE_S = 15.0  # between two plain lines
+PLAIN_LINES = 20  # over the run, at least
+MAX_ROWS = 8  # with more learners, a row is the median over seeds
+RATE_WINDOW_S = 30.0  # time constant of the exponential average
 
-COLUMNS = {
+METRIC_HEADINGS = {
     "train/return": "train",
     "eval/return": "eval",
     "distill/action_distance": "disagreement",
@@ -32,9 +32,9 @@ WIDTH, WIDTH_WITHOUT_LOSSES, LOSS_WIDTH = 100, 62, 14
 
 
 def is_missing(name: str, value: float | None) -> bool:
-    """Say whether there is no value: no episode ended, or the learner has no such number.
+    """Return True if a learner lacks the metric, or no episode has ended yet.
 
-    A NaN loss is news, not missing.
+    A NaN loss is not missing: it must be shown.
     """
     return value is None or (name.startswith("train/") and math.isnan(value))
 
@@ -48,8 +48,8 @@ def duration(seconds: float) -> str:
     return f"{days} d {clock}" if days else clock
 
 
-class Pace:
-    """Estimate environment steps per second, recent intervals weighing more than old ones."""
+class StepRate:
+    """Estimate environment steps per second by an exponential average over intervals."""
 
     def __init__(self, start_step: int, clock: Callable[[], float]) -> None:
         self._start_step, self._clock = start_step, clock
@@ -57,38 +57,38 @@ class Pace:
         self._steps, self._seconds = 0.0, 0.0
 
     def advance(self, step: int) -> None:
-        """Count the interval since the last call, except the first that made progress."""
+        """Count the interval since the last call, except the first one that made progress."""
         if step <= self._start_step:
             return
         now = self._clock()
-        if not math.isnan(self._time):  # the first interval holds compilation and warm caches
-            keep = math.exp((self._time - now) / MEMORY_S)
+        if not math.isnan(self._time):  # the first interval includes compilation and cold caches
+            keep = math.exp((self._time - now) / RATE_WINDOW_S)
             self._steps = self._steps * keep + step - self._step
             self._seconds = self._seconds * keep + now - self._time
         self._step, self._time = step, now
 
     @property
-    def rate(self) -> float | None:
-        """Give steps per second, or None before two intervals have passed."""
+    def value(self) -> float | None:
+        """Steps per second; None before two intervals have passed."""
         return self._steps / self._seconds if self._seconds > 0 and self._steps > 0 else None
 
     def seconds_left(self, total: int) -> float | None:
-        """Give the time to `total` at the present rate."""
-        return None if self.rate is None else max(total - self._step, 0) / self.rate
+        """Return the seconds until `total` steps at the current rate."""
+        return None if self.value is None else max(total - self._step, 0) / self.value
 
 
 class Board:
-    """Hold the latest value of every metric and lay it out by learner and by peer."""
+    """The latest value of every metric, laid out by learner or by peer."""
 
     def __init__(
         self, seeds: Sequence[int], peers: int, names: Sequence[str] | None = None
     ) -> None:
         self.seeds, self.peers = tuple(seeds), peers
         self.names = names or [f"peer {peer}" for peer in range(peers)]
-        self.latest: dict[str, Value] = {}
+        self.latest: dict[str, MetricValue] = {}
 
-    def update(self, values: Mapping[str, Value]) -> None:
-        """Take new values; where no episode ended, the last known return stays."""
+    def update(self, values: Mapping[str, MetricValue]) -> None:
+        """Store new values; a learner without a new one keeps its last."""
         for name, value in values.items():
             old = self.latest.get(name)
             if isinstance(value, list) and isinstance(old, list):
@@ -96,15 +96,15 @@ class Board:
             self.latest[name] = value
 
     def by_peer(self, name: str) -> list[float | None]:
-        """Give the median over seeds for every peer."""
+        """Return the median over seeds for every peer."""
         value = self.latest[name]
         if not isinstance(value, list):
             return [value] * self.peers
         return [median(value[peer :: self.peers]) for peer in range(self.peers)]
 
     def rows(self) -> list[tuple[str, int | None]]:
-        """Name the table's rows, each with its learner, or None for a peer over all seeds."""
-        if len(self.seeds) * self.peers > ROWS:
+        """Return the name of each row and its learner; None if the row is a peer's median."""
+        if len(self.seeds) * self.peers > MAX_ROWS:
             return [(name, None) for name in self.names]
         several = len(self.seeds) > 1
         names = [
@@ -115,11 +115,11 @@ class Board:
         return [(name, row) for row, name in enumerate(names)]
 
     def columns(self, width: int) -> dict[str, str]:
-        """Map the metrics seen so far to their headings; losses as far as the width goes."""
+        """Map the metrics recorded so far to their headings; as many losses as the width allows."""
         room = max(width - WIDTH_WITHOUT_LOSSES, 0) // LOSS_WIDTH
         losses = [name for name in self.latest if name.startswith("loss/")][:room]
         names = {name: name.replace("loss/", "") + " loss" for name in losses}
-        ordered = {"train/return": "", "eval/return": ""} | names | COLUMNS
+        ordered = {"train/return": "", "eval/return": ""} | names | METRIC_HEADINGS
         return {name: heading for name, heading in ordered.items() if name in self.latest}
 
     def cell(self, name: str, learner: int | None, peer: int) -> str:
@@ -131,13 +131,13 @@ class Board:
 
 
 def median(values: Sequence[float | None]) -> float:
-    """Take the median of the values that are numbers."""
+    """Return the median of the values, ignoring None and NaN."""
     known = [value for value in values if value is not None and not math.isnan(value)]
     return statistics.median(known) if known else math.nan
 
 
 def formatted(name: str, value: float | None) -> str:
-    """Write a value the way its metric is read: returns to a tenth, shares in per cent."""
+    """Format a value according to its metric: returns to a tenth, shares in per cent."""
     if value is None or is_missing(name, value):
         return "-"
     if name.endswith("/return"):
@@ -148,7 +148,7 @@ def formatted(name: str, value: float | None) -> str:
 
 
 class Display:
-    """Own the terminal for one run; it draws only when told of news, never from a thread."""
+    """Draw a run's progress on the console; only in `update`, never from a thread."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class Display:
             raise ValueError(f"total_steps is {total_steps}; a run needs at least one")
         self._board, self._total, self._title = board, total_steps, title
         self._console, self._clock = console, clock
-        self._step, self._pace = start_step, Pace(start_step, clock)
+        self._step, self._rate = start_step, StepRate(start_step, clock)
         self._drawn_at, self._drawn_part, self._pending = -math.inf, -1, False
         self._live: Live | None = None
 
@@ -183,7 +183,7 @@ class Display:
                 self._live = None
 
     def show_start(self, facts: Mapping[str, object]) -> None:
-        """Print the title and what is about to run."""
+        """Print the title and the start-up facts."""
         self._console.print(Text(self._title, style="bold"), soft_wrap=True)
         width = max((len(name) for name in facts), default=0)
         for name, fact in facts.items():
@@ -194,10 +194,10 @@ class Display:
         """Print a line above the live table."""
         self._console.print(Text(text, style=style), soft_wrap=True)
 
-    def update(self, step: int, values: Mapping[str, Value]) -> None:
-        """Take a record and draw it if the last drawing is old enough."""
+    def update(self, step: int, values: Mapping[str, MetricValue]) -> None:
+        """Store a record, and draw it if the last drawing is old enough."""
         self._board.update(values)
-        self._pace.advance(step)
+        self._rate.advance(step)
         self._step, self._pending = step, True
         age = self._clock() - self._drawn_at
         new_part = self._part() > self._drawn_part
@@ -205,8 +205,8 @@ class Display:
             self._draw()
 
     def _part(self) -> int:
-        """Count the twentieths that are done."""
-        return LINES * self._step // self._total
+        """Return how many of the run's `PLAIN_LINES` equal parts are done."""
+        return PLAIN_LINES * self._step // self._total
 
     def _draw(self) -> None:
         if self._live is not None:
@@ -216,10 +216,10 @@ class Display:
         self._drawn_at, self._drawn_part, self._pending = self._clock(), self._part(), False
 
     def _progress(self) -> list[str]:
-        """Word the progress: per cent, steps, steps per second, time left."""
+        """Return the progress as words: per cent, steps, steps per second, time left."""
         words = [f"{self._step / self._total:6.1%}".replace("%", " %")]
         words.append(f"{self._step:,}/{self._total:,} steps")
-        rate, left = self._pace.rate, self._pace.seconds_left(self._total)
+        rate, left = self._rate.value, self._rate.seconds_left(self._total)
         if rate is not None and left is not None:
             seeds = len(self._board.seeds)
             words.append(f"{rate:,.0f} steps/s" + (f" x {seeds} seeds" if seeds > 1 else ""))
@@ -227,15 +227,17 @@ class Display:
         return words
 
     def _line(self) -> str:
-        """Word everything on one line, peers divided by a slash."""
+        """Format the latest record as one line; a slash separates peers."""
         words, board = self._progress(), self._board
         for name in ("train/return", "eval/return"):
             if name in board.latest:
                 peers = "/".join(formatted(name, value) for value in board.by_peer(name))
-                words.append(f"{COLUMNS[name]} {peers.replace(',', '')}")
-        for name in (name for name in COLUMNS if name.startswith("distill/")):
+                words.append(f"{METRIC_HEADINGS[name]} {peers.replace(',', '')}")
+        for name in (name for name in METRIC_HEADINGS if name.startswith("distill/")):
             if name in board.latest:
-                words.append(f"{COLUMNS[name]} {formatted(name, median(board.by_peer(name)))}")
+                words.append(
+                    f"{METRIC_HEADINGS[name]} {formatted(name, median(board.by_peer(name)))}"
+                )
         return "  ".join(words)
 
     def _picture(self) -> RenderableType:
@@ -251,7 +253,7 @@ class Display:
         return Group(bar, self._table(columns)) if columns else bar
 
     def _table(self, columns: Mapping[str, str]) -> Table:
-        """Lay out the latest values, a row per learner or per peer."""
+        """Lay out the latest values, one row per learner or per peer."""
         table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
         rows = self._board.rows()
         medians = rows[0][1] is None

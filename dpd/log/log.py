@@ -1,4 +1,4 @@
-"""Record a run: one TensorBoard run per learner, metrics.csv, and the terminal."""
+"""The log of a run: metrics.csv, one TensorBoard run per learner, and the terminal."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,8 +11,8 @@ from rich.console import Console
 from torch import Tensor
 
 from dpd.log.csv import CsvLog, Point, metrics_name
-from dpd.log.display import Board, Display, Value, is_missing
-from dpd.log.naming import spoken
+from dpd.log.display import Board, Display, MetricValue, is_missing
+from dpd.log.naming import display_names
 from dpd.log.tensorboard import TensorBoardLog
 from dpd.log.terminal import make_console
 
@@ -21,16 +21,16 @@ class Partial(NamedTuple):
     """A metric that only some learners have."""
 
     rows: Sequence[int]
-    values: Tensor  # one for each of these rows
+    values: Tensor  # [len(rows)]
 
 
 Metric = Tensor | Partial | float
 
 
-def to_host(metrics: Mapping[str, Metric], n_learners: int) -> dict[str, Value]:
-    """Bring metrics to Python in one transfer per device and dtype; a list is per learner."""
+def to_host(metrics: Mapping[str, Metric], n_learners: int) -> dict[str, MetricValue]:
+    """Copy metrics to the host, in one transfer per device and dtype; lists are per learner."""
     alike: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
-    host: dict[str, Value] = {}
+    host: dict[str, MetricValue] = {}
     for name, value in metrics.items():
         if isinstance(value, float | int):
             host[name] = float(value)
@@ -46,22 +46,24 @@ def to_host(metrics: Mapping[str, Metric], n_learners: int) -> dict[str, Value]:
         flat = iter(torch.cat([tensor.reshape(-1) for tensor in tensors.values()]).tolist())
         for name, tensor in tensors.items():
             numbers = [float(next(flat)) for _ in range(tensor.numel())]
-            host[name] = spread(numbers, metrics[name], n_learners) if tensor.dim() else numbers[0]
+            host[name] = (
+                fill_rows(numbers, metrics[name], n_learners) if tensor.dim() else numbers[0]
+            )
     return {name: host[name] for name in metrics}
 
 
-def spread(numbers: Sequence[float], metric: Metric, n_learners: int) -> list[float | None]:
-    """Put a metric's numbers into the rows of the run that have it."""
+def fill_rows(numbers: Sequence[float], metric: Metric, n_learners: int) -> list[float | None]:
+    """Assign a metric's numbers to the rows of the run; None for learners that lack the metric."""
     rows = metric.rows if isinstance(metric, Partial) else range(n_learners)
     known = dict(zip(rows, numbers, strict=True))
     return [known.get(row) for row in range(n_learners)]
 
 
 class RunLog:
-    """Record what a run reports, for TensorBoard, as csv and on the terminal.
+    """Write a run's metrics to TensorBoard, to metrics.csv and to the terminal.
 
-    `peers` are their names, in files too. `start_step` says where a resumed run goes on: later rows
-    of the interrupted one are dropped.
+    `peers` are the peers' names, used in files too. A resumed run starts at `start_step`; rows that
+    the interrupted run wrote after it are dropped.
     """
 
     def __init__(
@@ -79,9 +81,9 @@ class RunLog:
     ) -> None:
         self.run_dir, self._seeds, self._peers = run_dir, tuple(seeds), len(peers)
         console = make_console(quiet=True) if quiet else console or make_console()
-        board = Board(seeds, len(peers), spoken(peers))
+        board = Board(seeds, len(peers), display_names(peers))
         folder, table = run_dir / "tb", run_dir / metrics
-        # the processes of a run write what belongs to no learner each for itself
+        # Each worker of a run has its own TensorBoard run for metrics that are not per learner.
         shared = table.stem.replace("metrics", "run")
         self._display = Display(board, total_steps, title, console, start_step or 0)
         with ExitStack() as opened, self._clear_errors():
@@ -108,7 +110,7 @@ class RunLog:
     def record(self, step: int, metrics: Mapping[str, Metric], keep: bool = True) -> None:
         """Record metrics at `step` environment steps per seed: [N] per learner, scalars shared.
 
-        Without `keep` they are only shown.
+        If `keep` is False, they are shown but not written to the files.
         """
         values = to_host(metrics, len(self._seeds) * self._peers)
         if keep:
@@ -119,19 +121,19 @@ class RunLog:
         self._display.update(step, values)
 
     def flush(self) -> None:
-        """Bring all records to the files, so that a checkpoint never knows more than they do."""
+        """Flush all records to the files; call it before a checkpoint, so that the two agree."""
         with self._clear_errors():
             self._tensorboard.flush()
 
     def show_start(self, facts: Mapping[str, object]) -> None:
-        """Print the title and what is about to run."""
+        """Print the title and the start-up facts."""
         self._display.show_start(facts)
 
     def notice(self, text: str, style: str = "") -> None:
         """Print a line above the live table."""
         self._display.notice(text, style)
 
-    def _points(self, values: Mapping[str, Value]) -> Iterator[Point]:
+    def _points(self, values: Mapping[str, MetricValue]) -> Iterator[Point]:
         for name, value in values.items():
             if not isinstance(value, list):
                 if not is_missing(name, value):
@@ -144,12 +146,12 @@ class RunLog:
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Say of a failed write whose it was."""
+        """Name the run in the error of a failed write."""
         try:
             yield
         except FileExistsError:
             raise
         except OSError as error:
             reason = error.strerror or str(error)
-            text = f"the run's log cannot be written ({reason}); its records end here"
+            text = f"cannot write the run's log ({reason}); its records end here"
             raise OSError(error.errno, text, str(self.run_dir)) from error

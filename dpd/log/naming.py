@@ -1,4 +1,4 @@
-"""The names of a run's learners: of their policy files, TensorBoard runs, table rows and curves."""
+"""Names of learners in policy files, TensorBoard runs, tables and curves."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _FILE = re.compile(r"(?P<learner>.+?)(?:-(?P<best>best)|-(?P<steps>\d{12}))?")
 
 
 class PolicyName(NamedTuple):
-    """What the name of a policy file says; names of other programs are all learner."""
+    """Parts of a policy file's name; any name that dpd did not write counts as a learner's."""
 
     learner: str
     """For instance seed0-peer1 or seed0-64x64."""
     is_best: bool = False
-    """Whether it is the policy of the learner's best evaluation."""
+    """True for the policy of the learner's best evaluation."""
     steps: int | None = None
-    """When it was kept, for a file of the history."""
+    """Environment steps at which a file of the history was saved."""
 
 
 def learner_name(seed: int, peer: str) -> str:
@@ -32,65 +32,66 @@ def learner_name(seed: int, peer: str) -> str:
 
 
 def policy_name(learner: str, is_best: bool = False, steps: int | None = None) -> str:
-    """Name a learner's policy file, without its ending: the last, the best, or one of `steps`."""
+    """Name a policy file, without suffix: a learner's last, its best, or the one at `steps`."""
     if steps is not None:
         return f"{learner}-{steps:012d}"
     return f"{learner}-{BEST}" if is_best else learner
 
 
 def parse_policy_name(stem: str) -> PolicyName:
-    """Read a name that `policy_name` made, of this or of an earlier version of dpd."""
-    found = _FILE.fullmatch(stem)
-    if found is None:
+    """Parse a name that `policy_name` of this or of an earlier version made."""
+    match = _FILE.fullmatch(stem)
+    if match is None:
         return PolicyName(stem)
-    steps = found["steps"]
-    return PolicyName(found["learner"], found["best"] is not None, int(steps) if steps else None)
+    steps = match["steps"]
+    return PolicyName(match["learner"], match["best"] is not None, int(steps) if steps else None)
 
 
 def peer_names(config: TrainConfig, run_dir: Path | None = None) -> list[str]:
-    """Name every peer of a run: peer0, peer1, ... or by what it is, where peers are unlike.
+    """Name the peers of a run: peer0, peer1, ..., or by algorithm and size if these differ.
 
-    Students are named by size (64x64), and by algorithm where that differs. Peers that train have
-    flags by number (--peer1.hidden), so that their names keep it: peer0-ppo, peer1-sac. A run in
-    `run_dir` that an earlier version of dpd began with numbers goes on with numbers.
+    Students are named by size (64x64), and also by algorithm if they have different ones. The names
+    of peers in `dpd train` include the number that their flags use (--peer1.hidden): peer0-ppo,
+    peer1-sac. If an earlier version of dpd started the run in `run_dir` with plain numbers, the
+    resumed run keeps them.
     """
     numbers = [f"peer{peer}" for peer in range(config.run.peers)]
     if run_dir is not None and _is_numbered(run_dir):
         return numbers
-    kinds = _kinds(config)
-    if not any(kinds):
+    traits = _distinguishing_traits(config)
+    if not any(traits):
         return numbers
     if config.command == "train":
-        return [f"{number}-{kind}" for number, kind in zip(numbers, kinds, strict=True)]
-    often = Counter(kinds)
+        return [f"{number}-{trait}" for number, trait in zip(numbers, traits, strict=True)]
+    count = Counter(traits)
     return [
-        kind if often[kind] == 1 else f"{kind}-{number}"
-        for number, kind in zip(numbers, kinds, strict=True)
+        trait if count[trait] == 1 else f"{trait}-{number}"
+        for number, trait in zip(numbers, traits, strict=True)
     ]
 
 
-def spoken(names: Sequence[str]) -> list[str]:
-    """Word peers' names for tables and curves: peer0 is peer 0, and a size stays as it is."""
+def display_names(names: Sequence[str]) -> list[str]:
+    """Format peers' names for tables and curves: peer0 becomes peer 0, a size is unchanged."""
     return [re.sub(r"peer(\d+)", r"peer \1", name).replace("-", " ") for name in names]
 
 
-def _kinds(config: TrainConfig) -> list[str]:
-    """Say what tells each peer from the others: algorithm, size, both, or nothing."""
-    found = {
+def _distinguishing_traits(config: TrainConfig) -> list[str]:
+    """Return what distinguishes each peer: algorithm, size, both, or neither (empty)."""
+    traits = {
         peer: (stack.name, "x".join(map(str, stack.hidden_of(peer))) or "linear")
         for stack in config.stacks
         for peer in stack.peers
     }
-    algos = {algo for algo, _ in found.values()}
+    algos = {algo for algo, _ in traits.values()}
     by_algo = len(algos) > 1
-    by_size = len(set(found.values())) > len(algos)
+    by_size = len(set(traits.values())) > len(algos)
     return [
         "-".join([algo] * by_algo + [size] * by_size)
-        for algo, size in (found[peer] for peer in sorted(found))
+        for algo, size in (traits[peer] for peer in sorted(traits))
     ]
 
 
 def _is_numbered(run_dir: Path) -> bool:
-    """Say whether a run's policies are named by numbers alone."""
+    """Return True if a run's policy files are named by peer numbers alone."""
     stems = (file.stem for file in (run_dir / "policies").glob("seed*.safetensors"))
     return any(_NUMBERED.fullmatch(stem) for stem in stems)

@@ -1,4 +1,4 @@
-"""TensorBoard: one run per learner, so that peers share a chart and differ in colour."""
+"""TensorBoard logs: one run per learner, so that peers share a chart in different colours."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dpd.log.csv import FIELDS, Point
+from dpd.log.csv import CSV_FIELDS, Point
 from dpd.log.naming import learner_name
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-FINAL = "eval/return"  # of which the hparams tab shows the last value
+HPARAMS_METRIC = "eval/return"  # the hparams tab shows its last value
 FLUSH_S = 30
 
 
 def flattened(hparams: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]:
-    """Flatten nested settings to dotted names; what is no number becomes text."""
+    """Flatten nested settings to dotted names; convert values that are not numbers to text."""
     flat: dict[str, float | str] = {}
     for name, value in hparams.items():
         if isinstance(value, Mapping):
@@ -32,27 +32,27 @@ def flattened(hparams: Mapping[str, Any], prefix: str = "") -> dict[str, float |
     return flat
 
 
-def add(writer: SummaryWriter, summary: Any, step: int | None = None) -> None:
-    """Write a summary of several values as one event; the public methods take one value each."""
+def add_event(writer: SummaryWriter, summary: Any, step: int | None = None) -> None:
+    """Write a summary of several values as one event; the public methods write one value each."""
     writer._get_file_writer().add_summary(summary, step)
 
 
 def add_scalars(writer: SummaryWriter, values: Mapping[str, float | None], step: int) -> None:
-    """Write those values that there are as one event: an event each costs a file access each."""
+    """Write the values that are not None as one event; every event costs a file access."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     summary = Summary()
     for tag, value in values.items():
         if value is not None:
             summary.value.add(tag=tag, simple_value=value)
-    add(writer, summary, step)
+    add_event(writer, summary, step)
 
 
 class TensorBoardLog:
-    """Write one TensorBoard run per learner, and one for what all of them share.
+    """Write one TensorBoard run per learner, and one for the metrics that all of them share.
 
-    They lie in `folder` as seed0-peer0, seed0-peer1, ... with the same tags. `shared` holds the
-    settings as text, and metrics that belong to no learner (time/...).
+    The runs are in `folder` as seed0-peer0, seed0-peer1, ... and use the same tags. The run called
+    `shared` contains the settings as text, and metrics that are not per learner (time/...).
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TensorBoardLog:
         table: Path,
         shared: str = "run",
     ) -> None:
-        """Open all runs; `table` is the metrics.csv with the same points, up to `start_step`."""
+        """Open all runs; `table` is the metrics.csv with the same points up to `start_step`."""
         from torch.utils.tensorboard import SummaryWriter
 
         purge = None if start_step is None else start_step + 1
@@ -75,7 +75,7 @@ class TensorBoardLog:
             for peer, name in enumerate(peers)
         }
         old = [] if start_step is None else old_runs(folder, seeds)
-        if old:  # runs in the new layout are then of a renewal that did not end
+        if old:  # runs in the new layout are then left over from an interrupted conversion
             for name in (shared, *names.values()):
                 shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -89,22 +89,22 @@ class TensorBoardLog:
             self._writers = {learner: open_writer(name) for learner, name in names.items()}
             self._write_settings(flattened(hparams))
             if old:
-                self._renew(old, table)
-            self.flush()  # a full disk is better told of now than after an hour
+                self._convert(old, table)
+            self.flush()  # fail now, rather than after an hour, if the disk is full
             self._opened = opened.pop_all()
 
     def write(self, step: int, points: Iterable[Point]) -> None:
         """Write a record as one event per learner."""
         records: dict[SummaryWriter, dict[str, float | None]] = {}
         for seed, peer, name, value in points:
-            whole = seed is None or peer is None
-            writer = self._shared if whole else self._writers[seed, peer]  # type: ignore[index]
+            is_shared = seed is None or peer is None
+            writer = self._shared if is_shared else self._writers[seed, peer]  # type: ignore[index]
             records.setdefault(writer, {})[name] = value
         for writer, values in records.items():
             add_scalars(writer, values, step)
 
     def flush(self) -> None:
-        """Bring all events to the files."""
+        """Flush all events to the files."""
         for writer in (self._shared, *self._writers.values()):
             writer.flush()
 
@@ -113,15 +113,15 @@ class TensorBoardLog:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            with suppress(OSError):  # the first error is already on its way up
+            with suppress(OSError):  # the first error is already propagating
                 self._opened.close()
             return
         with self._opened:
             for writer in self._writers.values():
-                add(writer, self._session_end)
+                add_event(writer, self._session_end)
 
-    def _renew(self, old: Sequence[Path], table: Path) -> None:
-        """Write a resumed run's points anew from its table, and then remove the old runs."""
+    def _convert(self, old: Sequence[Path], table: Path) -> None:
+        """Write a resumed run's points again from its table, then remove the old runs."""
         for step, points in records(table):
             self.write(step, points)
         self.flush()
@@ -131,7 +131,7 @@ class TensorBoardLog:
     def _write_settings(self, settings: Mapping[str, float | str]) -> None:
         """Write the settings as text and for the hparams tab.
 
-        SummaryWriter.add_hparams would open a sub-run of its own for each.
+        SummaryWriter.add_hparams is not used, because it opens another sub-run per learner.
         """
         from torch.utils.tensorboard.summary import hparams
 
@@ -139,27 +139,29 @@ class TensorBoardLog:
         rows = [f"| {name} | {text} |" for name, text in texts.items()]
         self._shared.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
         for (seed, peer), writer in self._writers.items():
-            who = {"seed": seed, "peer": peer}
-            experiment, start, self._session_end = hparams({**settings, **who}, {FINAL: 0.0})
-            add(writer, experiment)
-            add(writer, start)
+            learner = {"seed": seed, "peer": peer}
+            experiment, start, self._session_end = hparams(
+                {**settings, **learner}, {HPARAMS_METRIC: 0.0}
+            )
+            add_event(writer, experiment)
+            add_event(writer, start)
 
 
 def old_runs(folder: Path, seeds: Sequence[int]) -> list[Path]:
-    """Find runs that an earlier version wrote: one per seed, tags like eval/return/peer1."""
+    """Return runs that an earlier version wrote: one per seed, tags like eval/return/peer1."""
     return [run for seed in seeds if (run := folder / f"seed{seed}").is_dir()]
 
 
 def records(table: Path) -> Iterator[tuple[int, list[Point]]]:
     """Read the points of a metrics.csv, record by record."""
     with table.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file, FIELDS)
-        next(rows)  # the heading
-        for step, some in groupby(rows, key=lambda row: int(row["step"])):
-            yield step, [point(row) for row in some]
+        rows = csv.DictReader(file, CSV_FIELDS)
+        next(rows)  # the header
+        for step, record in groupby(rows, key=lambda row: int(row["step"])):
+            yield step, [parse_point(row) for row in record]
 
 
-def point(row: Mapping[str, str]) -> Point:
-    """Read a row of metrics.csv."""
+def parse_point(row: Mapping[str, str]) -> Point:
+    """Parse a row of metrics.csv."""
     seed, peer = (int(row[name]) if row[name] else None for name in ("seed", "peer"))
     return Point(seed, peer, row["metric"], float(row["value"]))

@@ -1,4 +1,4 @@
-"""The one place that makes consoles: tables are never cut where the output is no terminal."""
+"""Rich consoles that do not truncate tables in pipes and files."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 from rich.console import Console
 
-WIDE = 1000
+PIPE_WIDTH = 1000
 
 
 def make_console(**settings: Any) -> Console:
-    """Make a rich console; settings are rich's.
+    """Make a rich console from rich's settings.
 
-    Rich takes 80 columns for a pipe or a file, and cuts table cells to fit. There, what is printed
-    is as wide as it has to be, unless COLUMNS in the environment says otherwise.
+    Rich assumes 80 columns for a pipe or a file, and truncates table cells to fit. This console is
+    wide enough for any table, unless the environment variable COLUMNS sets a width.
     """
     console = Console(**settings)
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
-        console.width = settings.get("width") or WIDE
+        console.width = settings.get("width") or PIPE_WIDTH
     return console

@@ -1,4 +1,4 @@
-"""Collection: drive the environments with the learners and keep what they saw."""
+"""Collection of rollouts, and statistics of the training episodes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from dpd.envs.base import Env
 
 
 def collect(env: Env, actor: Actor, obs: Tensor, rollout: Rollout) -> Tensor:
-    """Fill a rollout from raw obs [N, E, O]; return the obs to go on from.
+    """Fill a rollout, starting from raw obs [N, E, O]; return the obs after its last step.
 
-    Actions are kept as sampled; the environment clips them to the box, as Stable-Baselines3 does.
+    Actions are stored as sampled; the environment clips them to its bounds, as Stable-Baselines3
+    does.
     """
     n, n_steps, n_envs = rollout.reward.shape
     noise = actor.noise()
@@ -32,59 +33,62 @@ def collect(env: Env, actor: Actor, obs: Tensor, rollout: Rollout) -> Tensor:
 
 
 class EpisodeStatistics:
-    """Returns and lengths of the episodes that ended, per learner; means over the last few.
+    """Mean return and length of each learner's most recent training episodes.
 
-    Few are at least 20, and as many as the learner has environments: these end at once where only
-    a time limit ends them. Episodes that were running when `skip_running` was called do not count.
+    The window is at least 20 episodes, and at least one per environment: if only a time limit ends
+    episodes, all environments end theirs at the same step. Episodes that were running when
+    `skip_running` was called do not count.
     """
 
     def __init__(self, n: int, n_envs: int, device: torch.device = CPU, window: int = 20) -> None:
         self.ret = torch.zeros(n, n_envs, dtype=torch.float64, device=device)  # of running episodes
         self.length = torch.zeros_like(self.ret, dtype=torch.int64)
         window = max(window, n_envs)
-        self.returns = self.ret.new_full((n, window), torch.nan)  # of ended ones
+        self.returns = self.ret.new_full((n, window), torch.nan)  # of completed ones
         self.lengths = torch.full_like(self.returns, torch.nan)
         self.ended = torch.zeros(n, dtype=torch.int64, device=device)
-        self.skipped = torch.zeros_like(self.ret, dtype=torch.bool)  # whether the running one is
+        self.skipped = torch.zeros_like(
+            self.ret, dtype=torch.bool
+        )  # True: do not count the running one
 
     def add(self, rollout: Rollout) -> None:
-        """Take in a rollout; waits for no device."""
+        """Add a rollout, without synchronizing with the device."""
         done = rollout.done
         reward = rollout.reward.double().masked_fill(~rollout.valid, 0.0)
-        ret, self.ret = _until_now(reward, self.ret, done)
-        length, self.length = _until_now(rollout.valid.long(), self.length, done)
+        ret, self.ret = _episode_sums(reward, self.ret, done)
+        length, self.length = _episode_sums(rollout.valid.long(), self.length, done)
         first = done & (done.cumsum(1) == 1)
         counted = done & ~(first & self.skipped.unsqueeze(1))
         self.skipped &= ~done.any(1)
-        # In the order in which they ended; only the last of them that fit count.
+        # Write to the ring in the order of ending; if more ended than fit, keep the last ones.
         done = counted.flatten(1)
         place = self.ended.unsqueeze(1) + done.cumsum(1) - 1
         self.ended += done.sum(1)
         window = self.returns.shape[1]
         kept = done & (place >= self.ended.unsqueeze(1) - window)
-        spare = torch.where(kept, place % window, window)  # a column for all that are not kept
+        spare = torch.where(kept, place % window, window)  # extra column for the others
         self.returns = _put(self.returns, spare, ret.flatten(1))
         self.lengths = _put(self.lengths, spare, length.flatten(1).double())
 
     def restart(self) -> None:
-        """Forget the running episodes: new ones begin."""
+        """Discard the running episodes, because new ones begin."""
         self.ret.zero_()
         self.length.zero_()
         self.skipped.fill_(False)
 
     def skip_running(self) -> None:
-        """Leave the running episodes out, because they are shortened."""
+        """Exclude the running episodes, because they are shortened."""
         self.skipped.fill_(True)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return mean return and length [N]; NaN where no episode ended yet."""
+        """Return mean return and length [N]; NaN for a learner without a completed episode."""
         return {
             "train/return": self.returns.nanmean(1),
             "train/length": self.lengths.nanmean(1),
         }
 
     def state(self) -> State:
-        """Return all statistics, as live tensors."""
+        """Return all statistics as live tensors."""
         return {
             "ret": self.ret,
             "length": self.length,
@@ -95,18 +99,18 @@ class EpisodeStatistics:
         }
 
     def load_state(self, state: State) -> None:
-        """Put a state back."""
+        """Restore the statistics."""
         put_back(self.state(), state)
 
 
-def _until_now(x: Tensor, before: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum x [N, T, E] within episodes that `done` [N, T, E] ends, beginning with before [N, E].
+def _episode_sums(x: Tensor, before: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum x [N, T, E] within episodes that `done` [N, T, E] ends, starting from before [N, E].
 
-    Returns the sums up to every step [N, T, E], and those of the episodes that go on [N, E].
+    Returns the sums up to every step [N, T, E], and those of episodes still running [N, E].
     """
     total = x.cumsum(1) + before.unsqueeze(1)
     steps = torch.arange(1, x.shape[1] + 1, device=x.device).view(1, -1, 1)
-    last = torch.where(done, steps, 0).cummax(1).values  # the latest end, counted from 1; 0: none
+    last = torch.where(done, steps, 0).cummax(1).values  # last end so far, counted from 1; 0: none
     ended = torch.cat([torch.zeros_like(total[:, :1]), total], 1)  # [N, T + 1, E]
     since = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], 1)
     running = total[:, -1:] - ended.gather(1, last[:, -1:])
@@ -114,6 +118,6 @@ def _until_now(x: Tensor, before: Tensor, done: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _put(ring: Tensor, place: Tensor, x: Tensor) -> Tensor:
-    """Return a ring [N, W] with x [N, K] at place [N, K]; W is a place outside of it."""
+    """Return a ring [N, W] with x [N, K] written at place [N, K]; place W discards a value."""
     room = torch.cat([ring, ring[:, :1]], 1)
     return room.scatter(1, place, x)[:, :-1]

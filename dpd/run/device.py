@@ -1,4 +1,4 @@
-"""Where learners live, and what happens there."""
+"""The device of a run: CPU or GPU."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ import torch
 from dpd.errors import BadInput
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device called so. Raises BadInput where there is none."""
+def require_device(name: str) -> torch.device:
+    """Return the device with this name. Raises BadInput if the machine has none."""
     device = torch.device(name)
     if device.type == "cpu":
         return device
     if not torch.cuda.is_available():
         raise BadInput(
             f"--device {name}: PyTorch {torch.__version__} finds no CUDA device; install the CUDA "
-            "build that pytorch.org names, or leave --device out; a run that began on a GPU goes "
-            "on on one alone, and --init-from starts a new one from its policies"
+            "build from pytorch.org, or leave --device out. A run that began on a GPU can only be "
+            "resumed on a GPU; --init-from starts a new run from its policies"
         )
-    there = torch.cuda.device_count()
+    count = torch.cuda.device_count()
     index = torch.cuda.current_device() if device.index is None else device.index
-    if index >= there:
-        raise BadInput(f"--device {name}: there are {there} CUDA devices, counted from 0")
+    if index >= count:
+        raise BadInput(f"--device {name}: there are {count} CUDA devices, counted from 0")
     return torch.device("cuda", index)
 
 
 def nth_device(name: str, n: int) -> str:
-    """Return the device of the n-th process of a host; `cuda` alone is for all that there are.
+    """Return the device of a host's n-th process; plain `cuda` spreads them over all GPUs.
 
-    Where there are none it stays `cuda`, which `find_device` refuses.
+    On a machine without GPUs it stays `cuda`, which `require_device` rejects.
     """
-    there = torch.cuda.device_count() if name == "cuda" else 0
-    return f"cuda:{n % there}" if there else name
+    count = torch.cuda.device_count() if name == "cuda" else 0
+    return f"cuda:{n % count}" if count else name
 
 
 def n_devices(name: str, processes: int) -> int:
-    """Return how many GPUs so many processes of a host take, as `nth_device` gives them out."""
+    """Return how many GPUs `nth_device` assigns to a host's processes."""
     return max(1, min(processes, torch.cuda.device_count())) if name == "cuda" else 1
 
 
-def memory_of(device: torch.device, n: int = 1) -> int | None:
-    """Return the bytes that n such GPUs have; None: the machine's own memory counts."""
+def gpu_memory_bytes(device: torch.device, n: int = 1) -> int | None:
+    """Return the total memory of n such GPUs; None for the CPU."""
     if device.type != "cuda":
         return None
     return n * int(torch.cuda.get_device_properties(device).total_memory)
 
 
-def prepare(device: torch.device) -> None:
-    """Let a GPU multiply in TF32: ten bits of mantissa, several times as fast."""
+def configure_device(device: torch.device) -> None:
+    """Let a GPU multiply in TF32, which has ten bits of mantissa and is several times faster."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")

@@ -1,4 +1,4 @@
-"""A run's directory: its settings, its checkpoints, and how a run goes on from them."""
+"""The directory of a run: lock, settings and checkpoints; resume and rollback."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dpd.config import TrainConfig, as_name, refuse_changes
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.log.csv import metrics_name
-from dpd.run.checkpoint import Checkpoints, Facts
+from dpd.run.checkpoint import CheckpointInfo, Checkpoints
 from dpd.run.policies import PolicySaver
 from dpd.run.settings import saved_settings
-from dpd.run.teachers import keep_teacher, read_teacher
+from dpd.run.teachers import keep_teacher, read_run_teacher
 from dpd.run.training import Training
 
 MAX_ROLLBACKS = 5
@@ -32,7 +32,7 @@ VERSIONS = {"dpd": __version__, "torch": torch.__version__, "mujoco": mujoco.__v
 
 
 def run_path(config: TrainConfig) -> Path:
-    """Return the directory of a run, a new one under runs/ where none is given."""
+    """Return the directory of a run: the one given, or else a new one under runs/."""
     run, stamp = config.run, datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     algo = config.algo_name.replace(",", "-")
     name = f"{as_name(run.env)}-{config.method}-{algo}-seed{run.seed}-{stamp}"
@@ -40,33 +40,33 @@ def run_path(config: TrainConfig) -> Path:
 
 
 def resume_command(path: Path, config: TrainConfig) -> str:
-    """Return the command that goes on with a run."""
+    """Return the shell command that resumes a run."""
     return f"dpd {config.command} --resume {shlex.quote(str(path))}"
 
 
 def claim(path: Path, config: TrainConfig) -> None:
-    """Write a new run's settings into its directory, and its teachers.
+    """Write the settings and the teachers of a new run into its directory.
 
-    Raises BadInput where it holds a run.
+    Raises BadInput if the directory already contains a run.
     """
     if (path / "config.json").exists():
         raise BadInput(
-            f"{path} already holds a run; go on with it by {resume_command(path, config)}, "
+            f"{path} already contains a run; resume it with {resume_command(path, config)}, "
             "or give --out another directory"
         )
-    if (teacher := read_teacher(config)) is not None:
+    if (teacher := read_run_teacher(config)) is not None:
         keep_teacher(path, teacher)
     write_settings(path, config)
 
 
 def write_settings(path: Path, config: TrainConfig) -> None:
-    """Write a run's settings, as `--config` and `--resume` read them."""
+    """Write config.json, which `--config` and `--resume` read."""
     with replacing(path / "config.json") as draft:
         draft.write_text(json.dumps(config.as_json(), indent=2) + "\n")
 
 
 class RunDir:
-    """What a run keeps, and what it goes on from."""
+    """The files of a run, or of one of its workers: policies and checkpoints."""
 
     def __init__(
         self, path: Path, config: TrainConfig, training: Training, part: int | None = None
@@ -80,59 +80,59 @@ class RunDir:
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with this run."""
+        """The shell command that resumes this run."""
         return resume_command(self.path, self.config)
 
     def begin(self) -> None:
-        """Claim the directory for a new run. Raises BadInput where it holds one."""
+        """Claim the directory for a new run. Raises BadInput if it already contains one."""
         claim(self.path, self.config)
 
-    def resume(self, say: Callable[[str], None]) -> None:
-        """Go on from the newest whole checkpoint; without any, from the beginning.
+    def resume(self, notify: Callable[[str], None]) -> None:
+        """Resume from the newest intact checkpoint; start from the beginning if there is none.
 
-        Raises BadInput where the settings differ, BadFile where all are broken.
+        Raises BadInput if the settings differ, BadFile if all checkpoints are corrupt.
         """
-        if self.part is None:  # or it was done before the parts began
+        if self.part is None:  # otherwise it was done before the workers started
             refuse_changes(saved_settings(self.path), self.config)
         self.checkpoints.clear_drafts()
-        if (found := self._load_newest()) is None:
+        if (newest := self._load_newest()) is None:
             self.training.begin()
             return
-        facts, complaints = found
-        if facts.iteration > self.config.iterations:
+        info, complaints = newest
+        if info.iteration > self.config.iterations:
             raise BadInput(
-                f"{self.path} has already done {facts.step:,} steps; --total-steps must not be less"
+                f"{self.path} has already done {info.step:,} steps; --total-steps must not be less"
             )
-        self.rollbacks = facts.rollbacks
+        self.rollbacks = info.rollbacks
         if self.part is None:
             write_settings(self.path, self.config)
-        for line in [*complaints, *self._news(facts)]:
-            say(line)
+        for line in [*complaints, *self._resume_notes(info)]:
+            notify(line)
 
-    def _load_newest(self) -> tuple[Facts, list[str]] | None:
+    def _load_newest(self) -> tuple[CheckpointInfo, list[str]] | None:
         def load(state: State) -> None:
             self.training.load_state(part(state, "training"))
             self.saver.load_state(part(state, "saver"))
 
         return self.checkpoints.load_newest(load, self.training.journals)
 
-    def _news(self, facts: Facts) -> list[str]:
-        """Word what a user must know of a resumed run."""
-        lines = [f"resumed at {facts.step:,} steps"]
-        spec, now = self.training.spec, self._facts(None)
+    def _resume_notes(self, info: CheckpointInfo) -> list[str]:
+        """Return what the user must know about a resumed run."""
+        lines = [f"resumed at {info.step:,} steps"]
+        spec, now = self.training.spec, self._info(None)
         if not spec.can_snapshot:
             lines.append(
-                f"the {spec.backend} backend cannot copy its simulators: new episodes begin, so "
-                "what follows is not bit for bit what would have been"
+                f"the {spec.backend} backend cannot copy its simulators, so new episodes begin; "
+                "the run is not bit for bit the one that was interrupted"
             )
-        if facts.threads != now.threads:
-            lines.append(f"{now.threads} threads, before {facts.threads}: rounding may differ")
-        if facts.versions != now.versions:
-            lines.append(f"{now.versions}, before {facts.versions}: rounding may differ")
+        if info.threads != now.threads:
+            lines.append(f"{now.threads} threads, previously {info.threads}: rounding may differ")
+        if info.versions != now.versions:
+            lines.append(f"{now.versions}, previously {info.versions}: rounding may differ")
         return lines
 
-    def _facts(self, score: float | None) -> Facts:
-        return Facts(
+    def _info(self, score: float | None) -> CheckpointInfo:
+        return CheckpointInfo(
             step=self.training.steps,
             iteration=self.training.iteration,
             score=score,
@@ -142,34 +142,35 @@ class RunDir:
         )
 
     def is_due(self) -> bool:
-        """Say whether the last checkpoint is old enough for another."""
+        """Return True if it is time for another checkpoint."""
         return time.monotonic() - self._saved_at >= self.config.run.checkpoint_every
 
     def save(self, score: float | None = None) -> None:
-        """Write a checkpoint; `score` is the learners' mean evaluation, if it was just taken."""
+        """Write a checkpoint; `score` is the learners' mean evaluation, if there was one."""
         state = nest(training=self.training.state(), saver=self.saver.state())
-        self.checkpoints.save(state, self._facts(score), self.training.journals)
+        self.checkpoints.save(state, self._info(score), self.training.journals)
         self._saved_at = time.monotonic()
 
     def can_roll_back(self) -> bool:
-        """Say whether a diverged run is to be tried again."""
+        """Return True if a diverged run may be retried."""
         return self.config.run.on_nan == "rollback" and self.rollbacks < MAX_ROLLBACKS
 
     def roll_back(self, seed: int) -> None:
-        """Go back to the last checkpoint; a seed's learners get another chance from there."""
-        if (found := self._load_newest()) is None:
-            raise RuntimeError(f"{self.path} has no checkpoint to go back to")
-        facts, _ = found
-        self.rollbacks = max(self.rollbacks, facts.rollbacks) + 1
+        """Return to the last checkpoint, and restart a seed's learners from there."""
+        if (newest := self._load_newest()) is None:
+            raise RuntimeError(f"{self.path} has no checkpoint to roll back to")
+        info, _ = newest
+        self.rollbacks = max(self.rollbacks, info.rollbacks) + 1
         self.training.retry(seed, self.rollbacks)
-        self.save(facts.score)
+        self.save(info.score)
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[int]:
-    """Hold a run's directory, made if it isn't there. Raises BadInput while another run has it.
+def locked(folder: Path) -> Iterator[int]:
+    """Lock a run's directory, creating it if necessary; yield the lock's file descriptor.
 
-    The system releases it however this process ends, and those that inherit the descriptor given.
+    Raises BadInput while another run holds the lock. The operating system releases it when this
+    process and all that inherited the descriptor have ended, however they end.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Play deterministic episodes and collect their returns."""
+"""Evaluation: deterministic episodes and their returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,28 +15,24 @@ from dpd.envs.make import make
 from dpd.policies.checks import require_fit
 from dpd.policies.policyfile import Policy
 
-if TYPE_CHECKING:
-    pass
+EVAL_SEED = 1_000_003  # separates the seeds of evaluation episodes from those of training
 
 
-EVAL_SEED = 1_000_003  # keeps evaluation's episodes apart from training's
-
-
-class Outcome(NamedTuple):
-    """Returns and lengths of a fixed number of episodes."""
+class EvalResult(NamedTuple):
+    """Returns and lengths of K episodes for each of N policies."""
 
     returns: np.ndarray  # [N, K]
     lengths: np.ndarray  # [N, K]
 
 
 def episode_seeds(seed: int, episodes: int, purpose: int = 0) -> list[int]:
-    """Return seeds of evaluation episodes, the same for every policy compared."""
+    """Return the seeds of evaluation episodes; policies that are compared play the same ones."""
     words = np.random.SeedSequence([seed, EVAL_SEED, purpose]).generate_state(episodes, np.uint64)
     return [int(w) for w in words]
 
 
 class EvaluationStopped(Exception):
-    """An evaluation ended early because a stop was requested."""
+    """An evaluation was cut short because a stop was requested."""
 
 
 @torch.no_grad()
@@ -45,12 +41,12 @@ def run_episodes(
     act: Callable[[Tensor], Tensor],
     n: int,
     stop_requested: Callable[[], bool] = lambda: False,
-) -> Outcome:
-    """Play one episode in each environment: act maps raw obs [N, K, O] -> [N, K, A].
+) -> EvalResult:
+    """Play one episode in each environment; `act` maps raw obs [N, K, O] to actions [N, K, A].
 
-    Every environment counts once, so that short, failing episodes are not over-counted. Raises
-    EvaluationStopped if a stop is requested, and UnsupportedEnv if an episode passes its time
-    limit.
+    One episode per environment, because a fixed number of steps would over-count short, failing
+    episodes. Raises EvaluationStopped if a stop is requested, and UnsupportedEnv if an episode
+    exceeds its time limit.
     """
     obs = env.reset()
     m = env.n_envs
@@ -60,9 +56,9 @@ def run_episodes(
         if stop_requested():
             raise EvaluationStopped
         step = env.step(act(obs.view(n, m // n, -1)).reshape(m, -1))
-        happened = running & step.valid.numpy()  # not where the physics became unstable
-        returns[happened] += step.reward.numpy()[happened]  # a NaN times 0 would be a NaN
-        lengths += happened
+        counted = running & step.valid.numpy()  # a step is invalid if the physics became unstable
+        returns[counted] += step.reward.numpy()[counted]  # a mask times NaN would still be NaN
+        lengths += counted
         running &= ~(step.terminated | step.truncated).numpy()
         obs = step.obs
         if not running.any():
@@ -72,40 +68,40 @@ def run_episodes(
             f"{env.spec.env_id} did not end its episode at its time limit of "
             f"{env.spec.max_steps:,} steps"
         )
-    return Outcome(returns.reshape(n, -1), lengths.reshape(n, -1))
+    return EvalResult(returns.reshape(n, -1), lengths.reshape(n, -1))
 
 
 class Evaluator:
-    """Evaluates a stack of learners: the same episodes for all peers of a seed, fresh each time."""
+    """Evaluate learners on fresh episodes each time, the same ones for all peers of a seed."""
 
     def __init__(
         self, make_env: Callable[[list[int]], Env], seeds: Sequence[int], peers: int, episodes: int
     ) -> None:
         self.make_env, self.episodes = make_env, episodes
-        self.rows = [s for s in seeds for _ in range(peers)]
+        self.seeds = [seed for seed in seeds for _ in range(peers)]  # of each learner
 
     def __call__(
         self,
         mode: Callable[[Tensor], Tensor],
         purpose: int,
         stop_requested: Callable[[], bool] = lambda: False,
-    ) -> Outcome:
-        """Return the outcome of all learners; `purpose` chooses the episodes.
+    ) -> EvalResult:
+        """Return the episodes of all learners; `purpose` selects the episode seeds.
 
         Raises EvaluationStopped if a stop is requested.
         """
-        seeds = [s for row in self.rows for s in episode_seeds(row, self.episodes, purpose)]
+        seeds = [s for seed in self.seeds for s in episode_seeds(seed, self.episodes, purpose)]
         env = self.make_env(seeds)
         try:
-            return run_episodes(env, mode, len(self.rows), stop_requested)
+            return run_episodes(env, mode, len(self.seeds), stop_requested)
         finally:
             env.close()
 
 
 def evaluate_policy(
     policy: Policy, env_id: str, episodes: int, seed: int, threads: int | None = None
-) -> Outcome:
-    """Play episodes of a saved policy. Raises BadInput where it doesn't fit the environment."""
+) -> EvalResult:
+    """Play episodes of a saved policy. Raises BadInput if it does not fit the environment."""
     return evaluate_together([policy], env_id, episodes, seed, threads)[0]
 
 
@@ -116,11 +112,11 @@ def evaluate_together(
     seed: int,
     threads: int | None = None,
     env_kwargs: EnvKwargs | None = None,
-) -> list[Outcome]:
-    """Play the same episodes of saved policies side by side, of one environment's settings.
+) -> list[EvalResult]:
+    """Play the same episodes with several saved policies, all in one vector of environments.
 
-    `env_kwargs` are the environment's; None: those that the first policy was trained with. Raises
-    BadInput where a policy does not fit the environment.
+    `env_kwargs` are the environment's arguments; None: those that the first policy was trained
+    with. Raises BadInput if a policy does not fit the environment.
     """
     n = len(policies)
     kwargs = policies[0].meta.env_kwargs if env_kwargs is None else env_kwargs
@@ -132,7 +128,7 @@ def evaluate_together(
     try:
         for policy in policies:
             require_fit(policy, env.spec)
-        found = run_episodes(env, act, n)
+        result = run_episodes(env, act, n)
     finally:
         env.close()
-    return [Outcome(found.returns[i : i + 1], found.lengths[i : i + 1]) for i in range(n)]
+    return [EvalResult(result.returns[i : i + 1], result.lengths[i : i + 1]) for i in range(n)]

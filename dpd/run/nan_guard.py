@@ -1,4 +1,4 @@
-"""Numbers that must be finite."""
+"""Checks that the numbers of training are finite."""
 
 from __future__ import annotations
 
@@ -7,42 +7,43 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Who = tuple[int, int]
-"""A learner's seed and peer."""
+SeedPeer = tuple[int, int]
+"""The seed and the peer number that identify a learner."""
 
 
 class NonFinite(RuntimeError):
-    """A number in training is NaN or infinite."""
+    """A quantity of a learner became NaN or infinite in training."""
 
-    def __init__(self, what: str, who: Who) -> None:
-        super().__init__(f"{what} of seed {who[0]}'s peer {who[1]} is NaN or infinite")
-        self.what, self.who = what, who
+    def __init__(self, quantity: str, learner: SeedPeer) -> None:
+        seed, peer = learner
+        super().__init__(f"{quantity} of seed {seed}'s peer {peer} is NaN or infinite")
+        self.quantity, self.learner = quantity, learner
 
 
-class Checks:
-    """Checks of an iteration, of the learners `who`: on the CPU each at once.
+class NanGuard:
+    """Check the quantities of an iteration; on the CPU, immediately.
 
-    On a GPU, which would have to be waited for, they are read when they are settled: what follows
-    a NaN is then wasted, but nothing of it is kept.
+    On a GPU, checks are deferred to `check_pending` at the end of the iteration, to avoid a
+    synchronization for each; an iteration that hits a NaN is then discarded.
     """
 
-    def __init__(self, who: Sequence[Who], device: torch.device) -> None:
-        self.who, self.at_once = who, device.type == "cpu"
-        self.seen: list[tuple[str, Tensor]] = []
+    def __init__(self, learners: Sequence[SeedPeer], device: torch.device) -> None:
+        self.learners, self.at_once = learners, device.type == "cpu"
+        self.pending: list[tuple[str, Tensor]] = []
 
-    def require(self, what: str, value: Tensor) -> None:
-        """Raise NonFinite, now or later, of the learner that a quantity [N, ...] went wrong in."""
+    def require(self, quantity: str, value: Tensor) -> None:
+        """Raise NonFinite, now or in `check_pending`, if a value [N, ...] is not finite."""
         good = torch.isfinite(value)
-        self.seen.append((what, good.flatten(1).all(1) if good.ndim > 1 else good))
+        self.pending.append((quantity, good.flatten(1).all(1) if good.ndim > 1 else good))
         if self.at_once:
-            self.settle()
+            self.check_pending()
 
-    def settle(self) -> None:
-        """Raise NonFinite of the first quantity that went wrong, if any did."""
-        seen, self.seen = self.seen, []
-        if not seen:
+    def check_pending(self) -> None:
+        """Raise NonFinite for the first quantity that is not finite, if any."""
+        pending, self.pending = self.pending, []
+        if not pending:
             return
-        found = torch.stack([good for _, good in seen]).tolist()
-        for (what, _), good in zip(seen, found, strict=True):
+        results = torch.stack([good for _, good in pending]).tolist()  # one synchronization
+        for (quantity, _), good in zip(pending, results, strict=True):
             if not all(good):
-                raise NonFinite(what, self.who[good.index(False)])
+                raise NonFinite(quantity, self.learners[good.index(False)])

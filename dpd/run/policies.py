@@ -1,4 +1,4 @@
-"""The policies of a run on disk: each learner's last and best."""
+"""Policy files of a run: the last and the best policy of every learner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dpd.policies.metadata import PolicyMeta
 
 
 class PolicySaver:
-    """Writes every learner's last and best policy with where it came from."""
+    """Write every learner's last and best policy, with their provenance."""
 
     def __init__(
         self,
@@ -51,29 +51,28 @@ class PolicySaver:
         return {"best": self.best}
 
     def load_state(self, state: State) -> None:
-        """Put them back."""
+        """Restore the best evaluations."""
         put_back(self.state(), state)
 
     def path(self, n: int, is_best: bool = False) -> Path:
-        """Return the file of learner n's last policy, or of its best."""
+        """Return the file of learner n's last policy, or of its best one."""
         return self.dir / f"{policy_name(self._learner(n), is_best)}.safetensors"
 
     def _learner(self, n: int) -> str:
-        seed, peer = self._who(n)
+        seed, peer = self._seed_and_peer(n)
         return learner_name(seed, self.names[peer])
 
     def files(self) -> list[Path]:
         """Return the files written so far, learner by learner."""
-        every = [self.path(n, s) for n in range(self.n) for s in (False, True)]
-        return [f for f in every if f.exists()]
+        paths = [self.path(n, is_best) for n in range(self.n) for is_best in (False, True)]
+        return [path for path in paths if path.exists()]
 
-    def _who(self, n: int) -> tuple[int, int]:
-        """Return the seed and the peer of learner n."""
+    def _seed_and_peer(self, n: int) -> tuple[int, int]:
         group, peer = divmod(n, self.config.run.peers)
         return self.config.run.seed + group, peer
 
     def save(self, steps: int, returns: Tensor) -> None:
-        """Write all policies, and those whose evaluation [N] is their best so far."""
+        """Write the last policies, and a best one if its evaluation, returns [N], is a record."""
         for n, value in enumerate(returns.tolist()):
             self._write(n, self.path(n), steps, value)
             if self.config.run.keep_checkpoints:
@@ -84,12 +83,12 @@ class PolicySaver:
                 self._write(n, self.path(n, is_best=True), steps, value)
 
     def save_last(self, steps: int) -> None:
-        """Write all policies as they are."""
+        """Write the current policies, without an evaluation."""
         for n in range(self.n):
             self._write(n, self.path(n), steps, None)
 
     def _write(self, n: int, path: Path, steps: int, value: float | None) -> None:
-        run, (seed, peer) = self.config.run, self._who(n)
+        run, (seed, peer) = self.config.run, self._seed_and_peer(n)
         stack, tensors = self.export(n)
         algo = stack.algo
         meta = PolicyMeta(
@@ -114,11 +113,11 @@ class PolicySaver:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the working directory, if it is in a repository."""
+    """Return the commit of the working directory; None outside a repository."""
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None

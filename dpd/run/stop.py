@@ -1,4 +1,4 @@
-"""Stopping in order: the first signal asks, the second insists."""
+"""Graceful stop: the first signal lets the iteration finish, the second stops at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """The run is to end now; `status` is what the process exits with."""
+    """The run must end now; the process exits with `status`."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -21,7 +21,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Note SIGINT and SIGTERM while inside; the second one raises Stopped wherever it arrives."""
+    """Record SIGINT or SIGTERM within a `with` block; the second signal raises Stopped at once."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -31,9 +31,9 @@ class StopRequest:
         if self.signum is not None:
             raise Stopped(signum)
         self.signum = signum
-        # Not through the console: the signal may have come in the middle of its drawing.
+        # Bypass the console: the signal may have interrupted its drawing.
         with suppress(OSError):
-            os.write(2, b"\nfinishing the iteration to save it; once more stops at once\n")
+            os.write(2, b"\nfinishing the iteration to save it; a second signal stops at once\n")
 
     def __enter__(self) -> Self:
         self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}

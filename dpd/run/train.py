@@ -1,4 +1,4 @@
-"""`dpd train`: the loop, and how it begins and ends."""
+"""`dpd train` and `dpd distill`: start or resume a run, the training loop, and its end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from dpd.config import TrainConfig
 from dpd.envs.physics import n_cores
 from dpd.errors import BadInput
 from dpd.log.log import RunLog
-from dpd.log.naming import peer_names, spoken
+from dpd.log.naming import display_names, peer_names
 from dpd.log.terminal import make_console
-from dpd.run.directory import RunDir, held, run_path
+from dpd.run.directory import RunDir, locked, run_path
 from dpd.run.episodes import EvaluationStopped
 from dpd.run.nan_guard import NonFinite
 from dpd.run.stop import Stopped, StopRequest
-from dpd.run.summary import StudentReport, know_teacher, report, say_where, start_facts, title
+from dpd.run.summary import (
+    StudentReport,
+    measure_teacher,
+    print_paths,
+    report_run,
+    start_facts,
+    title,
+)
 from dpd.run.torchrun import launched, train_ranks
 from dpd.run.training import Training
 from dpd.run.workers import follow_parent, part_number, share, supervise
@@ -29,7 +36,7 @@ TOO_LARGE = "the GPU's memory is too small for this run; lower --n-envs, --seeds
 
 
 def train(config: TrainConfig, report_students: StudentReport | None = None) -> int:
-    """Train, show progress and save policies, or resume a run.
+    """Start or resume a run, train to its end, and report the results.
 
     `report_students` compares students with their teacher at the end of `dpd distill`. Returns the
     exit status: 0, 130 after Ctrl-C, 143 after SIGTERM, 3 after a NaN.
@@ -44,32 +51,32 @@ def train(config: TrainConfig, report_students: StudentReport | None = None) -> 
         return train_part(config, run_path(config), part, console)
     training = make_training(config)
     if config.run.resume is None:
-        training.begin()  # before the directory: what is refused leaves nothing behind
-    with held(path := run_path(config)):
+        training.begin()  # before the directory exists: a refused run leaves nothing behind
+    with locked(path := run_path(config)):
         run = RunDir(path, config, training)
         if config.run.resume is None:
             run.begin()
-        elif not go_on(run, console):
+        elif not load_latest(run, console):
             return 0
-        know_teacher(path, training.teacher, config, console)
-        status = see_through(run, console, is_new=config.run.resume is None)
+        measure_teacher(path, training.teacher, config, console)
+        status = run_to_end(run, console, is_new=config.run.resume is None)
         if status == 0:
-            report(config, path, console, report_students)
-        say_where(config, path, console)
+            report_run(config, path, console, report_students)
+        print_paths(config, path, console)
         return status
 
 
 def train_part(config: TrainConfig, path: Path, part: int, console: Console) -> int:
-    """Train a share of a run's seeds in a directory that another process holds."""
+    """Train a worker's share of the seeds, in a directory that another process has locked."""
     config = share(config, part)
     run = RunDir(path, config, make_training(config), part)
-    return see_through(run, console, is_new=False) if go_on(run, console) else 0
+    return run_to_end(run, console, is_new=False) if load_latest(run, console) else 0
 
 
 def make_training(config: TrainConfig) -> Training:
-    """Give torch its threads, and put a run's parts together.
+    """Set torch's number of threads, then make the parts of a run.
 
-    In this order: the parameters' first values are rounded otherwise on another number of threads.
+    The order matters: rounding of the initial parameters depends on the number of threads.
     """
     torch.set_num_threads(config.run.threads or learner_threads(config))
     try:
@@ -78,8 +85,8 @@ def make_training(config: TrainConfig) -> Training:
         raise BadInput(TOO_LARGE) from error
 
 
-def go_on(run: RunDir, console: Console) -> bool:
-    """Load the newest checkpoint; say whether there is anything left to do."""
+def load_latest(run: RunDir, console: Console) -> bool:
+    """Load the newest checkpoint; return False if the run is already complete."""
     run.resume(lambda line: console.print(line, soft_wrap=True, highlight=False))
     if run.training.iteration < run.config.iterations or run.training.evaluation_due:
         return True
@@ -87,31 +94,31 @@ def go_on(run: RunDir, console: Console) -> bool:
     return False
 
 
-def see_through(run: RunDir, console: Console, is_new: bool) -> int:
-    """Train to the end of the budget, or of the run; return the exit status."""
+def run_to_end(run: RunDir, console: Console, is_new: bool) -> int:
+    """Train until the step budget is used or the run stops; return the exit status."""
     start_step = None if is_new else run.training.steps
     try:
-        while (status := train_on(run, console, start_step)) is None:
+        while (status := run_once(run, console, start_step)) is None:
             start_step = run.training.steps
     except Stopped as stopped:
         return stopped.status
     except torch.OutOfMemoryError as error:
-        raise BadInput(f"{TOO_LARGE}; {run.resume_command} goes on with what there is") from error
+        raise BadInput(f"{TOO_LARGE}; to resume the run: {run.resume_command}") from error
     except NotRecorded as error:
-        again = f"{run.resume_command} --no-record-updates"
-        raise BadInput(f"{error}; {again} goes on without recordings") from error
+        command = f"{run.resume_command} --no-record-updates"
+        raise BadInput(f"{error}; to resume without CUDA graphs: {command}") from error
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{error.strerror or error}; when this is mended, {run.resume_command} goes on from "
-            "the last checkpoint",
+            f"{error.strerror or error}; fix this, then resume from the last checkpoint with "
+            f"{run.resume_command}",
             error.filename,
         ) from error
     return status
 
 
-def train_on(run: RunDir, console: Console, start_step: int | None) -> int | None:
-    """Run the loop; return the exit status, or None after a rollback."""
+def run_once(run: RunDir, console: Console, start_step: int | None) -> int | None:
+    """Run the training loop; return the exit status, or None after a rollback."""
     training, config = run.training, run.config
     log = RunLog(
         run.path,
@@ -132,39 +139,42 @@ def train_on(run: RunDir, console: Console, start_step: int | None) -> int | Non
         try:
             loop(run, log, stop)
         except NonFinite as error:
-            log.notice(f"dpd: {named(error, training)}", style="red")
+            log.notice(f"dpd: {nan_message(error, training)}", style="red")
             if not run.can_roll_back():
                 log.notice(
-                    f"to try again from the last checkpoint: {run.resume_command} --on-nan rollback"
+                    f"to retry from the last checkpoint: {run.resume_command} --on-nan rollback"
                 )
                 return 3
-            seed = error.who[0]
+            seed, _ = error.learner
         else:
             if stop.signum is None:
                 return 0
             log.notice(
                 f"stopped at {training.steps:,} steps; the policies are saved; "
-                f"go on with: {run.resume_command}"
+                f"resume with: {run.resume_command}"
             )
             return 128 + stop.signum
     run.roll_back(seed)
-    say = f"back at {training.steps:,} steps: that seed's peers go on at half their learning rate"
-    console.print(say, soft_wrap=True, highlight=False)
+    text = (
+        f"rolled back to {training.steps:,} steps: seed {seed}'s peers continue with half their "
+        "learning rate"
+    )
+    console.print(text, soft_wrap=True, highlight=False)
     return None
 
 
-def named(error: NonFinite, training: Training) -> str:
-    """Word where a NaN came up."""
-    seed, peer = error.who
-    name = spoken(peer_names(training.config))[peer]
+def nan_message(error: NonFinite, training: Training) -> str:
+    """Return the message for a NaN, with the display name of its learner."""
+    seed, peer = error.learner
+    name = display_names(peer_names(training.config))[peer]
     return (
-        f"{error.what} of seed {seed}'s {name} became NaN or infinite "
+        f"{error.quantity} of seed {seed}'s {name} became NaN or infinite "
         f"after {training.steps:,} steps; lower --lr or look at the environment's rewards"
     )
 
 
 def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
-    """Iterate until the budget is used or a stop is asked for; evaluate and save on the way."""
+    """Iterate until the budget is used or a stop is requested; evaluate, log and save."""
     training, config = run.training, run.config
     eval_every = max(1, config.iterations // config.run.evals)
     record_every = -(-config.iterations // config.run.records)
@@ -199,7 +209,7 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
 def evaluate(run: RunDir, log: RunLog, stop: StopRequest) -> Metrics | None:
     """Evaluate the learners and save their policies; return None if a stop cut it short.
 
-    The resumed run then evaluates first.
+    In that case, the resumed run begins with this evaluation.
     """
     training = run.training
     try:
@@ -213,10 +223,11 @@ def evaluate(run: RunDir, log: RunLog, stop: StopRequest) -> Metrics | None:
 
 
 def learner_threads(config: TrainConfig) -> int:
-    """Return how many threads a minibatch can use.
+    """Return how many threads an update can use.
 
-    With less to do, a second one only adds waiting: ten 64-64 learners are 8 % faster on one of two
-    cores (bench/train.py; ten of DDPG by a third, bench/learners.py), twenty 8 % faster on both.
+    For small minibatches, a second thread only adds waiting. Measured on two cores: ten 64-64
+    learners are 8 % faster with one thread (bench/train.py; ten DDPG learners, by a third:
+    bench/learners.py), twenty are 8 % faster with two.
     """
     elements = [
         config.run.seeds * len(stack.peers) * stack.algo.minibatch_size * max(stack.algo.hidden)

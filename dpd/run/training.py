@@ -1,4 +1,4 @@
-"""One run's parts, put together: what an iteration does, and all that its future depends on."""
+"""The stacks of a run, put together: one iteration, evaluation, and the checkpoint state."""
 
 from __future__ import annotations
 
@@ -19,51 +19,52 @@ from dpd.log.log import Metric, Partial
 from dpd.policies import policyfile
 from dpd.policies.memory import MemoryMeta
 from dpd.policies.metadata import PolicyMeta
-from dpd.run.device import find_device, memory_of, prepare
+from dpd.run.device import configure_device, gpu_memory_bytes, require_device
 from dpd.run.episodes import Evaluator
-from dpd.run.nan_guard import Who
-from dpd.run.stack import Clock, Stack, env_seeds
-from dpd.run.teachers import read_teacher, refuse_unfit
+from dpd.run.nan_guard import SeedPeer
+from dpd.run.stack import Clock, LearnerStack, env_seeds
+from dpd.run.teachers import read_run_teacher, refuse_unfit
 
 
 class Training:
-    """A run's parts, put together from its settings.
+    """The stacks of a run, its teachers and its evaluator, made from its settings.
 
-    Outside of the stacks, learners are rows again: row n is peer n % P of seed n // P.
+    Outside the stacks, learners are indexed across the run: row n is peer n % P of seed n // P.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         run = self.run = config.run
         self.config, self.clock = config, Clock()
-        self.device = find_device(run.device)
-        prepare(self.device)
+        self.device = require_device(run.device)
+        configure_device(self.device)
         self.seeds = [run.seed + g for g in range(run.seeds)]
-        self.who: list[Who] = [(seed, peer) for seed in self.seeds for peer in range(run.peers)]
+        self.ids: list[SeedPeer] = [(s, peer) for s in self.seeds for peer in range(run.peers)]
         self.stacks = self._make_stacks()
-        self.places = {who: (stack, n) for stack in self.stacks for n, who in enumerate(stack.who)}
-        self.rows = [torch.tensor([self.who.index(w) for w in s.who]) for s in self.stacks]
+        self.places = {ids: (stack, n) for stack in self.stacks for n, ids in enumerate(stack.ids)}
+        self.rows = [torch.tensor([self.ids.index(i) for i in s.ids]) for s in self.stacks]
         peer_stacks = [stack.peer_stack for stack in self.stacks]
         teacher = None if self.teacher is None else self.teacher.on(self.device)
         for stack in self.stacks:
-            context = Context(stack.agent, run.seeds, run.peers, stack.who, teacher, peer_stacks)
+            context = Context(stack.agent, run.seeds, run.peers, stack.ids, teacher, peer_stacks)
             stack.method = config.distill.build(context)
         self.evaluator = Evaluator(self._make_on_cpu, self.seeds, run.peers, run.eval_episodes)
         self.iteration = 0
-        self.evaluation_due = False  # a stop cut this iteration's evaluation short
+        self.evaluation_due = False  # True if a stop cut this iteration's evaluation short
 
-    def _make_stacks(self) -> list[Stack]:
+    def _make_stacks(self) -> list[LearnerStack]:
         made = []
-        for each in self.config.stacks:
-            who = [(seed, peer) for seed in self.seeds for peer in each.peers]
-            made.append((each, who, self._make(env_seeds(who, each.algo.n_envs))))
+        for config in self.config.stacks:
+            ids = [(seed, peer) for seed in self.seeds for peer in config.peers]
+            made.append((config, ids, self._make(env_seeds(ids, config.algo.n_envs))))
         spec = made[0][2].spec
-        self.teacher = read_teacher(self.config)
+        self.teacher = read_run_teacher(self.config)
         if self.teacher is not None:
             refuse_unfit(self.teacher, self.config, spec)
-        # Before the learners take the memory.
-        self.replay_bytes = self.config.replay_bytes(spec, memory_of(self.device))
+        # Check the size of the replays before the learners allocate them.
+        self.replay_bytes = self.config.replay_bytes(spec, gpu_memory_bytes(self.device))
         stacks = [
-            Stack(each, who, env, self._make, self.clock, self.device) for each, who, env in made
+            LearnerStack(config, ids, env, self._make, self.clock, self.device)
+            for config, ids, env in made
         ]
         if not self.run.record_updates:
             for stack in stacks:
@@ -75,25 +76,25 @@ class Training:
         return make(run.env, len(seeds), seeds, run.backend, kwargs, run.threads, self.device)
 
     def _make_on_cpu(self, seeds: list[int]) -> Env:
-        """Make environments to evaluate in: MuJoCo's own physics is the judge."""
+        """Make environments for evaluation, which always uses MuJoCo itself, not warp."""
         run, kwargs = self.run, self.run.parsed_env_kwargs()
         backend = "auto" if run.backend == "warp" else run.backend
         return make(run.env, len(seeds), seeds, backend, kwargs, run.threads)
 
     @property
     def spec(self) -> EnvSpec:
-        """What there is to know of the environment."""
+        """The specification of the environment."""
         return self.stacks[0].env.spec
 
     @property
     def journals(self) -> list[Replay | None]:
-        """The stacks' replays, which are no part of the state."""
+        """The replays of the stacks; they are stored apart from the state."""
         return [stack.agent.journal for stack in self.stacks]
 
     def begin(self) -> None:
-        """Give the learners the policies they start from. Raises BadInput where one does not fit.
+        """Load the policies of --init-from into the learners. Raises BadInput if one does not fit.
 
-        For a run that goes on, they are in its checkpoint.
+        A resumed run has them in its checkpoint instead.
         """
         files = self.run.init_from
         policies = [policyfile.load(file) for file in files]
@@ -105,7 +106,7 @@ class Training:
 
     def _refuse_unfit(self, file: Path, meta: PolicyMeta, stack: StackConfig) -> None:
         algo = stack.algo
-        must = {
+        required = {
             "obs_dim": self.spec.obs_dim,
             "act_dim": self.spec.act_dim,
             "hidden": algo.hidden,
@@ -116,14 +117,14 @@ class Training:
             "state_std": algo.state_std,
             "memory": None,
         }
-        for name, value in must.items():
-            if getattr(meta, name) != value:
+        for name, value in required.items():
+            if (other := getattr(meta, name)) != value:
                 raise BadInput(
-                    f"--init-from {file} has {name} {getattr(meta, name)}, these learners {value}"
+                    f"--init-from {file} has {name} {other}; these learners have {value}"
                 )
 
     def state(self) -> State:
-        """Return all that the run's future depends on; without simulators that can't be copied."""
+        """Return the checkpoint state; simulators are included if the backend can copy them."""
         stacks = {f"stack{k}": stack.state() for k, stack in enumerate(self.stacks)}
         return nest(**stacks) | {
             "iteration": torch.tensor(self.iteration),
@@ -131,7 +132,7 @@ class Training:
         }
 
     def load_state(self, state: State) -> None:
-        """Put a state back; new episodes begin where it holds no simulators."""
+        """Restore a state; if it contains no simulators, new episodes begin."""
         self.iteration = int(state["iteration"])
         self.evaluation_due = bool(state["evaluation_due"])
         for k, stack in enumerate(self.stacks):
@@ -139,34 +140,34 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """Environment steps of one group so far."""
+        """Environment steps of one seed's peers so far."""
         return self.iteration * self.config.steps_per_iteration
 
     def iterate(self) -> dict[str, Metric]:
-        """Collect, learn and distil once; return metrics, [N] or of a stack's learners."""
+        """Collect, learn and distil once; return metrics [N], or of some rows if stacks differ."""
         progress = self.iteration / self.config.iterations
-        found = [stack.iterate(progress) | stack.episodes.metrics() for stack in self.stacks]
+        metrics = [stack.iterate(progress) | stack.episodes.metrics() for stack in self.stacks]
         self.iteration += 1
-        return self._joined(found)
+        return self._joined(metrics)
 
-    def _joined(self, found: list[Metrics]) -> dict[str, Metric]:
-        """Put the metrics of all stacks into rows of the run."""
-        if len(found) == 1:
-            return dict(found[0])
+    def _joined(self, metrics: list[Metrics]) -> dict[str, Metric]:
+        """Assign the metrics of all stacks to rows of the run."""
+        if len(metrics) == 1:
+            return dict(metrics[0])
         joined: dict[str, Metric] = {}
-        for name in dict.fromkeys(name for metrics in found for name in metrics):
-            having = [k for k, metrics in enumerate(found) if name in metrics]
-            rows = torch.cat([self.rows[k] for k in having]).tolist()
-            joined[name] = Partial(rows, torch.cat([found[k][name].double() for k in having]))
+        for name in dict.fromkeys(name for of_stack in metrics for name in of_stack):
+            stacks = [k for k, of_stack in enumerate(metrics) if name in of_stack]
+            rows = torch.cat([self.rows[k] for k in stacks]).tolist()
+            joined[name] = Partial(rows, torch.cat([metrics[k][name].double() for k in stacks]))
         return joined
 
     def retry(self, seed: int, attempt: int) -> None:
-        """Give a seed's learners another chance, after one of them diverged."""
+        """Restart a seed's learners after one of them diverged, with half the learning rate."""
         for stack in self.stacks:
             stack.retry(seed, attempt)
 
     def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [N, K, O] -> [N, K, A]; both are on the CPU."""
+        """Return actions without noise [N, K, A] for raw obs [N, K, O]; both on the CPU."""
         if len(self.stacks) == 1:
             return self.stacks[0].policy.mode(obs.to(self.device)).cpu()
         act = torch.empty(*obs.shape[:2], self.spec.act_dim, dtype=obs.dtype)
@@ -175,34 +176,34 @@ class Training:
         return act
 
     def trouble(self) -> list[str]:
-        """Say what has gone wrong in the simulations."""
+        """Return warnings about the simulations."""
         return [line for stack in self.stacks for line in stack.env.trouble()]
 
     def evaluate(self, stop_requested: Callable[[], bool] = lambda: False) -> Metrics:
         """Evaluate all learners without noise.
 
-        Raises EvaluationStopped if a stop is requested; `evaluation_due` stays true until an
+        Raises EvaluationStopped if a stop is requested; `evaluation_due` remains True until an
         evaluation of this iteration is complete.
         """
         self.evaluation_due = True
         with self.clock("eval"):
-            outcome = self.evaluator(self.mode, self.iteration, stop_requested)
+            episodes = self.evaluator(self.mode, self.iteration, stop_requested)
         self.evaluation_due = False
-        found = torch.tensor(outcome.returns.mean(1))
-        length = torch.tensor(outcome.lengths.mean(1))
-        metrics = {"eval/return": found, "eval/length": length}
-        known = None if self.teacher is None else self.teacher.returns
-        if known is not None and (retained := known.retained(found)) is not None:
+        returns = torch.tensor(episodes.returns.mean(1))
+        lengths = torch.tensor(episodes.lengths.mean(1))
+        metrics = {"eval/return": returns, "eval/length": lengths}
+        reference = None if self.teacher is None else self.teacher.returns
+        if reference is not None and (retained := reference.retained(returns)) is not None:
             metrics["eval/retained"] = retained
         return metrics
 
     def export(self, row: int) -> tuple[StackConfig, Mapping[str, Tensor]]:
-        """Return what kind of learner a row is, and its policy as a policy file holds it."""
-        stack, n = self.places[self.who[row]]
+        """Return the settings of a row's stack, and the tensors of its policy file."""
+        stack, n = self.places[self.ids[row]]
         return stack.config, stack.policy.export(n)
 
     def memory(self, row: int) -> MemoryMeta | None:
-        """Describe the memory beside a row's policy, if it has one."""
-        stack, n = self.places[self.who[row]]
+        """Return the metadata of a row's retrieval memory, if its policy has one."""
+        stack, n = self.places[self.ids[row]]
         deployed = stack.method.policy
         return None if deployed is None else deployed.memory_meta(n)

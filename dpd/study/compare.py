@@ -29,7 +29,7 @@ from dpd.report.stats import (
 )
 from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import evaluate_policy
-from dpd.run.runs import Member, Run, read_run, short_names
+from dpd.run.runs import Run, SavedLearner, read_run, short_names
 
 if TYPE_CHECKING:
     from dpd.study.config import CompareConfig, StudyConfig
@@ -43,7 +43,7 @@ COMPARE_EPISODES = 2_000_003  # keeps these episodes apart from training and `dp
 class EvaluatedPolicy(NamedTuple):
     """A learner's last policy and its returns in the test episodes."""
 
-    member: Member
+    member: SavedLearner
     returns: np.ndarray  # [K]
 
     @property

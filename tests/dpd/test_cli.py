@@ -85,9 +85,12 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--algo", "td3", "--updates-per-step", "0"], "must be positive"),
         (["train", "--algo", "td3", "--seeds", "9999"], "lower --capacity or --seeds"),
         (["train", "--resume", "/nowhere"], "no run to resume"),
-        (["train", "--peer-lr", "1e-3"], "--peer-lr names 1 values for 2 peers"),
+        (["train", "--peer-lr", "1e-3"], "--peer-lr has 1 values for 2 peers"),
         (["train", "--checkpoint-every", "-1"], "must not be negative"),
-        (["train", "--device", "tpu"], "--device is cpu, cuda or as cuda:1, not 'tpu'"),
+        (
+            ["train", "--device", "tpu"],
+            "--device must be cpu, cuda or for example cuda:1, not 'tpu'",
+        ),
         (["train", "Pendulum-v1", "--backend", "warp"], "there is one of HalfCheetah-v5"),
         (["train", "--method", "dpp"], "did you mean dpd"),
         (["train", "--preset", "papper"], "did you mean paper"),
@@ -97,10 +100,10 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--distill.ruler", "return", "--distill.states", "own"], "own states"),
         (["train", "--preset", "modern", "--distill.steps", "9"], "steps does nothing with dose"),
         (["train", "--distill.gate", "hard", "--distill.alpha", "3"], "--distill.gate soft"),
-        (["train", "--distill.students", "2"], "peers count 0 to 1"),
+        (["train", "--distill.students", "2"], "peers are 0 to 1"),
         (["train", "--env-kwargs", "{"], "not JSON"),
         (["train", "--env-kwargs", '{"foo": 1}'], "unexpected keyword argument 'foo'"),
-        (["train", "HalfCheetah-v3"], "can't be made"),
+        (["train", "HalfCheetah-v3"], "has no time limit"),
         (["train", "--config", "/nowhere.json"], "cannot read /nowhere.json"),
         (["train", "--out", "/proc/run"], "give --out another"),
         (["evaluate", "/nowhere"], "does not exist"),
@@ -109,7 +112,7 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["evaluate"], "PATH"),
         (["evaluate", ".", "--episodes", "0"], "--episodes"),
         (["compare", "."], "two PATHs or more"),
-        (["compare", ".", "/nowhere"], "holds no policies"),
+        (["compare", ".", "/nowhere"], "contains no policies"),
         (["compare", "/nowhere", "."], "does not exist"),
         (["compare", ".", "..", "--out", "curves.pdf"], "--out writes a .png file"),
         (["compare", ".", "..", "--out", "no/curves.png"], "no such directory"),
@@ -117,7 +120,7 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["export", "p.safetensors"], "--format"),
         (["export", "p.safetensors", "--format", "onxx"], "onnx"),
         (["export", "p.safetensors", "--format", "torchscript"], "no such file"),
-        (["export", ".", "--format", "dpd"], "takes one policy"),
+        (["export", ".", "--format", "dpd"], "contains no policies"),
     ],
 )
 def test_bad_input_gets_one_line_that_says_what_is_wrong(argv, says, capsys, tmp_path, monkeypatch):
@@ -164,7 +167,9 @@ def test_a_relative_path_in_the_environments_arguments_is_kept_as_an_absolute_on
 
 MODULE = """
 import gymnasium
-gymnasium.register("Mine-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv")
+gymnasium.register(
+    "Mine-v0", "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=500
+)
 """
 
 

@@ -130,7 +130,7 @@ def test_a_students_run_knows_what_it_was_trained_on(tmp_path: Path) -> None:
         assert states.shape == (256, 8)
         run._load_newest()
         (stack,) = training.stacks
-        n = stack.who.index((seed, peer))
+        n = stack.ids.index((seed, peer))
         held = stack.agent.replay.rows[n, ..., :8].flatten(0, 1)  # type: ignore[union-attr]
         assert torch.equal(states.unique(dim=0), held.unique(dim=0))
     assert sorted((out / "checkpoints").iterdir()) == before

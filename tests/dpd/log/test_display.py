@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from dpd.log.display import Board, Display, Pace, Value, duration
+from dpd.log.display import Board, Display, MetricValue, StepRate, duration
 
 TOTAL = 1000
 
@@ -41,7 +41,7 @@ def live(seeds: Sequence[int] = (0,), peers: int = 2) -> tuple[Display, Clock, S
 
 def test_a_plain_line_says_everything_and_never_wraps() -> None:
     display, clock, screen = plain(seeds=(0, 1, 2))
-    values: dict[str, Value] = {
+    values: dict[str, MetricValue] = {
         "train/return": [1234.5, 2.0, 1234.5, 2.0, 9999.0, 3.0],
         "eval/return": [1500.0, 7.0, 1500.0, 7.0, -5.0, 7.0],
         "distill/action_distance": [0.43] * 6,
@@ -106,25 +106,25 @@ def test_a_diverged_loss_is_shown() -> None:
 
 def test_the_first_interval_does_not_count_for_the_pace() -> None:
     clock = Clock()
-    pace = Pace(0, clock)
+    pace = StepRate(0, clock)
     pace.advance(0)
     clock.now = 60.0  # compilation
     pace.advance(100)
-    assert pace.rate is None
+    assert pace.value is None
     clock.now = 61.0
     pace.advance(200)
-    assert pace.rate == pytest.approx(100)
+    assert pace.value == pytest.approx(100)
     assert pace.seconds_left(TOTAL) == pytest.approx(8)
 
 
 def test_the_pace_follows_a_lasting_change_smoothly() -> None:
     clock = Clock()
-    pace, rates, step = Pace(0, clock), [], 0
+    pace, rates, step = StepRate(0, clock), [], 0
     for second in range(300):
         clock.now += 1
         step += 100 if second < 150 else 50
         pace.advance(step)
-        rates.append(pace.rate)
+        rates.append(pace.value)
     assert rates[149] == pytest.approx(100)
     # One slow second among the thirty remembered moves the estimate by 50 / 30.
     assert rates[150] == pytest.approx(100 - 50 / 30, abs=0.1)

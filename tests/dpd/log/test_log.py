@@ -209,7 +209,10 @@ def test_only_a_run_that_ended_well_is_marked_finished(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(OSError, match="log cannot be written") as caught, open_log(tmp_path) as log:
+    with (
+        pytest.raises(OSError, match="cannot write the run's log") as caught,
+        open_log(tmp_path) as log,
+    ):
         size = (tmp_path / "metrics.csv").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, old[1]))
         try:
@@ -224,7 +227,7 @@ def test_a_failed_write_in_tensorboards_thread_is_told_at_the_latest_on_closing(
     tmp_path: Path,
 ) -> None:
     before = set(threading.enumerate())
-    with pytest.raises(OSError, match="log cannot be written"), open_log(tmp_path) as log:
+    with pytest.raises(OSError, match="cannot write the run's log"), open_log(tmp_path) as log:
         log.record(100, {"eval/return": RETURNS})
         shutil.rmtree(tmp_path / "tb")
     for thread in set(threading.enumerate()) - before:
@@ -233,14 +236,14 @@ def test_a_failed_write_in_tensorboards_thread_is_told_at_the_latest_on_closing(
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="log cannot be written"):
+    with pytest.raises(OSError, match="cannot write the run's log"):
         open_log(tmp_path / "file" / "run")
 
 
 def test_a_new_run_does_not_mix_with_an_older_one(tmp_path: Path) -> None:
     with open_log(tmp_path):
         pass
-    with pytest.raises(FileExistsError, match="holds another run"):
+    with pytest.raises(FileExistsError, match="already contains a run"):
         open_log(tmp_path)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpd.cli import parse_run
-from dpd.log.naming import learner_name, parse_policy_name, peer_names, policy_name, spoken
+from dpd.log.naming import display_names, learner_name, parse_policy_name, peer_names, policy_name
 from dpd.run.sources import history_of, is_best
 
 PPO_SAC = ["train", "--method", "none", "--algo", "ppo,sac"]
@@ -34,7 +34,7 @@ def test_peers_are_named_by_what_tells_them_apart(
     command, *flags = argv
     found = peer_names(parse_run(flags, command))
     assert found == names
-    assert words is None or spoken(found) == words
+    assert words is None or display_names(found) == words
 
 
 @pytest.mark.parametrize("peer", ["peer0", "peer12", "64x64", "8x8-peer1", "peer1-sac", "linear"])

@@ -17,8 +17,8 @@ from dpd.agents.ppo import PPO
 from dpd.cli import main
 from dpd.errors import BadInput
 from dpd.files import replacing
-from dpd.run.checkpoint import BadFile, Checkpoints, Facts, read
-from dpd.run.directory import held
+from dpd.run.checkpoint import BadFile, CheckpointInfo, Checkpoints, read
+from dpd.run.directory import locked
 from tests.dpd.run.test_resume import (
     PER_ITERATION,
     assert_same_tensors,
@@ -47,7 +47,7 @@ class Bursting(gymnasium.Env):
         return np.full(2, size, np.float32), 0.0, False, False, {}
 
 
-gymnasium.register("Bursting-v0", "test_rundir:Bursting", max_episode_steps=50)
+gymnasium.register("Bursting-v0", f"{__name__}:Bursting", max_episode_steps=50)
 
 TWO_SEEDS = ("--seeds", "2", "--checkpoint-every", "1e9", "--evals", "3")
 
@@ -96,7 +96,7 @@ def test_rollback_tries_the_whole_group_again_and_leaves_the_others_as_they_were
     assert main(command(calm, *TWO_SEEDS, iterations=6)) == 0
     diverge(monkeypatch, row=2, at=4)  # evaluated, and saved, every 2 iterations: back to 2
     assert main(command(rough, *TWO_SEEDS, "--on-nan", "rollback", iterations=6)) == 0
-    assert f"back at {2 * PER_ITERATION:,} steps" in capsys.readouterr().out
+    assert f"rolled back to {2 * PER_ITERATION:,} steps" in capsys.readouterr().out
     ours, undisturbed = learned(rough), learned(calm)
     assert_same_tensors(rows_of(ours, 0), rows_of(undisturbed, 0))
     tried_again = rows_of(ours, 1)
@@ -112,7 +112,7 @@ def test_rollback_tries_the_whole_group_again_and_leaves_the_others_as_they_were
 def test_a_run_that_keeps_diverging_stops(tmp_path, capsys, monkeypatch):
     diverge(monkeypatch, row=0, at=2, times=100)
     assert main(command(tmp_path, "--on-nan", "rollback", iterations=6)) == 3
-    assert capsys.readouterr().out.count("back at") == 5
+    assert capsys.readouterr().out.count("rolled back to") == 5
     assert torch.isfinite(learned(tmp_path)["training.stack0.agent.nets.flat"]).all()
 
 
@@ -132,14 +132,18 @@ def test_a_second_run_into_one_directory_is_refused(tmp_path, capsys):
             said = capsys.readouterr().err
             assert "in use by another run" in said and str(process.pid) in said
         process.kill()
-    with held(tmp_path):  # a killed run holds nothing
+    with locked(tmp_path):  # a killed run holds nothing
         pass
 
 
 def test_a_directory_is_held_by_one_and_freed_at_the_end(tmp_path):
-    with held(tmp_path), pytest.raises(BadInput, match=f"process {os.getpid()}"), held(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(BadInput, match=f"process {os.getpid()}"),
+        locked(tmp_path),
+    ):
         pass
-    with held(tmp_path):
+    with locked(tmp_path):
         pass
 
 
@@ -155,8 +159,10 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
 
 
-def facts(step: int, score: float | None = None) -> Facts:
-    return Facts(step=step, iteration=step, score=score, rollbacks=0, threads=1, versions={})
+def facts(step: int, score: float | None = None) -> CheckpointInfo:
+    return CheckpointInfo(
+        step=step, iteration=step, score=score, rollbacks=0, threads=1, versions={}
+    )
 
 
 def test_no_checkpoint_goes_before_a_newer_one_is_safe(tmp_path, monkeypatch):
@@ -182,7 +188,7 @@ def test_a_checkpoint_that_is_not_whole_is_never_read(tmp_path, damage):
     data = file.read_bytes()
     flipped = data[:-7] + bytes([data[-7] ^ 1]) + data[-6:]
     file.write_bytes({"cut": data[:-8], "flip": flipped, "empty": b"", "foreign": b"PK"}[damage])
-    with pytest.raises(BadFile, match="is not whole"):
+    with pytest.raises(BadFile, match="is corrupt"):
         read(file)
 
 
@@ -194,7 +200,7 @@ def test_a_file_in_the_way_stops_the_run_with_one_line_and_loses_nothing(tmp_pat
     budget = ["--total-steps", str(4 * PER_ITERATION), "--evals", "4"]
     assert main(["train", "--resume", str(tmp_path), *budget]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"dpd train --resume {tmp_path} goes on" in said
+    assert said.count("\n") == 1 and f"with dpd train --resume {tmp_path}" in said
     (tmp_path / "policies").unlink()
     assert main(["train", "--resume", str(tmp_path), *budget]) == 0
     assert learned(tmp_path)["training.iteration"] == 4
@@ -221,7 +227,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_the_last_checkpoint_loads(t
     assert Path(f"{out}.status").read_text() == "2\n", said
     last = said.splitlines()[-1]
     assert "space" in last and "Traceback" not in said
-    assert f"dpd train --resume {out} goes on from the last checkpoint" in last
+    assert f"resume from the last checkpoint with dpd train --resume {out}" in last
     copy = Path(f"{out}.copy")
     assert torch.isfinite(learned(copy)["training.stack0.agent.nets.flat"]).all()
     more = (int(learned(copy)["training.iteration"]) + 2) * PER_ITERATION
@@ -238,5 +244,5 @@ def test_a_file_that_may_not_grow_stops_the_run_the_same_way(tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 2
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    assert "resume from the last checkpoint" in capsys.readouterr().err
     assert torch.isfinite(learned(tmp_path)["training.stack0.agent.nets.flat"]).all()

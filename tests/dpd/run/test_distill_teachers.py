@@ -18,7 +18,7 @@ from dpd.errors import BadInput
 from dpd.fidelity.policies import n_parameters
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy
-from dpd.run.teachers import foreign_of, read_teacher
+from dpd.run.teachers import foreign_settings, read_run_teacher
 from tests.toy import policies as made
 from tests.toy import zips as foreign
 from tests.toy.runs import ENDS, STUDENT, distil, logged, run, train_teacher
@@ -79,7 +79,7 @@ def test_several_teachers_teach_students_of_several_sizes(
     capsys.readouterr()
     assert main([*argv, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "teacher 1" in said and "students by size, means of 2 seeds" in said
+    assert "teacher 1" in said and "students by size, means and t intervals of 2 seeds" in said
     assert "students.png" in said and "distilling" in said.split("time  ")[1]
     kept = sorted(file.name for file in (out / "teachers").glob("*.safetensors"))
     assert kept == ["teacher00000.safetensors", "teacher00001.safetensors"]
@@ -97,7 +97,7 @@ def test_several_teachers_teach_students_of_several_sizes(
         policy = dpd.load(out / f"policies/{each['policy']}.safetensors")
         assert n_parameters(policy) == each["parameters"] and each["latency_us"] > 0
         assert 0 <= each["agree"] <= 1 and (each["retained"] is not None) == is_better
-    resumed = read_teacher(parse_run(["--resume", str(out)], "distill"))
+    resumed = read_run_teacher(parse_run(["--resume", str(out)], "distill"))
     assert resumed is not None and len(resumed.policies) == 2
     run("--resume", str(out), "--total-steps", "1024")
 
@@ -108,28 +108,28 @@ def test_each_zip_may_have_statistics_of_its_own() -> None:
     )
     paths = [Path("one.zip"), Path("ours.safetensors"), Path("two.zip")]
     run = RunConfig(env="Swimmer-v5")
-    one, ours, two = foreign_of(paths, given, run)
+    one, ours, two = foreign_settings(paths, given, run)
     assert (one.vecnormalize, two.vecnormalize) == (Path("a.npz"), Path("b.npz"))
     assert one.activation == two.activation == "relu" and one.env == "Swimmer-v5"
     assert ours.vecnormalize is ours.activation is None
-    shared = foreign_of(paths, TeacherConfig(teacher_vecnormalize=(Path("a.npz"),)), run)
+    shared = foreign_settings(paths, TeacherConfig(teacher_vecnormalize=(Path("a.npz"),)), run)
     assert [each.vecnormalize for each in shared] == [Path("a.npz"), None, Path("a.npz")]
     with pytest.raises(BadInput, match="names 2 files for 1 zips; give one for all, or one for"):
-        foreign_of(paths[:2], given, run)
+        foreign_settings(paths[:2], given, run)
 
 
 def test_a_kept_teacher_that_is_gone_is_missed(files: Path, tmp_path: Path) -> None:
     out = distil(tmp_path / "run", files / "run", *STUDENT, steps=128)
     shutil.rmtree(out / "teachers")
     with pytest.raises(BadInput, match="teachers holds no teacher"):
-        read_teacher(parse_run(["--resume", str(out)], "distill"))
+        read_run_teacher(parse_run(["--resume", str(out)], "distill"))
 
 
 # --- Bad input ---
 
 PROGRESSIVE = ["--method", "progressive"]
 BAD: dict[str, tuple[list[str], str]] = {
-    "no teacher": (["Swimmer-v5"], "dpd distill needs --teacher FILE"),
+    "no teacher": (["Swimmer-v5"], "dpd distill needs --teacher PATH"),
     "no such file": (["Swimmer-v5", "--teacher", "/nowhere"], "/nowhere does not exist"),
     "another environment": (
         ["Swimmer-v5", "--teacher", "{hopper}"],
@@ -194,11 +194,11 @@ BAD: dict[str, tuple[list[str], str]] = {
             "--teacher",
             "{ppo}",
         ],
-        "--student-sizes are of one algorithm",
+        "--student-sizes needs a single algorithm",
     ),
     "more sizes than peers": (
         ["--student-sizes", "4,8", "--peers", "3", "--teacher", "{ppo}"],
-        "--sizes names 2 values for 3 peers",
+        "--sizes has 2 values for 3 peers",
     ),
     "an unknown method": (["--method", "dager", "--teacher", "{ppo}"], "did you mean dagger"),
 }
@@ -226,7 +226,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing_behind(
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--method", "bc"], "method bc is one of dpd distill"),
+        (["--method", "bc"], "method bc belongs to dpd distill"),
         (["--algo", "student"], "students learn from a teacher alone; see dpd distill --help"),
         (["--algo", "ppo,student", "--method", "none"], "see dpd distill --help"),
         (["--teacher", "p.safetensors"], "--teacher"),
@@ -249,7 +249,7 @@ def test_a_run_of_the_other_command_is_refused_with_the_right_one(
     for command, other, path in (("distill", "train", trained), ("train", "distill", distilled)):
         assert main([command, "--resume", str(path)]) == 2
         said = capsys.readouterr().err
-        assert f"{path} is a run of dpd {other}; go on with it by dpd {other} --resume " in said
+        assert f"{path} is a run of dpd {other}; resume it with dpd {other} --resume " in said
         assert said.count("\n") == 1
     assert f"--resume '{distilled}'" in said  # as a shell reads it
 

@@ -6,7 +6,7 @@ import torch
 from dpd.agents.config import SACConfig
 from dpd.agents.replay import Replay
 from dpd.agents.rollout import Rollout
-from dpd.run.checkpoint import BadFile, Checkpoints, Facts, JournalFiles
+from dpd.run.checkpoint import BadFile, CheckpointInfo, Checkpoints, JournalFiles
 
 CONFIG = SACConfig(capacity=10, n_envs=1, n_steps=2, minibatch_size=1, learning_starts=0)
 
@@ -28,8 +28,10 @@ def numbers(memory: Replay) -> list[float]:
     return memory.since(0)[0, :, 0, 0].tolist()
 
 
-def facts(step: int, score: float | None = None) -> Facts:
-    return Facts(step=step, iteration=step, score=score, rollbacks=0, threads=1, versions={})
+def facts(step: int, score: float | None = None) -> CheckpointInfo:
+    return CheckpointInfo(
+        step=step, iteration=step, score=score, rollbacks=0, threads=1, versions={}
+    )
 
 
 def names(kept: Checkpoints) -> list[str]:
@@ -84,5 +86,5 @@ def test_a_replay_that_lacks_a_file_is_refused(tmp_path):
         add(memory, 3)
         kept.save({}, facts(memory.total), [memory])
     (kept.dir / JournalFiles(kept.dir).segments()[0].name).unlink()
-    with pytest.raises(BadFile, match="lacks 1 files of the replay"):
+    with pytest.raises(BadFile, match="lacks 1 replay files"):
         kept.load_newest(lambda state: None, [replay()])

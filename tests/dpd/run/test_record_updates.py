@@ -48,5 +48,5 @@ def test_what_can_not_be_recorded_is_said_in_one_line_and_goes_on_without(
     assert main(["train", *FEW, *ENDS, "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "it is not permitted" in said
-    assert f"dpd train --resume {out} --no-record-updates goes on" in said
+    assert f"without CUDA graphs: dpd train --resume {out} --no-record-updates" in said
     assert main(["train", "--resume", str(out), "--no-record-updates"]) == 0

@@ -248,7 +248,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, caps
     capsys.readouterr()
     assert main(["train", "--resume", str(parts)]) == 0
     said = capsys.readouterr().out
-    assert f"{newest} is not whole" in said
+    assert f"{newest} is corrupt" in said
     assert f"resumed at {3 * PER_ITERATION:,} steps" in said
     assert_same(whole, parts)
 

@@ -55,7 +55,7 @@ def test_policies_are_found_in_runs_and_folders(model, tmp_path):
     assert find_policies(path) == [path]
     assert find_policies(ours.parent) == [ours]
     (tmp_path / "policies").mkdir()
-    with pytest.raises(BadInput, match="is no run"):
+    with pytest.raises(BadInput, match="is not a run directory"):
         find_policies(tmp_path)
     (tmp_path / "policies" / "a.safetensors").touch()
     assert find_policies(tmp_path) == [tmp_path / "policies" / "a.safetensors"]

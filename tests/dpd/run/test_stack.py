@@ -34,7 +34,7 @@ def test_ages_are_uniform_and_a_learners_own_whoever_stands_beside_it() -> None:
 def test_staggered_environments_are_cut_at_times_of_their_own() -> None:
     staggered, plain = training("--stagger"), training()
     (stack,) = staggered.stacks
-    ages = np.floor(1000 * first_ages(stack.who, 8)).astype(int)
+    ages = np.floor(1000 * first_ages(stack.ids, 8)).astype(int)
     assert stack.env.snapshot()["elapsed"].tolist() == ages.tolist()
     assert torch.equal(stack.obs, plain.stacks[0].obs)  # their states are as ever
     assert not plain.stacks[0].env.snapshot()["elapsed"].any()
@@ -52,7 +52,7 @@ def test_environments_that_cannot_be_copied_are_staggered_again_at_a_resume() ->
     run.iterate()
     run.load_state(state | {"iteration": torch.tensor(5)})
     (stack,) = run.stacks
-    ages = np.floor(1000 * first_ages(stack.who, 2, 5)).astype(int)
+    ages = np.floor(1000 * first_ages(stack.ids, 2, 5)).astype(int)
     limits = [env.get_wrapper_attr("_elapsed_steps") for env in stack.env._envs.envs]  # type: ignore[attr-defined]
     assert limits == ages.tolist()
     assert stack.episodes.skipped.all()

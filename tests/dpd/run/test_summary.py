@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from dpd.cli import parse_run
-from dpd.run.summary import say_where, time_shares
+from dpd.run.summary import print_paths, time_shares
 
 
 def test_shares_of_the_time_are_those_of_all_records_and_processes(tmp_path: Path) -> None:
@@ -30,5 +30,5 @@ def test_a_run_whose_processes_were_stopped_before_their_first_record_says_where
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = parse_run(["--seeds", "2", "--workers", "2"], "train")
-    say_where(config, tmp_path, Console())
+    print_paths(config, tmp_path, Console())
     assert capsys.readouterr().out == f"TensorBoard  tensorboard --logdir {tmp_path / 'tb'}\n"

@@ -35,7 +35,7 @@ def test_what_the_first_process_refuses_ends_all(tmp_path) -> None:
     (tmp_path / "config.json").write_text("{}")
     refused = torchrun(*command(tmp_path, "--seeds", "2", *QUICK, iterations=3))
     assert refused.returncode != 0
-    assert "already holds a run" in refused.stderr
+    assert "already contains a run" in refused.stderr
     assert "the first process refused the run" in refused.stderr
 
 

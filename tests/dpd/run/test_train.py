@@ -80,7 +80,7 @@ def test_evaluate_reads_run_directories_and_files(run_dir, capsys):
 def test_a_directory_that_holds_a_run_is_refused(run_dir, capsys):
     before = (run_dir / "metrics.csv").read_bytes()
     assert main(["train", "Swimmer-v5", *SMALL, "--out", str(run_dir)]) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
     assert (run_dir / "metrics.csv").read_bytes() == before
 
 

@@ -113,7 +113,7 @@ def test_the_settings_are_read_back_from_the_file(run_dir: Path) -> None:
         (["--algo", "ppo,sac,td3", "--peers", "2"], "names 3 peers and --peers 2"),
         (["--algo", "ppo,dqn"], "unknown algorithm 'dqn'"),
         (["--algo", "sac,td3", "--peer0.peer-lr", "1e-3", "1e-3"], "give --peer0.lr"),
-        (["--algo", "sac,td3", "--peer0.share-replay"], "--share-replay is for peers of one"),
+        (["--algo", "sac,td3", "--peer0.share-replay"], "--share-replay needs peers of one"),
         (["--algo", "ppo,sac", "--preset", "paper"], "preset paper is not for ppo,sac; give"),
         (["--algo", "ppo,sac", "--preset", "modern", "--peer1.lr", "0"], "dpd: peer1: lr must be"),
         (["--algo", "sac", "--lr", "0"], "dpd: lr must be positive"),

@@ -115,28 +115,28 @@ def test_a_part_that_fails_is_named_with_what_it_said(tmp_path, capfd):
     flags = (*THREE, "--workers", "2", "--lr", "1e30")
     assert main(command(tmp_path, *flags, iterations=3)) == 3
     said = capfd.readouterr().out
-    assert "part 0 left with 3" in said and "part 1 left with 3" in said
+    assert "worker 0 exited with status 3" in said and "worker 1 exited with status 3" in said
 
 
 def test_progress_is_read_as_it_is_written(tmp_path):
     config = parse_train(["Swimmer-v5", *THREE, "--workers", "2"])
     progress = Progress(config, tmp_path)
-    assert not progress.look()
+    assert not progress.read_new()
     first, second = tmp_path / "metrics.csv", tmp_path / "metrics-1.csv"
     first.write_text("step,seed,peer,metric,value\n100,5,1,train/return,2.5\n200,4,0,train/re")
-    assert progress.look() and progress.step == 0
+    assert progress.read_new() and progress.step == 0
     second.write_text("step,seed,peer,metric,value\n100,6,0,train/return,7\n100,,,time/x,3\n")
-    assert progress.look() and progress.step == 100
+    assert progress.read_new() and progress.step == 100
     with first.open("a") as file:
         file.write("turn,1\n")
-    assert progress.look() and not progress.look()
+    assert progress.read_new() and not progress.read_new()
     board = Board([4, 5, 6], 2)
     board.update(progress.values)
     # rows: seed 4 peers 0 1, seed 5 peers 0 1, seed 6 peers 0 1
     assert str(board.latest["train/return"]) == "[1.0, None, None, 2.5, 7.0, None]"
     assert board.latest["time/x"] == 3
     first.write_text("step,seed,peer,metric,value\n50,4,0,train/return,9\n")  # cut back
-    assert progress.look() and progress.step == 50
+    assert progress.read_new() and progress.step == 50
 
 
 def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path, capsys):

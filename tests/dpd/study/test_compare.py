@@ -14,7 +14,7 @@ from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy, load
 from dpd.report.stats import NARROW
 from dpd.run.episodes import episode_seeds
-from dpd.run.runs import Curve, Member, Run
+from dpd.run.runs import ReturnsByStep, Run, SavedLearner
 from dpd.study.compare import (
     RANGE,
     EvaluatedPolicy,
@@ -161,7 +161,7 @@ def replicate(*evaluations: float | None, seed: int = 0) -> Replicate:
     none = cast(Policy, None)
     returns = np.array([5.0, 15.0])
     peers = [
-        EvaluatedPolicy(Member(seed, k, Path(), none, value), returns + 10 * k)
+        EvaluatedPolicy(SavedLearner(seed, k, Path(), none, value), returns + 10 * k)
         for k, value in enumerate(evaluations)
     ]
     return Replicate(seed, peers)
@@ -182,7 +182,7 @@ def test_the_best_peer_is_chosen_by_training_and_not_by_the_test(
     assert (None if chosen is None else chosen.member.peer) == best
 
 
-def result(curve: Curve, n_seeds: int) -> RunResult:
+def result(curve: ReturnsByStep, n_seeds: int) -> RunResult:
     """Make a run with a curve; each seed scores 15."""
     replicates = [replicate(1.0, 2.0, seed=s) for s in range(n_seeds)]
     members = tuple(p.member for r in replicates for p in r.peers)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from dpd.cli import main, parse_train
 from dpd.policies.policyfile import Policy
-from dpd.run.runs import Member, Run
+from dpd.run.runs import Run, SavedLearner
 from dpd.study import study as command
 from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult
 from dpd.study.config import ARMS, StudyConfig
@@ -154,7 +154,7 @@ def test_arms_differ_from_the_subject_in_what_they_are_for_alone(algo: Any) -> N
 
 def made(arm: str, scores: list[float]) -> RunResult:
     """Make the result of an arm with one peer whose seeds have these scores."""
-    members = [Member(s, 0, Path(), cast(Policy, None), None) for s in range(len(scores))]
+    members = [SavedLearner(s, 0, Path(), cast(Policy, None), None) for s in range(len(scores))]
     run = Run(path=Path(), name=arm, members=tuple(members), budget=None, records=None)
     played = [EvaluatedPolicy(m, np.array([x])) for m, x in zip(members, scores, strict=True)]
     return RunResult(run, [Replicate(p.member.seed, [p]) for p in played])
