@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-Result = TypeVar("Result")
+UpdateResult = TypeVar("UpdateResult")
 """The result of an update: a tensor, or tensors in dicts and tuples."""
 
 
@@ -108,7 +108,7 @@ class Graphs:
         self._record = record
         self._recordings: dict[Hashable, Any] = {}
 
-    def run(self, key: Hashable, work: Callable[..., Result], *args: Tensor) -> Result:
+    def run(self, key: Hashable, work: Callable[..., UpdateResult], *args: Tensor) -> UpdateResult:
         """Run the update known by `key`; the caller owns the results."""
         if not self.enabled:
             return work(*args)
@@ -117,7 +117,7 @@ class Graphs:
             return work(*args)
         if (recording := self._recordings[key]) is None:
             recording = self._recordings[key] = self._record(work, args)
-        result: Result = recording.replay(args)
+        result: UpdateResult = recording.replay(args)
         return result
 
     def forget(self) -> None:
