@@ -107,7 +107,7 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--config", "/nowhere.json"], "cannot read /nowhere.json"),
         (["train", "--out", "/proc/run"], "give --out another"),
         (["evaluate", "/nowhere"], "does not exist"),
-        (["evaluate", "/dev/null"], "no regular file"),
+        (["evaluate", "/dev/null"], "not a regular file"),
         (["evaluate", "/dev/null", "--activation", "swish"], "--activation"),
         (["evaluate"], "PATH"),
         (["evaluate", ".", "--episodes", "0"], "--episodes"),

@@ -38,7 +38,7 @@ def test_a_zip_and_a_policy_file_are_told_apart_by_content(model, tmp_path):
 def test_what_is_called_a_zip_is_read_as_one(tmp_path):
     assert is_zip(tmp_path / "x.zip") and not is_zip(tmp_path / "x")
     (tmp_path / "x.zip").write_bytes(b"none")
-    with pytest.raises(NotAPolicy, match="no Stable-Baselines3 zip"):
+    with pytest.raises(NotAPolicy, match="not a Stable-Baselines3 zip"):
         load_any(tmp_path / "x.zip", foreign())
 
 

@@ -1,4 +1,4 @@
-"""What lies beside a zip: statistics and arguments that it does not hold itself."""
+"""Find the statistics and arguments that a zip lacks in the files around it."""
 
 import shutil
 from collections.abc import Callable
@@ -26,7 +26,7 @@ KINDS = [PPO, SAC, TD3, DDPG]
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
 def checkpoints(request, tmp_path_factory):
-    """What CheckpointCallback leaves of a training with VecNormalize."""
+    """Return the files that CheckpointCallback writes in training with VecNormalize."""
     folder = tmp_path_factory.mktemp("checkpoints")
     norm = VecNormalize(make_vec_env(ENV, seed=0))
     short = {"n_steps": 20, "batch_size": 20} if request.param is PPO else {"buffer_size": 100}
