@@ -146,14 +146,14 @@ def audit_student(
         ratio=ratio,
         retained=kept,
         interval=interval,
-        acts=(teacher.answers(some).act, student.answers(some).act),
+        acts=(teacher.outputs(some).act, student.outputs(some).act),
     )
 
 
 def compare_policies(teacher: ComparedPolicy, student: ComparedPolicy, obs: Tensor) -> Scores:
     """Score a student against its teacher on states [n, O]."""
     has_kl = why_no_kl(teacher.policy.meta, student.policy.meta) is None
-    return score(teacher.answers(obs), student.answers(obs), has_kl)
+    return score(teacher.outputs(obs), student.outputs(obs), has_kl)
 
 
 def generalisation_gap(scores: Mapping[str, Scores]) -> GeneralisationGap:

@@ -143,7 +143,7 @@ class ComparedPolicy:
     """True for the policy that was trained without this teacher."""
 
     @torch.no_grad()
-    def answers(self, obs: Tensor) -> PolicyOutputs:
+    def outputs(self, obs: Tensor) -> PolicyOutputs:
         """Return the policy's outputs on raw states [n, O]."""
         dist = self.policy.dist(obs)
         value = None if self.value is None else self.value(obs)
