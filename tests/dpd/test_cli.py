@@ -111,7 +111,7 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["evaluate", "/dev/null", "--activation", "swish"], "--activation"),
         (["evaluate"], "PATH"),
         (["evaluate", ".", "--episodes", "0"], "--episodes"),
-        (["compare", "."], "two PATHs or more"),
+        (["compare", "."], "at least two PATHs"),
         (["compare", ".", "/nowhere"], "contains no policies"),
         (["compare", "/nowhere", "."], "does not exist"),
         (["compare", ".", "..", "--out", "curves.pdf"], "--out writes a .png file"),
