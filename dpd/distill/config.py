@@ -18,10 +18,10 @@ Schedule = Literal["constant", "linear", "exponential", "first"]
 
 
 def scheduled(kind: Schedule, start: float, until: float, progress: float) -> float:
-    """Return a quantity at `progress` in [0, 1] of a run, that is `start` at its beginning.
+    """Return the value of a schedule at `progress` in [0, 1] of a run; it begins at `start`.
 
-    `linear` falls to zero at `until`; `exponential` to a hundredth of it there, and on; `first` is
-    zero after the first iteration (Ross et al. 2011: the version without parameters).
+    `linear` falls to zero at `until`; `exponential` falls to a hundredth at `until` and continues;
+    `first` is zero after the first iteration (Ross et al. 2011: the parameter-free version).
     """
     match kind:
         case "constant":
@@ -45,12 +45,12 @@ WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "max_weight": ("gate", ("soft",)),
     "peer_share": ("states", ("mixed",)),
 }
-"""Setting -> the other setting, and the values of it, without which it would do nothing."""
+"""Setting -> the setting that must have one of these values, or the first has no effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndependentConfig:
-    """No distillation: peers train side by side; their distance is still logged."""
+    """No distillation: peers train side by side, and their distance is logged."""
 
     PRESETS: ClassVar[Presets] = {}
     COMMAND: ClassVar[str] = "train"
@@ -58,7 +58,7 @@ class IndependentConfig:
     SETTINGS: ClassVar[dict[str, Any]] = {}
 
     def refuse_unfit(self, *learners: Any) -> None:
-        """Raise ValueError where learners of these settings would learn nothing."""
+        """Raise ValueError if learners of these settings would learn nothing."""
         refuse_students(*learners)
 
     def build(self, context: Context) -> Method:
@@ -72,7 +72,7 @@ class IndependentConfig:
 class DPDConfig:
     """Dual policy distillation (Lai et al. 2020), for two peers or more.
 
-    The defaults are the preset `paper`; where one is None, it is the paper's for the algorithm.
+    The defaults are the preset `paper`; None stands for the paper's value for the algorithm.
     """
 
     PRESETS: ClassVar[Presets] = DPD_PRESETS
@@ -81,72 +81,73 @@ class DPDConfig:
     SETTINGS: ClassVar[dict[str, Any]] = {}
 
     ruler: Literal["value", "return", "action", "lcb", "critics"] = "value"
-    """How much better the peer is at a state. `value`: the gap of value functions (the paper).
-    `return`, of PPO: the return the peer really got from there, minus the own value. Of learners
-    with critics of actions: `action`, what the critics of all peers together say of the peer's
-    action minus what they say of the own; `lcb`, the same as far as these critics agree; `critics`,
-    the peer's critic minus the own one, both on the peer's action (2020 code for DDPG)."""
+    """Measure of the peer's advantage at a state. `value`: difference of the two value functions
+    (the paper). `return`, for PPO: the return that the peer got from the state, minus the learner's
+    value. For learners with action critics: `action`, the mean critic's value of the peer's action
+    minus that of the learner's; `lcb`, the same minus the critics' disagreement; `critics`, the
+    peer's critic minus the learner's, both at the peer's action (2020 code for DDPG)."""
     lcb_k: float = 1.0
-    """Deviations between critics that `lcb` subtracts from their mean."""
+    """Standard deviations over critics that `lcb` subtracts from their mean."""
     gate: Literal["soft", "hard", "uniform"] = "soft"
-    """Weight of a state: softmax of the gap (the paper's exponential, mean 1), 1 where the peer is
-    ahead, or 1 everywhere."""
+    """Weight of a state: softmax of the advantage (the paper's exponential, mean 1), 1 where the
+    peer is ahead, or 1 everywhere."""
     alpha: float = 1.0
-    """Sharpness of the soft gate, per unit of `scale` (the paper: in [0.1, 10], on raw gaps). A
-    sharp gate imitates few states: without `max_weight`, of 2,048 about 1,250 count at 1, 50 at 3
-    and 2 at 10. TensorBoard's distill/ess shows the share that counts."""
+    """Sharpness of the soft gate, per unit of `scale` (the paper: 0.1 to 10, on raw advantages). A
+    sharp gate imitates few states: without `max_weight`, the effective sample size of 2,048 states
+    is about 1,250 at 1, 50 at 3 and 2 at 10. TensorBoard shows it as a share, distill/ess."""
     scale: Literal["rms", "reward"] = "rms"
-    """Unit of the gap in the soft gate: its running root mean square, or the learner's running
-    deviation of returns (what the 2020 code's value functions are scaled by)."""
+    """Unit of the advantage in the soft gate: its running root mean square, or the learner's
+    running standard deviation of returns (which scales the 2020 code's value functions)."""
     weight_clip: tuple[float, float] | None = None
-    """Bounds on the soft gate's exponential before it is normalised, in place of `max_weight`
-    (2020 code: 0.01 100)."""
+    """Bounds on the soft gate's exponential before normalization, instead of `max_weight` (2020
+    code: 0.01 100)."""
     max_weight: float | None = 100.0
-    """Largest weight that the soft gate gives a state, where the mean is 1: at least one in so many
-    states counts. What is beyond goes to the next states; None: no bound (the paper)."""
+    """Largest weight of a state in the soft gate, whose mean weight is 1; the excess goes to the
+    states with the next largest weights. 100 keeps the effective sample size above 1 % of the
+    states. None: no bound (the paper)."""
     match_dose: bool = False
     """Give the uniform gate the mean weight that the hard gate would have."""
     control: Literal["none", "shuffled", "reversed", "cancelled"] = "none"
-    """Control experiment: permute the weights over the states, turn the gap's sign, or multiply
-    every distance by every weight, so that the weights cancel (2020 code for DDPG)."""
+    """Control experiment: permute the weights over the states, flip the sign of the advantage, or
+    multiply every distance by every weight, so that the weights cancel (2020 code for DDPG)."""
     divergence: Literal["mse", "kl_forward", "kl_reverse", "nll"] = "mse"
-    """Distance to the target: of the mean actions (the paper), KL(target || student),
-    KL(student || target), or the likelihood of the target's samples."""
+    """Distance to the target: squared error of the mean actions (the paper), KL(target || student),
+    KL(student || target), or -log likelihood of the target's samples."""
     target: Literal["mode", "sample"] = "mode"
-    """What `mse` pulls to: the target's mean action, or a sample of it (2020 code)."""
+    """Action that `mse` compares with: the target's mean action, or a sample of it (2020 code)."""
     states: Literal["peer", "own", "mixed"] = "peer"
-    """Whose states: a uniformly drawn other peer's (the paper), the learner's own, or both."""
+    """Source of the states: a random other peer (the paper), the learner itself, or both."""
     peer_share: float = 0.5
     """Share of the peer's states in `mixed`."""
     memory: int | None = None
-    """States come from each learner's most recent this many; 0: from PPO's current iteration, or
-    from the whole replay. None: from the current iteration, or the most recent 1,000 (paper). With
-    a replay and the dose `loss`, own states are those of the learner's minibatch instead."""
+    """Number of most recent states per learner to draw from. 0: PPO's current iteration, or the
+    whole replay. None: PPO's current iteration, or the most recent 1,000 states (the paper). With a
+    replay and the dose `loss`, the learner's own states are those of its minibatch instead."""
     dose: Literal["step", "shared", "loss"] = "step"
-    """Own gradient steps with an Adam of their own (the paper), the same through the learner's
-    Adam (2020 code), or a term inside the learner's loss. With a replay, the term has new states,
-    targets and weights in every update: as many states as the learner's minibatch."""
+    """Separate gradient steps with their own Adam (the paper), separate steps through the learner's
+    Adam (2020 code), or a term in the learner's loss. With a replay, the term has new states,
+    targets and weights in every update, as many states as the learner's minibatch."""
     lr: float | None = None
-    """Learning rate of the own Adam. None: 1e-5 for PPO, else 1e-4 (paper)."""
+    """Learning rate of the dose `step`. None: 1e-5 for PPO, else 1e-4 (the paper)."""
     steps: int | None = None
-    """Gradient steps per iteration. None: 40 for PPO, which with 256 of 2048 states each are five
-    passes over the peer's states beside PPO's ten over the own (the paper names no number); else
-    one for each update of the learner (paper)."""
+    """Gradient steps per iteration. None: 40 for PPO, which with 256 of 2,048 states each are five
+    passes over the peer's states next to PPO's ten over its own (the paper gives no number); else
+    one for each update of the learner (the paper)."""
     batch_size: int | None = None
-    """States per gradient step. None: 256 for PPO, else 64 (paper)."""
+    """States per gradient step. None: 256 for PPO, else 64 (the paper)."""
     coef: float = 1.0
-    """Weight of the term, for the doses that share the learner's Adam."""
+    """Weight of the distillation loss, for the doses that use the learner's Adam."""
     max_grad_norm: float | None = None
     """Bound on the gradient norm of a distillation step. None: 0.5 for PPO, else no bound (2020
     code)."""
     every: int = 1
-    """Distil in every this many iterations."""
+    """Distil in every n-th iteration."""
     warmup: float = 0.0
     """Share of the run before distillation begins."""
     schedule: Literal["constant", "linear"] = "constant"
-    """Dose over the rest of the run: as it is, or falling to zero."""
+    """Dose over the rest of the run: constant, or falling linearly to zero."""
     students: tuple[int, ...] | None = None
-    """Peers that distil; None: all. One of two makes it one-way."""
+    """Numbers of the peers that imitate; None: all. One of two peers makes it one-way."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "steps", "batch_size", "max_grad_norm", "every", "alpha", "coef"):
@@ -162,7 +163,7 @@ class DPDConfig:
         self._refuse_idle_settings()
 
     def _refuse_idle_settings(self) -> None:
-        """Raise where a setting could have no effect, rather than let it seem to."""
+        """Raise ValueError for a setting that would have no effect."""
         refuse(self._idle())
         for setting, (name, values) in WHERE_IT_MATTERS.items():
             changed = getattr(self, setting) != getattr(type(self), setting)
@@ -173,7 +174,7 @@ class DPDConfig:
                 )
 
     def _idle(self) -> dict[str, bool]:
-        """Say of every combination that has no effect whether it is given."""
+        """Map every combination of settings without effect to whether it is given."""
         return {
             "coef under an Adam of its own cancels; set distill.lr, or --distill.dose loss": (
                 self.dose == "step" and self.coef != 1
@@ -203,7 +204,7 @@ class DPDConfig:
         }
 
     def refuse_unlike_discounts(self, gammas: Sequence[float]) -> None:
-        """Raise ValueError where the ruler would compare values of peers of unlike discounts."""
+        """Raise ValueError if the ruler would compare values of peers with different discounts."""
         if self.ruler not in ("action", "lcb") and len(set(gammas)) > 1:
             raise ValueError(
                 f"distill.ruler {self.ruler} compares values of peers whose gamma is unlike; give "
@@ -211,7 +212,7 @@ class DPDConfig:
             )
 
     def refuse_unfit(self, *learners: Any) -> None:
-        """Raise ValueError where stacks of these settings lack what this asks of them."""
+        """Raise ValueError if learners of these settings lack what the method needs."""
         refuse_students(*learners)
         for each in learners:
             self.refuse_unlike_discounts(each.peer_gamma)
@@ -248,13 +249,13 @@ class DPDConfig:
             self._refuse_unlike(learners)
 
     def _refuse_unlike(self, learners: Sequence[PPOConfig | OffPolicyConfig]) -> None:
-        """Raise ValueError where peers differ too much for what this compares."""
+        """Raise ValueError if peers differ too much for the ruler or the divergence."""
         self.refuse_unlike_discounts([each.gamma for each in learners])
         kinds = {type(each) for each in learners}
         refuse(
             {
-                f"ruler {self.ruler} compares value functions of unlike algorithms, which are not "
-                "of the same thing: give --distill.ruler action": (
+                f"ruler {self.ruler} compares value functions of unlike algorithms, which "
+                "estimate different quantities: give --distill.ruler action": (
                     self.ruler == "value" and len(kinds) > 1
                 ),
                 "ruler critics compares critics of unlike peers: give --distill.ruler action or "
@@ -277,13 +278,13 @@ class DPDConfig:
 
 
 def refuse_students(*learners: Any) -> None:
-    """Raise ValueError where there are learners that learn from no reward."""
+    """Raise ValueError if a learner does not learn from rewards."""
     if any(isinstance(each, StudentConfig) for each in learners):
         raise ValueError("students learn from a teacher alone; see dpd distill --help")
 
 
 def refuse(wrong: Mapping[str, bool]) -> None:
-    """Raise ValueError that says which of these things about the settings is so."""
+    """Raise ValueError with the first message whose condition holds."""
     for what, is_so in wrong.items():
         if is_so:
             raise ValueError(f"distill.{what}")
@@ -300,28 +301,28 @@ Divergence = Literal["kl_forward", "kl_reverse", "mse", "nll"]
 
 @dataclass(frozen=True, kw_only=True)
 class TeachingConfig:
-    """What all methods with a teacher share."""
+    """Settings shared by all methods with a teacher."""
 
     PRESETS: ClassVar[Presets] = {}
     COMMAND: ClassVar[str] = "distill"
     LEARNERS: ClassVar[tuple[type[Learner], ...]] = (StudentConfig,)
-    """Learners it can move."""
+    """Kinds of learners that the method can teach."""
     ALGO: ClassVar[str] = "student"
-    """Algorithm of the learners, unless one is named."""
+    """Default algorithm of the learners."""
     SETTINGS: ClassVar[dict[str, Any]] = {}
-    """What it gives these learners where nothing else is said, in place of their own defaults."""
+    """Defaults of the learners under this method, instead of their own."""
 
     divergence: Divergence = "kl_forward"
     """Distance to the teacher: KL(teacher || student), KL(student || teacher), the squared error of
-    the mean actions, or the student's -log p of the teacher's samples. Between a policy that
-    squashes its actions and one that does not, only the last two have a meaning."""
+    the mean actions, or the student's -log p of the teacher's samples. Only the last two are
+    defined between a policy that squashes its actions and one that does not."""
 
     def build(self, context: Context) -> Method:
         """Return the method for a stack of learners."""
         raise NotImplementedError
 
     def refuse_unfit(self, *learners: Any) -> None:
-        """Raise ValueError where these learners are not such as this can teach."""
+        """Raise ValueError if the method cannot teach these learners."""
         for each in learners:
             if not isinstance(each, self.LEARNERS):
                 kinds = ", ".join(NAMES[kind] for kind in self.LEARNERS)
@@ -334,7 +335,7 @@ class TeachingConfig:
                 )
 
     def refuse_unfit_teacher(self, squashed: bool, learners: Learner) -> None:
-        """Raise ValueError where the divergence has no meaning between teacher and students."""
+        """Raise ValueError if the divergence is undefined between teacher and students."""
         if self.divergence in ("kl_forward", "kl_reverse") and squashed != learners.squashed:
             one, other = ("squashes", "do not") if squashed else ("does not squash", "do")
             raise ValueError(
@@ -345,10 +346,10 @@ class TeachingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig(TeachingConfig):
-    """What methods share that learn from the teacher's answers alone."""
+    """Settings shared by the methods that learn from the teacher's answers alone."""
 
     WHOLE_MEMORY: ClassVar[bool] = True
-    """Whether all that is remembered is learnt from, or what was collected last."""
+    """True: learn from all stored states. False: from the latest iteration."""
 
     steps: int = 80
     """Gradient steps per iteration; with 256 states each, 80 are ten passes over 2,048."""
@@ -366,7 +367,7 @@ class SupervisedConfig(TeachingConfig):
 
     @property
     def explores(self) -> bool:
-        """Whether the student's actions are noisy when it acts."""
+        """True if the student acts with exploration noise."""
         return False
 
     def build(self, context: Context) -> Method:
@@ -378,7 +379,7 @@ class SupervisedConfig(TeachingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CloningConfig(SupervisedConfig):
-    """Behaviour cloning: the teacher acts; the student learns from all that was seen."""
+    """Behaviour cloning: the teacher acts; the student learns on all states seen so far."""
 
     def beta(self, progress: float) -> float:
         """Return the probability that the teacher acts: always."""
@@ -387,15 +388,15 @@ class CloningConfig(SupervisedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DAggerConfig(SupervisedConfig):
-    """DAgger: the student acts more and more; it learns from all it saw (Ross et al. 2011)."""
+    """DAgger: the student acts more and more, and learns on all states (Ross et al. 2011)."""
 
     beta_start: float = 1.0
-    """Probability that the teacher acts, at the beginning."""
+    """Initial probability that the teacher acts."""
     beta_schedule: Schedule = "first"
-    """How it falls: `first` is zero after the first iteration (Ross et al. 2011), `linear` at
-    `beta_until`, `exponential` a hundredth there; or it is `constant`."""
+    """Schedule of that probability: `first` is zero after the first iteration (Ross et al. 2011),
+    `linear` reaches zero at `beta_until`, `exponential` a hundredth; or `constant`."""
     beta_until: float = 0.5
-    """Share of the run by which it has fallen."""
+    """Share of the run at which the schedule ends."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -411,7 +412,7 @@ class DAggerConfig(SupervisedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OnPolicyConfig(SupervisedConfig):
-    """On-policy distillation: the student acts, and learns from what it just saw.
+    """On-policy distillation: the student acts, and learns on the latest states.
 
     Not the gradient of any function of its parameters (Czarnecki et al. 2019); see n-distill.
     """
@@ -424,7 +425,7 @@ class OnPolicyConfig(SupervisedConfig):
 
     @property
     def explores(self) -> bool:
-        """Whether the student's actions are noisy when it acts: it learns about its own policy."""
+        """True: the student learns on the states of its stochastic policy."""
         return True
 
 
@@ -438,14 +439,14 @@ class ProgressiveConfig(SupervisedConfig):
     stages: int = 4
     """Checkpoints before the final teacher."""
     spacing: Literal["return", "steps", "two-shot", "random", "shuffled", "one-shot"] = "return"
-    """Which: equally far apart in return, or in steps; the one of the steepest rise alone. As
-    controls: drawn at random, once for a run; those of `return` in random order, likewise; none,
-    the final teacher alone."""
+    """Choice of checkpoints: equally spaced in return or in steps; `two-shot`, only the one at the
+    steepest rise. Controls: `random` checkpoints; those of `return` in random order (`shuffled`);
+    no checkpoint, only the final teacher (`one-shot`)."""
     switch: Literal["equal", "saturate"] = "equal"
-    """When to go on: after equal shares of the time before the last half, or as soon as the
+    """Time of a switch: after equal shares of the run before `final_share`, or as soon as the
     divergence from the current checkpoint falls by less than 1 % in five iterations."""
     final_share: float = 0.5
-    """Share of the run, at its end, that belongs to the final teacher."""
+    """Share of the run, at its end, with the final teacher."""
     teacher_share: float = 0.5
     """Probability that the current checkpoint acts, so that states move with it."""
 
@@ -470,17 +471,17 @@ class ProgressiveConfig(SupervisedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class KickstartConfig(TeachingConfig):
-    """Kickstarting: reinforcement learning while a teacher's pull fades (Schmitt et al. 2018)."""
+    """Kickstarting: RL with a distillation term that fades (Schmitt et al. 2018)."""
 
     LEARNERS: ClassVar[tuple[type[Learner], ...]] = (PPOConfig, OffPolicyConfig)
     ALGO: ClassVar[str] = "ppo"
 
     coef: float = 1.0
-    """Weight of the divergence in the learner's loss, at the beginning."""
+    """Initial weight of the divergence in the learner's loss."""
     schedule: Schedule = "linear"
-    """How it falls."""
+    """Schedule of that weight."""
     until: float = 0.5
-    """Share of the run by which it has fallen."""
+    """Share of the run at which the schedule ends."""
 
     def __post_init__(self) -> None:
         if self.coef <= 0:
@@ -509,26 +510,26 @@ class ProximalConfig(KickstartConfig):
 
     LEARNERS: ClassVar[tuple[type[Learner], ...]] = (PPOConfig,)
     schedule: Schedule = "constant"
-    """How the weight falls (published code: constant)."""
+    """Schedule of the weight (published code: constant)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientConfig(KickstartConfig):
     """The gradient of E_student[sum_t ell(s_t)], ell the divergence (Czarnecki et al. 2019).
 
-    ell(s_t) at each state of the student, and a reward of -ell(s_{t+1}) for coming to the next:
-    with the first alone, as on-policy distillation has it, learning may go in circles. Where
-    rewards are normalised both are, so that it stays a gradient: without, a critic would have to
-    find values of thousands, and does not in a run's time. A discount of 0.9 looks as far ahead as
-    errors take to show; with PPO's 0.99 what a student hears is mostly noise (docs/results.md).
+    The loss is ell(s_t) at each state of the student, and the reward is -ell(s_{t+1}): with the
+    loss alone, as in on-policy distillation, learning may cycle. If rewards are normalized, both
+    parts are, so that it stays a gradient; without normalization a critic would have to learn
+    values of thousands, and does not within a run. A discount of 0.9 looks as far ahead as errors take to
+    show; with PPO's 0.99 the signal is mostly noise (docs/results.md).
     """
 
     LEARNERS: ClassVar[tuple[type[Learner], ...]] = (PPOConfig,)
     SETTINGS: ClassVar[dict[str, Any]] = {"norm_adv": False, "gamma": 0.9}
     schedule: Schedule = "constant"
-    """How the weight of both falls."""
+    """Schedule of the weight of both parts."""
     reward_coef: float = 0.0
-    """Weight of the task's own reward beside it."""
+    """Weight of the task's reward, added to the distillation reward."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -536,7 +537,7 @@ class GradientConfig(KickstartConfig):
             raise ValueError(f"distill.reward_coef must not be negative, not {self.reward_coef}")
 
     def refuse_unfit(self, *learners: Any) -> None:
-        """Raise ValueError where these learners are not such as this can teach."""
+        """Raise ValueError if the method cannot teach these learners."""
         super().refuse_unfit(*learners)
         if any(each.norm_adv for each in learners):
             raise ValueError(
@@ -552,9 +553,9 @@ class GradientConfig(KickstartConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseGradientConfig(GradientConfig):
-    """The same of KL(student || teacher): expected entropy-regularised distillation.
+    """The true gradient of KL(student || teacher): expected entropy-regularised distillation.
 
-    With H(student || teacher) in its place a Gaussian's deviation would fall to zero.
+    With the cross-entropy H(student || teacher) instead, a Gaussian's deviation would fall to zero.
     """
 
     divergence: Divergence = "kl_reverse"
@@ -563,41 +564,41 @@ class ReverseGradientConfig(GradientConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig(DAggerConfig):
-    """A student that asks its neighbours in a memory of the teacher (ReAugKD: Zhang et al. 2023).
+    """A student that looks up the teacher's actions at similar states (ReAugKD: Zhang et al. 2023).
 
-    States are DAgger's. Keys are the teacher's last hidden layer, projected so that states of alike
-    actions are near; the student learns to look them up. Weights and sizes of the paper are not
-    known to us: defaults are choices of ours.
+    States are DAgger's. Keys are the teacher's last hidden layer, projected so that states with
+    similar actions are close; the student learns to look them up. The paper does not give weights
+    and sizes: the defaults are ours.
     """
 
     gamma: float = 0.1
     """Weight of the relational loss, the divergence between the teacher's similarities of states
-    and the student's. 0 is plain distillation, whose student looks up at random."""
+    and the student's. 0 is plain distillation, where the lookup is not trained."""
     eta: float = 0.0
-    """Weight of the squared error of the student's action mixed with its neighbours' in equal
-    parts, in training, where no state answers itself."""
+    """Weight, in training, of the squared error of the equal mixture of the student's action and
+    its neighbours'; no state is its own neighbour."""
     keys: Literal["teacher", "obs"] = "teacher"
-    """What is looked up. As a control: the normalised observation itself, nothing learnt."""
+    """Lookup keys. `obs` is a control: the normalized observation itself, nothing is learned."""
     control: Literal["none", "shuffled"] = "none"
-    """As a control: `shuffled` permutes the memory's actions over its keys."""
+    """Control experiment: `shuffled` permutes the memory's actions over its keys."""
     dim: int = 32
-    """Numbers of a key."""
+    """Dimensions of a key."""
     entries: int = 10_000
-    """States in the memory, evenly spaced over all that a learner remembers. 50,000 make policy
-    files and evaluations five times as large and long."""
+    """States in the memory, evenly spaced over all stored states. 50,000 make policy files five
+    times as large and evaluations five times as long."""
     k: int = 8
-    """Neighbours that answer."""
+    """Neighbours per lookup."""
     tau: float = 0.1
     """Temperature of similarities."""
     bandwidth: float | None = None
-    """Distance between alike actions, in halves of their range; None: a quarter of the median."""
+    """Distance of similar actions, in half ranges; None: a quarter of the median."""
     embed_steps: int = 2000
     """Gradient steps on the teacher's projection, in the first iteration."""
     embed_lr: float = 1e-3
     """Learning rate of the teacher's projection."""
     student_weight: float | None = None
-    """Weight of the student's own action; None: of 0, .25, .5, .75, .9 and 1, the one of the least
-    error at the latest states, before they are learnt from or remembered."""
+    """Weight of the student's own action. None: of 0, .25, .5, .75, .9 and 1, the one with the
+    least error on the latest states, before they are learned from or stored."""
     check_every: int = 5
     """Iterations between such choices."""
 
@@ -622,7 +623,7 @@ class RetrievalConfig(DAggerConfig):
 
     @property
     def relates(self) -> bool:
-        """Whether the student learns anything beside the teacher's answers."""
+        """True if the student learns more than the teacher's answers."""
         return self.keys == "teacher" and (self.gamma > 0 or self.eta > 0)
 
     def build(self, context: Context) -> Method:
@@ -634,28 +635,28 @@ class RetrievalConfig(DAggerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ScaffoldConfig(DAggerConfig):
-    """A guide censors what a small student cannot learn (DiSK: Kag et al. 2023).
+    """A guide down-weights states that a small student cannot fit (DiSK: Kag et al. 2023).
 
-    States are DAgger's. The student's likelihood is lifted to (pi + g b) / (1 + g), with a broad
-    density b; the guide g in (0, 1) is trained beside it and thrown away at the end.
+    States are DAgger's. The student's likelihood becomes (pi + g b) / (1 + g), with a broad density
+    b; the guide g in (0, 1) is trained together with it and discarded at the end.
     """
 
     divergence: Divergence = "nll"
-    """Only nll: the mixture is of likelihoods."""
+    """Must be nll, because the mixture is one of likelihoods."""
     label: Literal["mean", "sample"] = "mean"
-    """What the likelihood is of: the teacher's mean action, or a sample of it."""
+    """Action of the likelihood: the teacher's mean action, or a sample of it."""
     std: float = 0.2
-    """The student's deviation in it, in halves of the action range: one that is learnt would
-    explain the hard states away. It is fitted behind the mean."""
+    """The student's standard deviation in the likelihood, in half action ranges; a learned one
+    would absorb the error on hard states. The policy's own deviation is fitted separately."""
     broad: Literal["box", "teacher"] = "box"
     """The density b: uniform on the action box, or `kappa` times as wide as `std` around the
     teacher's mean action."""
     kappa: float = 5.0
     """Width of b around the teacher."""
     aux: float = 0.1
-    """Weight of the squared error at all states, censored ones too (DiSK: of cross-entropy)."""
+    """Weight of the squared error on all states, also censored ones (DiSK: cross-entropy)."""
     warm_up: float = 0.05
-    """Share of the run before the guide begins: g = 0, plain likelihood. 1: never."""
+    """Share of the run before the guide starts; until then g = 0. 1: never."""
     guide_steps: int = 80
     """The guide's gradient steps per iteration, after the student's."""
     guide_lr: float = 3e-4
@@ -663,18 +664,18 @@ class ScaffoldConfig(DAggerConfig):
     guide_hidden: tuple[int, ...] = (64, 64)
     """The guide's hidden layers; it sees the state and the teacher's mean action."""
     delta_start: float = 0.5
-    """The guide's budget at first: the mean, over the states where the student errs, of g times
-    the share of the largest error that counts."""
+    """Initial budget of the guide: the mean, over the states where the student errs, of g times the
+    error as a share of the largest one."""
     delta_end: float = 0.3
-    """The budget at the end; it falls by a cosine."""
+    """Final budget; the decay is a cosine."""
     multiplier: float = 5.0
-    """Initial weight of what exceeds the budget (DiSK)."""
+    """Initial weight of the excess over the budget (DiSK)."""
     multiplier_lr: float = 0.1
-    """Step of its dual ascent, between 0 and 50."""
+    """Step size of the dual ascent on that weight, which stays between 0 and 50."""
     tolerance: float = 0.2
-    """A student errs where an action's dimension is off by more, in halves of its range."""
+    """A student errs where a dimension of its action is off by more, in half action ranges."""
     coverage: float = 0.5
-    """Least share of states that is not censored: 1 - mean g of a minibatch."""
+    """Minimum share of uncensored states: 1 - mean g of a minibatch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -86,7 +86,7 @@ class Embedding:
 
     @property
     def moved(self) -> tuple[Tensor, StackedAdam]:
-        """What moves with the students, and what moves it."""
+        """Parameters that are trained with the students, and their optimizer."""
         return self.students.flat, self.student_optimizer
 
     def project(self, features: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ class PeerExchange:
 
     @property
     def ready(self) -> bool:
-        """Whether all peers learn already, and there are states to draw."""
+        """True once all peers learn and there are states to draw."""
         return self.size > 0 and not any(stack.agent.warming_up for stack in self.peer_stacks)
 
     @property

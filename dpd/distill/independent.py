@@ -7,7 +7,7 @@ from dpd.distill.exchange import PeerExchange, action_distance, pick
 from dpd.distill.method import Context, Method
 from dpd.distill.peers import gap, gap_metrics
 
-MEASURED = 256  # states per learner and iteration
+MEASURED_STATES = 256  # states per learner and iteration
 
 
 class Independent(Method):
@@ -26,7 +26,7 @@ class Independent(Method):
         x = self.exchange
         if x.peers == 1 or not x.ready:
             return {}
-        states = x.draw(MEASURED)
+        states = x.draw(MEASURED_STATES)
         policies, values = x.ask(states.obs)
         metrics = {"distill/action_distance": action_distance(policies, x.student, states.source)}
         if len(x.peer_stacks) > 1:  # values of unlike learners estimate different quantities

@@ -147,7 +147,7 @@ class DualDistillation(Method):
 
     @property
     def _is_in_loss(self) -> bool:
-        """Whether the dose of this iteration is a term in the learners' loss."""
+        """True if the dose of this iteration is a term in the learners' loss."""
         return self.strength > 0 and self.config.dose == "loss"
 
     @property

@@ -1,7 +1,7 @@
-"""Which checkpoints of a teacher a student follows, one after the other, before the teacher.
+"""Progressive distillation: a teacher's checkpoints in turn, then the teacher itself.
 
-Each function gets the returns [M] and steps [M] of the checkpoints, oldest first, the last being
-the teacher, and gives positions among them in rising order, without the last.
+The functions that choose checkpoints take the returns [M] and steps [M] of the checkpoints, oldest
+first, the last one being the teacher; they return positions in rising order, without the last.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from dpd.agents.base import Batch, Metrics, State
-from dpd.distill import progressive as stages
 from dpd.distill.config import ProgressiveConfig
 from dpd.distill.method import Context
 from dpd.distill.supervised import Supervised
@@ -87,7 +86,7 @@ class Progressive(Supervised):
 
     def __init__(self, config: ProgressiveConfig, context: Context) -> None:
         super().__init__(config, context)
-        chosen = choose(config, self.teacher.history, int(context.seeds[0][0]))
+        chosen = choose_checkpoints(config, self.teacher.history, int(context.seeds[0][0]))
         self.stages = [self.teacher.history[k] for k in chosen] + [self.teacher.policies[0]]
         self.losses: list[float] = []  # of the current stage, for the switch `saturate`
         self._enter(0)
@@ -102,9 +101,9 @@ class Progressive(Supervised):
         """Keep the iteration's states."""
         super().on_batch(batch, progress)
         last = len(self.stages) - 1
-        due = stages.stage_at(progress, last, self.config.final_share)
+        due = stage_at(progress, last, self.config.final_share)
         if self.config.switch == "saturate" and due < last:
-            due = min(self.stage + stages.has_settled(self.losses), last)
+            due = min(self.stage + has_settled(self.losses), last)
         if due > self.stage:
             self._enter(due)
 
@@ -133,7 +132,9 @@ class Progressive(Supervised):
         self.losses = state["losses"].tolist()
 
 
-def choose(config: ProgressiveConfig, history: Sequence[Policy], seed: int) -> list[int]:
+def choose_checkpoints(
+    config: ProgressiveConfig, history: Sequence[Policy], seed: int
+) -> list[int]:
     """Return which checkpoints to follow. Raises ValueError where they say too little."""
     found = [(number_of(p, "eval_return"), number_of(p, "steps")) for p in history]
     returns = [value for value, _ in found if value is not None]
@@ -157,14 +158,14 @@ def _spaced(
 ) -> list[int]:
     match config.spacing:
         case "return":
-            return stages.equal_return(returns, config.stages)
+            return equal_return(returns, config.stages)
         case "steps":
-            return stages.equal_steps(steps, config.stages)
+            return equal_steps(steps, config.stages)
         case "two-shot":
-            return stages.steepest(returns, steps)
+            return steepest(returns, steps)
         case "random":
-            return stages.at_random(len(returns), config.stages, seed)
+            return at_random(len(returns), config.stages, seed)
         case "shuffled":
-            return stages.shuffled(stages.equal_return(returns, config.stages), seed)
+            return shuffled(stages.equal_return(returns, config.stages), seed)
         case "one-shot":
             return []

@@ -25,8 +25,8 @@ WEIGHTS = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)
 CHECKED = 512  # of an iteration's states, on which the weight is chosen
 
 
-class Lesson(NamedTuple):
-    """What the student learns from."""
+class RetrievalBatch(NamedTuple):
+    """Targets and keys that the student learns from."""
 
     targets: Targets
     keys: Tensor  # [N, K, d] the teacher's
@@ -73,7 +73,7 @@ class Retrieval(Supervised):
         c, agent = self.config, self.agent
         targets, keys = self._targets(obs), self.embedding.keys(obs)
         idx = order(self.rng, obs.shape[1], size)
-        lesson, each = Lesson(targets.at(idx), take(keys, idx)), agent.config.minibatch_size
+        lesson, each = RetrievalBatch(targets.at(idx), take(keys, idx)), agent.config.minibatch_size
         relation = torch.zeros_like(self.weight)
 
         def loss_at(i: int) -> Tensor:
@@ -184,7 +184,7 @@ class Retrieval(Supervised):
 
     @property
     def policy(self) -> DeployedPolicy | None:
-        """What is evaluated and saved: students with their memories, where these are asked."""
+        """The students with their memories, if the memories have any weight."""
         return self if bool((self.weight < 1).any()) and self.iteration > 0 else None
 
     @property

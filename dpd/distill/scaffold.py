@@ -68,8 +68,8 @@ def guide_loss(nll: Tensor, excess: Tensor, multiplier: Tensor) -> Tensor:
 MOST_MULTIPLIER = 50.0
 
 
-class Lesson(NamedTuple):
-    """What student and guide learn from; constant, [N, K, ...]."""
+class GuideBatch(NamedTuple):
+    """Labels and densities that student and guide learn from; constant, [N, K, ...]."""
 
     obs: Tensor  # normalised by the student
     mean: Tensor  # the teacher's action without noise
@@ -77,18 +77,18 @@ class Lesson(NamedTuple):
     label: Tensor  # which of the two the likelihood is of
     log_broad: Tensor  # [N, K] log b(label)
 
-    def at(self, idx: Tensor) -> Lesson:
+    def at(self, idx: Tensor) -> GuideBatch:
         """Return those at positions idx [N, B]."""
-        return Lesson(*(take(x, idx) for x in self))
+        return GuideBatch(*(take(x, idx) for x in self))
 
-    def batch(self, i: int, size: int) -> Lesson:
+    def batch(self, i: int, size: int) -> GuideBatch:
         """Return the i-th of equal parts of K, around again after the last; without a copy."""
         i %= self.log_broad.shape[1] // size
-        return Lesson(*(x[:, i * size : (i + 1) * size] for x in self))
+        return GuideBatch(*(x[:, i * size : (i + 1) * size] for x in self))
 
 
-class Told(NamedTuple):
-    """What a student of fixed deviation makes of a lesson's label [N, B]."""
+class StudentFit(NamedTuple):
+    """Fit of a student with fixed deviation to the labels of a batch [N, B]."""
 
     logp: Tensor
     square: Tensor  # |mean - label|^2
@@ -134,7 +134,7 @@ class Scaffold(Supervised):
         return metrics | self._describe(last, g)
 
     @torch.no_grad()
-    def _lesson(self, obs: Tensor) -> Lesson:
+    def _lesson(self, obs: Tensor) -> GuideBatch:
         """Label raw states [N, K, O]."""
         c, said = self.config, self.ask(obs)
         mean = DiagGaussian(said.mean, said.log_std, self.teacher_squashes).mode()
@@ -144,37 +144,37 @@ class Scaffold(Supervised):
         else:
             wide = torch.full_like(mean[:, :1], math.log(c.kappa * c.std))
             log_broad = DiagGaussian(mean, wide).logp(label)
-        return Lesson(self.agent.obs_norm(obs), mean, said.sample, label, log_broad)
+        return GuideBatch(self.agent.obs_norm(obs), mean, said.sample, label, log_broad)
 
     @property
     def teacher_squashes(self) -> bool:
-        """Whether the teacher's action is the tanh of its sample."""
+        """True if the teacher's action is the tanh of its sample."""
         return any(policy.meta.squashed for policy in self.current.policies)
 
-    def _tell(self, lesson: Lesson) -> Told:
+    def _tell(self, lesson: GuideBatch) -> StudentFit:
         """Return the student's likelihood of a lesson's labels."""
         mean = self.agent.dist(lesson.obs).mean
         off = mean - lesson.label
         square = off.square().sum(-1)
         std, a = self.config.std, mean.shape[-1]
         logp = -0.5 * square / std**2 - a * (math.log(std) + 0.5 * LOG_2PI)
-        return Told(logp, square, off.detach().abs().amax(-1))
+        return StudentFit(logp, square, off.detach().abs().amax(-1))
 
-    def _log_g(self, lesson: Lesson, is_warm: bool = False) -> Tensor:
+    def _log_g(self, lesson: GuideBatch, is_warm: bool = False) -> Tensor:
         """Return log g [N, B], under the cap; g = 0 while the student warms up."""
         if is_warm:
             return torch.full_like(lesson.log_broad, -torch.inf)
         (logit,) = self.guide(torch.cat([lesson.obs, lesson.mean], -1), "guide")
         return capped(F.logsigmoid(logit.squeeze(-1)), self.config.coverage)
 
-    def _student_loss(self, lesson: Lesson, is_warm: bool) -> Tensor:
+    def _student_loss(self, lesson: GuideBatch, is_warm: bool) -> Tensor:
         with torch.no_grad():
             log_g = self._log_g(lesson, is_warm)
         told = self._tell(lesson)
         nll = mixture_nll(told.logp, lesson.log_broad, log_g)
         return student_loss(nll, told.square, self.config.aux)
 
-    def _guide_loss(self, lesson: Lesson) -> Tensor:
+    def _guide_loss(self, lesson: GuideBatch) -> Tensor:
         """Return the guide's loss [N], then raise the price of what exceeds its budget."""
         c = self.config
         with torch.no_grad():
@@ -187,12 +187,12 @@ class Scaffold(Supervised):
         self.multiplier = (self.multiplier + step).clamp(0, MOST_MULTIPLIER)
         return loss
 
-    def _spent(self, told: Told, g: Tensor) -> Tensor:
+    def _spent(self, told: StudentFit, g: Tensor) -> Tensor:
         distance = 0.5 * told.square / self.config.std**2
         return spent(g, distance, told.worst > self.config.tolerance)
 
     @torch.no_grad()
-    def _fit_deviation(self, lesson: Lesson, kept: Tensor) -> None:
+    def _fit_deviation(self, lesson: GuideBatch, kept: Tensor) -> None:
         """Give the students the deviation that best explains the teacher's samples, weighted.
 
         In closed form, behind the mean, which it must not move.
@@ -203,7 +203,7 @@ class Scaffold(Supervised):
         self.agent.nets.views["log_std"].copy_(0.5 * var.clamp(min=STD_FLOOR**2).log())
 
     @torch.no_grad()
-    def _describe(self, lesson: Lesson, g: Tensor) -> Metrics:
+    def _describe(self, lesson: GuideBatch, g: Tensor) -> Metrics:
         told, c = self._tell(lesson), self.config
         return {
             "distill/g_mean": g.mean(1),

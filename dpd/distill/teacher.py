@@ -1,4 +1,4 @@
-"""Teachers: saved policies that answer whatever states they are asked about."""
+"""Teachers: saved policies that label raw observations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Number = TypeVar("Number", float, Tensor)
 
 
 class Returns(NamedTuple):
-    """What teachers get without noise, and uniform actions in the same episodes."""
+    """Returns of the teachers without noise, and of uniform actions in the same episodes."""
 
     teachers: list[list[float]]  # [K][episodes]
     random: list[float]

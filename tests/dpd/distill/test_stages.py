@@ -7,7 +7,7 @@ import pytest
 from dpd.distill.config import ProgressiveConfig
 from dpd.distill.progressive import (
     at_random,
-    choose,
+    choose_checkpoints,
     equal_return,
     equal_steps,
     has_settled,
@@ -133,17 +133,17 @@ def history() -> list[Policy]:
 def test_each_spacing_reads_the_history(
     history: list[Policy], settings: dict[str, object], expected: list[int]
 ) -> None:
-    assert choose(ProgressiveConfig(**settings), history, seed=5) == expected  # type: ignore[arg-type]
+    assert choose_checkpoints(ProgressiveConfig(**settings), history, seed=5) == expected  # type: ignore[arg-type]
 
 
 def test_a_history_that_says_too_little_is_refused(history: list[Policy]) -> None:
     config = ProgressiveConfig()
     for said in ([], [*history, checkpoint(None, 900.0)], [*history, checkpoint(110.0, None)]):
         with pytest.raises(ValueError, match="train the teacher with dpd train --keep-checkpoints"):
-            choose(config, said, 0)
+            choose_checkpoints(config, said, 0)
     # nothing between the two: to go on without a word would be one-shot under another name
     with pytest.raises(ValueError, match="the teacher's 2 checkpoints can come before it"):
-        choose(config, [checkpoint(0.0, 100.0), checkpoint(10.0, 200.0)], 0)
+        choose_checkpoints(config, [checkpoint(0.0, 100.0), checkpoint(10.0, 200.0)], 0)
 
 
 def test_checkpoints_later_than_the_teacher_are_left_out(history: list[Policy]) -> None:
