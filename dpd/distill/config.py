@@ -520,8 +520,8 @@ class GradientConfig(KickstartConfig):
     The loss is ell(s_t) at each state of the student, and the reward is -ell(s_{t+1}): with the
     loss alone, as in on-policy distillation, learning may cycle. If rewards are normalized, both
     parts are, so that it stays a gradient; without normalization a critic would have to learn
-    values of thousands, and does not within a run. A discount of 0.9 looks as far ahead as errors take to
-    show; with PPO's 0.99 the signal is mostly noise (docs/results.md).
+    values of thousands, and does not within a run. A discount of 0.9 looks as far ahead as errors
+    take to show; with PPO's 0.99 the signal is mostly noise (docs/results.md).
     """
 
     LEARNERS: ClassVar[tuple[type[Learner], ...]] = (PPOConfig,)

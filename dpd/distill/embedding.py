@@ -1,4 +1,4 @@
-"""Losses of retrieval: what is alike to the teacher should be near, to the student as well.
+"""The embedding of retrieval: states with similar teacher actions get similar keys.
 
 z are keys and x queries [N, B, d], of length 1. No state is compared with itself: its similarity
 to itself would outweigh all others.

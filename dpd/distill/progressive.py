@@ -166,6 +166,6 @@ def _spaced(
         case "random":
             return at_random(len(returns), config.stages, seed)
         case "shuffled":
-            return shuffled(stages.equal_return(returns, config.stages), seed)
+            return shuffled(equal_return(returns, config.stages), seed)
         case "one-shot":
             return []

@@ -1,4 +1,6 @@
-"""Losses of scaffolding: pi is the student, b a broad density, g in (0, 1) the guide.
+"""Scaffolded distillation: a guide censors the states that a small student cannot fit.
+
+In the losses, pi is the student, b a broad density, and g in (0, 1) the guide.
 
 All are given per state [N, B] by their logarithms, so that g may be 0 and nothing overflows.
 """
