@@ -97,8 +97,7 @@ class DualDistillation(Method):
         mean, log_std = pick(policies.mean, peer), pick(policies.log_std, peer)
         target = as_target(policies._replace(mean=mean, log_std=log_std))
         obs = self.agent.obs_norm(states.obs)
-        sample = self._sample(target)
-        return Targets(obs, target.mean, target.log_std, sample, weight), metrics
+        return Targets(obs, target.mean, target.log_std, self._sample(target), weight), metrics
 
     def _gap(
         self, states: DrawnStates, policies: DiagGaussian, values: Tensor, student: Tensor
@@ -277,8 +276,7 @@ def lcb_gaps(q: Tensor, own: Tensor, k: float) -> Tensor:
 def critic_gaps(q: Tensor, own: Tensor) -> Tensor:
     """Compare critics on the peer's action, Q_p(s, a_p) - Q_own(s, a_p) -> [N, P, K].
 
-    The 2020 code does this for DDPG. It measures how far two critics disagree about one action, not
-    whose action is better. Each learner's least critic counts.
+    The 2020 code does this for DDPG: it measures how far two critics disagree about one action.
     """
     least = q.amin(2)  # [N, judging, acting, K]
     theirs = least.diagonal(dim1=1, dim2=2).transpose(1, 2)
