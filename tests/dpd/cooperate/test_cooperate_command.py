@@ -279,7 +279,7 @@ def test_bad_input_is_refused_in_one_line(
         ([ppo, tmp_path / "none"], "does not exist"),
         ([ppo, tmp_path / "none.safetensors"], "does not exist"),
         ([ppo, hopper], "hopper reads 11 observations and gives 3 actions; Swimmer-v5 has 8 and 2"),
-        ([ppo, bounds], "bounds has different action bounds than Swimmer-v5"),
+        ([ppo, bounds], "bounds acts within other bounds than Swimmer-v5"),
         (pendulums, "restorable states of the task: no native simulation of Pendulum-v1"),
         (heavy, "env_kwargs need the gymnasium backend"),
         ([ppo, sac, "--env", "Pendulum-v1"], "no native simulation of Pendulum-v1"),

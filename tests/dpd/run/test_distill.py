@@ -191,7 +191,8 @@ def test_help_shows_a_methods_own_defaults_of_its_learners(capsys) -> None:
         parse_run(["--method", "n-distill", "--help"], "distill")
     said = capsys.readouterr().out.replace("│", "").split()
     gamma = said.index("--gamma")  # n-distill: 0.9; PPO alone: 0.99
-    assert said[gamma : gamma + 5] == ["--gamma", "FLOAT", "Discount.", "(default:", "0.9)"]
+    words = ["Discount", "factor.", "(default:", "0.9)"]
+    assert said[gamma : gamma + 6] == ["--gamma", "FLOAT", *words]
 
 
 def test_the_settings_are_read_back_from_the_file(teacher: Path, tmp_path: Path) -> None:

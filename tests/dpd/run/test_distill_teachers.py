@@ -114,14 +114,14 @@ def test_each_zip_may_have_statistics_of_its_own() -> None:
     assert ours.vecnormalize is ours.activation is None
     shared = foreign_settings(paths, TeacherConfig(teacher_vecnormalize=(Path("a.npz"),)), run)
     assert [each.vecnormalize for each in shared] == [Path("a.npz"), None, Path("a.npz")]
-    with pytest.raises(BadInput, match="names 2 files for 1 zips; give one for all, or one for"):
+    with pytest.raises(BadInput, match="has 2 files for 1 zips; give one for all, or one per"):
         foreign_settings(paths[:2], given, run)
 
 
 def test_a_kept_teacher_that_is_gone_is_missed(files: Path, tmp_path: Path) -> None:
     out = distil(tmp_path / "run", files / "run", *STUDENT, steps=128)
     shutil.rmtree(out / "teachers")
-    with pytest.raises(BadInput, match="teachers holds no teacher"):
+    with pytest.raises(BadInput, match="teachers contains no teacher"):
         read_run_teacher(parse_run(["--resume", str(out)], "distill"))
 
 
@@ -133,7 +133,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no such file": (["Swimmer-v5", "--teacher", "/nowhere"], "/nowhere does not exist"),
     "another environment": (
         ["Swimmer-v5", "--teacher", "{hopper}"],
-        "trained in Hopper-v5, and this run is in Swimmer-v5; give dpd distill Hopper-v5",
+        "trained in Hopper-v5, but this run uses Swimmer-v5; give dpd distill Hopper-v5",
     ),
     "other sizes": (["Swimmer-v5", "--teacher", "{sizes}"], "Swimmer-v5 has 8 and 2"),
     "other bounds": (
@@ -142,15 +142,15 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "no history": (
         ["Swimmer-v5", "--teacher", "{ppo}", *PROGRESSIVE],
-        "checkpoints cannot be invented; train the teacher with dpd train --keep-checkpoints",
+        "train the teacher with dpd train --keep-checkpoints",
     ),
     "two histories": (
         ["Swimmer-v5", "--teacher", "{ppo}", "{ppo}", *PROGRESSIVE],
-        "follows one teacher's checkpoints; give one",
+        "follows the checkpoints of one teacher; give one",
     ),
     "squashing and not": (
         ["Swimmer-v5", "--teacher", "{ppo}", "{sac}", "--distill.divergence", "mse"],
-        "some of the teachers squash their actions and some do not",
+        "some teachers squash their actions and some do not",
     ),
     "KL of a squashing teacher": (
         ["Swimmer-v5", "--teacher", "{sac}"],
@@ -160,7 +160,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["Swimmer-v5", "--teacher", "{ppo}", "--teacher-activation", "relu"],
         "activation is for Stable-Baselines3 zips",
     ),
-    "a method of dpd train": (["--method", "dpd", "--teacher", "{ppo}"], "one of dpd train"),
+    "a method of dpd train": (["--method", "dpd", "--teacher", "{ppo}"], "belongs to dpd train"),
     "an algorithm that bc does not move": (
         ["--method", "bc", "--algo", "ppo", "--teacher", "{ppo}"],
         "this method teaches --algo student, not ppo",

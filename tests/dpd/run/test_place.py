@@ -166,7 +166,7 @@ def test_a_run_does_not_drop_its_teachers_arguments(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = refusal(capsys, "distill", ENV, "--teacher", heavy)
-    assert "this run gives no arguments" in said and "--env-kwargs '{\"payload\": 2.5}'" in said
+    assert "but this run has no arguments" in said and "--env-kwargs '{\"payload\": 2.5}'" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -177,8 +177,8 @@ def test_fidelity_plays_everyone_with_the_teachers_arguments(
     light = write(tmp_path / "light.safetensors", seed=1)
     few = ["--episodes", "2", "--states", "20", "--json"]
     said = refusal(capsys, "fidelity", heavy, light, *few)
-    assert "was trained in Payload-v0, and heavy, its teacher, acts in" in said
-    assert "say which arguments count" in said
+    assert "was trained in Payload-v0, but heavy, its teacher, acts in" in said
+    assert "choose the arguments with --env-kwargs" in said
     for given, expected in (('{"payload": 2.5}', 50.0), ("{}", 20.0)):
         argv = ["fidelity", str(heavy), str(light), "--env-kwargs", given, *few]
         assert main(argv) == 0, capsys.readouterr().err

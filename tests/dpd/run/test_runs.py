@@ -108,11 +108,11 @@ def test_what_is_no_run_is_refused_with_a_reason(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=says):
             read_run(path, "run")
 
-    refused(tmp_path, "holds no policies")
+    refused(tmp_path, "is not a run directory: it contains no policies")
     (tmp_path / "expert.zip").touch()
     refused(tmp_path / "expert.zip", "dpd export .* --format dpd")
     save_policy(tmp_path / "a-best.safetensors", seed=0, peer=0)
-    refused(tmp_path, "the best policies alone")
+    refused(tmp_path, "contains only best policies")
     save_policy(tmp_path / "a.safetensors", seed=0, peer=0)
     save_policy(tmp_path / "b.safetensors", seed=0, peer=0)
     refused(tmp_path, "several policies of one seed and peer")

@@ -77,5 +77,5 @@ def test_episodes_that_cannot_be_staggered_are_refused_before_anything_is_writte
         gymnasium.register("DpdTest/Batched-v0", vector_entry_point=Batched, max_episode_steps=9)
     argv = ["train", "DpdTest/Batched-v0", "--method", "none", *SIZES, "--stagger"]
     assert main([*argv, "--out", str(tmp_path / "run")]) == 2
-    assert "give --no-stagger" in capsys.readouterr().err
+    assert "use --no-stagger" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -157,7 +157,7 @@ def test_learners_start_from_saved_policies(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--hidden", "32", "32"], "has hidden (64, 64), these learners (32, 32)"),
+        (["--hidden", "32", "32"], "has hidden (64, 64); these learners have (32, 32)"),
         (["--activation", "relu"], "has activation tanh"),
         (["--no-norm-obs"], "has norm_obs True"),
         (["--peers", "3"], "2 policies for 3 peers"),
@@ -168,4 +168,4 @@ def test_a_policy_that_does_not_fit_the_learners_is_refused(run_dir, flags, says
     assert main(["train", "Swimmer-v5", *SMALL, *flags, "--init-from", *files]) == 2
     assert says in capsys.readouterr().err
     assert main(["train", "Hopper-v5", "--init-from", files[0]]) == 2
-    assert "has obs_dim 8, these learners 11" in capsys.readouterr().err
+    assert "has obs_dim 8; these learners have 11" in capsys.readouterr().err

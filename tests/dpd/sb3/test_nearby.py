@@ -214,7 +214,7 @@ def test_one_file_of_statistics_does_not_count_for_several_zips(
         str(cheetah[0].parent / "vec_normalize.pkl"),
     ]
     assert main([*argv, *words]) == 2
-    assert "is of one zip, and 2 are given; make policy files" in capsys.readouterr().err
+    assert "belongs to one zip, but 2" in capsys.readouterr().err
 
 
 def test_distill_names_its_own_flag(cheetah, capsys, tmp_path, monkeypatch):

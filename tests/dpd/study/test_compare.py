@@ -233,7 +233,7 @@ def test_bad_input_is_refused_before_anything_is_played(
     taught, out = str(runs / "taught"), str(tmp_path / "c.png")
     for argv, says in [
         ([taught, taught], "given twice"),
-        ([taught, str(runs)], "holds no policies"),
+        ([taught, str(runs)], "is not a run directory: it contains no policies"),
         ([taught, str(tmp_path / "none")], "does not exist"),
         (
             [taught, str(runs / "alone"), "--out", str(tmp_path / "no" / "c.png")],
