@@ -117,7 +117,7 @@ def test_what_is_no_run_is_refused_with_a_reason(tmp_path: Path) -> None:
     save_policy(tmp_path / "b.safetensors", seed=0, peer=0)
     refused(tmp_path, "several policies of one seed and peer")
     save_policy(tmp_path / "b.safetensors")
-    refused(tmp_path, "does not say its seed and peer")
+    refused(tmp_path, "does not contain its seed and peer")
 
 
 def test_names_are_as_short_as_tells_them_apart(tmp_path: Path) -> None:
