@@ -26,7 +26,7 @@ from dpd.policies import policyfile
 from dpd.policies.checks import (
     ACTIVATION_MODULES,
     N_PROBES,
-    ActFunction,
+    ArrayPolicy,
     probes,
     require_fit,
     require_same_actions,
@@ -147,7 +147,7 @@ def write_onnx(policy: Policy, path: Path) -> None:
     onnx.save(model, path)
 
 
-def read_onnx(path: Path) -> ActFunction:
+def read_onnx(path: Path) -> ArrayPolicy:
     """Load an ONNX model in ONNX's own reference implementation."""
     from onnx.reference import ReferenceEvaluator
 
@@ -162,7 +162,7 @@ def write_torchscript(policy: Policy, path: Path) -> None:
         torch.jit.save(module, path, _extra_files={"dpd.json": json.dumps(facts(policy))})
 
 
-def read_torchscript(path: Path) -> ActFunction:
+def read_torchscript(path: Path) -> ArrayPolicy:
     """Load a TorchScript module."""
     with quiet():
         module = torch.jit.load(path)
@@ -179,7 +179,7 @@ def write_dpd(policy: Policy, path: Path) -> None:
     policyfile.save(path, policy.tensors, policy.meta)
 
 
-def read_dpd(path: Path) -> ActFunction:
+def read_dpd(path: Path) -> ArrayPolicy:
     """Load a policy file of this suite."""
     return policyfile.load(path).act_flat
 
@@ -188,7 +188,7 @@ class Format(NamedTuple):
     """Functions that write a format, and read it back for the check."""
 
     write: Callable[[Policy, Path], None]
-    read: Callable[[Path], ActFunction]
+    read: Callable[[Path], ArrayPolicy]
     ending: str
     """Suffix that the default file name adds to the policy's."""
     needs: tuple[str, ...] = ()

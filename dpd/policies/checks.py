@@ -15,7 +15,7 @@ ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.Re
 """torch's own modules, for the formats that other programs run."""
 N_PROBES = 512
 
-ActFunction = Callable[[np.ndarray], np.ndarray]
+ArrayPolicy = Callable[[np.ndarray], np.ndarray]
 """Raw flattened obs [B, O] float32 -> flattened actions [B, A] in the environment's bounds."""
 
 
@@ -56,7 +56,7 @@ def probes(policy: Policy, clipped: bool = True) -> np.ndarray:
 
 
 def require_same_actions(
-    policy: Policy, act: ActFunction, obs: np.ndarray, tolerance: float
+    policy: Policy, act: ArrayPolicy, obs: np.ndarray, tolerance: float
 ) -> float:
     """Return the largest difference between two forms of a policy on obs [B, O].
 

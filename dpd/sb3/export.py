@@ -28,7 +28,7 @@ from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.policies.checks import (
     ACTIVATION_MODULES,
-    ActFunction,
+    ArrayPolicy,
     probes,
     require_bounds,
     require_fit,
@@ -71,7 +71,7 @@ def export_zoo(policy: Policy, out: Path) -> Path:
     return out
 
 
-def read_zoo(folder: Path) -> ActFunction:
+def read_zoo(folder: Path) -> ArrayPolicy:
     """Load a folder of `export_zoo` as rl_zoo3.enjoy does.
 
     This unpickles, so use it only for folders that this process wrote, never for a user's.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import resource
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,54 @@ def test_only_one_room_imports_stable_baselines3() -> None:
 @pytest.mark.parametrize("module", sorted(NO_TORCH))
 def test_configuration_imports_no_torch(module: str) -> None:
     assert not within(imports(MODULES[module], at_import_time=True), "torch")
+
+
+TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+FUNCTIONS = [
+    (module, node)
+    for module, tree in TREES.items()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+]
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Return the functions, classes and constants that a module defines, without dunder names."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("__")}
+
+
+def test_every_name_has_one_owner() -> None:
+    owners = defaultdict(list)
+    for module, tree in TREES.items():
+        for name in defined(tree):
+            owners[name].append(module)
+    # every Python program has a main
+    shared = {n: where for n, where in owners.items() if len(where) > 1 and n != "main"}
+    assert not shared
+
+
+def test_no_docstring_opens_with_a_question_word() -> None:
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, kinds) and (doc := ast.get_docstring(node)):
+                opening = doc.splitlines()[0]
+                assert not re.match(r"(What|Who|Whose|Whether|Of)\b", opening), (
+                    f"{module}: {opening}"
+                )
+
+
+def test_functions_have_at_most_45_lines() -> None:
+    for module, node in FUNCTIONS:
+        size = (node.end_lineno or 0) - node.lineno + 1
+        assert size <= 45, f"{module}.{node.name} has {size} lines"
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
