@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,6 +254,7 @@ def test_a_resumed_run_replaces_what_was_recorded_after_its_checkpoint(tmp_path:
             log.record(step, {"eval/return": RETURNS + step})
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("1")  # the run was killed here, one digit into 1000
+    time.sleep(1.1)  # event files are read by name, which begins with the second
     with open_log(tmp_path, start_step=200) as log:
         log.record(300, {"eval/return": RETURNS})
     assert [row["step"] for row in rows(tmp_path)] == ["100"] * 4 + ["200"] * 4 + ["300"] * 4

@@ -118,6 +118,7 @@ def test_statistics_and_their_number_of_samples_are_kept(tmp_path):
 
 
 def test_observations_are_clipped_where_the_description_says(tmp_path):
+    torch.manual_seed(0)
     tensors, said = described(clip_obs=0.5)
     tensors["actor.2.weight"] /= 100  # or all actions are at their bounds
     tensors["actor.2.bias"] /= 100
