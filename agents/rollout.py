@@ -32,7 +32,7 @@ class Rollout:
 
     @property
     def done(self) -> Tensor:
-        """Where an episode ended, either way [N, T, E]."""
+        """Mask of the steps that ended an episode, by termination or truncation [N, T, E]."""
         return self.terminated | self.truncated
 
     def flat_obs(self) -> Tensor:
