@@ -1,10 +1,23 @@
-"""Read the statistics of Stable-Baselines3's VecNormalize from its pickle, as data, or an .npz."""
+"""Find and read the files that complete a Stable-Baselines3 zip: statistics and settings.
+
+A zip has no VecNormalize statistics and no environment arguments. The programs that write zips
+store them in these places, where E is the environment's id with a dash for each slash:
+
+* Stable-Baselines3's CheckpointCallback: PREFIX_vecnormalize_STEPS_steps.pkl next to
+  PREFIX_STEPS_steps.zip. Its examples: vec_normalize.pkl next to the zip or best_model.zip, or
+  next to the folder of best_model/best_model.zip.
+* The model hub: vec_normalize.pkl, config.yml and args.yml next to the zip.
+* rl-baselines3-zoo: ALGO/E_1/E.zip and ALGO/E_1/best_model.zip, with ALGO/E_1/E/vecnormalize.pkl,
+  config.yml and args.yml; without a number of the run, ALGO/E.zip with ALGO/E/vecnormalize.pkl.
+
+The YAML files are searched line by line, which is enough for what the zoo writes. Statistics are
+read from VecNormalize's own pickle, as data, or from an .npz of their numbers.
+"""
 
 from __future__ import annotations
 
 import io
-import math
-import tokenize
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,23 +25,26 @@ import numpy as np
 
 from dpd.agents.norm import CLIP, EPSILON
 from dpd.errors import BadInput
-from dpd.policies.metadata import MAX_AXES, MAX_CLIP
-from dpd.sb3.archive import BAD_ZIP, open_zip, read_bytes, read_zip_member
-from dpd.sb3.pickle_reader import PickledArray, Record, read_pickle
+from dpd.policies.metadata import MAX_CLIP
+from dpd.sb3.untrusted import (
+    BAD_ZIP,
+    Record,
+    open_zip,
+    read_array,
+    read_bytes,
+    read_pickle,
+    read_zip_member,
+)
 
-MAX_STATISTICS = 2**24  # bytes; room for statistics of a million dimensions
+STATISTICS_NAME = re.compile(r"vec[-_. ]*norm", re.IGNORECASE)
+STATISTICS_ENDINGS = (".pkl", ".pickle", ".npz", "")
+"""Endings of files that may hold statistics."""
+PICKLED_CLASS = b"VecNormalize"  # near the beginning of its pickle
+SEARCHED = 1024  # bytes of a pickle
+MAX_STATISTICS, MAX_YAML = 2**24, 2**16  # bytes; room for statistics of a million dimensions
+EMPTY_VALUES = ("", "null", "none", "~", "false", "{}")
 PICKLE = b"\x80"  # the first byte of every pickle since protocol 2
 MOMENTS, SETTINGS = ("mean", "var", "count"), ("norm_obs", "epsilon", "clip_obs")
-ARRAY_NAMES = {*MOMENTS, *SETTINGS}
-READ_HEADER = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-# Errors of NumPy and Python's parser on crafted array headers.
-BAD_HEADER = (
-    *(ValueError, KeyError, SyntaxError, TypeError, RecursionError, MemoryError),
-    tokenize.TokenError,
-)
 
 
 class Statistics(NamedTuple):
@@ -65,7 +81,7 @@ def read_statistics(
         if arrays[name].shape not in ((obs_dim,), obs_shape):
             of_shape = "" if obs_shape is None else f", of shape {obs_shape}"
             raise BadInput(
-                f"{path} does not fit: {name} has shape {arrays[name].shape}; "
+                f"{path} does not fit: {name} has shape {arrays[name].shape!s:.60}; "
                 f"the policy reads {obs_dim} observations{of_shape}"
             )
     stats = Statistics(
@@ -126,8 +142,8 @@ def _state_of(value: Any, kind: str) -> dict[str, Any]:
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:
-    array = value.value if isinstance(value, PickledArray) else value
-    if not isinstance(array, np.ndarray | bool | int | float):
+    array = value if isinstance(value, bool | int | float) else read_array(value)
+    if array is None:
         raise ValueError(f"{name} is not an array of numbers")
     try:
         return np.array(array, np.float64)  # a writable copy
@@ -136,24 +152,100 @@ def _as_array(name: str, value: Any) -> np.ndarray:
 
 
 def _of_npz(raw: bytes) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
     with open_zip(raw) as archive:
-        for name in ARRAY_NAMES & {n.removesuffix(".npy") for n in archive.namelist()}:
-            arrays[name] = _read_npy(read_zip_member(archive, f"{name}.npy", MAX_STATISTICS))
-    return arrays
+        names = {*MOMENTS, *SETTINGS} & {n.removesuffix(".npy") for n in archive.namelist()}
+        return {n: _of_npy(read_zip_member(archive, f"{n}.npy", MAX_STATISTICS)) for n in names}
 
 
-def _read_npy(raw: bytes) -> np.ndarray:
-    """Read one numeric array, after checking its header against the number of bytes."""
-    file = io.BytesIO(raw)
+def _of_npy(raw: bytes) -> np.ndarray:
+    """Return one numeric array. The memory for it is filled only as far as there are bytes."""
     try:
-        version = np.lib.format.read_magic(file)
-        shape, is_fortran, dtype = READ_HEADER[version](file)
-    except BAD_HEADER as error:
-        raise ValueError("an array has no readable header") from error
-    rest = file.read()
-    is_shape = all(n >= 0 for n in shape) and len(shape) <= MAX_AXES
-    if dtype.kind not in "fiub" or not is_shape or math.prod(shape) * dtype.itemsize != len(rest):
+        array = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
+    except Exception as error:  # a crafted header can make NumPy's parser raise anything
+        raise ValueError("an array cannot be read") from error
+    if array.dtype.kind not in "fiub":
         raise ValueError("an array is not numeric")
-    array = np.frombuffer(rest, dtype).reshape(shape, order="F" if is_fortran else "C")
     return array.astype(np.float64)
+
+
+def folders(path: Path, env_id: str) -> list[Path]:
+    """Return the folders to search: the zip's own, and those named after it or its environment.
+
+    Names are compared without version, because `env_id` may be a later version.
+    """
+    parent = path.resolve().parent
+    run = re.sub(r"_\d+$", "", parent.name)  # the zoo's E_1
+    names = {_base(name) for name in (path.stem, env_id, run)}
+    inner = (f for f in path.parent.iterdir() if f.is_dir() and _base(f.name) in names)
+    outer = [parent.parent] if parent.name == path.stem else []
+    return [*sorted(inner), path.parent, *outer]
+
+
+def _base(name: str) -> str:
+    """Strip module and version from an environment's id or a folder's name."""
+    return re.sub(r"-v\d+$", "", name.rpartition(":")[2].replace("/", "-"))
+
+
+def find_statistics(path: Path, env_id: str) -> list[Path]:
+    """Return the files with VecNormalize statistics near a zip, the likeliest first."""
+    files = [
+        file
+        for folder in folders(path, env_id)
+        for file in sorted(folder.iterdir())
+        if file.is_file() and _is_statistics(file)
+    ]
+    return sorted(files, key=lambda file: not _is_of_checkpoint(file, path))  # a stable sort
+
+
+def _is_of_checkpoint(file: Path, path: Path) -> bool:
+    """Return True if CheckpointCallback wrote the file together with the zip."""
+    return file.stem.replace("_vecnormalize_", "_") == path.stem
+
+
+def _is_statistics(file: Path) -> bool:
+    """Return True for a file named like or pickled from a VecNormalize, or an .npz of mean and var.
+
+    A file that cannot be read does not count.
+    """
+    if file.suffix.lower() not in STATISTICS_ENDINGS:
+        return False
+    if STATISTICS_NAME.search(file.name):
+        return True
+    try:
+        if file.suffix.lower() == ".npz":
+            with open_zip(read_bytes(file, MAX_STATISTICS)) as archive:
+                return {"mean.npy", "var.npy"} <= set(archive.namelist())
+        with file.open("rb") as opened:
+            return PICKLED_CLASS in opened.read(SEARCHED)
+    except (*BAD_ZIP, ValueError):
+        return False
+
+
+def find_setting(path: Path, env_id: str, name: str, key: str) -> tuple[Path, str]:
+    """Return the value of a key in a YAML file of this name near a zip, and the file.
+
+    The text is empty if no file has the key with a value other than null, false or {}.
+    """
+    for folder in folders(path, env_id):
+        file = folder / name
+        if file.is_file() and (value := _yaml_value(file, key)):
+            return file, value
+    return path, ""
+
+
+def _yaml_value(file: Path, key: str) -> str:
+    """Return the first line of a key's value, or "" if there is none.
+
+    The zoo writes a mapping as `key: value` or as a list of pairs, one part per line.
+    """
+    try:
+        text = read_bytes(file, MAX_YAML).decode(errors="replace")
+    except (OSError, ValueError):
+        return ""
+    lines = [line.strip(" -\t'\"") for line in text.splitlines()]
+    for k, line in enumerate(lines):
+        name, _, rest = line.partition(":")
+        if name.strip(" '\"") == key:
+            value = rest.strip() or "".join(lines[k + 1 : k + 2])
+            return "" if value.lower() in EMPTY_VALUES else value
+    return ""

@@ -28,10 +28,9 @@ from dpd.policies import policyfile
 from dpd.policies.checks import require_dims
 from dpd.policies.metadata import MAX_LAYERS, NotAPolicy, PolicyMeta
 from dpd.policies.policyfile import Policy
-from dpd.sb3.archive import BAD_ZIP, MAX_ZIP, open_zip, read_bytes, read_weights, read_zip_member
 from dpd.sb3.kinds import KINDS, Kind
-from dpd.sb3.nearby import find_setting, find_statistics
-from dpd.sb3.statistics import Statistics, read_statistics
+from dpd.sb3.statistics import Statistics, find_setting, find_statistics, read_statistics
+from dpd.sb3.untrusted import BAD_ZIP, MAX_ZIP, open_zip, read_bytes, read_weights, read_zip_member
 
 MAX_DATA = 2**24  # bytes of a zip's JSON
 ACTIVATION_NAMES = {"Tanh": "tanh", "ReLU": "relu", "ELU": "elu"}

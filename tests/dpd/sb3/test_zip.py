@@ -20,7 +20,7 @@ from dpd.config import NO_STATISTICS
 from dpd.errors import BadInput
 from dpd.policies import policyfile
 from dpd.policies.metadata import NotAPolicy
-from dpd.sb3.archive import WEIGHT_GLOBALS
+from dpd.sb3.untrusted import WEIGHT_GLOBALS
 from dpd.sb3.zip import load_zip
 from tests.toy.zips import (
     Bomb,

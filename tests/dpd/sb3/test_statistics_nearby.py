@@ -16,7 +16,7 @@ import tests.toy.payload_env  # noqa: F401, registers environments
 from dpd.cli import main
 from dpd.config import NO_STATISTICS
 from dpd.errors import BadInput
-from dpd.sb3.nearby import find_statistics
+from dpd.sb3.statistics import find_statistics
 from dpd.sb3.zip import load_zip
 from tests.toy.zips import foreign, statistics
 
