@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -107,37 +107,3 @@ def memory_shapes(meta: MemoryMeta | None, n_features: int, act_dim: int) -> Sha
 def has_projection(meta: MemoryMeta) -> bool:
     """Return True if queries are projected features rather than observations."""
     return meta.query == "features"
-
-
-def parse_memory(value: Any, obs_dim: int) -> MemoryMeta | None:
-    """Check the description of a memory from a file.
-
-    Raises ValueError with the name of the first field that is missing, unknown or out of range.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, dict) or value.keys() != {f.name for f in fields(MemoryMeta)}:
-        raise ValueError("memory")
-    for name in ("entries", "dim", "k"):
-        if type(value[name]) is not int or not 1 <= value[name] <= MAX_SIZE:
-            raise ValueError(f"memory.{name}")
-    if not isinstance(value["query"], str) or value["query"] not in QUERIES:
-        raise ValueError("memory.query")
-    for name, low, high in (("tau", MIN_TAU, 1 / MIN_TAU), ("student_weight", 0.0, 1.0)):
-        # the comparison rejects NaN as well
-        if type(value[name]) not in (int, float) or not low <= value[name] <= high:
-            raise ValueError(f"memory.{name}")
-    if value["k"] > value["entries"]:
-        raise ValueError("memory.k")
-    if value["query"] == "obs" and value["dim"] != obs_dim:
-        raise ValueError("memory.dim")
-    return MemoryMeta(**value)
-
-
-def check_memory_values(meta: MemoryMeta, keys: Tensor, actions: Tensor) -> None:
-    """Raise ValueError if keys or actions lie outside the range that gives valid actions."""
-    limit = 1.001 if has_projection(meta) else MAX_KEY
-    if bool((keys.abs() > limit).any()):
-        raise ValueError(f"memory.keys exceeds {limit:g}")
-    if bool((actions.abs() > 1).any()):
-        raise ValueError("memory.actions leaves [-1, 1]")

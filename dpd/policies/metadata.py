@@ -13,7 +13,7 @@ import torch
 
 from dpd.agents.nets import ACTIVATIONS, Shapes, mlp_shapes
 from dpd.agents.norm import CLIP
-from dpd.policies.memory import MemoryMeta, memory_shapes, parse_memory
+from dpd.policies.memory import MAX_SIZE, MIN_TAU, QUERIES, MemoryMeta, memory_shapes
 
 FORMAT = 1
 # Far beyond any policy of this suite: larger ones are rejected before they cost memory or time.
@@ -21,7 +21,7 @@ MAX_LAYERS = 64
 MAX_WIDTH = 2**24
 MAX_AXES = 32  # of an observation or an action
 MAX_DEPTH = 16  # of nested lists and objects in the description
-MAX_CLIP = torch.finfo(torch.float32).max
+MIN_CLIP, MAX_CLIP = math.ulp(0.0), torch.finfo(torch.float32).max  # above 0, as float32
 DEFAULTS: dict[str, Any] = {
     "tanh_mean": False,
     "state_std": False,
@@ -123,27 +123,27 @@ def read_meta(path: Path, text: str | None) -> PolicyMeta:
         raise NotAPolicy(f"{path} is a safetensors file, but not a policy of dpd")
     try:
         values = json.loads(text)
+        if not isinstance(values, dict) or _is_deeper(values, MAX_DEPTH):
+            raise ValueError("not a plain JSON object")
+        version = values.get("format")
+        if type(version) is not int or version != FORMAT:
+            raise NotAPolicy(
+                f"{path} has policy format {version!r:.40}; this version reads {FORMAT}"
+            )
+        values = DEFAULTS | values
+        _check_values(values)
+    except NotAPolicy:
+        raise
     except (ValueError, RecursionError) as error:
-        raise _bad_description(path, str(error)) from error
-    if not isinstance(values, dict) or _is_deeper(values, MAX_DEPTH):
-        raise _bad_description(path, "not a plain JSON object")
-    version = values.get("format")
-    if type(version) is not int or version != FORMAT:
-        raise NotAPolicy(f"{path} has policy format {version!r:.40}; this version reads {FORMAT}")
-    values = DEFAULTS | values
-    _check_fields(path, values)
-    try:
-        memory = parse_memory(values["memory"], values["obs_dim"])
-    except ValueError as error:
-        raise _bad_description(path, str(error)) from error
+        raise NotAPolicy(f"{path} is not a policy file: bad description ({error})") from error
+    if values["activation"] not in ACTIVATIONS:
+        raise NotAPolicy(f"{path} uses the unknown activation {values['activation']!r:.40}")
     for name in ("hidden", "obs_shape", "act_shape"):
         if values[name] is not None:
             values[name] = tuple(values[name])
-    return PolicyMeta(**values | {"memory": memory})
-
-
-def _bad_description(path: Path, reason: str) -> NotAPolicy:
-    return NotAPolicy(f"{path} is not a policy file: bad description ({reason})")
+    if values["memory"] is not None:
+        values["memory"] = MemoryMeta(**values["memory"])
+    return PolicyMeta(**values)
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
@@ -154,63 +154,78 @@ def _is_deeper(value: Any, depth: int) -> bool:
     return depth == 0 or any(_is_deeper(v, depth - 1) for v in inner)
 
 
-def _check_fields(path: Path, values: dict[str, Any]) -> None:
-    """Raise NotAPolicy unless the description has all fields of a PolicyMeta and no others."""
-    names = {f.name for f in fields(PolicyMeta)}
-    if values.keys() != names:
-        odd = ", ".join(f"{name:.40}" for name in sorted(values.keys() ^ names)[:5])
-        raise _bad_description(path, f"missing or unknown: {odd}")
-    is_valid = {name: check(values[name]) for name, check in FIELD_CHECKS.items()}
+def _check_values(values: dict[str, Any]) -> None:
+    """Raise ValueError unless a description is complete, and valid as a whole."""
+    _check_fields(values, PolicyMeta)
     for part in ("obs", "act"):
-        shape, dim = values[f"{part}_shape"], values[f"{part}_dim"]
-        is_valid[f"{part}_shape"] = shape is None or _is_shape(shape, dim)
-    for name in is_valid:
-        if not is_valid[name]:
-            raise _bad_description(path, f"{name} is {values[name]!r:.40}")
+        shape = values[f"{part}_shape"]
+        if shape is not None and math.prod(shape) != values[f"{part}_dim"]:
+            raise ValueError(f"{part}_shape is {shape!r:.40}")
     if values["squashed"] and values["tanh_mean"]:
-        raise _bad_description(path, "squashed and tanh_mean exclude each other")
-    if values["squashed"] and values["memory"] is not None:
+        raise ValueError("squashed and tanh_mean exclude each other")
+    if (memory := values["memory"]) is None:
+        return
+    if values["squashed"]:
         # a memory holds actions after the tanh, which can't be mixed with a mean before it
-        raise _bad_description(path, "squashed and memory exclude each other")
-    if values["activation"] not in ACTIVATIONS:
-        raise NotAPolicy(f"{path} uses the unknown activation {values['activation']!r:.40}")
+        raise ValueError("squashed and memory exclude each other")
+    _check_fields(memory, MemoryMeta, "memory.")
+    if memory["k"] > memory["entries"]:
+        raise ValueError(f"memory.k is {memory['k']}, of {memory['entries']} entries")
+    if memory["query"] == "obs" and memory["dim"] != values["obs_dim"]:
+        raise ValueError(f"memory.dim is {memory['dim']}, not obs_dim")
+
+
+def _check_fields(values: dict[str, Any], kind: type, prefix: str = "") -> None:
+    """Raise ValueError unless the values are those of all fields of a dataclass, and in CHECKS."""
+    names = {f.name for f in fields(kind)}
+    if values.keys() != names:
+        odd = ", ".join(f"{prefix}{name:.40}" for name in sorted(values.keys() ^ names)[:5])
+        raise ValueError(f"missing or unknown: {odd}")
+    for name in names & CHECKS[kind].keys():
+        if not CHECKS[kind][name](values[name]):
+            raise ValueError(f"{prefix}{name} is {values[name]!r:.40}")
+
+
+Check = Callable[[Any], bool]
+
+
+def _is_a(kind: type) -> Check:
+    return lambda value: isinstance(value, kind)
+
+
+def _within(low: float, high: float, *kinds: type) -> Check:
+    # `type`, because isinstance would accept a bool as an int; NaN fails the comparison
+    return lambda value: type(value) in kinds and low <= value <= high
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable()  # it is printed in messages
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
+def _is_sizes(n: int) -> Check:
+    is_size = _within(1, MAX_WIDTH, int)
+    return lambda value: isinstance(value, list) and len(value) <= n and all(map(is_size, value))
 
 
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
 
 
-def _is_width(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MAX_WIDTH  # isinstance would accept a bool
-
-
-def _is_hidden(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_LAYERS and all(map(_is_width, value))
-
-
-def _is_clip(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value <= MAX_CLIP
-
-
-def _is_shape(value: Any, n: Any) -> bool:
-    is_list = isinstance(value, list) and len(value) <= MAX_AXES and all(map(_is_width, value))
-    return is_list and math.prod(value) == n
-
-
-FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("algo", "env_id"), _is_text),
-    **dict.fromkeys(("squashed", "tanh_mean", "state_std", "norm_obs"), _is_bool),
-    **dict.fromkeys(("obs_dim", "act_dim"), _is_width),
-    **dict.fromkeys(("env_kwargs", "provenance"), _is_object),
-    "hidden": _is_hidden,
-    "clip_obs": _is_clip,
-    "activation": _is_text,
+CHECKS: dict[type, dict[str, Check]] = {
+    PolicyMeta: {
+        **dict.fromkeys(("algo", "env_id", "activation"), _is_text),
+        **dict.fromkeys(("squashed", "tanh_mean", "state_std", "norm_obs"), _is_a(bool)),
+        **dict.fromkeys(("obs_dim", "act_dim"), _within(1, MAX_WIDTH, int)),
+        **dict.fromkeys(("env_kwargs", "provenance"), _is_a(dict)),
+        **dict.fromkeys(("obs_shape", "act_shape"), _or_none(_is_sizes(MAX_AXES))),
+        "hidden": _is_sizes(MAX_LAYERS),
+        "clip_obs": _within(MIN_CLIP, MAX_CLIP, int, float),
+        "memory": _or_none(_is_a(dict)),
+    },
+    MemoryMeta: {
+        **dict.fromkeys(("entries", "dim", "k"), _within(1, MAX_SIZE, int)),
+        "query": lambda value: value in QUERIES,
+        "tau": _within(MIN_TAU, 1 / MIN_TAU, int, float),
+        "student_weight": _within(0, 1, int, float),
+    },
 }

@@ -17,8 +17,7 @@ from dpd.agents.nets import layers, mlp
 from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
 from dpd.envs.base import EnvSpec, bounds_defect
 from dpd.files import replacing
-from dpd.policies import memory
-from dpd.policies.memory import Neighbours
+from dpd.policies.memory import MAX_KEY, MemoryMeta, Neighbours, has_projection, mix, scaled, unit
 from dpd.policies.metadata import NotAPolicy, PolicyMeta, read_meta, shapes, to_json
 
 # Far beyond any policy of this suite: larger files are rejected before they cost memory or time.
@@ -77,12 +76,12 @@ class Policy:
         """Mix an action [1, B, A], clipped to its box, with those of the nearest entries."""
         meta = self.meta.memory
         assert meta is not None
-        if memory.has_projection(meta):
-            query = memory.unit(inputs[-1] @ self._params["memory.projection"])
+        if has_projection(meta):
+            query = unit(inputs[-1] @ self._params["memory.projection"])
         else:
-            query = memory.scaled(inputs[0])
+            query = scaled(inputs[0])
         weight = mean.new_full((1,), meta.student_weight)
-        return memory.mix(mean.clamp(-1, 1), stored.answer(query), weight)
+        return mix(mean.clamp(-1, 1), stored.answer(query), weight)
 
     def features(self, obs: Tensor) -> Tensor:
         """Return the last hidden layer [B, H] at raw obs [B, O], or the input if there is none."""
@@ -160,13 +159,7 @@ def load(path: str | os.PathLike[str]) -> Policy:
     except (SafetensorError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise NotAPolicy(f"{path} is not a policy file: {reason}") from error
-    check_values(path, tensors)
-    if meta.memory is not None:
-        keys, actions = tensors["memory.keys"], tensors["memory.actions"]
-        try:
-            memory.check_memory_values(meta.memory, keys, actions)
-        except ValueError as error:
-            raise NotAPolicy(f"{path} can't act: {error}") from error
+    check_values(path, tensors, meta.memory)
     return Policy(tensors, meta)
 
 
@@ -213,13 +206,25 @@ def _check_layout(path: Path, file: safe_open, meta: PolicyMeta) -> None:
             )
 
 
-def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise NotAPolicy unless all numbers are finite, scales positive and bounds valid."""
+def check_values(
+    path: Path, tensors: Mapping[str, Tensor], memory: MemoryMeta | None = None
+) -> None:
+    """Raise NotAPolicy unless all numbers are finite and in the range that gives valid actions."""
+    if defect := _defect(tensors, memory):
+        raise NotAPolicy(f"{path} can't act: {defect}")
+
+
+def _defect(tensors: Mapping[str, Tensor], memory: MemoryMeta | None) -> str | None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise NotAPolicy(f"{path} can't act: {name} contains NaN or infinity")
+            return f"{name} contains NaN or infinity"
     for name in ("obs_scale", "obs_count"):
         if not (tensors[name] > 0).all():
-            raise NotAPolicy(f"{path} can't act: {name} is not positive")
-    if defect := bounds_defect(tensors["act_low"].numpy(), tensors["act_high"].numpy()):
-        raise NotAPolicy(f"{path} can't act: {defect}")
+            return f"{name} is not positive"
+    if memory is not None:
+        limit = 1.001 if has_projection(memory) else MAX_KEY
+        if (tensors["memory.keys"].abs() > limit).any():
+            return f"memory.keys exceeds {limit:g}"
+        if (tensors["memory.actions"].abs() > 1).any():
+            return "memory.actions leaves [-1, 1]"
+    return bounds_defect(tensors["act_low"].numpy(), tensors["act_high"].numpy())
