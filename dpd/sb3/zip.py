@@ -11,6 +11,7 @@ import json
 import math
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor
 
 from dpd.agents.config import TD3Config
-from dpd.agents.norm import CLIP
 from dpd.config import NO_STATISTICS, ForeignConfig
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
@@ -61,7 +61,9 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
     require_dims(stack[0][0].shape[1], len(stack[-1][1]), spec, str(path))
     _check_bounds(path, data, spec)
     stats = _statistics(path, data, kind, foreign, spec)
-    tensors = _layers(kind, stack, std, spec) | _norm(stats, spec) | policyfile.bounds(spec)
+    # a file holds some statistics even if they are not used
+    used = stats or Statistics(np.zeros(spec.obs_dim), np.ones(spec.obs_dim), 1e-4, epsilon=0.0)
+    tensors = _tensors(kind, stack, std, used, spec)
     policyfile.check_values(path, tensors)
     meta = PolicyMeta(
         algo=kind.algo,
@@ -78,7 +80,7 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
         env_kwargs=kwargs,
         provenance=origin,
         norm_obs=stats is not None,
-        clip_obs=CLIP if stats is None else stats.clip_obs,
+        clip_obs=used.clip_obs,
     )
     return Policy(tensors, meta)
 
@@ -200,23 +202,20 @@ def _actor(path: Path, weights: dict[str, Tensor], kind: Kind) -> tuple[Layers, 
     stack = [(weights[f"{n}.weight"], weights[f"{n}.bias"]) for n in names]
     if len(stack) > MAX_LAYERS:
         raise NotAPolicy(f"{path} is not supported: it has {len(stack)} layers")
-    n_in = (0, *stack[0][0].shape)[-1]  # a crafted weight may have fewer dimensions
-    for name, (weight, bias) in zip(names, stack, strict=True):
-        if bias.dim() != 1 or weight.shape != (len(bias), n_in) or 0 in weight.shape:
-            raise NotAPolicy(f"{path} is not supported: {name} does not fit the layer before")
-        n_in = len(bias)
-    return stack, _std(path, weights, kind, stack)
-
-
-def _std(path: Path, weights: dict[str, Tensor], kind: Kind, stack: Layers) -> list[Tensor]:
-    """Return the tensors of the log standard deviation: a layer like the last, or a vector [A]."""
-    weight, bias = stack[-1]
-    for name, like in zip(kind.std, (weight, bias) if kind.state_std else (bias,), strict=False):
-        if weights[name].shape != like.shape:
+    # the last axis; a crafted tensor may have none, and is refused because no layer has size 0
+    sizes = [(0, *x.shape)[-1] for x in (stack[0][0], *(bias for _, bias in stack))]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (n_in, n_out) in zip(names, pairwise(sizes), strict=True):
+        shapes |= {f"{name}.weight": (n_out, n_in), f"{name}.bias": (n_out,)}
+    last = (sizes[-1], sizes[-2]), (sizes[-1],)
+    shapes |= zip(kind.std, last if kind.state_std else last[1:], strict=False)
+    for name, shape in shapes.items():
+        if weights[name].shape != shape or 0 in shape:
             raise NotAPolicy(
-                f"{path} is not supported: {name} has shape {tuple(weights[name].shape)}"
+                f"{path} is not supported: {name} has shape {tuple(weights[name].shape)}, which "
+                "does not fit the layer before"
             )
-    return [weights[name] for name in kind.std]
+    return stack, [weights[name] for name in kind.std]
 
 
 def _check_bounds(path: Path, data: dict[str, Any], spec: EnvSpec) -> None:
@@ -278,13 +277,27 @@ def _statistics(
     return None
 
 
-def _layers(kind: Kind, stack: Layers, std: list[Tensor], spec: EnvSpec) -> dict[str, Tensor]:
-    """Convert SB3's layers to the tensors of a policy file."""
-    stack = [(weight.double(), bias.double()) for weight, bias in stack]
+def _tensors(
+    kind: Kind, layers: Layers, std: list[Tensor], stats: Statistics, spec: EnvSpec
+) -> dict[str, Tensor]:
+    """Convert SB3's layers and statistics to the tensors of a policy file.
+
+    The last layer and log_std of PPO are in the environment's units. The inverse of the map from
+    [-1, 1] to the bounds is folded into them; bounds of ±1 change nothing.
+    """
+    stack = [(weight.double(), bias.double()) for weight, bias in layers]
     std = [x.double() for x in std]
     if not kind.is_scaled:
-        stack[-1], std[0] = _scaled(*stack[-1], std[0], spec)
-    tensors: dict[str, Tensor] = {}
+        low, high = (torch.as_tensor(b, dtype=torch.float64) for b in (spec.act_low, spec.act_high))
+        half, middle = (high - low) / 2, (high + low) / 2
+        weight, bias = stack[-1]
+        stack[-1] = weight / half.unsqueeze(1), (bias - middle) / half
+        std[0] = std[0] - half.log()  # not in place: a stored tensor may repeat one number
+    tensors = {
+        "obs_mean": torch.as_tensor(stats.mean)[None],
+        "obs_scale": torch.as_tensor(stats.scale)[None],
+        "obs_count": torch.tensor([[stats.n_samples]], dtype=torch.float64),
+    }
     if kind.state_std:
         tensors["log_std_head.0.weight"], tensors["log_std_head.0.bias"] = std[0].T, std[1][None]
     else:
@@ -292,28 +305,4 @@ def _layers(kind: Kind, stack: Layers, std: list[Tensor], spec: EnvSpec) -> dict
         tensors["log_std"] = (std[0] if std else default)[None]
     for i, (weight, bias) in enumerate(stack):
         tensors[f"actor.{i}.weight"], tensors[f"actor.{i}.bias"] = weight.T, bias[None]
-    return {k: v.float().contiguous() for k, v in tensors.items()}
-
-
-def _scaled(
-    weight: Tensor, bias: Tensor, log_std: Tensor, spec: EnvSpec
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Rescale a last layer and log_std [A] from the environment's bounds to [-1, 1].
-
-    The inverse of the map to the bounds is folded into them; bounds of ±1 change nothing.
-    """
-    low, high = (torch.as_tensor(b, dtype=torch.float64) for b in (spec.act_low, spec.act_high))
-    half, middle = (high - low) / 2, (high + low) / 2
-    return (weight / half.unsqueeze(1), (bias - middle) / half), log_std - half.log()
-
-
-def _norm(stats: Statistics | None, spec: EnvSpec) -> dict[str, Tensor]:
-    """Return the normaliser's tensors of a policy file."""
-    if stats is None:
-        zeros = np.zeros(spec.obs_dim)
-        stats = Statistics(zeros, zeros + 1, 1e-4, 0.0)  # a file holds some even if unused
-    return {
-        "obs_mean": torch.as_tensor(stats.mean, dtype=torch.float32).unsqueeze(0),
-        "obs_scale": torch.as_tensor(stats.scale, dtype=torch.float32).unsqueeze(0),
-        "obs_count": torch.tensor([[stats.n_samples]], dtype=torch.float32),
-    }
+    return {k: v.float().contiguous() for k, v in tensors.items()} | policyfile.bounds(spec)
