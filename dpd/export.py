@@ -32,7 +32,7 @@ from dpd.policies.checks import (
     require_same_actions,
 )
 from dpd.policies.policyfile import Policy, refuse_memory
-from dpd.run.sources import Place, find_policies, load_any, moved, place_of
+from dpd.run.sources import Place, find_policies, load_any, place_of
 
 if TYPE_CHECKING:
     from dpd.config import ExportConfig
@@ -57,12 +57,17 @@ class ExportedActor(nn.Module):
         meta, tensors = policy.meta, policy.tensors
         self.norm_obs, self.clip_obs = meta.norm_obs, meta.clip_obs
         self.is_bounded = meta.squashed or meta.tanh_mean
-        self.register_buffer("obs_mean", tensors["obs_mean"].clone())
-        self.register_buffer("obs_scale", tensors["obs_scale"].clone())
-        self.register_buffer("act_low", tensors["act_low"].clone())
-        self.register_buffer("act_high", tensors["act_high"].clone())
+        for name in ("obs_mean", "obs_scale", "act_low", "act_high"):
+            self.register_buffer(name, tensors[name].clone())
         self.register_buffer("act_half", 0.5 * (tensors["act_high"] - tensors["act_low"]))
-        self.net = network(policy)
+        parts: list[nn.Module] = []
+        for i, (n_in, n_out) in enumerate(pairwise([meta.obs_dim, *meta.hidden, meta.act_dim])):
+            linear = nn.Linear(n_in, n_out)
+            with torch.no_grad():
+                linear.weight.copy_(tensors[f"actor.{i}.weight"].T)
+                linear.bias.copy_(tensors[f"actor.{i}.bias"][0])
+            parts += [linear, ACTIVATION_MODULES[meta.activation]()]
+        self.net = nn.Sequential(*parts[:-1])
 
     def forward(self, obs: Tensor) -> Tensor:
         """Act without noise on raw obs [B, O]."""
@@ -73,20 +78,6 @@ class ExportedActor(nn.Module):
         act = torch.tanh(mean) if self.is_bounded else torch.clamp(mean, -1.0, 1.0)
         scaled = self.act_low + (act + 1.0) * self.act_half
         return torch.clamp(scaled, self.act_low, self.act_high)  # rounding may leave the bounds
-
-
-def network(policy: Policy) -> nn.Sequential:
-    """Return a policy's layers as torch's own modules."""
-    meta, tensors = policy.meta, policy.tensors
-    activation = ACTIVATION_MODULES[meta.activation]
-    parts: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(pairwise([meta.obs_dim, *meta.hidden, meta.act_dim])):
-        linear = nn.Linear(n_in, n_out)
-        with torch.no_grad():
-            linear.weight.copy_(tensors[f"actor.{i}.weight"].T)
-            linear.bias.copy_(tensors[f"actor.{i}.bias"][0])
-        parts += [linear, activation()]
-    return nn.Sequential(*parts[:-1])
 
 
 def facts(policy: Policy) -> dict[str, str]:
@@ -215,7 +206,13 @@ def export_policy(config: ExportConfig) -> int:
     out = target(config, "-sb3" if kind is None else kind.ending)
     policy = load_any(config.path, config.foreign)
     policy = put_into(policy, place_of(config.path, policy, config.foreign))
-    checked = write_zoo(policy, out) if kind is None else write_checked(policy, kind, out)
+    if kind is None:
+        from dpd.sb3.export import export_zoo
+
+        export_zoo(policy, out)
+        checked = "Stable-Baselines3 loads it, and it acts as the policy does"
+    else:
+        checked = write_checked(policy, kind, out)
     line = f"{out}  {size(out):,} bytes; {checked}"
     make_console(markup=False, highlight=False).print(line, soft_wrap=True)
     return 0
@@ -227,8 +224,8 @@ def put_into(policy: Policy, place: Place) -> Policy:
         return policy  # so its environment need not be installed
     spec = check(place.env_id, env_kwargs=place.env_kwargs)
     require_fit(policy, spec)
-    policy = moved(policy, place)
-    meta = replace(policy.meta, obs_shape=spec.obs_shape, act_shape=spec.act_shape)
+    shapes = {"obs_shape": spec.obs_shape, "act_shape": spec.act_shape}
+    meta = replace(policy.meta, **place._asdict(), **shapes)
     return Policy(policy.tensors, meta)
 
 
@@ -249,14 +246,6 @@ def target(config: ExportConfig, ending: str) -> Path:
     if not out.parent.is_dir():
         raise BadInput(f"{out.parent} is not a directory; create it, or give another --out")
     return out
-
-
-def write_zoo(policy: Policy, out: Path) -> str:
-    """Write a folder in the layout of rl-baselines3-zoo; return how it was checked."""
-    from dpd.sb3.export import export_zoo
-
-    export_zoo(policy, out)
-    return "Stable-Baselines3 loads it, and it acts as the policy does"
 
 
 def write_checked(policy: Policy, kind: Format, out: Path) -> str:

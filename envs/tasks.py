@@ -7,7 +7,8 @@ first axis is the environment. Source: Gymnasium 1.4's `envs/mujoco/*_v5.py`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -172,18 +173,24 @@ def find_task(env_id: str) -> Task:
 def load_model(task: Task) -> mujoco.MjModel:
     """Compile the task's model: a file of Gymnasium's assets, or an absolute path."""
     assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
+    with python_warnings():
+        return mujoco.MjModel.from_xml_path(str(assets / task.xml))
+
+
+@contextmanager
+def python_warnings() -> Iterator[None]:
+    """Turn MuJoCo's warnings while models are compiled into Python's, and drop a known one."""
     messages: list[str] = []
     before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(messages.append)
     try:
-        model = mujoco.MjModel.from_xml_path(str(assets / task.xml))
+        yield
     finally:
         mujoco.set_mju_user_warning(before)
     for text in messages:
         # MuJoCo 4 warns about Gymnasium's half_cheetah.xml, in a file in the working directory
         if "'settotalmass' is deprecated" not in text:
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-    return model
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def observe(task: Task, state: SimState) -> Array:

@@ -25,6 +25,7 @@ from torch import Tensor
 from dpd.agents.nets import ACTIVATIONS
 from dpd.agents.norm import EPSILON
 from dpd.envs.make import check
+from dpd.envs.tasks import python_warnings
 from dpd.errors import BadInput
 from dpd.policies.checks import (
     ACTIVATION_MODULES,
@@ -53,9 +54,9 @@ def export_zoo(policy: Policy, out: Path) -> Path:
     """
     if out.exists():
         raise BadInput(f"{out} exists; remove it, or give --out another name")
-    kind = _kind(policy)
-    meta = policy.meta
-    spec = check(meta.env_id, "gymnasium", meta.env_kwargs)  # as enjoy makes it
+    kind, meta = _kind(policy), policy.meta
+    with python_warnings():
+        spec = check(meta.env_id, "gymnasium", meta.env_kwargs)  # as enjoy makes it
     require_fit(policy, spec)
     require_bounds(policy, spec)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,9 +84,7 @@ def read_zoo(folder: Path) -> ArrayPolicy:
         "lr_schedule": lambda _: 0.0,
         "clip_range": lambda _: 0.0,
     }
-    replay: dict[str, Any] = (
-        {} if algo == "ppo" else {"buffer_size": 1}
-    )  # avoids a large allocation
+    replay: dict[str, Any] = {} if algo == "ppo" else {"buffer_size": 1}  # or it allocates much
     model = MODELS[algo].load(file, device="cpu", custom_objects=settings, **replay)
     env: gymnasium.Env = gymnasium.Env()  # never stepped, only asked for its spaces
     env.observation_space, env.action_space = model.observation_space, model.action_space
@@ -129,7 +128,8 @@ def _write(policy: Policy, kind: Kind, folder: Path) -> None:
     """Write the model, its normaliser and the settings that enjoy reads."""
     meta, name = policy.meta, zoo_name(policy)
     (folder / name).mkdir(parents=True)
-    envs = DummyVecEnv([lambda: gymnasium.make(meta.env_id, **meta.env_kwargs)])
+    with python_warnings():
+        envs = DummyVecEnv([lambda: gymnasium.make(meta.env_id, **meta.env_kwargs)])
     model = _model(policy, kind, envs)
     if meta.norm_obs:
         _normaliser(policy, envs).save(str(folder / name / "vecnormalize.pkl"))
@@ -138,9 +138,8 @@ def _write(policy: Policy, kind: Kind, folder: Path) -> None:
     model.save(folder / f"{name}.zip")
     envs.close()
     hidden, activation = list(meta.hidden), ACTIVATION_MODULES[meta.activation].__name__
-    kwargs = (
-        f"dict(net_arch=dict(pi={hidden}, {kind.critic}={hidden}), activation_fn=nn.{activation})"
-    )
+    arch = f"dict(pi={hidden}, {kind.critic}={hidden})"
+    kwargs = f"dict(net_arch={arch}, activation_fn=nn.{activation})"
     config = {"normalize": meta.norm_obs, "policy": "MlpPolicy", "policy_kwargs": kwargs}
     args = {"algo": kind.algo, "env": meta.env_id, "env_kwargs": meta.env_kwargs or None}
     (folder / name / "config.yml").write_text(_yaml(config), encoding="utf-8")

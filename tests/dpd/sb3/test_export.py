@@ -136,6 +136,15 @@ def test_a_written_zoo_folder_acts_as_the_policy(
     assert [p.name for p in out.parent.iterdir()] == ["zoo"]  # no draft is left
 
 
+def test_mujocos_warning_about_gymnasiums_half_cheetah_is_not_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    policy = saved(tmp_path, "ppo", "HalfCheetah-v5")
+    capfd.readouterr()
+    export_zoo(policy, tmp_path / "zoo")
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("algo", IN_SB3)
 def test_a_written_zoo_folder_is_read_back_as_the_same_policy(tmp_path: Path, algo: str) -> None:
     policy = saved(tmp_path, algo, "Pendulum-v1")
