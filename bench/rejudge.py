@@ -19,7 +19,7 @@ import cooperate
 import numpy as np
 
 from dpd.cooperate.outcome import Cooperation, policies_json
-from dpd.run.runs import Run, SavedLearner
+from dpd.run.sources import Run, SavedLearner
 from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult, comparison_notes
 from dpd.study.config import ARMS, StudyConfig
 from dpd.study.report import aggregate_json, task_json

@@ -23,15 +23,16 @@ from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
 from dpd.policies import policyfile
-from dpd.policies.checks import (
+from dpd.policies.policyfile import (
     ACTIVATION_MODULES,
     N_PROBES,
     ArrayPolicy,
+    Policy,
     probes,
+    refuse_memory,
     require_fit,
     require_same_actions,
 )
-from dpd.policies.policyfile import Policy, refuse_memory
 from dpd.run.sources import Place, find_policies, load_any, place_of
 
 if TYPE_CHECKING:

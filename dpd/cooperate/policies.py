@@ -11,10 +11,16 @@ from dpd.envs.base import EnvSpec
 from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.make import check, choose_backend
 from dpd.errors import BadInput
-from dpd.policies.checks import require_bounds, require_fit
-from dpd.policies.policyfile import Policy
-from dpd.run.runs import short_names
-from dpd.run.sources import Place, is_zip, load_any, moved, one_policy, refuse_shared_statistics
+from dpd.policies.policyfile import Policy, require_bounds, require_fit
+from dpd.run.sources import (
+    Place,
+    is_zip,
+    load_any,
+    moved,
+    one_policy,
+    refuse_shared_statistics,
+    short_names,
+)
 
 if TYPE_CHECKING:
     from dpd.cooperate.config import CooperateConfig

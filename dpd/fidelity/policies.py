@@ -30,7 +30,6 @@ from dpd.fidelity.measures import PolicyOutputs
 from dpd.fidelity.states import draw_rows
 from dpd.policies.policyfile import Policy
 from dpd.run.checkpoint import JournalFiles, file_of, folder_of, read
-from dpd.run.runs import short_names
 from dpd.run.sources import (
     Place,
     is_zip,
@@ -39,6 +38,7 @@ from dpd.run.sources import (
     place_of,
     refuse_shared_statistics,
     require_place,
+    short_names,
 )
 
 if TYPE_CHECKING:

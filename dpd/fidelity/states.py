@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from dpd.envs.make import check, make
-from dpd.policies.checks import require_fit
-from dpd.policies.policyfile import Policy
+from dpd.policies.policyfile import Policy, require_fit
 from dpd.run.episodes import episode_seeds, run_episodes
 from dpd.run.sources import Place
 

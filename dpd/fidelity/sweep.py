@@ -31,8 +31,7 @@ from dpd.log.terminal import make_console
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy
 from dpd.report.tables import Report, require_writable, write_report
-from dpd.run.runs import short_names
-from dpd.run.sources import load_any, one_policy, place_of
+from dpd.run.sources import load_any, one_policy, place_of, short_names
 
 if TYPE_CHECKING:
     from dpd.fidelity.config import SweepConfig

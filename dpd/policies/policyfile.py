@@ -1,28 +1,37 @@
-"""Load, save and run policies: one self-contained .safetensors file, without pickle."""
+"""Load, save, run and check policies: one self-contained .safetensors file, without pickle."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import layers, mlp
 from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
 from dpd.envs.base import EnvSpec, bounds_defect
+from dpd.errors import BadInput
 from dpd.files import replacing
-from dpd.policies.memory import MAX_KEY, MemoryMeta, Neighbours, has_projection, mix, scaled, unit
+from dpd.policies import memory
+from dpd.policies.memory import MemoryMeta, Neighbours
 from dpd.policies.metadata import NotAPolicy, PolicyMeta, read_meta, shapes, to_json
 
 # Far beyond any policy of this suite: larger files are rejected before they cost memory or time.
 MAX_POLICY_FILE = 2**30  # bytes
 MAX_HEADER = 2**20  # bytes of JSON: tensor names and the description
+
+ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+"""torch's own modules, for the formats that other programs run."""
+N_PROBES = 512
+
+ArrayPolicy = Callable[[np.ndarray], np.ndarray]
+"""Raw flattened obs [B, O] float32 -> flattened actions [B, A] in the environment's bounds."""
 
 
 class Policy:
@@ -76,12 +85,12 @@ class Policy:
         """Mix an action [1, B, A], clipped to its box, with those of the nearest entries."""
         meta = self.meta.memory
         assert meta is not None
-        if has_projection(meta):
-            query = unit(inputs[-1] @ self._params["memory.projection"])
+        if memory.has_projection(meta):
+            query = memory.unit(inputs[-1] @ self._params["memory.projection"])
         else:
-            query = scaled(inputs[0])
+            query = memory.scaled(inputs[0])
         weight = mean.new_full((1,), meta.student_weight)
-        return mix(mean.clamp(-1, 1), stored.answer(query), weight)
+        return memory.mix(mean.clamp(-1, 1), stored.answer(query), weight)
 
     def features(self, obs: Tensor) -> Tensor:
         """Return the last hidden layer [B, H] at raw obs [B, O], or the input if there is none."""
@@ -207,24 +216,77 @@ def _check_layout(path: Path, file: safe_open, meta: PolicyMeta) -> None:
 
 
 def check_values(
-    path: Path, tensors: Mapping[str, Tensor], memory: MemoryMeta | None = None
+    path: Path, tensors: Mapping[str, Tensor], stored: MemoryMeta | None = None
 ) -> None:
     """Raise NotAPolicy unless all numbers are finite and in the range that gives valid actions."""
-    if defect := _defect(tensors, memory):
+    if defect := _defect(tensors, stored):
         raise NotAPolicy(f"{path} can't act: {defect}")
 
 
-def _defect(tensors: Mapping[str, Tensor], memory: MemoryMeta | None) -> str | None:
+def _defect(tensors: Mapping[str, Tensor], stored: MemoryMeta | None) -> str | None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             return f"{name} contains NaN or infinity"
     for name in ("obs_scale", "obs_count"):
         if not (tensors[name] > 0).all():
             return f"{name} is not positive"
-    if memory is not None:
-        limit = 1.001 if has_projection(memory) else MAX_KEY
+    if stored is not None:
+        limit = 1.001 if memory.has_projection(stored) else memory.MAX_KEY
         if (tensors["memory.keys"].abs() > limit).any():
             return f"memory.keys exceeds {limit:g}"
         if (tensors["memory.actions"].abs() > 1).any():
             return "memory.actions leaves [-1, 1]"
     return bounds_defect(tensors["act_low"].numpy(), tensors["act_high"].numpy())
+
+
+def require_fit(policy: Policy, spec: EnvSpec, name: str = "the policy") -> None:
+    """Raise BadInput unless the environment has the policy's numbers of inputs and outputs."""
+    require_dims(policy.meta.obs_dim, policy.meta.act_dim, spec, name)
+
+
+def require_dims(obs_dim: int, act_dim: int, spec: EnvSpec, name: str) -> None:
+    """Raise BadInput unless the environment has these numbers of observations and actions."""
+    if (spec.obs_dim, spec.act_dim) != (obs_dim, act_dim):
+        raise BadInput(
+            f"{name} reads {obs_dim} observations and gives {act_dim} actions; "
+            f"{spec.env_id} has {spec.obs_dim} and {spec.act_dim}"
+        )
+
+
+def require_bounds(policy: Policy, spec: EnvSpec, name: str = "the policy") -> None:
+    """Raise BadInput unless the policy acts within the environment's action bounds."""
+    for key, bound in (("act_low", spec.act_low), ("act_high", spec.act_high)):
+        if not np.allclose(policy.tensors[key].numpy(), bound, rtol=1e-6):
+            raise BadInput(
+                f"{name} acts within other bounds than {spec.env_id}: {key} is "
+                f"{policy.tensors[key].tolist()}, not {bound.tolist()}"
+            )
+
+
+def probes(policy: Policy, clipped: bool = True) -> np.ndarray:
+    """Return random raw obs [B, O] as in training.
+
+    `clipped`: every second one is so far out that the clip of normalised observations counts.
+    """
+    obs = np.random.default_rng(0).standard_normal((N_PROBES, policy.meta.obs_dim))
+    if clipped:
+        obs[1::2] *= 30
+    mean, scale = policy.tensors["obs_mean"].numpy(), policy.tensors["obs_scale"].numpy()
+    return (mean + obs / scale).astype(np.float32)
+
+
+def require_same_actions(
+    policy: Policy, act: ArrayPolicy, obs: np.ndarray, tolerance: float
+) -> float:
+    """Return the largest difference between two forms of a policy on obs [B, O].
+
+    It is measured in halves of an action's range. Raises ValueError if it exceeds `tolerance`.
+    """
+    half = (0.5 * (policy.tensors["act_high"] - policy.tensors["act_low"])).numpy()
+    difference = float((np.abs(act(obs) - policy.act_flat(obs)) / half).max())
+    if not difference <= tolerance:  # rejects NaN as well
+        raise ValueError(
+            "not written: the exported actions would differ from the policy's by "
+            f"{difference:.1e} of half their range, more than {tolerance:.1e}"
+        )
+    return difference

@@ -12,8 +12,7 @@ from torch import Tensor
 from dpd.envs.base import Env, EnvKwargs
 from dpd.envs.errors import UnsupportedEnv
 from dpd.envs.make import make
-from dpd.policies.checks import require_fit
-from dpd.policies.policyfile import Policy
+from dpd.policies.policyfile import Policy, require_fit
 
 EVAL_SEED = 1_000_003  # separates the seeds of evaluation episodes from those of training
 

@@ -34,8 +34,9 @@ class PolicySaver:
     ) -> None:
         self.dir, self.names = run_dir / "policies", peer_names(config, run_dir)
         self.config, self.spec, self.export, self.memory = config, spec, export, memory
-        self.n = config.run.seeds * config.run.peers
-        self.best = torch.full((self.n,), -torch.inf, dtype=torch.float64)
+        seeds = range(config.run.seed, config.run.seed + config.run.seeds)
+        self.ids = [(seed, peer) for seed in seeds for peer in range(config.run.peers)]
+        self.best = torch.full((len(self.ids),), -torch.inf, dtype=torch.float64)
         settings = json.dumps(config.as_json(), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()
         self.origin = {
@@ -54,41 +55,28 @@ class PolicySaver:
         """Restore the best evaluations."""
         put_back(self.state(), state)
 
-    def path(self, n: int, is_best: bool = False) -> Path:
-        """Return the file of learner n's last policy, or of its best one."""
-        return self.dir / f"{policy_name(self._learner(n), is_best)}.safetensors"
-
-    def _learner(self, n: int) -> str:
-        seed, peer = self._seed_and_peer(n)
-        return learner_name(seed, self.names[peer])
-
-    def files(self) -> list[Path]:
-        """Return the files written so far, learner by learner."""
-        paths = [self.path(n, is_best) for n in range(self.n) for is_best in (False, True)]
-        return [path for path in paths if path.exists()]
-
-    def _seed_and_peer(self, n: int) -> tuple[int, int]:
-        group, peer = divmod(n, self.config.run.peers)
-        return self.config.run.seed + group, peer
+    def path(self, n: int, is_best: bool = False, steps: int | None = None) -> Path:
+        """Return the file of learner n's last policy, of its best one, or of the one at `steps`."""
+        name = policy_name(learner_name(self.ids[n][0], self.names[self.ids[n][1]]), is_best, steps)
+        return (self.dir if steps is None else self.dir / "history") / f"{name}.safetensors"
 
     def save(self, steps: int, returns: Tensor) -> None:
         """Write the last policies, and a best one if its evaluation, returns [N], is a record."""
         for n, value in enumerate(returns.tolist()):
             self._write(n, self.path(n), steps, value)
             if self.config.run.keep_checkpoints:
-                name = policy_name(self._learner(n), steps=steps)
-                self._write(n, self.dir / "history" / f"{name}.safetensors", steps, value)
+                self._write(n, self.path(n, steps=steps), steps, value)
             if value > self.best[n]:
                 self.best[n] = value
                 self._write(n, self.path(n, is_best=True), steps, value)
 
     def save_last(self, steps: int) -> None:
         """Write the current policies, without an evaluation."""
-        for n in range(self.n):
+        for n in range(len(self.ids)):
             self._write(n, self.path(n), steps, None)
 
     def _write(self, n: int, path: Path, steps: int, value: float | None) -> None:
-        run, (seed, peer) = self.config.run, self._seed_and_peer(n)
+        run, (seed, peer) = self.config.run, self.ids[n]
         stack, tensors = self.export(n)
         algo = stack.algo
         meta = PolicyMeta(

@@ -17,8 +17,7 @@ from dpd.envs.make import make
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.policies import policyfile
-from dpd.policies.checks import require_bounds, require_fit
-from dpd.policies.policyfile import Policy
+from dpd.policies.policyfile import Policy, require_bounds, require_fit
 from dpd.run.episodes import episode_seeds, run_episodes
 from dpd.run.sources import Place, as_flag, history_of, is_zip, load_any, one_policy
 

@@ -27,15 +27,16 @@ from dpd.agents.norm import EPSILON
 from dpd.envs.make import check
 from dpd.envs.tasks import python_warnings
 from dpd.errors import BadInput
-from dpd.policies.checks import (
+from dpd.policies.policyfile import (
     ACTIVATION_MODULES,
     ArrayPolicy,
+    Policy,
     probes,
+    refuse_memory,
     require_bounds,
     require_fit,
     require_same_actions,
 )
-from dpd.policies.policyfile import Policy, refuse_memory
 from dpd.sb3.kinds import KINDS, Kind
 
 MODELS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "td3": TD3, "ddpg": DDPG}

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,54 +72,50 @@ def read_statistics(
     the environment's own shape are flattened, like its observations. Raises BadInput for another
     object, arrays of the wrong shape, or invalid numbers.
     """
-    arrays = _read_arrays(path)
-    if not _number(path, arrays, "norm_obs", 1.0):
+    try:
+        raw = read_bytes(path, MAX_STATISTICS)
+        arrays = _of_pickle(read_pickle(raw)) if raw.startswith(PICKLE) else _of_npz(raw)
+        stats = _of_arrays(arrays)
+    except (*BAD_ZIP, ValueError) as error:
+        raise BadInput(f"{path} holds no VecNormalize statistics: {error}") from error
+    if stats is None:
+        return None
+    for name, moments in (("mean", stats.mean), ("var", stats.var)):
+        if moments.shape not in ((obs_dim,), obs_shape):
+            of_shape = "" if obs_shape is None else f", of shape {obs_shape}"
+            raise BadInput(
+                f"{path} does not fit: {name} has shape {moments.shape!s:.60}; "
+                f"the policy reads {obs_dim} observations{of_shape}"
+            )
+    return stats._replace(mean=stats.mean.reshape(-1), var=stats.var.reshape(-1))
+
+
+def _of_arrays(arrays: Mapping[str, np.ndarray]) -> Statistics | None:
+    """Check the arrays of known names, and return their statistics with moments of any shape."""
+    numbers = {"norm_obs": 1.0, "count": 0.0, "epsilon": EPSILON, "clip_obs": CLIP}
+    for name in numbers.keys() & arrays.keys():
+        if arrays[name].size != 1:
+            raise ValueError(f"{name} is not a number")
+        numbers[name] = arrays[name].item()
+    if not numbers["norm_obs"]:
         return None
     for name in MOMENTS:
         if name not in arrays:
-            raise BadInput(f"{path} holds no VecNormalize statistics: {name} is missing")
-    for name in ("mean", "var"):
-        if arrays[name].shape not in ((obs_dim,), obs_shape):
-            of_shape = "" if obs_shape is None else f", of shape {obs_shape}"
-            raise BadInput(
-                f"{path} does not fit: {name} has shape {arrays[name].shape!s:.60}; "
-                f"the policy reads {obs_dim} observations{of_shape}"
-            )
-    stats = Statistics(
-        arrays["mean"].reshape(-1),
-        arrays["var"].reshape(-1),
-        _number(path, arrays, "count", 0.0),
-        _number(path, arrays, "epsilon", EPSILON),
-        min(_number(path, arrays, "clip_obs", CLIP), MAX_CLIP),
-    )
+            raise ValueError(f"{name} is missing")
+    mean, var, epsilon = arrays["mean"], arrays["var"], numbers["epsilon"]
+    stats = Statistics(mean, var, numbers["count"], epsilon, min(numbers["clip_obs"], MAX_CLIP))
     is_valid = (
-        np.isfinite(stats.mean).all()
-        and np.isfinite(stats.var).all()
-        and (stats.var >= 0).all()
-        and 0 <= stats.epsilon < np.inf
-        and (stats.var + stats.epsilon > 0).all()
+        np.isfinite(mean).all()
+        and np.isfinite(var).all()
+        and (var >= 0).all()
+        and 0 <= epsilon < np.inf
+        and (var + epsilon > 0).all()
         and 0 < stats.n_samples < np.inf
         and stats.clip_obs > 0
     )
     if not is_valid:
-        raise BadInput(f"{path} holds no VecNormalize statistics: they are not finite and positive")
+        raise ValueError("they are not finite and positive")
     return stats
-
-
-def _number(path: Path, arrays: dict[str, np.ndarray], name: str, default: float) -> float:
-    value = arrays.get(name, np.float64(default))
-    if value.size != 1:
-        raise BadInput(f"{path} holds no VecNormalize statistics: {name} is not a number")
-    return float(value.reshape(()))
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of known names, as float64."""
-    try:
-        raw = read_bytes(path, MAX_STATISTICS)
-        return _of_pickle(read_pickle(raw)) if raw.startswith(PICKLE) else _of_npz(raw)
-    except (*BAD_ZIP, ValueError) as error:
-        raise BadInput(f"{path} holds no VecNormalize statistics: {error}") from error
 
 
 def _of_pickle(value: Any) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,11 +60,7 @@ class NativeVecEnv(VecEnv):
         raise AttributeError(f"{attr_name} can't be set: there are no single environments")
 
     def env_method(
-        self,
-        method_name: str,
-        *method_args: Any,
-        indices: VecEnvIndices = None,
-        **method_kwargs: Any,
+        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
     ) -> list[Any]:
         raise AttributeError(f"{method_name} can't be called: there are no single environments")
 
@@ -73,6 +68,3 @@ class NativeVecEnv(VecEnv):
         self, wrapper_class: type[Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
         return [False for _ in self._get_indices(indices)]
-
-    def get_images(self) -> Sequence[np.ndarray | None]:
-        return [None] * self.num_envs

@@ -25,9 +25,8 @@ from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.policies import policyfile
-from dpd.policies.checks import require_dims
 from dpd.policies.metadata import MAX_LAYERS, NotAPolicy, PolicyMeta
-from dpd.policies.policyfile import Policy
+from dpd.policies.policyfile import Policy, require_dims
 from dpd.sb3.kinds import KINDS, Kind
 from dpd.sb3.statistics import Statistics, find_setting, find_statistics, read_statistics
 from dpd.sb3.untrusted import BAD_ZIP, MAX_ZIP, open_zip, read_bytes, read_weights, read_zip_member
@@ -56,7 +55,7 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
     except ValueError as error:
         raise NotAPolicy(f"{path} cannot be read: its policy.pth: {error}") from error
     stack, std = _actor(path, weights, kind)
-    kwargs = _env_kwargs(path, foreign.env, foreign)
+    kwargs = _env_kwargs(path, foreign)
     spec = check(foreign.env, env_kwargs=kwargs)
     require_dims(stack[0][0].shape[1], len(stack[-1][1]), spec, str(path))
     _check_bounds(path, data, spec)
@@ -100,6 +99,8 @@ def _unpack(path: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
         raise NotAPolicy(f"{path} is not a Stable-Baselines3 zip: {error}") from error
     if not isinstance(data, dict):
         raise NotAPolicy(f"{path} is not a Stable-Baselines3 zip: its data is not a JSON object")
+    if not isinstance(data.get("policy_kwargs"), dict):
+        data["policy_kwargs"] = {}
     steps = data.get("num_timesteps")
     origin = {
         "source": "stable-baselines3",
@@ -133,7 +134,7 @@ def _policy_class(entry: Any) -> str:
 
 def _check_settings(path: Path, data: dict[str, Any]) -> None:
     """Raise NotAPolicy for settings that an MLP with a Gaussian can't represent."""
-    kwargs = _policy_kwargs(data)
+    kwargs = data["policy_kwargs"]  # plain values, or the strings that SB3 adds to pickled ones
     problem = ""
     if data.get("use_sde") or kwargs.get("use_sde"):
         problem = "gSDE (use_sde)"
@@ -148,12 +149,6 @@ def _check_settings(path: Path, data: dict[str, Any]) -> None:
         raise NotAPolicy(f"{path} uses {problem}, which is not supported")
 
 
-def _policy_kwargs(data: dict[str, Any]) -> dict[str, Any]:
-    """Return policy_kwargs: plain values, or the readable strings that SB3 adds to pickled ones."""
-    kwargs = data.get("policy_kwargs")
-    return kwargs if isinstance(kwargs, dict) else {}
-
-
 def _text(entry: Any, name: str) -> str:
     """Return a string from a JSON object, or "" for anything else."""
     value = entry.get(name) if isinstance(entry, dict) else None
@@ -162,7 +157,7 @@ def _text(entry: Any, name: str) -> str:
 
 def _activation(path: Path, data: dict[str, Any], kind: Kind, foreign: ForeignConfig) -> str:
     """Return the activation stored in the zip, or the user's if the zip has it only pickled."""
-    kwargs = _policy_kwargs(data)
+    kwargs = data["policy_kwargs"]
     stored = kwargs.get("activation_fn")
     is_pickled = ":serialized:" in kwargs and not kwargs.keys() - {":type:", ":serialized:"}
     if is_pickled or (stored is not None and not isinstance(stored, str)):
@@ -231,11 +226,11 @@ def _check_bounds(path: Path, data: dict[str, Any], spec: EnvSpec) -> None:
             )
 
 
-def _env_kwargs(path: Path, env_id: str, foreign: ForeignConfig) -> dict[str, Any]:
+def _env_kwargs(path: Path, foreign: ForeignConfig) -> dict[str, Any]:
     """Return the environment's arguments. Raises BadInput if only args.yml has some."""
     if (given := foreign.parsed_env_kwargs()) is not None:
         return given
-    file, text = find_setting(path, env_id, "args.yml", "env_kwargs")
+    file, text = find_setting(path, str(foreign.env), "args.yml", "env_kwargs")
     if text:
         raise BadInput(
             f"{path} was trained with environment arguments: {file} has {text:.80}; give them "

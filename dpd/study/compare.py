@@ -29,7 +29,7 @@ from dpd.report.stats import (
 )
 from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import evaluate_policy
-from dpd.run.runs import Run, SavedLearner, read_run, short_names
+from dpd.run.sources import Run, SavedLearner, read_run, short_names
 
 if TYPE_CHECKING:
     from dpd.study.config import CompareConfig, StudyConfig

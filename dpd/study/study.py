@@ -30,9 +30,8 @@ from dpd.report.stats import (
     trimmed,
 )
 from dpd.report.tables import Report, require_writable, write_report
-from dpd.run.runs import read_run
 from dpd.run.settings import saved_settings
-from dpd.run.sources import find_policies, is_best
+from dpd.run.sources import find_policies, is_best, read_run
 from dpd.run.train import train
 from dpd.study.compare import RunResult, comparison_notes, evaluate_runs
 from dpd.study.config import StudyConfig

@@ -16,9 +16,8 @@ from dpd.agents.nets import ACTIVATIONS
 from dpd.cli import main
 from dpd.export import FORMATS, ExportedActor, write_checked
 from dpd.policies import policyfile
-from dpd.policies.checks import ACTIVATION_MODULES, probes
 from dpd.policies.metadata import PolicyMeta
-from dpd.policies.policyfile import Policy
+from dpd.policies.policyfile import ACTIVATION_MODULES, Policy, probes
 
 OBS, ACT = 5, 2
 LOW, HIGH = torch.tensor([-0.4, -2.0]), torch.tensor([2.0, -1.0])

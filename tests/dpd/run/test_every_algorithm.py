@@ -10,8 +10,7 @@ import torch
 from dpd import export
 from dpd.export import FORMATS, write_checked
 from dpd.policies import policyfile
-from dpd.policies.checks import probes
-from dpd.policies.policyfile import Policy
+from dpd.policies.policyfile import Policy, probes
 from dpd.sb3.export import export_zoo, read_zoo
 from tests.toy.policies import EVERY, IN_SB3, described, learners, saved
 

@@ -10,7 +10,7 @@ from dpd.agents.config import PPOConfig
 from dpd.errors import BadInput
 from dpd.policies import policyfile
 from dpd.policies.metadata import PolicyMeta
-from dpd.run.runs import peer_means, read_records, read_run, short_names
+from dpd.run.sources import peer_means, read_records, read_run, short_names
 
 OBS, ACT = 3, 1
 

@@ -14,7 +14,7 @@ from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy, load
 from dpd.report.stats import NARROW
 from dpd.run.episodes import episode_seeds
-from dpd.run.runs import ReturnsByStep, Run, SavedLearner
+from dpd.run.sources import ReturnsByStep, Run, SavedLearner
 from dpd.study.compare import (
     RANGE,
     EvaluatedPolicy,

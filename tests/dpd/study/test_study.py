@@ -10,7 +10,7 @@ from scipy import stats
 
 from dpd.cli import main, parse_train
 from dpd.policies.policyfile import Policy
-from dpd.run.runs import Run, SavedLearner
+from dpd.run.sources import Run, SavedLearner
 from dpd.study import study as command
 from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult
 from dpd.study.config import ARMS, StudyConfig
