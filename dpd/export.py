@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -225,7 +225,7 @@ def put_into(policy: Policy, place: Place) -> Policy:
         return policy  # so its environment need not be installed
     spec = check(place.env_id, env_kwargs=place.env_kwargs)
     require_fit(policy, spec)
-    shapes = {"obs_shape": spec.obs_shape, "act_shape": spec.act_shape}
+    shapes: dict[str, Any] = {"obs_shape": spec.obs_shape, "act_shape": spec.act_shape}
     meta = replace(policy.meta, **place._asdict(), **shapes)
     return Policy(policy.tensors, meta)
 

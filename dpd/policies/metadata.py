@@ -181,8 +181,8 @@ def _check_fields(values: dict[str, Any], kind: type, prefix: str = "") -> None:
     if values.keys() != names:
         odd = ", ".join(f"{prefix}{name:.40}" for name in sorted(values.keys() ^ names)[:5])
         raise ValueError(f"missing or unknown: {odd}")
-    for name in names & CHECKS[kind].keys():
-        if not CHECKS[kind][name](values[name]):
+    for name, is_valid in CHECKS[kind].items():
+        if not is_valid(values[name]):
             raise ValueError(f"{prefix}{name} is {values[name]!r:.40}")
 
 

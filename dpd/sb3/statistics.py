@@ -93,10 +93,11 @@ def read_statistics(
 def _of_arrays(arrays: Mapping[str, np.ndarray]) -> Statistics | None:
     """Check the arrays of known names, and return their statistics with moments of any shape."""
     numbers = {"norm_obs": 1.0, "count": 0.0, "epsilon": EPSILON, "clip_obs": CLIP}
-    for name in numbers.keys() & arrays.keys():
-        if arrays[name].size != 1:
-            raise ValueError(f"{name} is not a number")
-        numbers[name] = arrays[name].item()
+    for name in numbers:
+        if name in arrays:
+            if arrays[name].size != 1:
+                raise ValueError(f"{name} is not a number")
+            numbers[name] = arrays[name].item()
     if not numbers["norm_obs"]:
         return None
     for name in MOMENTS:
@@ -191,12 +192,8 @@ def find_statistics(path: Path, env_id: str) -> list[Path]:
         for file in sorted(folder.iterdir())
         if file.is_file() and _is_statistics(file)
     ]
-    return sorted(files, key=lambda file: not _is_of_checkpoint(file, path))  # a stable sort
-
-
-def _is_of_checkpoint(file: Path, path: Path) -> bool:
-    """Return True if CheckpointCallback wrote the file together with the zip."""
-    return file.stem.replace("_vecnormalize_", "_") == path.stem
+    # a stable sort that begins with the file that CheckpointCallback wrote together with the zip
+    return sorted(files, key=lambda file: file.stem.replace("_vecnormalize_", "_") != path.stem)
 
 
 def _is_statistics(file: Path) -> bool:

@@ -239,7 +239,7 @@ LITERALS = (
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
 )
-INSTRUCTIONS: dict[str, Callable[[Machine, Any], None]] = {  # their meaning is in pickletools
+INSTRUCTIONS: dict[str, Callable[[Machine, Any], object]] = {  # their meaning is in pickletools
     **dict.fromkeys(LITERALS, Machine.push),
     **dict.fromkeys(("PROTO", "FRAME"), lambda m, arg: None),
     "NONE": lambda m, arg: m.push(None),

@@ -26,13 +26,13 @@ from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.policies import policyfile
 from dpd.policies.metadata import MAX_LAYERS, NotAPolicy, PolicyMeta
-from dpd.policies.policyfile import Policy, require_dims
+from dpd.policies.policyfile import ACTIVATION_MODULES, Policy, require_dims
 from dpd.sb3.kinds import KINDS, Kind
 from dpd.sb3.statistics import Statistics, find_setting, find_statistics, read_statistics
 from dpd.sb3.untrusted import BAD_ZIP, MAX_ZIP, open_zip, read_bytes, read_weights, read_zip_member
 
 MAX_DATA = 2**24  # bytes of a zip's JSON
-ACTIVATION_NAMES = {"Tanh": "tanh", "ReLU": "relu", "ELU": "elu"}
+ACTIVATION_NAMES = {module.__name__: name for name, module in ACTIVATION_MODULES.items()}
 Layers = list[tuple[Tensor, Tensor]]  # weights [out, in], biases [out]
 SUPPORTED = "supported are PPO, SAC, TD3 and DDPG with MlpPolicy"
 
@@ -113,7 +113,10 @@ def _unpack(path: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
 
 
 def _recognise(path: Path, data: dict[str, Any]) -> Kind:
-    name = _policy_class(data.get("policy_class"))
+    # the class itself is pickled; SB3 adds readable strings to it
+    entry = data.get("policy_class")
+    found = re.match(r"<function (\w+)\.__init__", _text(entry, "__init__"))
+    name = f"{_text(entry, '__module__')}.{found.group(1) if found else '?'}"
     kinds = [kind for kind in KINDS if kind.policy == name]
     if not kinds:
         raise NotAPolicy(f"{path} holds a {name:.100}; {SUPPORTED}")
@@ -124,12 +127,6 @@ def _recognise(path: Path, data: dict[str, Any]) -> Kind:
     raise NotAPolicy(
         f"{path} is of another algorithm (its settings have no {setting}); {SUPPORTED}"
     )
-
-
-def _policy_class(entry: Any) -> str:
-    """Return the policy's class name from the strings that SB3 adds to the pickled class."""
-    name = re.match(r"<function (\w+)\.__init__", _text(entry, "__init__"))
-    return f"{_text(entry, '__module__')}.{name.group(1) if name else '?'}"
 
 
 def _check_settings(path: Path, data: dict[str, Any]) -> None:
