@@ -143,8 +143,9 @@ def _write(policy: Policy, kind: Kind, folder: Path) -> None:
     kwargs = f"dict(net_arch={arch}, activation_fn=nn.{activation})"
     config = {"normalize": meta.norm_obs, "policy": "MlpPolicy", "policy_kwargs": kwargs}
     args = {"algo": kind.algo, "env": meta.env_id, "env_kwargs": meta.env_kwargs or None}
-    (folder / name / "config.yml").write_text(_yaml(config), encoding="utf-8")
-    (folder / name / "args.yml").write_text(_yaml(args), encoding="utf-8")
+    for file, settings in (("config.yml", config), ("args.yml", args)):
+        text = "".join(f"{key}: {_yaml(value)}\n" for key, value in settings.items())
+        (folder / name / file).write_text(text, encoding="utf-8")
 
 
 def _model(policy: Policy, kind: Kind, envs: VecEnv) -> BaseAlgorithm:
@@ -202,27 +203,18 @@ def _normaliser(policy: Policy, envs: VecEnv) -> VecNormalize:
     return norm
 
 
-def _yaml(settings: dict[str, Any]) -> str:
-    """Write settings as YAML: JSON, except for numbers that YAML would read as strings."""
-    lines = ""
-    for name, value in settings.items():
-        text = json.dumps(value, ensure_ascii=False)
-        lines += f"{name}: {re.sub(JSON_ONLY, _in_yaml, text)}\n"
-    return lines
-
-
-JSON_ONLY = r"""("(?:[^"\\]|\\.)*")|(?<![\d.])(\d+)(e[+-]\d+)|(-?)Infinity|NaN"""
-"""Strings, which stay unchanged, and numbers that YAML 1.1 writes differently."""
-
-
-def _in_yaml(match: re.Match[str]) -> str:
-    """Return a match of JSON_ONLY as YAML 1.1 writes it."""
-    string, digits, exponent, sign = match.groups()
-    if string is not None:
-        return string
-    if digits is not None:
-        return f"{digits}.0{exponent}"
-    return ".nan" if match[0] == "NaN" else f"{sign}.inf"
+def _yaml(value: Any) -> str:
+    """Write a value as YAML 1.1, which takes JSON's 1e-05, Infinity and NaN for strings."""
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(map(_yaml, value)) + "]"
+        case float():
+            text = re.sub("inf|nan", r".\g<0>", float.__repr__(value))
+            return re.sub(r"^(-?\d+)e", r"\1.0e", text)
+        case _:
+            return json.dumps(value, ensure_ascii=False)
 
 
 def rounding(policy: Policy, obs: Tensor) -> float:
