@@ -530,8 +530,8 @@ class ExportConfig:
     """A policy file or a Stable-Baselines3 zip."""
     format: Literal["onnx", "torchscript", "c", "c-int8", "sb3", "dpd"]
     """onnx, torchscript: one file that maps raw observations to environment actions; c, c-int8: the
-    same as one C99 file without libraries, with weights of 32 or 8 bits; sb3: a folder in the layout
-    of rl-baselines3-zoo; dpd: a policy file of dpd."""
+    same as one C99 file without libraries, with weights of 32 or 8 bits; sb3: a folder in the
+    layout of rl-baselines3-zoo; dpd: a policy file of dpd."""
     out: Path | None = None
     """Output path. None: next to the policy, with its name."""
     foreign: Annotated[ForeignConfig, tyro.conf.OmitArgPrefixes] = ForeignConfig()

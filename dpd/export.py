@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import tempfile
 import warnings
@@ -33,6 +32,7 @@ from dpd.policies.checks import (
     require_fit,
     require_same_actions,
 )
+from dpd.policies.onnx_graph import onnx_model
 from dpd.policies.policyfile import Policy, refuse_memory
 from dpd.run.sources import Place, find_policies, load_any, moved, place_of
 
@@ -114,41 +114,17 @@ def example(policy: Policy) -> Tensor:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporters' notes on torchvision and deprecations."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
+    """Silence TorchScript's notes on its deprecation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def write_onnx(policy: Policy, path: Path) -> None:
     """Write an ONNX model: `obs` [batch, O] -> `act` [batch, A], flattened, weights inside."""
     import onnx
 
-    batch = torch.export.Dim("batch")
-    with quiet():
-        program = torch.onnx.export(
-            ExportedActor(policy).eval(),
-            (example(policy),),
-            dynamo=True,
-            verbose=False,
-            input_names=["obs"],
-            output_names=["act"],
-            dynamic_shapes={"obs": {0: batch}},
-        )
-    assert program is not None  # None only if the exporter writes the file itself
-    model = program.model_proto
-    graph = model.graph
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
-        part.ClearField("metadata_props")  # stack traces that hold local paths
-    onnx.helper.set_model_props(model, facts(policy))
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
+    onnx.save(onnx_model(policy, facts(policy)), path)
 
 
 def read_onnx(path: Path) -> ArrayPolicy:
@@ -208,7 +184,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {  # without sb3: that is a folder, which dpd.sb3.export writes and checks
-    "onnx": Format(write_onnx, read_onnx, ".onnx", ("onnx", "onnxscript")),
+    "onnx": Format(write_onnx, read_onnx, ".onnx", ("onnx",)),
     "torchscript": Format(write_torchscript, read_torchscript, ".pt"),
     "c": Format(write_c, read_c, ".c"),
     "c-int8": Format(partial(write_c, quantized=True), read_c, ".c", tolerance=INT8_TOLERANCE),

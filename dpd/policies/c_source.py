@@ -91,9 +91,11 @@ def c_source(policy: Policy, name: str, quantized: bool = False) -> str:
     t = {key: x.numpy() for key, x in policy.tensors.items()}
     pairs = [(t[f"actor.{i}.weight"], t[f"actor.{i}.bias"]) for i in range(len(meta.hidden) + 1)]
     layers = [quantize(w, b) if quantized else Layer(w, b, None, "") for w, b in pairs]
-    widths = [meta.obs_dim, *meta.hidden]
+    widest = max(*meta.hidden, meta.act_dim, 0)
+    buffers = [meta.obs_dim, *meta.hidden, *([widest] if quantized else [])]
     is_bounded = meta.squashed or meta.tanh_mean
-    uses_tanh = is_bounded or (meta.activation == "tanh" and bool(meta.hidden))
+    activation = meta.activation if meta.hidden else ""
+    uses_tanh = is_bounded or activation == "tanh"
     return template().render(
         title=f"A policy for {plain(meta.env_id)}, by dpd export",
         facts=[
@@ -106,11 +108,11 @@ def c_source(policy: Policy, name: str, quantized: bool = False) -> str:
         clip=number(meta.clip_obs) if meta.norm_obs else None,
         layers=layers,
         quantized=quantized,
-        widest_out=max(*meta.hidden, meta.act_dim) if meta.hidden else meta.act_dim,
-        stack_bytes=f"about {4 * (sum(widths) + (max(widths[1:], default=0) if quantized else 0)):,}",
-        activation=meta.activation if meta.hidden else "",
+        widest=widest,
+        stack_bytes=f"about {4 * sum(buffers):,}",
+        activation=activation,
         uses_tanh=uses_tanh,
-        uses_exp=uses_tanh or (meta.activation == "elu" and bool(meta.hidden)),
+        uses_exp=uses_tanh or activation == "elu",
         is_bounded=is_bounded,
         numbers=numbers,
         **{key: t[key] for key in ("obs_mean", "obs_scale", "act_low", "act_high")},

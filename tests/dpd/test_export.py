@@ -211,4 +211,4 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["export", str(file), "--format", "onnx"]) == 2
     said = capsys.readouterr().err
-    assert said == "dpd: --format onnx needs more packages: pip install onnx onnxscript\n"
+    assert said == "dpd: --format onnx needs more packages: pip install onnx\n"
