@@ -528,9 +528,10 @@ class ExportConfig:
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
     """A policy file or a Stable-Baselines3 zip."""
-    format: Literal["onnx", "torchscript", "sb3", "dpd"]
-    """onnx, torchscript: one file that maps raw observations to environment actions; sb3: a folder
-    in the layout of rl-baselines3-zoo; dpd: a policy file of dpd."""
+    format: Literal["onnx", "torchscript", "c", "c-int8", "sb3", "dpd"]
+    """onnx, torchscript: one file that maps raw observations to environment actions; c, c-int8: the
+    same as one C99 file without libraries, with weights of 32 or 8 bits; sb3: a folder in the
+    layout of rl-baselines3-zoo; dpd: a policy file of dpd."""
     out: Path | None = None
     """Output path. None: next to the policy, with its name."""
     foreign: Annotated[ForeignConfig, tyro.conf.OmitArgPrefixes] = ForeignConfig()

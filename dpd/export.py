@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,8 @@ from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
 from dpd.policies import policyfile
+from dpd.policies.c_source import c_source, compiler, identifier, read_c
+from dpd.policies.onnx_graph import onnx_model
 from dpd.policies.policyfile import (
     ACTIVATION_MODULES,
     N_PROBES,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 # Of half an action's range. Two float32 implementations differ by 8e-7 for 17 observations and
 # two layers of 64, by 6e-5 for 376 observations at the clip; a mistake differs by far more.
 TOLERANCE = 1e-3
+# Weights of 8 bits move an action by 1e-2 and more at single observations.
+INT8_TOLERANCE = 0.5
 
 
 class ExportedActor(nn.Module):
@@ -102,41 +106,17 @@ def example(policy: Policy) -> Tensor:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporters' notes on torchvision and deprecations."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
+    """Silence TorchScript's notes on its deprecation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def write_onnx(policy: Policy, path: Path) -> None:
     """Write an ONNX model: `obs` [batch, O] -> `act` [batch, A], flattened, weights inside."""
     import onnx
 
-    batch = torch.export.Dim("batch")
-    with quiet():
-        program = torch.onnx.export(
-            ExportedActor(policy).eval(),
-            (example(policy),),
-            dynamo=True,
-            verbose=False,
-            input_names=["obs"],
-            output_names=["act"],
-            dynamic_shapes={"obs": {0: batch}},
-        )
-    assert program is not None  # None only if the exporter writes the file itself
-    model = program.model_proto
-    graph = model.graph
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
-        part.ClearField("metadata_props")  # stack traces that hold local paths
-    onnx.helper.set_model_props(model, facts(policy))
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
+    onnx.save(onnx_model(policy, facts(policy)), path)
 
 
 def read_onnx(path: Path) -> ArrayPolicy:
@@ -166,6 +146,12 @@ def read_torchscript(path: Path) -> ArrayPolicy:
     return act
 
 
+def write_c(policy: Policy, path: Path, quantized: bool = False) -> None:
+    """Write a C99 file; the function in it is named after the file."""
+    compiler()  # raises BadInput before anything is written
+    path.write_text(c_source(policy, identifier(path.stem), quantized))
+
+
 def write_dpd(policy: Policy, path: Path) -> None:
     """Write a policy file of this suite."""
     policyfile.save(path, policy.tensors, policy.meta)
@@ -185,11 +171,15 @@ class Format(NamedTuple):
     """Suffix that the default file name adds to the policy's."""
     needs: tuple[str, ...] = ()
     """Packages that dpd does not install itself."""
+    tolerance: float = TOLERANCE
+    """Largest difference of an action, in halves of its range."""
 
 
 FORMATS = {  # without sb3: that is a folder, which dpd.sb3.export writes and checks
-    "onnx": Format(write_onnx, read_onnx, ".onnx", ("onnx", "onnxscript")),
+    "onnx": Format(write_onnx, read_onnx, ".onnx", ("onnx",)),
     "torchscript": Format(write_torchscript, read_torchscript, ".pt"),
+    "c": Format(write_c, read_c, ".c"),
+    "c-int8": Format(partial(write_c, quantized=True), read_c, ".c", tolerance=INT8_TOLERANCE),
     "dpd": Format(write_dpd, read_dpd, ".safetensors"),
 }
 
@@ -258,7 +248,7 @@ def write_checked(policy: Policy, kind: Format, out: Path) -> str:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         draft = Path(folder) / out.name
         kind.write(policy, draft)
-        difference = require_same_actions(policy, kind.read(draft), probes(policy), TOLERANCE)
+        difference = require_same_actions(policy, kind.read(draft), probes(policy), kind.tolerance)
         os.replace(draft, out)
     return (
         f"on {N_PROBES} observations its actions differ from the policy's by at most "

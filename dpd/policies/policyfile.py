@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from dpd.files import replacing
 from dpd.policies import memory
 from dpd.policies.memory import MemoryMeta, Neighbours
 from dpd.policies.metadata import NotAPolicy, PolicyMeta, read_meta, shapes, to_json
+from dpd.policies.single import SingleActor
 
 # Far beyond any policy of this suite: larger files are rejected before they cost memory or time.
 MAX_POLICY_FILE = 2**30  # bytes
@@ -43,6 +45,7 @@ class Policy:
         self._actor = layers(self._params, "actor")
         self._log_std_head = layers(self._params, "log_std_head")
         self._wide: Policy | None = None  # a copy in float64, made on first use
+        self._obs_shape, self._act_shape = meta.full_obs_shape, meta.full_act_shape
         self._memory: Neighbours | None = None
         if meta.memory is not None and meta.memory.student_weight < 1:
             keys, actions = self._params["memory.keys"], self._params["memory.actions"]
@@ -115,6 +118,8 @@ class Policy:
         ValueError for observations of another shape.
         """
         x, meta = np.asarray(obs), self.meta
+        if x.shape == self._obs_shape and self._memory is None:
+            return self._act_on_one(x.ravel()).reshape(self._act_shape)
         batch = x.shape[: max(0, x.ndim - len(meta.full_obs_shape))]
         if x.shape != (*batch, *meta.full_obs_shape):
             raise ValueError(
@@ -122,6 +127,10 @@ class Policy:
                 f"{meta.full_obs_shape}, one or a batch"
             )
         return self.act_flat(x.reshape(-1, meta.obs_dim)).reshape((*batch, *meta.full_act_shape))
+
+    @cached_property
+    def _act_on_one(self) -> SingleActor:
+        return SingleActor(self.tensors, self.meta)
 
     @torch.no_grad()
     def act_flat(self, obs: np.ndarray | Tensor) -> np.ndarray:

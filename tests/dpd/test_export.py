@@ -24,14 +24,19 @@ LOW, HIGH = torch.tensor([-0.4, -2.0]), torch.tensor([2.0, -1.0])
 HALF = (HIGH - LOW).numpy() / 2
 
 
-def policy(activation: Any = "tanh", norm_obs: bool = True, **changes: Any) -> Policy:
+def policy(
+    activation: Any = "tanh",
+    norm_obs: bool = True,
+    hidden: tuple[int, ...] = (16, 16),
+    **changes: Any,
+) -> Policy:
     """Make a policy whose actions cover their range, with statistics of its own."""
     torch.manual_seed(0)
-    config = PPOConfig(hidden=(16, 16), activation=activation, norm_obs=norm_obs)
+    config = PPOConfig(hidden=hidden, activation=activation, norm_obs=norm_obs)
     agent = config.build(OBS, ACT, [(0, 0)])
     agent.obs_norm.update(torch.randn(1, 100, OBS) * 3 + 1)
     tensors = agent.export(0) | {"act_low": LOW, "act_high": HIGH}
-    tensors["actor.2.weight"] = tensors["actor.2.weight"] * 100  # PPO begins with small actions
+    tensors[f"actor.{len(hidden)}.weight"] *= 100  # PPO begins with small actions
     fields: dict[str, Any] = {
         "algo": "ppo",
         "env_id": "Some-v0",
@@ -40,7 +45,7 @@ def policy(activation: Any = "tanh", norm_obs: bool = True, **changes: Any) -> P
         "norm_obs": norm_obs,
         "obs_dim": OBS,
         "act_dim": ACT,
-        "hidden": (16, 16),
+        "hidden": hidden,
         "env_kwargs": {"payload": 2},
         "provenance": {"seed": 3},
     }
@@ -205,4 +210,4 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["export", str(file), "--format", "onnx"]) == 2
     said = capsys.readouterr().err
-    assert said == "dpd: --format onnx needs more packages: pip install onnx onnxscript\n"
+    assert said == "dpd: --format onnx needs more packages: pip install onnx\n"

@@ -1,0 +1,88 @@
+"""A policy as an ONNX model, built node by node: one product per layer, readable in any viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpd.policies.policyfile import Policy, refuse_memory
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 17  # of ONNX Runtime 1.12, TensorRT 8.5 and later; nothing newer is needed
+ONNX_ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "elu": "Elu"}
+
+
+class GraphBuilder:
+    """A chain of ONNX nodes: each takes the result of the one before it, and constants."""
+
+    def __init__(self, source: str) -> None:
+        self.last = source
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def then(self, op: str, **constants: np.ndarray | np.float32) -> None:
+        """Append an operation on the last result and named constants."""
+        from onnx import helper, numpy_helper
+
+        for name, value in constants.items():
+            self.constants.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
+        result = f"{op.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, [self.last, *constants], [result]))
+        self.last = result
+
+
+def onnx_model(policy: Policy, facts: Mapping[str, str]) -> onnx.ModelProto:
+    """Return a model `obs` [batch, O] -> `act` [batch, A], flattened, with `facts` as metadata.
+
+    Raises ValueError for a policy with a memory.
+    """
+    from onnx import TensorProto, checker, helper
+
+    refuse_memory(policy, "such a file")
+    meta = policy.meta
+    chain = actor_chain(policy)
+    chain.nodes[-1].output[0] = "act"
+    graph = helper.make_graph(
+        chain.nodes,
+        "policy",
+        [helper.make_tensor_value_info("obs", TensorProto.FLOAT, ["batch", meta.obs_dim])],
+        [helper.make_tensor_value_info("act", TensorProto.FLOAT, ["batch", meta.act_dim])],
+        chain.constants,
+    )
+    versions = [helper.make_opsetid("", OPSET)]
+    ir = helper.find_min_ir_version_for(versions)
+    model = helper.make_model(graph, opset_imports=versions, producer_name="dpd", ir_version=ir)
+    helper.set_model_props(model, dict(facts))
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def actor_chain(policy: Policy) -> GraphBuilder:
+    """Return the nodes from raw observations to actions in the environment's bounds."""
+    meta = policy.meta
+    t = {name: x.numpy() for name, x in policy.tensors.items()}
+    chain = GraphBuilder("obs")
+    if meta.norm_obs:
+        chain.then("Sub", obs_mean=t["obs_mean"])
+        chain.then("Mul", obs_scale=t["obs_scale"])
+        clip = np.float32(meta.clip_obs)
+        chain.then("Clip", obs_least=-clip, obs_most=clip)
+    for i in range(len(meta.hidden) + 1):
+        if i:
+            chain.then(ONNX_ACTIVATIONS[meta.activation])
+        weight, bias = t[f"actor.{i}.weight"], t[f"actor.{i}.bias"][0]
+        chain.then("Gemm", **{f"weight_{i}": weight, f"bias_{i}": bias})
+    if meta.squashed or meta.tanh_mean:
+        chain.then("Tanh")
+    else:
+        chain.then("Clip", least=np.float32(-1), most=np.float32(1))
+    chain.then("Add", one=np.float32(1))
+    chain.then("Mul", act_half=0.5 * (t["act_high"] - t["act_low"]))
+    chain.then("Add", act_offset=t["act_low"])
+    chain.then("Max", act_low=t["act_low"])  # rounding may leave the bounds
+    chain.then("Min", act_high=t["act_high"])
+    return chain
