@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from dpd.cooperate.outcome import Cooperation, cooperation_text, read_cooperation
-from dpd.cooperate.policies import read_policies
+from dpd.cooperate.outcome import (
+    Cooperation,
+    cooperation_text,
+    new_cooperation,
+    read_cooperation,
+)
 from dpd.cooperate.report import cooperation_tables, round_line, write_cooperation
 from dpd.cooperate.rounds import Round, cooperate
-from dpd.cooperate.simulator import Budget, Simulator
+from dpd.cooperate.simulator import Simulator
 from dpd.errors import BadInput
-from dpd.log.terminal import make_console
-from dpd.report.tables import print_tables, require_writable
+from dpd.log.terminal import make_console, steps_progress
+from dpd.report.tables import print_tables
 
 if TYPE_CHECKING:
     from dpd.cooperate.config import CooperateConfig
-
-
-class StepsPerSecond(ProgressColumn):
-    """Progress column with the simulator steps per second."""
-
-    def render(self, task: Task) -> Text:
-        """Return the speed, or nothing before the first step."""
-        return Text("" if task.speed is None else f"{task.speed:,.0f} steps/s")
-
-
-def steps_progress(console: Console) -> Progress:
-    """Return a progress bar of simulator steps."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-        StepsPerSecond(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def cooperate_paths(config: CooperateConfig) -> int:
@@ -50,53 +31,31 @@ def cooperate_paths(config: CooperateConfig) -> int:
     Ctrl-C keeps the policies of the last completed round.
     """
     outcome = new_cooperation(config) if config.resume is None else read_cooperation(config)
-    config, budget = outcome.config, outcome.budget
-    console = make_console(stderr=True, highlight=False)
-    with steps_progress(console) as progress:
-        task = progress.add_task("", completed=budget.spent, total=config.total_steps)
-
-        def tell(purpose: str, steps: int) -> None:
-            progress.update(task, description=purpose, advance=steps)
-
-        budget.tell = tell
-        world = Simulator(outcome.env_id, budget, config)
-        require_enough(outcome, world)
-        progress.update(
-            task, total=min(config.total_steps, budget.spent + max_steps_left(world, outcome))
-        )
-        try:
+    budget, console = outcome.budget, make_console(stderr=True, highlight=False)
+    with closing(Simulator(outcome.env_id, budget, outcome.config)) as world:
+        total = min(budget.total, budget.spent + most_steps_left(world, outcome))
+        with steps_progress(console, total, budget.spent) as budget.tell:
             status = run_rounds(world, outcome, console)
-        finally:
-            world.close()
     print_cooperation(outcome)
     return status
 
 
-def new_cooperation(config: CooperateConfig) -> Cooperation:
-    """Start a cooperation: read policies that fit each other and check the output directory."""
-    subjects, env_id = read_policies(config)
-    require_writable(config.out)
-    if (config.out / "policies").exists():
-        raise BadInput(f"{config.out} already holds policies; choose another --out")
-    budget = Budget(config.total_steps)
-    return Cooperation(subjects=subjects, env_id=env_id, config=config, budget=budget)
-
-
 def run_rounds(world: Simulator, outcome: Cooperation, console: Console) -> int:
     """Evaluate, run the remaining rounds and evaluate again; return the exit status."""
-    config, budget, policies = outcome.config, outcome.budget, outcome.policies
+    budget = outcome.budget
 
     def done(finished: Round) -> None:
-        outcome.add(finished)
+        outcome.rounds.append(finished)
+        outcome.steps.append(budget.spent)
         write_cooperation(outcome)
         console.print(round_line(outcome), soft_wrap=True)
 
     try:
-        budget.reserved = len(policies) * world.most_steps("evaluation")
+        budget.reserved = len(outcome.subjects) * world.most_steps("evaluation")
         if outcome.before is None:
-            outcome.before = world.evaluate([p.repeatable_mode for p in policies])
+            outcome.before = world.evaluate([p.repeatable_mode for p in outcome.policies])
         first = len(outcome.rounds) + 1
-        outcome.ended_by = cooperate(world, policies, config, done, first)
+        outcome.ended_by = cooperate(world, outcome.policies, outcome.config, done, first)
         if outcome.rounds:
             outcome.after = world.evaluate([p.repeatable_mode for p in outcome.policies])
             write_cooperation(outcome)
@@ -105,34 +64,30 @@ def run_rounds(world: Simulator, outcome: Cooperation, console: Console) -> int:
     return 130 if outcome.stopped else 0
 
 
-def max_steps_left(world: Simulator, outcome: Cooperation) -> int:
-    """Return an upper bound on the remaining simulator steps."""
+def most_steps_left(world: Simulator, outcome: Cooperation) -> int:
+    """Return an upper bound on the remaining simulator steps.
+
+    Raises BadInput if all rounds are done or the budget allows none.
+    """
     # k: policies; n: probe states of all of them
-    c, k = world.config, len(outcome.subjects)
+    c, k, done = outcome.config, len(outcome.subjects), len(outcome.rounds)
+    if done and done >= c.rounds and outcome.is_finished:
+        raise BadInput(f"all {done} rounds are done; raise --rounds")
+    evaluations = (1 if done else 2) * k * world.most_steps("evaluation")
+    if outcome.budget.spent + evaluations >= c.total_steps:
+        used = f" and the {outcome.budget.spent:,} steps already taken" if done else ""
+        when = "after" if done else "before and after"
+        raise BadInput(
+            f"--total-steps {c.total_steps:,} only covers the evaluations {when}, which take "
+            f"{evaluations:,} steps{used}; raise it, or lower --episodes"
+        )
     n = k * c.probes
     held = round(c.holdout * n)
     per_round = k * min(c.probe_envs, c.probes) * c.probe_steps + (k * n + k * held) * c.horizon
     if c.wants_counterfactuals:
         per_round += 2 * (n - held) * c.horizon
     per_round += 2 * k * world.most_steps("trial")
-    evaluations = 1 if outcome.rounds else 2
-    left = max(c.rounds - len(outcome.rounds), 0)
-    return left * per_round + evaluations * k * world.most_steps("evaluation")
-
-
-def require_enough(outcome: Cooperation, world: Simulator) -> None:
-    """Raise BadInput if all rounds are done or the budget allows none."""
-    done, config = len(outcome.rounds), outcome.config
-    if done and done >= config.rounds and outcome.is_finished:
-        raise BadInput(f"all {done} rounds are done; raise --rounds")
-    evaluations = (1 if done else 2) * len(outcome.subjects) * world.most_steps("evaluation")
-    if outcome.budget.spent + evaluations >= config.total_steps:
-        used = f" and the {outcome.budget.spent:,} steps already taken" if done else ""
-        when = "after" if done else "before and after"
-        raise BadInput(
-            f"--total-steps {config.total_steps:,} only covers the evaluations {when}, which take "
-            f"{evaluations:,} steps{used}; raise it, or lower --episodes"
-        )
+    return max(c.rounds - done, 0) * per_round + evaluations
 
 
 def print_cooperation(outcome: Cooperation) -> None:

@@ -1,20 +1,24 @@
-"""State and results of a cooperation, written to JSON and read again to resume it."""
+"""State and results of a cooperation: read from policies, written to JSON and read to resume it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpd.cooperate.config import NOT_SAVED, CooperateConfig, cooperation_file
-from dpd.cooperate.policies import CooperatingPolicy, require_fit_task
 from dpd.cooperate.rounds import Pair, Round, Trial
 from dpd.cooperate.simulator import PURPOSES, Budget, BudgetExceeded
+from dpd.envs.errors import UnsupportedEnv
+from dpd.envs.make import check, choose_backend
+from dpd.errors import BadInput
+from dpd.policies.checks import require_bounds, require_fit
 from dpd.policies.policyfile import Policy, load
 from dpd.report.stats import (
     CONFIDENCE,
@@ -24,6 +28,19 @@ from dpd.report.stats import (
     mean_interval,
     paired_difference,
 )
+from dpd.report.tables import require_writable
+from dpd.run.runs import short_names
+from dpd.run.sources import Place, load_together, moved, one_policy
+
+
+class CooperatingPolicy(NamedTuple):
+    """A policy that cooperates, and its origin."""
+
+    name: str
+    file: Path
+    origin: dict[str, Any]
+    """Name, digest, algorithm and steps, stored in the improved policies."""
+    policy: Policy
 
 
 @dataclass(kw_only=True)
@@ -45,11 +62,6 @@ class Cooperation:
     """True if the user interrupted the rounds."""
     is_finished: bool = False
     """True if a saved cooperation includes the evaluation after its last round."""
-
-    def add(self, finished: Round) -> None:
-        """Add a completed round."""
-        self.rounds.append(finished)
-        self.steps.append(self.budget.spent)
 
     @property
     def policies(self) -> list[Policy]:
@@ -94,6 +106,60 @@ class Cooperation:
             )
 
 
+def new_cooperation(config: CooperateConfig) -> Cooperation:
+    """Start a cooperation: read policies that fit each other and check the output directory."""
+    subjects, env_id = read_policies(config)
+    require_writable(config.out)
+    if (config.out / "policies").exists():
+        raise BadInput(f"{config.out} already holds policies; choose another --out")
+    budget = Budget(config.total_steps)
+    return Cooperation(subjects=subjects, env_id=env_id, config=config, budget=budget)
+
+
+def read_policies(config: CooperateConfig) -> tuple[list[CooperatingPolicy], str]:
+    """Return all policies and their task's id.
+
+    Raises BadInput or NotAPolicy if a policy can't be read, or if they do not fit each other and a
+    task whose states can be restored.
+    """
+    files, names = [one_policy(path) for path in config.paths], short_names(config.paths)
+    if len({file.resolve() for file in files}) < len(files):
+        raise BadInput("a policy is given twice; give each once")
+    policies, place = load_together(names, files, config.foreign)
+    if (kwargs := config.foreign.parsed_env_kwargs()) is not None:
+        policies = [moved(policy, Place(policy.meta.env_id, kwargs)) for policy in policies]
+    subjects = []
+    for name, file, policy in zip(names, files, policies, strict=True):
+        digest, meta = hashlib.sha256(file.read_bytes()).hexdigest(), policy.meta
+        steps = meta.provenance.get("steps")
+        origin = {"name": name, "sha256": digest, "algo": meta.algo, "steps": steps}
+        subjects.append(CooperatingPolicy(name, file, origin, policy))
+    require_fit_task(place.env_id, subjects, config.foreign.env is not None)
+    return subjects, place.env_id
+
+
+def require_fit_task(env_id: str, subjects: list[CooperatingPolicy], is_given: bool = True) -> None:
+    """Raise BadInput unless all policies fit a task whose states can be restored.
+
+    They must have been trained in one environment, unless the user gave one (`is_given`).
+    """
+    try:
+        for subject in subjects:  # check their env_kwargs too, or they would be dropped silently
+            choose_backend(env_id, "native", subject.policy.meta.env_kwargs)
+        spec = check(env_id, "native")
+    except UnsupportedEnv as error:
+        raise BadInput(f"cooperation needs restorable states of the task: {error}") from error
+    first = subjects[0]
+    for name, _, _, policy in subjects:
+        require_fit(policy, spec, name)
+        if policy.meta.env_id != first.policy.meta.env_id and not is_given:
+            raise BadInput(
+                f"{name} was trained in {policy.meta.env_id}, {first.name} in "
+                f"{first.policy.meta.env_id}; choose one with --env"
+            )
+        require_bounds(policy, spec, name)
+
+
 def cooperation_text(outcome: Cooperation) -> str:
     """Return the contents of cooperative.json."""
     return json.dumps(cooperation_json(outcome), indent=2, allow_nan=False) + "\n"
@@ -133,19 +199,14 @@ def policies_json(outcome: Cooperation) -> list[dict[str, Any]]:
                 records[k][f"interval_{name}"] = mean_interval(returns[k])
                 records[k][f"returns_{name}"] = returns[k].tolist()
     for policy, gain in zip(records, outcome.gains, strict=False):
-        policy |= gain_json(gain)
+        policy |= {
+            "gain": gain.mean,
+            "interval_gain": gain.interval,
+            "p": gain.p,
+            "p_adjusted": gain.p_adjusted,
+            "verdict": gain_verdict(gain),
+        }
     return records
-
-
-def gain_json(gain: Difference) -> dict[str, Any]:
-    """Return the figures of a policy's gain."""
-    return {
-        "gain": gain.mean,
-        "interval_gain": gain.interval,
-        "p": gain.p,
-        "p_adjusted": gain.p_adjusted,
-        "verdict": gain_verdict(gain),
-    }
 
 
 def gain_verdict(gain: Difference) -> str:
@@ -160,7 +221,13 @@ def read_cooperation(config: CooperateConfig) -> Cooperation:
     the folder holds no cooperation.
     """
     with cooperation_file(config.out) as saved:
-        subjects = [saved_policy(record, config, k) for k, record in enumerate(saved["policies"])]
+        subjects = []
+        for k, record in enumerate(saved["policies"]):
+            origin = {name: record[name] for name in ("name", "sha256", "algo", "steps")}
+            current = load(config.out / "policies" / f"peer{k}.safetensors")
+            subjects.append(
+                CooperatingPolicy(record["name"], Path(record["file"]), origin, current)
+            )
         require_fit_task(saved["env"], subjects)
         budget = Budget(config.total_steps)
         budget.used = {purpose: int(saved["steps"][purpose]) for purpose in PURPOSES}
@@ -177,15 +244,6 @@ def read_cooperation(config: CooperateConfig) -> Cooperation:
             before=np.array([p["returns_before"] for p in saved["policies"]], dtype=float),
             is_finished="returns_after" in saved["policies"][0],
         )
-
-
-def saved_policy(record: dict[str, Any], config: CooperateConfig, k: int) -> CooperatingPolicy:
-    """Return the current policy k with the origin of the original one."""
-    origin = {name: record[name] for name in ("name", "sha256", "algo", "steps")}
-    now = load(config.out / "policies" / f"peer{k}.safetensors")
-    return CooperatingPolicy(
-        name=record["name"], file=Path(record["file"]), origin=origin, policy=now
-    )
 
 
 def saved_round(record: dict[str, Any]) -> Round:

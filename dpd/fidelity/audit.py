@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from dpd.fidelity.states import (
     AuditSettings,
     coin_flip_policy,
     perturbed_states,
-    uniform_policy,
+    random_returns,
     visit,
 )
 from dpd.report.stats import (
@@ -76,8 +76,12 @@ class Audit:
     cost: Cost
     returns: np.ndarray  # [K]
     random: np.ndarray  # [K], of uniform actions
-    entries: list[StudentAudit]
-    notes: list[str]
+    entries: list[StudentAudit] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on the gaps, on what was left out and on weak evidence."""
+        return [*gap_notes(self.entries), *omission_notes(self), *evidence_notes(self)]
 
 
 def audit(
@@ -90,40 +94,22 @@ def audit(
     tell(teacher.name)
     mode, n = teacher.policy.repeatable_mode, settings.n_states
     returns, obs = visit(settings, mode, n)
-    random = visit(settings, uniform_policy(settings, teacher.policy.meta.act_dim)).returns
+    random = random_returns(settings, teacher.policy.meta.act_dim)
     states = {"teacher": obs, "heldout": visit(settings, mode, n, HELD_OUT).obs}
     states |= perturbed_states(settings, obs)
-    own_cost = measure_cost(teacher)
-    entries = []
+    cost = measure_cost(teacher)
+    result = Audit(settings=settings, teacher=teacher, cost=cost, returns=returns, random=random)
     for student in students:
         tell(student.name)
-        entries.append(
-            audit_student(teacher, student, settings, states, (returns, random), own_cost)
-        )
-    return Audit(
-        settings=settings,
-        teacher=teacher,
-        cost=own_cost,
-        returns=returns,
-        random=random,
-        entries=entries,
-        notes=audit_notes(teacher, entries, settings, returns, random),
-    )
+        result.entries.append(audit_student(result, student, states))
+    return result
 
 
 def audit_student(
-    teacher: ComparedPolicy,
-    student: ComparedPolicy,
-    settings: AuditSettings,
-    common: Mapping[str, Tensor],
-    baselines: tuple[np.ndarray, np.ndarray],
-    teachers_cost: Cost,
+    result: Audit, student: ComparedPolicy, common: Mapping[str, Tensor]
 ) -> StudentAudit:
-    """Compare one student with its teacher.
-
-    `common`: sets of states shared by all students; `baselines`: returns of the teacher and of
-    random actions.
-    """
+    """Compare one student with its teacher; `common`: sets of states shared by all students."""
+    settings, teacher = result.settings, result.teacher
     mode = student.policy.repeatable_mode
     returns, obs = visit(settings, mode, settings.n_states)
     coin = coin_flip_policy(settings, teacher.policy.repeatable_mode, mode)
@@ -134,12 +120,12 @@ def audit_student(
         name: compare_policies(teacher, student, states[name]) for name in SETS if name in states
     }
     some = common["heldout"][:N_DRAWN_STATES]
-    own_cost = measure_cost(student)
-    ratio, kept, interval = compare_returns(returns, *baselines, settings.seed)
+    cost = measure_cost(student)
+    ratio, kept, interval = compare_returns(returns, result.returns, result.random, settings.seed)
     return StudentAudit(
         subject=student,
-        cost=own_cost,
-        compression=teachers_cost.parameters / own_cost.parameters,
+        cost=cost,
+        compression=result.cost.parameters / cost.parameters,
         scores=scores,
         gap=generalisation_gap(scores),
         returns=returns,
@@ -186,21 +172,6 @@ def compare_returns(
     return ratio, float(retained_return(student, teacher, random)), interval
 
 
-def audit_notes(
-    teacher: ComparedPolicy,
-    entries: Sequence[StudentAudit],
-    settings: AuditSettings,
-    returns: np.ndarray,
-    random: np.ndarray,
-) -> list[str]:
-    """Return notes on the gaps, on what was left out and on weak evidence."""
-    return [
-        *gap_notes(entries),
-        *omission_notes(teacher, entries, settings),
-        *evidence_notes(teacher.name, settings.episodes, returns, random),
-    ]
-
-
 def gap_notes(entries: Sequence[StudentAudit]) -> Iterator[str]:
     """Separate underfitting from too little data, where training states are known."""
     for entry in entries:
@@ -218,33 +189,31 @@ def gap_notes(entries: Sequence[StudentAudit]) -> Iterator[str]:
         )
 
 
-def omission_notes(
-    teacher: ComparedPolicy, entries: Sequence[StudentAudit], settings: AuditSettings
-) -> Iterator[str]:
+def omission_notes(result: Audit) -> Iterator[str]:
     """Say which measures are missing and which students act outside their own environment."""
-    for entry in entries:
-        if reason := why_no_kl(teacher.policy.meta, entry.subject.policy.meta):
+    for entry in result.entries:
+        if reason := why_no_kl(result.teacher.policy.meta, entry.subject.policy.meta):
             yield f"no KL for {entry.subject.name}: {reason}"
-    if all(entry.scores["heldout"].values["value_gap"] is None for entry in entries):
+    if all(entry.scores["heldout"].values["value_gap"] is None for entry in result.entries):
         yield (
             "no value gap: it needs the value functions of both policies; runs keep them in "
             "checkpoints, and students have none"
         )
-    for entry in entries:
+    acts_in = result.settings.env_id
+    for entry in result.entries:
         trained_in = entry.subject.policy.meta.env_id
-        if trained_in != settings.env_id:
-            yield f"{entry.subject.name} was trained in {trained_in} but acts in {settings.env_id}"
+        if trained_in != acts_in:
+            yield f"{entry.subject.name} was trained in {trained_in} but acts in {acts_in}"
 
 
-def evidence_notes(
-    name: str, episodes: int, returns: np.ndarray, random: np.ndarray
-) -> Iterator[str]:
+def evidence_notes(result: Audit) -> Iterator[str]:
     """Warn of a teacher close to random actions and of too few episodes."""
-    difference = unpaired_difference(returns.tolist(), random.tolist())
+    difference = unpaired_difference(result.returns.tolist(), result.random.tolist())
+    episodes = result.settings.episodes
     if difference.mean <= 0 or difference.p is None or difference.p > ALPHA:
         yield (
-            f"{name} is not clearly better than random actions in {episodes} episodes: the share "
-            "of its return that students retain means little"
+            f"{result.teacher.name} is not clearly better than random actions in {episodes} "
+            "episodes: the share of its return that students retain means little"
         )
     if 1 < episodes < BOOTSTRAP_SEEDS:
         yield (

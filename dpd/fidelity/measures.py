@@ -143,6 +143,9 @@ def value_gap(teacher: Tensor | None, student: Tensor | None) -> float | None:
     return finite_or_none((student - teacher).double().abs().mean())
 
 
+NOTHING_TO_RETAIN = "the teacher is no better than random actions: there is no return to retain"
+
+
 def retained_return(
     student: np.ndarray, teacher: np.ndarray, random: np.ndarray, axis: int = -1
 ) -> np.ndarray:
