@@ -66,14 +66,27 @@ MIN_SCALE = 1e-6  # keeps coordinates and gaps that hardly vary from being scale
 class GapProxies:
     """Networks h_ij of all pairs as one stack: standardised coordinates -> standardised gap."""
 
-    def __init__(self, coords: Tensor, gaps: Tensor, generator: torch.Generator) -> None:
-        """Initialise the networks; take the scales from coords [n, D] and gaps [P, n]."""
+    def __init__(
+        self, coords: Tensor, gaps: Tensor, config: CooperateConfig, generator: torch.Generator
+    ) -> None:
+        """Fit a network to every pair's gap [P, n] at coordinates [n, D]."""
         self.mean, self.scale = coords.mean(0), coords.std(0).clamp_min(MIN_SCALE)  # [D]
         self.gap_mean = gaps.mean(1, keepdim=True)  # [P, 1]
         self.gap_scale = gaps.std(1, keepdim=True).clamp_min(MIN_SCALE)
         shapes = mlp_shapes("gap", [coords.shape[1], *PROXY_HIDDEN, 1])
         self.nets = StackedNets(shapes, len(gaps), "tanh")
         self.nets.init_uniform("gap", [generator] * len(gaps))
+        z, y = self.standard(coords), ((gaps - self.gap_mean) / self.gap_scale).float()
+        optimizer = torch.optim.AdamW(
+            [self.nets.flat], lr=config.proxy_lr, weight_decay=PROXY_WEIGHT_DECAY
+        )
+        for _ in range(config.proxy_steps):
+            rows = torch.randint(len(z), (min(PROXY_BATCH, len(z)),), generator=generator)
+            (predicted,) = self.nets(z[rows].expand(len(y), -1, -1), "gap")
+            optimizer.zero_grad()
+            # The sum over pairs: every pair has its own network and its own mean squared error.
+            (predicted.squeeze(-1) - y[:, rows]).square().mean(1).sum().backward()
+            optimizer.step()
 
     def standard(self, coords: Tensor) -> Tensor:
         """Return coordinates [n, D] in standard deviations."""
@@ -88,34 +101,15 @@ class GapProxies:
         stack = [(w[pair : pair + 1], b[pair : pair + 1]) for w, b in self.nets.layers["gap"]]
         return mlp(stack, z.unsqueeze(0), self.nets.activation)[0].view(-1)
 
-
-def fit_proxies(
-    coords: Tensor, gaps: Tensor, config: CooperateConfig, generator: torch.Generator
-) -> GapProxies:
-    """Fit a network to every pair's gap [P, n] at coordinates [n, D]."""
-    proxies = GapProxies(coords, gaps, generator)
-    nets, z = proxies.nets, proxies.standard(coords)
-    y = ((gaps - proxies.gap_mean) / proxies.gap_scale).float()
-    optimizer = torch.optim.AdamW([nets.flat], lr=config.proxy_lr, weight_decay=PROXY_WEIGHT_DECAY)
-    for _ in range(config.proxy_steps):
-        rows = torch.randint(len(z), (min(PROXY_BATCH, len(z)),), generator=generator)
-        (predicted,) = nets(z[rows].expand(len(y), -1, -1), "gap")
-        optimizer.zero_grad()
-        # The sum over pairs: every pair has its own network and its own mean squared error.
-        (predicted.squeeze(-1) - y[:, rows]).square().mean(1).sum().backward()
-        optimizer.step()
-    return proxies
-
-
-@torch.no_grad()
-def proxy_r2(proxies: GapProxies, pair: int, coords: Tensor, gap: Tensor) -> float | None:
-    """Return R² = 1 - SSE/SST of a pair's gap [n] at coords [n, D]; None if it is constant."""
-    wanted = (gap - proxies.gap_mean[pair]) / proxies.gap_scale[pair]
-    total = (wanted - wanted.mean()).square().sum()
-    if not total > MIN_SCALE:
-        return None
-    error = (proxies(pair, proxies.standard(coords)) - wanted).square().sum()
-    return float(1 - error / total)
+    @torch.no_grad()
+    def r2(self, pair: int, coords: Tensor, gap: Tensor) -> float | None:
+        """Return R² = 1 - SSE/SST of a pair's gap [n] at coords [n, D]; None if it is constant."""
+        wanted = (gap - self.gap_mean[pair]) / self.gap_scale[pair]
+        total = (wanted - wanted.mean()).square().sum()
+        if not total > MIN_SCALE:
+            return None
+        error = (self(pair, self.standard(coords)) - wanted).square().sum()
+        return float(1 - error / total)
 
 
 LEARNED = ("actor.", "log_std_head.")  # neither a constant log_std nor the normaliser

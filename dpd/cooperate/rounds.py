@@ -19,8 +19,6 @@ from dpd.cooperate.lessons import (
     GapProxies,
     Lessons,
     are_distinct,
-    fit_proxies,
-    proxy_r2,
     search_states,
     teach,
 )
@@ -139,14 +137,6 @@ class RoundContext:
         """All pairs of a teacher and a student."""
         return list(permutations(range(len(self.policies)), 2))
 
-    def learns(self, i: int, j: int) -> np.ndarray:
-        """Return the deficient states [n] bool at which j may learn from i."""
-        return self.competence.deficient(i, j) & ~self.held
-
-    def tests(self, i: int, j: int) -> np.ndarray:
-        """Return the deficient states [n] bool excluded from learning."""
-        return self.competence.deficient(i, j) & self.held
-
 
 def cooperate(
     world: Simulator,
@@ -221,14 +211,14 @@ def fit_gap_proxies(ctx: RoundContext) -> GapProxies:
     """Fit networks to the gaps of all pairs on the states that students may learn from."""
     free = ~ctx.held
     gaps = torch.from_numpy(np.stack([ctx.competence.gap(*pair)[free] for pair in ctx.pairs]))
-    return fit_proxies(ctx.probes.coords[free], gaps, ctx.config, ctx.generator)
+    return GapProxies(ctx.probes.coords[free], gaps, ctx.config, ctx.generator)
 
 
 def find_counterfactuals(
     ctx: RoundContext, pair: PairIndex, proxies: GapProxies | None
 ) -> Counterfactuals:
     """Search near a pair's deficient states for states where the true gap is larger."""
-    where = ctx.learns(*pair)
+    where = ctx.competence.deficient(*pair) & ~ctx.held
     start = ctx.probes.rows(where)
     if proxies is None or not len(start):
         return Counterfactuals(start.rows(np.arange(0)))
@@ -252,7 +242,8 @@ def student_lessons(ctx: RoundContext, j: int, extra: dict[PairIndex, Counterfac
         return unfocused_lessons(ctx, others)
     obs, target = [], []
     for i in others:
-        for part in (ctx.probes.obs[ctx.learns(i, j)], extra[i, j].states.obs):
+        probes = ctx.probes.obs[ctx.competence.deficient(i, j) & ~ctx.held]
+        for part in (probes, extra[i, j].states.obs):
             obs.append(part)
             target.append(ctx.policies[i].mode(part))
     own = (ctx.competence.teacher[j] == NO_TEACHER) & ~ctx.held
@@ -269,12 +260,13 @@ def unfocused_lessons(ctx: RoundContext, others: Sequence[int]) -> Lessons:
 
 def remaining_gaps(ctx: RoundContext, after: Sequence[Policy]) -> dict[PairIndex, float | None]:
     """Play the students again where they were deficient -> remaining gap of each pair."""
-    score = np.full_like(ctx.competence.score, np.nan)
+    c = ctx.competence
+    score = np.full_like(c.score, np.nan)
     for j, student in enumerate(after):
-        which = (ctx.competence.teacher[j] != NO_TEACHER) & ctx.held
+        which = (c.teacher[j] != NO_TEACHER) & ctx.held
         score[j, which] = ctx.world.score(ctx.probes.rows(which), [student.mode], "competence")[0]
     return {
-        (i, j): mean_or_none((ctx.competence.score[i] - score[j])[ctx.tests(i, j)])
+        (i, j): mean_or_none((c.score[i] - score[j])[c.deficient(i, j) & ctx.held])
         for i, j in ctx.pairs
     }
 
@@ -297,17 +289,18 @@ def pair_figures(
     after: float | None,
 ) -> Pair:
     """Return the figures of a pair."""
-    gap, n, r2 = ctx.competence.gap(*pair), len(new.states), None
+    gap, deficient, held = ctx.competence.gap(*pair), ctx.competence.deficient(*pair), ctx.held
+    n, r2 = len(new.states), None
     if proxies:
-        held, number = ctx.held, ctx.pairs.index(pair)
-        r2 = proxy_r2(proxies, number, ctx.probes.coords[held], torch.from_numpy(gap[held]))
+        tests = ctx.probes.coords[held], torch.from_numpy(gap[held])
+        r2 = proxies.r2(ctx.pairs.index(pair), *tests)
     return Pair(
         *pair,
-        n_deficient=int(ctx.competence.deficient(*pair).sum()),
+        n_deficient=int(deficient.sum()),
         n_counterfactuals=n,
         cf_success=n / new.tried if new.tried else None,
         cf_gap_up=new.risen / new.played if new.played else None,
-        gap_before=mean_or_none(gap[ctx.tests(*pair)]),
+        gap_before=mean_or_none(gap[deficient & held]),
         gap_after=after,
         proxy_r2=r2,
     )

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from dpd.cooperate.config import CooperateConfig
 from dpd.cooperate.lessons import (
+    GapProxies,
     LessonBatch,
     Lessons,
     are_distinct,
-    fit_proxies,
     imitation_error,
     lesson_batch,
     lesson_loss,
-    proxy_r2,
     search_loss,
     search_states,
     target_gaps,
@@ -135,10 +134,10 @@ def test_the_proxy_explains_a_smooth_gap_that_it_has_not_seen_and_no_noise() -> 
     smooth = 100 + 30 * torch.tanh(coords[:, 0] + coords[:, 1] / 10)
     noise = torch.randn(400, generator=generator).double()
     gaps = torch.stack([smooth, noise])
-    proxies = fit_proxies(coords[:320], gaps[:, :320], CONFIG, generator)
-    found = [proxy_r2(proxies, pair, coords[320:], gaps[pair, 320:]) for pair in (0, 1)]
+    proxies = GapProxies(coords[:320], gaps[:, :320], CONFIG, generator)
+    found = [proxies.r2(pair, coords[320:], gaps[pair, 320:]) for pair in (0, 1)]
     assert found[0] is not None and found[0] > 0.9
     assert found[1] is not None and found[1] < 0.2
-    assert proxy_r2(proxies, 0, coords[320:], torch.full((80,), 100.0).double()) is None
+    assert proxies.r2(0, coords[320:], torch.full((80,), 100.0).double()) is None
     z = proxies.standard(coords)
     torch.testing.assert_close(proxies.coordinates(z), coords, atol=1e-5, rtol=1e-5)
