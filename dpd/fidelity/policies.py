@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import part
+from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
 from dpd.agents.rng import with_own_generators
 from dpd.agents.student import Student
 from dpd.config import RunConfig, TrainConfig
 from dpd.errors import BadInput
-from dpd.fidelity.measures import PolicyOutputs
 from dpd.fidelity.states import draw_rows
 from dpd.policies.policyfile import Policy
 from dpd.run.checkpoint import JournalFiles, file_of, folder_of, read
@@ -116,6 +116,15 @@ def remembered_states(agent: Student, n: int, begin: int, segments: list[Tensor]
 
 TIMING_BATCH = 256
 SINGLE_CALLS, BATCH_CALLS, WARM_UP = 200, 30, 20
+
+
+class PolicyOutputs(NamedTuple):
+    """Outputs of a policy on n states."""
+
+    act: Tensor  # [n, A] without noise, in [-1, 1]
+    dist: DiagGaussian  # mean [n, A]
+    features: Tensor  # [n, H], the last hidden layer
+    value: Tensor | None = None  # [n]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from dpd.config import TrainConfig
 from dpd.distill.teacher import Returns, Teacher
-from dpd.fidelity.audit import compare_policies
-from dpd.fidelity.measures import NEAR, NOTHING_TO_RETAIN
+from dpd.fidelity.audit import NEAR, NOTHING_TO_RETAIN, compare_policies
 from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
 from dpd.fidelity.states import HELD_OUT, AuditSettings, visit, visit_together
 from dpd.files import replacing

@@ -25,8 +25,15 @@ from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.student import Student
 from dpd.distill.targets import Targets, descend, distance
 from dpd.errors import BadInput
-from dpd.fidelity.audit import GeneralisationGap, compare_policies, generalisation_gap
-from dpd.fidelity.measures import NOTHING_TO_RETAIN, Scores, retained_return, why_no_kl
+from dpd.fidelity.audit import (
+    NOTHING_TO_RETAIN,
+    GeneralisationGap,
+    Scores,
+    compare_policies,
+    generalisation_gap,
+    retained_return,
+    why_no_kl,
+)
 from dpd.fidelity.policies import ComparedPolicy, n_parameters, one_thread
 from dpd.fidelity.states import (
     HELD_OUT,

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from dpd.agents.dist import DiagGaussian
-from dpd.fidelity.audit import Audit, audit, compare_returns, generalisation_gap
-from dpd.fidelity.measures import Scores
+from dpd.fidelity.audit import Audit, Scores, audit, compare_returns, generalisation_gap
 from dpd.fidelity.policies import ComparedPolicy, Cost, n_parameters
 from dpd.fidelity.report import fidelity_page
 from dpd.fidelity.states import AuditSettings, visit
