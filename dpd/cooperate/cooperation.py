@@ -132,20 +132,19 @@ def run_rounds(world: Simulator, outcome: Cooperation, console: Console) -> int:
     """Evaluate, run the remaining rounds and evaluate again; return the exit status."""
     from dpd.cooperate.report import round_line, write_cooperation
 
-    budget = outcome.budget
-
-    def done(finished: Round) -> None:
-        outcome.rounds.append(finished)
-        outcome.steps.append(budget.spent)
-        write_cooperation(outcome)
-        console.print(round_line(outcome), soft_wrap=True)
-
+    budget, first = outcome.budget, len(outcome.rounds) + 1
     try:
         budget.reserved = len(outcome.subjects) * world.most_steps("evaluation")
         if outcome.before is None:
             outcome.before = world.evaluate([p.repeatable_mode for p in outcome.policies])
-        first = len(outcome.rounds) + 1
-        outcome.ended_by = cooperate(world, outcome.policies, outcome.config, done, first)
+        try:
+            for finished in cooperate(world, outcome.policies, outcome.config, first):
+                outcome.rounds.append(finished)
+                outcome.steps.append(budget.spent)
+                write_cooperation(outcome)
+                console.print(round_line(outcome), soft_wrap=True)
+        except BudgetExceeded as spent:
+            outcome.ended_by = spent
         if outcome.rounds:
             outcome.after = world.evaluate([p.repeatable_mode for p in outcome.policies])
             write_cooperation(outcome)

@@ -6,7 +6,7 @@ classifies an instance correctly, this compares the return that each policy gets
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from dpd.cooperate.lessons import (
     search_states,
     teach,
 )
-from dpd.cooperate.simulator import BudgetExceeded, SimStates, Simulator, concatenate_states
+from dpd.cooperate.simulator import SimStates, Simulator, concatenate_states
 from dpd.policies.policyfile import Policy
 
 NO_TEACHER = -1
@@ -139,21 +139,13 @@ class RoundContext:
 
 
 def cooperate(
-    world: Simulator,
-    policies: Sequence[Policy],
-    config: CooperateConfig,
-    done: Callable[[Round], None],
-    first: int = 1,
-) -> BudgetExceeded | None:
-    """Run all rounds from `first` and pass each to `done`; return why they ended early, or None."""
-    try:
-        for number in range(first, config.rounds + 1):
-            finished = run_round(world, policies, config, number)
-            policies = finished.policies
-            done(finished)
-    except BudgetExceeded as spent:
-        return spent
-    return None
+    world: Simulator, policies: Sequence[Policy], config: CooperateConfig, first: int = 1
+) -> Iterator[Round]:
+    """Yield all rounds from `first`. Raises BudgetExceeded if the budget ends in one."""
+    for number in range(first, config.rounds + 1):
+        finished = run_round(world, policies, config, number)
+        policies = finished.policies
+        yield finished
 
 
 def run_round(

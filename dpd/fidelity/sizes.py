@@ -48,9 +48,14 @@ class StudentResult:
     seed: int
     cost: Cost
     figures: dict[str, float | None]
-    """By the names of FIGURES."""
+    """By the names of SIZE_FIGURES."""
     memory: bool = False
     """True if it queries a memory of its teacher."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but the size."""
+        own = {"policy": self.name, "seed": self.seed, "memory": self.memory}
+        return own | self.cost._asdict() | self.figures
 
 
 class SizeGroup(NamedTuple):
@@ -85,8 +90,7 @@ class SizeGroup(NamedTuple):
 
     def mean(self, figure: str) -> float | None:
         """Return a figure's mean over seeds."""
-        values = self.per_seed(figure)
-        return float(np.mean(values)) if values else None
+        return mean_of_known(self.per_seed(figure))
 
     def interval(self, figure: str) -> Interval | None:
         """Return the t interval of a figure's mean over seeds; None with fewer than two."""
@@ -158,17 +162,13 @@ def compare_student(
     agree = [compare_policies(t, subject, obs).values[f"agree_{NEAR}"] for t, obs in lessons]
     error = [compare_policies(t, subject, own).values["action_error"] for t, _ in lessons]
     cost, meta = measure_cost(subject), subject.policy.meta
-    measures = {
-        "agree": mean_of_known(agree),
-        "own_error": mean_of_known(error),
-        "latency_us": cost.latency_us,
-    }
+    measures = {"agree": mean_of_known(agree), "own_error": mean_of_known(error)}
     return StudentResult(
         name=subject.name,
         size="x".join(map(str, meta.hidden)) + f" {meta.algo}" * (meta.algo != "student"),
         seed=int(meta.provenance["seed"]),
         cost=cost,
-        figures={**figures, **measures},
+        figures={**figures, **measures, "latency_us": cost.latency_us},
         memory=meta.memory is not None,
     )
 
@@ -227,24 +227,19 @@ def sizes_json(comparison: SizeComparison) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "teachers": [{**cost._asdict(), "returns": got} for cost, got in teachers],
         "random": {"return": returns.floor, "returns": returns.random},
-        "sizes": [size_group_json(size) for size in comparison.sizes],
+        "sizes": [
+            {
+                "name": size.name,
+                "parameters": size.parameters,
+                "compression": size.compression,
+                **{name: size.mean(name) for name in SIZE_FIGURES},
+                "intervals": {name: size.interval(name) for name in SIZE_FIGURES},
+                "students": [student.as_json() for student in size.students],
+            }
+            for size in comparison.sizes
+        ],
         "measures": SIZE_FIGURES,
         "notes": size_notes(comparison),
-    }
-
-
-def size_group_json(size: SizeGroup) -> dict[str, Any]:
-    """Return a size's figures with their t intervals, and the figures of every student."""
-    return {
-        "name": size.name,
-        "parameters": size.parameters,
-        "compression": size.compression,
-        **{name: size.mean(name) for name in SIZE_FIGURES},
-        "intervals": {name: size.interval(name) for name in SIZE_FIGURES},
-        "students": [
-            {"policy": s.name, "seed": s.seed, "memory": s.memory, **s.cost._asdict(), **s.figures}
-            for s in size.students
-        ],
     }
 
 

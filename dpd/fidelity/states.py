@@ -97,20 +97,15 @@ def visit(
     return visit_together(settings, [act], n_states, episodes)[0]
 
 
+@torch.no_grad()
 def visit_together(
     settings: AuditSettings, acts: Sequence[ActFunction], n_states: int = 0, episodes: int = TEST
 ) -> list[PlayedEpisodes]:
     """Play the same episodes with several policies, a few at a time; see `visit`."""
-    at_once = max(1, MAX_ENVS // settings.episodes)
-    parts = (acts[i : i + at_once] for i in range(0, len(acts), at_once))
-    return [visited for part in parts for visited in _visit(settings, part, n_states, episodes)]
-
-
-@torch.no_grad()
-def _visit(
-    settings: AuditSettings, acts: Sequence[ActFunction], n_states: int, episodes: int
-) -> list[PlayedEpisodes]:
-    n = len(acts)
+    n, at_once = len(acts), max(1, MAX_ENVS // settings.episodes)
+    if n > at_once:
+        parts = acts[:at_once], acts[at_once:]
+        return [v for part in parts for v in visit_together(settings, part, n_states, episodes)]
     seeds = n * episode_seeds(settings.seed_of(episodes), settings.episodes)
     env = make(settings.env_id, len(seeds), seeds, "auto", settings.env_kwargs, settings.threads)
     steps: list[Tensor] = []

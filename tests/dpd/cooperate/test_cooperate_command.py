@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,9 @@ def test_an_interrupt_leaves_the_policies_of_the_last_round(
 ) -> None:
     goes_on = cooperation.cooperate
 
-    def interrupted(world: Any, policies: Any, config: Any, done: Any, first: int) -> Any:
-        def done_and_out(found: Round) -> None:
-            done(found)
-            raise KeyboardInterrupt
-
-        return goes_on(world, policies, config, done_and_out, first)
+    def interrupted(*args: Any) -> Iterator[Round]:
+        yield next(goes_on(*args))
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(cooperation, "cooperate", interrupted)
     assert cooperate(*files, "--out", tmp_path / "out") == 130
