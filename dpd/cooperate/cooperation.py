@@ -251,14 +251,9 @@ def require_fit_task(env_id: str, subjects: list[CooperatingPolicy], is_given: b
 
 
 def cooperation_text(outcome: Cooperation) -> str:
-    """Return the contents of cooperative.json."""
-    return json.dumps(cooperation_json(outcome), indent=2, allow_nan=False) + "\n"
-
-
-def cooperation_json(outcome: Cooperation) -> dict[str, Any]:
-    """Return everything measured, raw returns included."""
+    """Return the contents of cooperative.json: everything measured, raw returns included."""
     rounds = zip(outcome.rounds, outcome.steps, strict=True)
-    return {
+    data = {
         "env": outcome.env_id,
         "confidence": CONFIDENCE,
         "settings": outcome.settings,
@@ -276,6 +271,7 @@ def cooperation_json(outcome: Cooperation) -> dict[str, Any]:
             for r, n in rounds
         ],
     }
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
 def policies_json(outcome: Cooperation) -> list[dict[str, Any]]:

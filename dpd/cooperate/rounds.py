@@ -156,13 +156,17 @@ def run_round(
     Raises BudgetExceeded if the budget ends before the round does.
     """
     ctx = judge_policies(world, policies, config, number)
-    proxies = fit_gap_proxies(ctx) if config.wants_counterfactuals else None
+    proxies = None
+    if config.wants_counterfactuals:
+        free = ~ctx.held
+        gaps = torch.from_numpy(np.stack([ctx.competence.gap(*pair)[free] for pair in ctx.pairs]))
+        proxies = GapProxies(ctx.probes.coords[free], gaps, config, ctx.generator)
     extra = {pair: find_counterfactuals(ctx, pair, proxies) for pair in ctx.pairs}
     after = [
         teach(p, student_lessons(ctx, j, extra), config, ctx.generator)
         for j, p in enumerate(policies)
     ]
-    gaps = remaining_gaps(ctx, after)
+    left = remaining_gaps(ctx, after)
     trials, accepted = None, after
     if config.trial_episodes:
         trials = run_trials(ctx, after)
@@ -172,7 +176,7 @@ def run_round(
         number=number,
         policies=accepted,
         trials=trials,
-        pairs=[pair_figures(ctx, pair, extra[pair], proxies, gaps[pair]) for pair in extra],
+        pairs=[pair_figures(ctx, pair, extra[pair], proxies, left[pair]) for pair in extra],
         drift=[action_drift(ctx, j, new) for j, new in enumerate(after)],
     )
 
@@ -197,13 +201,6 @@ def judge_policies(
         competence=find_teachers(score, config.margin),
         generator=torch.Generator().manual_seed(first),
     )
-
-
-def fit_gap_proxies(ctx: RoundContext) -> GapProxies:
-    """Fit networks to the gaps of all pairs on the states that students may learn from."""
-    free = ~ctx.held
-    gaps = torch.from_numpy(np.stack([ctx.competence.gap(*pair)[free] for pair in ctx.pairs]))
-    return GapProxies(ctx.probes.coords[free], gaps, ctx.config, ctx.generator)
 
 
 def find_counterfactuals(

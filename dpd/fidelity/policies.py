@@ -76,14 +76,14 @@ def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
     state, facts = read(checkpoint)
     # Keep the new generators: nothing is drawn here, and the state of a GPU's would not fit.
     agent.load_state(with_own_generators(part(state, f"training.stack{k}.agent"), agent.state()))
-    n = next(row for row, each in enumerate(who) if each == (seed, peer))
+    n = who.index((seed, peer))
     own = {name: x for name, x in agent.export(n).items() if name.startswith("actor.")}
     theirs = policy.tensors
     if not all(name in theirs and torch.equal(x, theirs[name]) for name, x in own.items()):
         return RunLookup()  # the file was replaced by another policy
     if isinstance(agent, Student):
-        segments = JournalFiles(folder, k).read(facts.replay)
-        return RunLookup(states=remembered_states(agent, n, *segments))
+        journal = JournalFiles(folder, k)
+        return RunLookup(states=remembered_states(agent, n, journal, facts.replay))
     return RunLookup(value=lambda obs: learner_values(agent, n, obs))
 
 
@@ -105,8 +105,9 @@ def learner_values(agent: Learners, n: int, obs: Tensor) -> Tensor:
     return values[n]
 
 
-def remembered_states(agent: Student, n: int, begin: int, segments: list[Tensor]) -> Tensor:
-    """Return the raw states [n, O] in student n's replay, given its stack's segments."""
+def remembered_states(agent: Student, n: int, files: JournalFiles, names: list[str]) -> Tensor:
+    """Return the raw states [n, O] in student n's replay, which the named files hold."""
+    begin, segments = files.read(names)
     agent.replay.restart(begin)
     for rows in segments:
         agent.replay.extend(rows)
