@@ -76,7 +76,7 @@ def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
     state, facts = read(checkpoint)
     # Keep the new generators: nothing is drawn here, and the state of a GPU's would not fit.
     agent.load_state(with_own_generators(part(state, f"training.stack{k}.agent"), agent.state()))
-    n = who.index((seed, peer))
+    n = next(row for row, each in enumerate(who) if each == (seed, peer))
     own = {name: x for name, x in agent.export(n).items() if name.startswith("actor.")}
     theirs = policy.tensors
     if not all(name in theirs and torch.equal(x, theirs[name]) for name, x in own.items()):
