@@ -24,7 +24,7 @@ import numpy as np
 from marked import add_outputs, publish, table
 from timing import machine, write_json
 
-from dpd.cooperate.outcome import gain_verdict
+from dpd.cooperate.cooperation import gain_verdict
 from dpd.report.stats import family, paired_difference
 
 ALL = ("--trial-episodes", "0")  # keep every lesson

@@ -18,7 +18,7 @@ from typing import Any
 import cooperate
 import numpy as np
 
-from dpd.cooperate.outcome import Cooperation, policies_json
+from dpd.cooperate.cooperation import Cooperation, policies_json
 from dpd.run.sources import Run, SavedLearner
 from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult, comparison_notes
 from dpd.study.config import ARMS, StudyConfig

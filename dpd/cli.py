@@ -264,7 +264,7 @@ def cooperate_command(argv: Sequence[str]) -> int:
         saved = saved_config(config.resume)
         config = parse(CooperateConfig, argv, "dpd cooperate", saved)
         require_saved_settings(config, saved)
-    from dpd.cooperate.command import cooperate_paths
+    from dpd.cooperate.cooperation import cooperate_paths
 
     return cooperate_paths(config)
 

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dpd import __version__
-from dpd.cooperate.outcome import Cooperation, cooperation_text, gain_verdict
+from dpd.cooperate.cooperation import Cooperation, cooperation_text, gain_verdict
 from dpd.cooperate.rounds import Round
 from dpd.files import replacing
 from dpd.policies import policyfile

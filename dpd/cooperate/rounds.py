@@ -6,7 +6,7 @@ classifies an instance correctly, this compares the return that each policy gets
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple
@@ -15,15 +15,14 @@ import numpy as np
 import torch
 
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.counterfactuals import (
+from dpd.cooperate.lessons import (
     GapProxies,
+    Lessons,
     are_distinct,
-    fit_proxies,
-    proxy_r2,
     search_states,
+    teach,
 )
-from dpd.cooperate.lessons import Lessons, teach
-from dpd.cooperate.simulator import BudgetExceeded, SimStates, Simulator, concatenate_states
+from dpd.cooperate.simulator import SimStates, Simulator, concatenate_states
 from dpd.policies.policyfile import Policy
 
 NO_TEACHER = -1
@@ -56,11 +55,6 @@ def find_teachers(score: np.ndarray, margin: float) -> Competence:
     best = score.argmax(0)  # [n]
     ahead = score.max(0) - score > threshold  # [k, n]; the best is not ahead of itself
     return Competence(score, threshold, np.where(ahead, best, NO_TEACHER))
-
-
-def teacher_student_pairs(k: int) -> list[tuple[int, int]]:
-    """Return all pairs (teacher, student) of k policies."""
-    return list(permutations(range(k), 2))
 
 
 class Pair(NamedTuple):
@@ -113,18 +107,17 @@ class Round:
 class Counterfactuals(NamedTuple):
     """Counterfactuals of a pair, and the counts of its searches."""
 
-    states: SimStates | None
-    tried: int
+    states: SimStates
+    tried: int = 0
     """Searches started."""
-    played: int
+    played: int = 0
     """New states from which both policies were played."""
-    risen: int
+    risen: int = 0
     """Those of them where the gap is larger than at the start of the search."""
 
-    @property
-    def n(self) -> int:
-        """Number of counterfactuals kept."""
-        return 0 if self.states is None else len(self.states)
+
+PairIndex = tuple[int, int]
+"""Numbers of a teacher and a student."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,31 +132,20 @@ class RoundContext:
     competence: Competence
     generator: torch.Generator
 
-    def learns(self, i: int, j: int) -> np.ndarray:
-        """Return the deficient states [n] bool at which j may learn from i."""
-        return self.competence.deficient(i, j) & ~self.held
-
-    def tests(self, i: int, j: int) -> np.ndarray:
-        """Return the deficient states [n] bool excluded from learning."""
-        return self.competence.deficient(i, j) & self.held
+    @property
+    def pairs(self) -> list[PairIndex]:
+        """All pairs of a teacher and a student."""
+        return list(permutations(range(len(self.policies)), 2))
 
 
 def cooperate(
-    world: Simulator,
-    policies: Sequence[Policy],
-    config: CooperateConfig,
-    done: Callable[[Round], None] = lambda finished: None,
-    first: int = 1,
-) -> BudgetExceeded | None:
-    """Run all rounds from `first` and pass each to `done`; return why they ended early, or None."""
-    try:
-        for number in range(first, config.rounds + 1):
-            finished = run_round(world, policies, config, number)
-            policies = finished.policies
-            done(finished)
-    except BudgetExceeded as spent:
-        return spent
-    return None
+    world: Simulator, policies: Sequence[Policy], config: CooperateConfig, first: int = 1
+) -> Iterator[Round]:
+    """Yield all rounds from `first`. Raises BudgetExceeded if the budget ends in one."""
+    for number in range(first, config.rounds + 1):
+        finished = run_round(world, policies, config, number)
+        policies = finished.policies
+        yield finished
 
 
 def run_round(
@@ -174,16 +156,17 @@ def run_round(
     Raises BudgetExceeded if the budget ends before the round does.
     """
     ctx = judge_policies(world, policies, config, number)
-    proxies = fit_gap_proxies(ctx) if config.wants_counterfactuals else None
-    extra = {
-        pair: find_counterfactuals(ctx, pair, proxies)
-        for pair in teacher_student_pairs(len(policies))
-    }
+    proxies = None
+    if config.wants_counterfactuals:
+        free = ~ctx.held
+        gaps = torch.from_numpy(np.stack([ctx.competence.gap(*pair)[free] for pair in ctx.pairs]))
+        proxies = GapProxies(ctx.probes.coords[free], gaps, config, ctx.generator)
+    extra = {pair: find_counterfactuals(ctx, pair, proxies) for pair in ctx.pairs}
     after = [
         teach(p, student_lessons(ctx, j, extra), config, ctx.generator)
         for j, p in enumerate(policies)
     ]
-    gaps = remaining_gaps(ctx, after)
+    left = remaining_gaps(ctx, after)
     trials, accepted = None, after
     if config.trial_episodes:
         trials = run_trials(ctx, after)
@@ -193,7 +176,7 @@ def run_round(
         number=number,
         policies=accepted,
         trials=trials,
-        pairs=[pair_figures(ctx, pair, extra[pair], proxies, gaps[pair]) for pair in extra],
+        pairs=[pair_figures(ctx, pair, extra[pair], proxies, left[pair]) for pair in extra],
         drift=[action_drift(ctx, j, new) for j, new in enumerate(after)],
     )
 
@@ -220,78 +203,61 @@ def judge_policies(
     )
 
 
-def fit_gap_proxies(ctx: RoundContext) -> GapProxies:
-    """Fit networks to the gaps of all pairs on the states that students may learn from."""
-    gaps = np.stack(
-        [ctx.competence.gap(i, j)[~ctx.held] for i, j in teacher_student_pairs(len(ctx.policies))]
-    )
-    coords = ctx.probes.coords[torch.as_tensor(~ctx.held)]
-    return fit_proxies(coords, torch.from_numpy(gaps), ctx.config, ctx.generator)
-
-
 def find_counterfactuals(
-    ctx: RoundContext, pair: tuple[int, int], proxies: GapProxies | None
+    ctx: RoundContext, pair: PairIndex, proxies: GapProxies | None
 ) -> Counterfactuals:
     """Search near a pair's deficient states for states where the true gap is larger."""
-    start = ctx.learns(*pair)
-    if proxies is None or not start.any():
-        return Counterfactuals(None, 0, 0, 0)
-    number = teacher_student_pairs(len(ctx.policies)).index(pair)
-    z = proxies.standard(ctx.probes.coords[torch.as_tensor(start)])
+    where = ctx.competence.deficient(*pair) & ~ctx.held
+    start = ctx.probes.rows(where)
+    if proxies is None or not len(start):
+        return Counterfactuals(start.rows(np.arange(0)))
+    number, z = ctx.pairs.index(pair), proxies.standard(start.coords)
     moved = search_states(lambda x: proxies(number, x), z, ctx.config)
-    near = ctx.world.moved(ctx.probes.rows(start), proxies.coordinates(moved))
+    near = ctx.world.moved(start, proxies.coordinates(moved))
     # compare the states after the move: the simulator may have put some back where they were
     keep = are_distinct(proxies.standard(near.coords), z, ctx.config.cf_distinct).numpy()
-    if not keep.any():
-        return Counterfactuals(None, len(z), 0, 0)
     near = near.rows(keep)
     score = ctx.world.score(near, [ctx.policies[i].mode for i in pair], "counterfactual")
     gap = score[0] - score[1]
-    risen = int((gap > ctx.competence.gap(*pair)[start][keep]).sum())
-    good = gap > ctx.competence.threshold
-    return Counterfactuals(near.rows(good) if good.any() else None, len(z), len(near), risen)
+    risen = int((gap > ctx.competence.gap(*pair)[where][keep]).sum())
+    return Counterfactuals(near.rows(gap > ctx.competence.threshold), len(z), len(near), risen)
 
 
 @torch.no_grad()
-def student_lessons(
-    ctx: RoundContext, j: int, extra: dict[tuple[int, int], Counterfactuals]
-) -> Lessons:
+def student_lessons(ctx: RoundContext, j: int, extra: dict[PairIndex, Counterfactuals]) -> Lessons:
     """Return what student j learns, and the states where it must not change."""
+    others = [i for i in range(len(ctx.policies)) if i != j]
     if ctx.config.control == "unfocused":
-        return unfocused_lessons(ctx, j)
-    obs, target = [ctx.probes.obs[:0]], [ctx.policies[j].mode(ctx.probes.obs[:0])]
-    for i in (i for i in range(len(ctx.policies)) if i != j):
-        new = extra[i, j].states
-        visited = ctx.probes.obs[torch.as_tensor(ctx.learns(i, j))]
-        for part in [visited] if new is None else [visited, new.obs]:
+        return unfocused_lessons(ctx, others)
+    obs, target = [], []
+    for i in others:
+        probes = ctx.probes.obs[ctx.competence.deficient(i, j) & ~ctx.held]
+        for part in (probes, extra[i, j].states.obs):
             obs.append(part)
             target.append(ctx.policies[i].mode(part))
-    own = torch.as_tensor((ctx.competence.teacher[j] == NO_TEACHER) & ~ctx.held)
+    own = (ctx.competence.teacher[j] == NO_TEACHER) & ~ctx.held
     return Lessons(torch.cat(obs), torch.cat(target), ctx.probes.obs[own])
 
 
-def unfocused_lessons(ctx: RoundContext, j: int) -> Lessons:
-    """Return lessons in which student j imitates a random other policy at every state."""
-    obs = ctx.probes.obs[torch.as_tensor(~ctx.held)]
-    others = [i for i in range(len(ctx.policies)) if i != j]
+def unfocused_lessons(ctx: RoundContext, others: Sequence[int]) -> Lessons:
+    """Return lessons that imitate a random one of the other policies at every state."""
+    obs = ctx.probes.obs[~ctx.held]
     answers = torch.stack([ctx.policies[i].mode(obs) for i in others])  # [k - 1, n, A]
     drawn = torch.randint(len(others), (len(obs),), generator=ctx.generator)
     return Lessons(obs, answers[drawn, torch.arange(len(obs))], obs[:0])
 
 
-def remaining_gaps(
-    ctx: RoundContext, after: Sequence[Policy]
-) -> dict[tuple[int, int], float | None]:
+def remaining_gaps(ctx: RoundContext, after: Sequence[Policy]) -> dict[PairIndex, float | None]:
     """Play the students again where they were deficient -> remaining gap of each pair."""
-    left: dict[tuple[int, int], float | None] = {}
+    c = ctx.competence
+    score = np.full_like(c.score, np.nan)
     for j, student in enumerate(after):
-        which = (ctx.competence.teacher[j] != NO_TEACHER) & ctx.held
-        score = np.full(len(which), np.nan)
-        if which.any():
-            score[which] = ctx.world.score(ctx.probes.rows(which), [student.mode], "competence")[0]
-        for i in (i for i in range(len(after)) if i != j):
-            left[i, j] = mean_or_none((ctx.competence.score[i] - score)[ctx.tests(i, j)])
-    return left
+        which = (c.teacher[j] != NO_TEACHER) & ctx.held
+        score[j, which] = ctx.world.score(ctx.probes.rows(which), [student.mode], "competence")[0]
+    return {
+        (i, j): mean_or_none((c.score[i] - score[j])[c.deficient(i, j) & ctx.held])
+        for i, j in ctx.pairs
+    }
 
 
 def run_trials(ctx: RoundContext, after: Sequence[Policy]) -> list[Trial]:
@@ -306,30 +272,33 @@ def run_trials(ctx: RoundContext, after: Sequence[Policy]) -> list[Trial]:
 
 def pair_figures(
     ctx: RoundContext,
-    pair: tuple[int, int],
+    pair: PairIndex,
     new: Counterfactuals,
     proxies: GapProxies | None,
     after: float | None,
 ) -> Pair:
     """Return the figures of a pair."""
-    held, gap = torch.as_tensor(ctx.held), torch.from_numpy(ctx.competence.gap(*pair))
-    number = teacher_student_pairs(len(ctx.policies)).index(pair)
+    gap, deficient, held = ctx.competence.gap(*pair), ctx.competence.deficient(*pair), ctx.held
+    n, r2 = len(new.states), None
+    if proxies:
+        tests = ctx.probes.coords[held], torch.from_numpy(gap[held])
+        r2 = proxies.r2(ctx.pairs.index(pair), *tests)
     return Pair(
         *pair,
-        n_deficient=int(ctx.competence.deficient(*pair).sum()),
-        n_counterfactuals=new.n,
-        cf_success=new.n / new.tried if new.tried else None,
+        n_deficient=int(deficient.sum()),
+        n_counterfactuals=n,
+        cf_success=n / new.tried if new.tried else None,
         cf_gap_up=new.risen / new.played if new.played else None,
-        gap_before=mean_or_none(gap.numpy()[ctx.tests(*pair)]),
+        gap_before=mean_or_none(gap[deficient & held]),
         gap_after=after,
-        proxy_r2=proxy_r2(proxies, number, ctx.probes.coords[held], gap[held]) if proxies else None,
+        proxy_r2=r2,
     )
 
 
 @torch.no_grad()
 def action_drift(ctx: RoundContext, j: int, new: Policy) -> float | None:
     """Return how much student j's actions changed on unseen states where no other was better."""
-    obs = ctx.probes.obs[torch.as_tensor((ctx.competence.teacher[j] == NO_TEACHER) & ctx.held)]
+    obs = ctx.probes.obs[(ctx.competence.teacher[j] == NO_TEACHER) & ctx.held]
     return mean_or_none((new.mode(obs) - ctx.policies[j].mode(obs)).abs().numpy())
 
 

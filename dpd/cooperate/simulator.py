@@ -6,6 +6,7 @@ Letters: k policies · n states · O observation · A action · D coordinates of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import mujoco
@@ -17,12 +18,10 @@ from dpd.envs.base import Snapshot
 from dpd.envs.native import NativeEnv
 from dpd.envs.physics import positions
 from dpd.envs.tasks import find_task, load_model
-from dpd.fidelity.states import ActFunction
-from dpd.run.episodes import episode_seeds, run_episodes
+from dpd.run.episodes import ActFunction, episode_seeds, run_episodes, side_by_side
 
 if TYPE_CHECKING:
     from dpd.cooperate.config import CooperateConfig
-    from dpd.envs.base import Step
 
 PURPOSES = ("probe", "competence", "counterfactual", "trial", "evaluation")
 
@@ -39,10 +38,13 @@ class SimStates(NamedTuple):
 
     def rows(self, which: np.ndarray) -> SimStates:
         """Return some of the states, by index or mask."""
-        pick = torch.as_tensor(which)
-        return SimStates(
-            self.obs[pick], self.coords[pick], {k: v[which] for k, v in self.inner.items()}
-        )
+        inner = {k: v[which] for k, v in self.inner.items()}
+        return SimStates(self.obs[which], self.coords[which], inner)
+
+    def batches(self, size: int) -> list[SimStates]:
+        """Return the states in batches of at most `size`."""
+        n = len(self)
+        return [self.rows(np.arange(a, min(a + size, n))) for a in range(0, n, size)]
 
 
 def concatenate_states(parts: Sequence[SimStates]) -> SimStates:
@@ -58,8 +60,9 @@ class BudgetExceeded(Exception):
 class Budget:
     """Counter of simulator steps by purpose; `tell` receives purpose and steps."""
 
-    def __init__(self, total: int, tell: Callable[[str, int], None] = lambda what, n: None) -> None:
-        self.total, self.tell = total, tell
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.tell: Callable[[str, int], None] = lambda purpose, steps: None
         self.reserved = 0
         """Steps reserved for evaluations."""
         self.used = dict.fromkeys(PURPOSES, 0)
@@ -106,8 +109,12 @@ class Simulator:
         """Return m environments to restore states in; reuse the last batch if it has that size."""
         if self._env is None or self._env.n_envs != m:
             self.close()
-            self._env = NativeEnv(self.env_id, m, [0] * m, self.config.threads)
+            self._env = self.make([0] * m)
         return self._env
+
+    def make(self, seeds: Sequence[int]) -> NativeEnv:
+        """Make an environment per seed."""
+        return NativeEnv(self.env_id, len(seeds), seeds, self.config.threads)
 
     def close(self) -> None:
         """Release the environments."""
@@ -115,28 +122,22 @@ class Simulator:
             self._env.close()
             self._env = None
 
-    def step(self, env: NativeEnv, act: Tensor, purpose: str) -> Step:
-        """Step a batch and count its steps."""
-        self.budget.count(purpose, env.n_envs)
-        return env.step(act)
-
     @torch.no_grad()
     def visit(self, act: ActFunction, n: int, seed: int) -> SimStates:
         """Return n states of a policy's own episodes, spread evenly over their steps."""
         e = min(self.config.probe_envs, n)
         times = probe_times(-(-n // e), self.config.probe_steps, seed)
         self.budget.require("probe", e * int(times[-1]))
-        env = NativeEnv(self.env_id, e, episode_seeds(seed, e), self.config.threads)
-        obs, parts = env.reset(), []
-        for t in range(int(times[-1]) + 1):
-            if t in times:
-                parts.append(self.states(env.snapshot()))
-            if t < times[-1]:
-                obs = self.step(env, act(obs), "probe").obs
-        env.close()
-        return concatenate_states(parts).rows(
-            np.random.default_rng([seed, 1]).permutation(e * len(times))[:n]
-        )
+        with closing(self.make(episode_seeds(seed, e))) as env:
+            obs, parts = env.reset(), []
+            for t in range(int(times[-1]) + 1):
+                if t in times:
+                    parts.append(self.states(env.snapshot()))
+                if t < times[-1]:
+                    self.budget.count("probe", e)
+                    obs = env.step(act(obs)).obs
+        chosen = np.random.default_rng([seed, 1]).permutation(e * len(times))[:n]
+        return concatenate_states(parts).rows(chosen)
 
     def states(self, snapshot: Snapshot) -> SimStates:
         """Return a snapshot's rows as states."""
@@ -151,25 +152,24 @@ class Simulator:
 
         Raises BudgetExceeded before the first step if the budget does not cover all of them.
         """
-        n, k = len(states), len(acts)
-        self.budget.require(purpose, k * n * self.config.horizon)
-        width = max(1, BATCH_ENVS // k)
-        chunks = [np.arange(a, min(a + width, n)) for a in range(0, n, width)]
-        scores = [self._play(states.rows(chunk), acts, purpose) for chunk in chunks]
-        return np.concatenate(scores, axis=1) if scores else np.zeros((k, 0))
+        k = len(acts)
+        self.budget.require(purpose, k * len(states) * self.config.horizon)
+        parts = states.batches(max(1, BATCH_ENVS // k))
+        return np.hstack([np.zeros((k, 0)), *(self._play(part, acts, purpose) for part in parts)])
 
     def _play(self, states: SimStates, acts: Sequence[ActFunction], purpose: str) -> np.ndarray:
         """Score one batch; the environments of a policy are adjacent."""
         k, n = len(acts), len(states)
-        env, snapshot = self.batch(k * n), repeat_rows(states.inner, k)
+        env = self.batch(k * n)
+        snapshot = {name: np.concatenate([rows] * k) for name, rows in states.inner.items()}
         snapshot["elapsed"][:] = 0  # the whole horizon, even late in an episode
         obs, total = env.restore(snapshot), np.zeros(k * n)
         running = np.ones(k * n, dtype=bool)
         for t in range(self.config.horizon):
             if not running.any():
                 break
-            act = torch.cat([a(o) for a, o in zip(acts, obs.view(k, n, -1), strict=True)])
-            step = self.step(env, act, purpose)
+            self.budget.count(purpose, k * n)
+            step = env.step(side_by_side(acts)(obs.view(k, n, -1)).flatten(0, 1))
             happened = running & step.valid.numpy()  # not if the physics became unstable
             total += self.config.gamma**t * np.where(happened, step.reward.double().numpy(), 0.0)
             running &= ~(step.terminated | step.truncated).numpy()
@@ -181,21 +181,18 @@ class Simulator:
 
         Quaternions are normalised and joints stay within their limits; no step is taken.
         """
-        chunks = [
-            np.arange(a, min(a + BATCH_ENVS, len(states)))
-            for a in range(0, len(states), BATCH_ENVS)
-        ]
-        return concatenate_states([self._place(states.rows(c), coords[c].numpy()) for c in chunks])
+        parts = SimStates(states.obs, coords, states.inner).batches(BATCH_ENVS)
+        return concatenate_states([self._place(part) for part in parts])
 
-    def _place(self, states: SimStates, coords: np.ndarray) -> SimStates:
-        env = self.batch(len(states))
+    def _place(self, states: SimStates) -> SimStates:
+        """Move one batch from its inner state to its coordinates."""
+        env, coords = self.batch(len(states)), states.coords.numpy()
         env.restore(states.inner)
         before, _ = positions(self.model, states.inner["physics"])
         free = self.model.nq - self.skip
-        qpos = np.concatenate([before[:, : self.skip], coords[:, :free]], 1)
-        env.set_state(
-            range(len(states)), feasible_positions(self.model, qpos, before), coords[:, free:]
-        )
+        wanted = np.concatenate([before[:, : self.skip], coords[:, :free]], 1)
+        qpos = feasible_positions(self.model, wanted, before)
+        env.set_state(range(len(states)), qpos, coords[:, free:])
         return self.states(env.snapshot())
 
     def evaluate(self, acts: Sequence[ActFunction], purpose: str = "evaluation") -> np.ndarray:
@@ -203,16 +200,13 @@ class Simulator:
         k, episodes = len(acts), self.episodes(purpose)
         self.budget.require(purpose, k * episodes * self.task.max_steps)
         seeds = k * episode_seeds(self.config.seed, episodes, EPISODE_SEEDS[purpose])
-        env = NativeEnv(self.env_id, len(seeds), seeds, self.config.threads)
 
         def act(obs: Tensor) -> Tensor:
-            self.budget.count(purpose, env.n_envs)
-            return torch.stack([a(o) for a, o in zip(acts, obs, strict=True)])
+            self.budget.count(purpose, len(seeds))
+            return side_by_side(acts)(obs)
 
-        try:
+        with closing(self.make(seeds)) as env:
             return run_episodes(env, act, k).returns
-        finally:
-            env.close()
 
     def episodes(self, purpose: str) -> int:
         """Return the number of episodes per policy."""
@@ -227,11 +221,6 @@ def probe_times(n: int, steps: int, seed: int) -> np.ndarray:
     """Draw one step from each of n equal parts of an episode [n], in order."""
     ends = np.arange(n + 1) * steps // n
     return np.random.default_rng([seed, 0]).integers(ends[:-1], ends[1:])
-
-
-def repeat_rows(snapshot: Snapshot, k: int) -> Snapshot:
-    """Concatenate k copies of a snapshot's rows."""
-    return {name: np.concatenate([rows] * k) for name, rows in snapshot.items()}
 
 
 def feasible_positions(model: mujoco.MjModel, qpos: np.ndarray, before: np.ndarray) -> np.ndarray:

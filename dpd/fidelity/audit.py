@@ -1,25 +1,31 @@
-"""Audit of students: compare each with its teacher on sets of states and by return."""
+"""Audit of students: compare each with its teacher on sets of states and by return.
+
+The measures are those of Stanton et al., "Does Knowledge Distillation Really Work?" (NeurIPS
+2021), for continuous actions. Letters: n states · A action · H features · K episodes. Actions are
+in [-1, 1], so that differences are in units of half the action range.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from dpd.fidelity.measures import CLOSE, Scores, retained_return, score, why_no_kl
-from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost
+from dpd.agents.dist import DiagGaussian, kl
+from dpd.fidelity.policies import ComparedPolicy, Cost, PolicyOutputs, measure_cost
 from dpd.fidelity.states import (
     HELD_OUT,
     SETS,
     AuditSettings,
     coin_flip_policy,
     perturbed_states,
-    uniform_policy,
+    random_returns,
     visit,
 )
+from dpd.policies.metadata import PolicyMeta
 from dpd.report.stats import (
     ALPHA,
     BOOTSTRAP_SEEDS,
@@ -27,6 +33,139 @@ from dpd.report.stats import (
     bootstrap_interval,
     unpaired_difference,
 )
+
+CLOSE, NEAR = 0.05, 0.1
+CONSTANT = 1e-8  # a smaller variance counts as 0, where R² is undefined
+
+
+class Measure(NamedTuple):
+    """Column title and explanation of a measure."""
+
+    title: str
+    meaning: str
+
+
+MEASURES = {
+    "kl_forward": Measure(
+        "KL(T‖S)", "divergence of the student's Gaussian from the teacher's, in nats"
+    ),
+    "kl_reverse": Measure("KL(S‖T)", "divergence in the reverse direction, in nats"),
+    "action_error": Measure("error", "mean |difference| of actions, in units of half their range"),
+    "action_mse": Measure("MSE", "mean squared difference of actions, in the same units"),
+    f"agree_{CLOSE}": Measure("≤0.05", "share of states where no action differs by more than 0.05"),
+    f"agree_{NEAR}": Measure("≤0.1", "share of states where no action differs by more than 0.1"),
+    "r2_mean": Measure("R²", "explained share of the variance of the teacher's actions; at most 1"),
+    "r2_min": Measure("min R²", "R² of the action dimension where it is lowest"),
+    "cka": Measure(
+        "CKA", "similarity of the last hidden layers up to rotation and scale (linear CKA)"
+    ),
+    "value_gap": Measure("value gap", "mean |difference| of the value functions, in reward units"),
+}
+
+
+class Scores(NamedTuple):
+    """Scores of a student on one set of states."""
+
+    n: int
+    values: dict[str, float | None]
+    """By the names of MEASURES; None if a measure is undefined."""
+    r2: list[float | None]
+    """R² of each action dimension; None if the teacher's action is constant."""
+
+
+def score(teacher: PolicyOutputs, student: PolicyOutputs, has_kl: bool) -> Scores:
+    """Compute every measure from the outputs of two policies on the same states."""
+    gap = (student.act - teacher.act).double().abs()
+    each = r2_per_dimension(teacher.act, student.act)
+    known = [x for x in each if x is not None]
+    forward, reverse = kl_both_ways(teacher.dist, student.dist) if has_kl else (None, None)
+    values = {
+        "kl_forward": forward,
+        "kl_reverse": reverse,
+        "action_error": finite_or_none(gap.mean()),
+        "action_mse": finite_or_none(gap.square().mean()),
+        f"agree_{CLOSE}": agreement(gap, CLOSE),
+        f"agree_{NEAR}": agreement(gap, NEAR),
+        "r2_mean": sum(known) / len(known) if known else None,
+        "r2_min": min(known, default=None),
+        "cka": cka(teacher.features, student.features),
+        "value_gap": value_gap(teacher.value, student.value),
+    }
+    return Scores(len(gap), values, each)
+
+
+def finite_or_none(value: Tensor) -> float | None:
+    """Return a scalar tensor as a float, or None if it is not finite."""
+    scalar = float(value)
+    return scalar if np.isfinite(scalar) else None
+
+
+def agreement(gap: Tensor, within: float) -> float:
+    """Return the share of states whose every |difference| [n, A] is at most `within`."""
+    return float((gap.amax(-1) <= within).double().mean())
+
+
+def r2_per_dimension(teacher: Tensor, student: Tensor) -> list[float | None]:
+    """Return 1 - SSE/SST of each dimension [n, A] -> A; None if the teacher is constant."""
+    t, s = teacher.double(), student.double()
+    error, spread = (s - t).square().mean(0), (t - t.mean(0)).square().mean(0)
+    return [
+        None if v < CONSTANT else 1 - e / v
+        for e, v in zip(error.tolist(), spread.tolist(), strict=True)
+    ]
+
+
+def cka(x: Tensor, y: Tensor) -> float | None:
+    """Return the linear centred kernel alignment of features [n, H], [n, K]; None if constant.
+
+    Kornblith et al., 2019: |XᵀY|² / (|XᵀX| |YᵀY|) of centred features, with Frobenius norms;
+    invariant to rotation and scale of either. It needs many more states than features.
+    """
+    x, y = (z.double() - z.double().mean(0) for z in (x, y))
+    # Scale first: squares of large features would overflow, and the ratio does not change.
+    x, y = (z / z.abs().max().clamp_min(1e-300) for z in (x, y))
+    norm = (x.T @ x).norm() * (y.T @ y).norm()
+    return finite_or_none((x.T @ y).norm().square() / norm) if norm > 0 else None
+
+
+def kl_both_ways(teacher: DiagGaussian, student: DiagGaussian) -> tuple[float | None, float | None]:
+    """Return the means over states of KL(teacher || student) and KL(student || teacher)."""
+    t, s = (
+        p._replace(mean=p.mean.double(), log_std=p.log_std.double()) for p in (teacher, student)
+    )
+    return finite_or_none(kl(t, s).mean()), finite_or_none(kl(s, t).mean())
+
+
+def why_no_kl(teacher: PolicyMeta, student: PolicyMeta) -> str | None:
+    """Return why the KL divergence of two policies is undefined, or None if it is defined."""
+    noisy = [m.algo for m in (teacher, student) if m.tanh_mean]
+    if noisy:
+        return f"the actions of {noisy[0]} are deterministic; its deviation is for exploration only"
+    if teacher.squashed != student.squashed:
+        return "it has no closed form between a squashed and a plain Gaussian"
+    return None
+
+
+def value_gap(teacher: Tensor | None, student: Tensor | None) -> float | None:
+    """Return the mean |difference| of values [n], or None if either is missing."""
+    if teacher is None or student is None:
+        return None
+    return finite_or_none((student - teacher).double().abs().mean())
+
+
+NOTHING_TO_RETAIN = "the teacher is no better than random actions: there is no return to retain"
+
+
+def retained_return(
+    student: np.ndarray, teacher: np.ndarray, random: np.ndarray, axis: int = -1
+) -> np.ndarray:
+    """Return (R_S - R_random) / (R_T - R_random) of mean returns along an axis.
+
+    Unlike R_S / R_T, it keeps its meaning when returns are negative.
+    """
+    floor: Any = random.mean(axis=axis)
+    return (student.mean(axis=axis) - floor) / (teacher.mean(axis=axis) - floor)
+
 
 N_DRAWN_STATES = 1_000  # held-out states whose actions are kept for the figures
 
@@ -76,8 +215,12 @@ class Audit:
     cost: Cost
     returns: np.ndarray  # [K]
     random: np.ndarray  # [K], of uniform actions
-    entries: list[StudentAudit]
-    notes: list[str]
+    entries: list[StudentAudit] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on the gaps, on what was left out and on weak evidence."""
+        return [*gap_notes(self.entries), *omission_notes(self), *evidence_notes(self)]
 
 
 def audit(
@@ -90,40 +233,22 @@ def audit(
     tell(teacher.name)
     mode, n = teacher.policy.repeatable_mode, settings.n_states
     returns, obs = visit(settings, mode, n)
-    random = visit(settings, uniform_policy(settings, teacher.policy.meta.act_dim)).returns
+    random = random_returns(settings, teacher.policy.meta.act_dim)
     states = {"teacher": obs, "heldout": visit(settings, mode, n, HELD_OUT).obs}
     states |= perturbed_states(settings, obs)
-    own_cost = measure_cost(teacher)
-    entries = []
+    cost = measure_cost(teacher)
+    result = Audit(settings=settings, teacher=teacher, cost=cost, returns=returns, random=random)
     for student in students:
         tell(student.name)
-        entries.append(
-            audit_student(teacher, student, settings, states, (returns, random), own_cost)
-        )
-    return Audit(
-        settings=settings,
-        teacher=teacher,
-        cost=own_cost,
-        returns=returns,
-        random=random,
-        entries=entries,
-        notes=audit_notes(teacher, entries, settings, returns, random),
-    )
+        result.entries.append(audit_student(result, student, states))
+    return result
 
 
 def audit_student(
-    teacher: ComparedPolicy,
-    student: ComparedPolicy,
-    settings: AuditSettings,
-    common: Mapping[str, Tensor],
-    baselines: tuple[np.ndarray, np.ndarray],
-    teachers_cost: Cost,
+    result: Audit, student: ComparedPolicy, common: Mapping[str, Tensor]
 ) -> StudentAudit:
-    """Compare one student with its teacher.
-
-    `common`: sets of states shared by all students; `baselines`: returns of the teacher and of
-    random actions.
-    """
+    """Compare one student with its teacher; `common`: sets of states shared by all students."""
+    settings, teacher = result.settings, result.teacher
     mode = student.policy.repeatable_mode
     returns, obs = visit(settings, mode, settings.n_states)
     coin = coin_flip_policy(settings, teacher.policy.repeatable_mode, mode)
@@ -134,12 +259,12 @@ def audit_student(
         name: compare_policies(teacher, student, states[name]) for name in SETS if name in states
     }
     some = common["heldout"][:N_DRAWN_STATES]
-    own_cost = measure_cost(student)
-    ratio, kept, interval = compare_returns(returns, *baselines, settings.seed)
+    cost = measure_cost(student)
+    ratio, kept, interval = compare_returns(returns, result.returns, result.random, settings.seed)
     return StudentAudit(
         subject=student,
-        cost=own_cost,
-        compression=teachers_cost.parameters / own_cost.parameters,
+        cost=cost,
+        compression=result.cost.parameters / cost.parameters,
         scores=scores,
         gap=generalisation_gap(scores),
         returns=returns,
@@ -186,21 +311,6 @@ def compare_returns(
     return ratio, float(retained_return(student, teacher, random)), interval
 
 
-def audit_notes(
-    teacher: ComparedPolicy,
-    entries: Sequence[StudentAudit],
-    settings: AuditSettings,
-    returns: np.ndarray,
-    random: np.ndarray,
-) -> list[str]:
-    """Return notes on the gaps, on what was left out and on weak evidence."""
-    return [
-        *gap_notes(entries),
-        *omission_notes(teacher, entries, settings),
-        *evidence_notes(teacher.name, settings.episodes, returns, random),
-    ]
-
-
 def gap_notes(entries: Sequence[StudentAudit]) -> Iterator[str]:
     """Separate underfitting from too little data, where training states are known."""
     for entry in entries:
@@ -218,33 +328,31 @@ def gap_notes(entries: Sequence[StudentAudit]) -> Iterator[str]:
         )
 
 
-def omission_notes(
-    teacher: ComparedPolicy, entries: Sequence[StudentAudit], settings: AuditSettings
-) -> Iterator[str]:
+def omission_notes(result: Audit) -> Iterator[str]:
     """Say which measures are missing and which students act outside their own environment."""
-    for entry in entries:
-        if reason := why_no_kl(teacher.policy.meta, entry.subject.policy.meta):
+    for entry in result.entries:
+        if reason := why_no_kl(result.teacher.policy.meta, entry.subject.policy.meta):
             yield f"no KL for {entry.subject.name}: {reason}"
-    if all(entry.scores["heldout"].values["value_gap"] is None for entry in entries):
+    if all(entry.scores["heldout"].values["value_gap"] is None for entry in result.entries):
         yield (
             "no value gap: it needs the value functions of both policies; runs keep them in "
             "checkpoints, and students have none"
         )
-    for entry in entries:
+    acts_in = result.settings.env_id
+    for entry in result.entries:
         trained_in = entry.subject.policy.meta.env_id
-        if trained_in != settings.env_id:
-            yield f"{entry.subject.name} was trained in {trained_in} but acts in {settings.env_id}"
+        if trained_in != acts_in:
+            yield f"{entry.subject.name} was trained in {trained_in} but acts in {acts_in}"
 
 
-def evidence_notes(
-    name: str, episodes: int, returns: np.ndarray, random: np.ndarray
-) -> Iterator[str]:
+def evidence_notes(result: Audit) -> Iterator[str]:
     """Warn of a teacher close to random actions and of too few episodes."""
-    difference = unpaired_difference(returns.tolist(), random.tolist())
+    difference = unpaired_difference(result.returns.tolist(), result.random.tolist())
+    episodes = result.settings.episodes
     if difference.mean <= 0 or difference.p is None or difference.p > ALPHA:
         yield (
-            f"{name} is not clearly better than random actions in {episodes} episodes: the share "
-            "of its return that students retain means little"
+            f"{result.teacher.name} is not clearly better than random actions in {episodes} "
+            "episodes: the share of its return that students retain means little"
         )
     if 1 < episodes < BOOTSTRAP_SEEDS:
         yield (

@@ -7,12 +7,11 @@ was trained on. A run keeps its latest few checkpoints and the best one.
 from __future__ import annotations
 
 import hashlib
-import json
 import statistics
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,30 +20,20 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import part
+from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
 from dpd.agents.rng import with_own_generators
 from dpd.agents.student import Student
 from dpd.config import RunConfig, TrainConfig
 from dpd.errors import BadInput
-from dpd.fidelity.measures import PolicyOutputs
 from dpd.fidelity.states import draw_rows
 from dpd.policies.policyfile import Policy
 from dpd.run.checkpoint import JournalFiles, file_of, folder_of, read
-from dpd.run.sources import (
-    Place,
-    is_zip,
-    load_any,
-    one_policy,
-    place_of,
-    refuse_shared_statistics,
-    require_place,
-    short_names,
-)
+from dpd.run.sources import Place, load_together, one_policy, require_place, short_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dpd.config import ForeignConfig
     from dpd.fidelity.config import FidelityConfig
 
 ValueFunction = Callable[[Tensor], Tensor]
@@ -92,8 +81,8 @@ def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
     if not all(name in theirs and torch.equal(x, theirs[name]) for name, x in own.items()):
         return RunLookup()  # the file was replaced by another policy
     if isinstance(agent, Student):
-        segments = JournalFiles(folder, k).read(facts.replay)
-        return RunLookup(states=remembered_states(agent, n, *segments))
+        journal = JournalFiles(folder, k)
+        return RunLookup(states=remembered_states(agent, n, journal, facts.replay))
     return RunLookup(value=lambda obs: learner_values(agent, n, obs))
 
 
@@ -110,13 +99,14 @@ def checkpoint_folder(run: RunConfig, run_dir: Path, seed: object) -> tuple[Path
 
 def learner_values(agent: Learners, n: int, obs: Tensor) -> Tensor:
     """Return learner n's values of raw observations [B, O] -> [B]."""
-    values = agent.ask(obs.unsqueeze(0).expand(agent.n_learners, *obs.shape)).value
+    values = agent.ask(obs.expand(agent.n_learners, *obs.shape)).value
     assert values is not None  # only students have none
     return values[n]
 
 
-def remembered_states(agent: Student, n: int, begin: int, segments: list[Tensor]) -> Tensor:
-    """Return the raw states [n, O] in student n's replay, given its stack's segments."""
+def remembered_states(agent: Student, n: int, files: JournalFiles, names: list[str]) -> Tensor:
+    """Return the raw states [n, O] in student n's replay, which the named files hold."""
+    begin, segments = files.read(names)
     agent.replay.restart(begin)
     for rows in segments:
         agent.replay.extend(rows)
@@ -128,6 +118,15 @@ TIMING_BATCH = 256
 SINGLE_CALLS, BATCH_CALLS, WARM_UP = 200, 30, 20
 
 
+class PolicyOutputs(NamedTuple):
+    """Outputs of a policy on n states."""
+
+    act: Tensor  # [n, A] without noise, in [-1, 1]
+    dist: DiagGaussian  # mean [n, A]
+    features: Tensor  # [n, H], the last hidden layer
+    value: Tensor | None = None  # [n]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComparedPolicy:
     """A policy to compare, with its value function and training states if they are known."""
@@ -135,8 +134,8 @@ class ComparedPolicy:
     name: str
     policy: Policy
     file: Path | None = None
-    value: Callable[[Tensor], Tensor] | None = None
-    """Value function in raw reward units, obs [B, O] -> [B]; None: unknown."""
+    value: ValueFunction | None = None
+    """None: unknown."""
     train: Tensor | None = None
     """Raw states [n, O] it was distilled on; None: unknown."""
     is_floor: bool = False
@@ -152,13 +151,11 @@ class ComparedPolicy:
     @property
     def origin(self) -> dict[str, Any]:
         """Describe the policy's file and training, for JSON."""
-        meta, digest = self.policy.meta, None
-        if self.file is not None:
-            digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        meta, file = self.policy.meta, self.file
         return {
             "name": self.name,
-            "file": None if self.file is None else str(self.file),
-            "sha256": digest,
+            "file": file and str(file),
+            "sha256": file and hashlib.sha256(file.read_bytes()).hexdigest(),
             "algo": meta.algo,
             "env": meta.env_id,
             "hidden": list(meta.hidden),
@@ -206,11 +203,7 @@ def one_thread() -> Iterator[None]:
 
 def median_seconds(policy: Policy, obs: np.ndarray, calls: int) -> float:
     """Time `policy.act_flat`; the median resists disturbance by other programs."""
-    times = []
-    for _ in range(WARM_UP + calls):
-        start = time.perf_counter()
-        policy.act_flat(obs)
-        times.append(time.perf_counter() - start)
+    times = timeit.repeat(lambda: policy.act_flat(obs), number=1, repeat=WARM_UP + calls)
     return statistics.median(times[WARM_UP:])
 
 
@@ -225,50 +218,24 @@ def read_teacher_and_students(
     floor = () if config.floor is None else (config.floor,)
     paths = (config.teacher, *config.students, *floor)
     files = [one_policy(path) for path in paths]
-    refuse_shared_statistics(files, config.foreign)
     names = short_policy_names(paths, len(config.students))
-    policies, place = load_where_teacher_acts(names, files, config.foreign)
+    policies, place = load_together(names, files, config.foreign)
+    given = read_states(config.train_states, policies[0]) if config.train_states else None
     compared = []
     for k, (name, file, policy) in enumerate(zip(names, files, policies, strict=True)):
-        value, states = look_up_run(file, policy, read_run)
-        is_floor = k > len(config.students)
-        if states is not None:
-            generator = torch.Generator().manual_seed(config.seed)
-            states = None if is_floor else draw_rows(states, config.states, generator)
-        compared.append(
-            ComparedPolicy(
-                name=name, policy=policy, file=file, value=value, train=states, is_floor=is_floor
-            )
-        )
-    teacher, *students = compared
-    if config.train_states:
-        train = read_states(config.train_states, teacher)
-        students = [s if s.is_floor else replace(s, train=train) for s in students]
-    for student in students:
-        require_same_spaces(teacher, student)
-    return teacher, students, place
-
-
-def load_where_teacher_acts(
-    names: Sequence[str], files: Sequence[Path], foreign: ForeignConfig
-) -> tuple[list[Policy], Place]:
-    """Load the teacher, then its students, and return the teacher's environment.
-
-    Raises BadInput if a student was trained elsewhere, unless `foreign` gives the arguments.
-    """
-    has_kwargs, has_zip = foreign.env_kwargs is not None, any(map(is_zip, files))
-    policies: list[Policy] = []
-    for name, file in zip(names, files, strict=True):
-        policy = load_any(file, foreign if is_zip(file) or not has_zip else foreign.without_zip)
-        if not policies:
-            place = place_of(name, policy, foreign)
-            # a zip does not name its environment; use the teacher's
-            kwargs = json.dumps(place.env_kwargs)
-            foreign = replace(foreign, env=place.env_id, env_kwargs=kwargs)
-        elif not has_kwargs:
+        if k and config.foreign.env_kwargs is None:
             require_place(name, policy, place, f"{names[0]}, its teacher, acts in")
-        policies.append(policy)
-    return policies, place
+        require_same_spaces(names[0], policies[0], name, policy)
+        value, train = look_up_run(file, policy, read_run)
+        if train is not None:
+            train = draw_rows(train, config.states, torch.Generator().manual_seed(config.seed))
+        is_floor = k > len(config.students)
+        train = None if is_floor else train if given is None else given
+        subject = ComparedPolicy(
+            name=name, policy=policy, file=file, value=value, train=train, is_floor=is_floor
+        )
+        compared.append(subject)
+    return compared[0], compared[1:], place
 
 
 def short_policy_names(paths: Sequence[Path], n_students: int) -> list[str]:
@@ -279,9 +246,9 @@ def short_policy_names(paths: Sequence[Path], n_students: int) -> list[str]:
     return [names[path.resolve()] for path in paths]
 
 
-def read_states(path: Path, teacher: ComparedPolicy) -> Tensor:
+def read_states(path: Path, policy: Policy) -> Tensor:
     """Read raw observations [n, O] from an .npy. Raises BadInput if it holds anything else."""
-    n_obs = teacher.policy.meta.obs_dim
+    n_obs = policy.meta.obs_dim
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -295,14 +262,14 @@ def read_states(path: Path, teacher: ComparedPolicy) -> Tensor:
     return states
 
 
-def require_same_spaces(teacher: ComparedPolicy, student: ComparedPolicy) -> None:
-    """Raise BadInput unless a student has the teacher's observations and actions."""
-    t, s = teacher.policy.meta, student.policy.meta
+def require_same_spaces(teacher: str, other: Policy, student: str, policy: Policy) -> None:
+    """Raise BadInput unless a student has its teacher's (`other`) observations and actions."""
+    t, s = other.meta, policy.meta
     if (t.obs_dim, t.act_dim) != (s.obs_dim, s.act_dim):
         raise BadInput(
-            f"{student.name} reads {s.obs_dim} observations and gives {s.act_dim} actions; "
-            f"its teacher {teacher.name} reads {t.obs_dim} and gives {t.act_dim}"
+            f"{student} reads {s.obs_dim} observations and gives {s.act_dim} actions; "
+            f"its teacher {teacher} reads {t.obs_dim} and gives {t.act_dim}"
         )
     for name in ("act_low", "act_high"):
-        if not torch.allclose(teacher.policy.tensors[name], student.policy.tensors[name]):
-            raise BadInput(f"{student.name} has different action bounds than {teacher.name}")
+        if not torch.allclose(other.tensors[name], policy.tensors[name]):
+            raise BadInput(f"{student} has different action bounds than {teacher}")

@@ -14,8 +14,7 @@ from markupsafe import Markup
 from rich import markup
 from rich.progress import Progress
 
-from dpd.fidelity.audit import Audit, StudentAudit, audit
-from dpd.fidelity.measures import CLOSE, MEASURES, NEAR
+from dpd.fidelity.audit import CLOSE, MEASURES, NEAR, Audit, StudentAudit, audit
 from dpd.fidelity.policies import ComparedPolicy, RunReader, read_teacher_and_students
 from dpd.fidelity.states import SETS, audit_settings
 from dpd.log.terminal import make_console

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -14,13 +14,12 @@ from torch import Tensor
 
 from dpd.config import TrainConfig
 from dpd.distill.teacher import Returns, Teacher
-from dpd.fidelity.audit import compare_policies
-from dpd.fidelity.measures import NEAR
+from dpd.fidelity.audit import NEAR, NOTHING_TO_RETAIN, compare_policies
 from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
 from dpd.fidelity.states import HELD_OUT, AuditSettings, visit, visit_together
 from dpd.files import replacing
 from dpd.policies import policyfile
-from dpd.report.figures import COLOURS, GREY, INK, set_title, unframe
+from dpd.report.figures import COLOURS, GREY, INK, new_figure, save_png, set_title, unframe
 from dpd.report.stats import CONFIDENCE, Interval, mean_interval
 from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import EvalResult
@@ -49,21 +48,37 @@ class StudentResult:
     seed: int
     cost: Cost
     figures: dict[str, float | None]
-    """By the names of FIGURES."""
+    """By the names of SIZE_FIGURES."""
     memory: bool = False
     """True if it queries a memory of its teacher."""
 
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but the size."""
+        own = {"policy": self.name, "seed": self.seed, "memory": self.memory}
+        return own | self.cost._asdict() | self.figures
 
-@dataclass(frozen=True, kw_only=True)
-class SizeGroup:
+
+class SizeGroup(NamedTuple):
     """All students of one algorithm and size."""
 
     name: str
-    parameters: int
-    """Mean over the students, of which some may have a memory."""
-    compression: float
-    """Parameters of all teachers together, divided by those of the student."""
     students: list[StudentResult]
+    teachers_parameters: int
+    """Of all teachers together."""
+
+    @property
+    def parameters(self) -> int:
+        """Mean over the students, of which some may have a memory."""
+        return round(float(np.mean([student.cost.parameters for student in self.students])))
+
+    @property
+    def compression(self) -> float:
+        """Parameters of all teachers together, divided by those of a student."""
+        return self.teachers_parameters / self.parameters
+
+    def cost(self, name: str) -> float:
+        """Return the parameters, or the mean of another cost."""
+        return self.parameters if name == "parameters" else self.mean(name) or 0.0
 
     def per_seed(self, figure: str) -> list[float]:
         """Return a figure for each seed that has it, averaged over the seed's students."""
@@ -75,8 +90,7 @@ class SizeGroup:
 
     def mean(self, figure: str) -> float | None:
         """Return a figure's mean over seeds."""
-        values = self.per_seed(figure)
-        return float(np.mean(values)) if values else None
+        return mean_of_known(self.per_seed(figure))
 
     def interval(self, figure: str) -> Interval | None:
         """Return the t interval of a figure's mean over seeds; None with fewer than two."""
@@ -128,7 +142,7 @@ def compare_sizes(
         sizes.setdefault(student.size, []).append(student)
     costs = [measure_cost(t) for t in teachers]
     whole = sum(cost.parameters for cost in costs)
-    groups = [size_group(name, students, whole) for name, students in sizes.items()]
+    groups = [SizeGroup(name, students, whole) for name, students in sizes.items()]
     return SizeComparison(
         env_id=run.env,
         n_states=settings.n_states,
@@ -147,18 +161,14 @@ def compare_student(
     """Compare a student with each teacher, on that teacher's held-out states and on its own."""
     agree = [compare_policies(t, subject, obs).values[f"agree_{NEAR}"] for t, obs in lessons]
     error = [compare_policies(t, subject, own).values["action_error"] for t, _ in lessons]
-    spent, meta = measure_cost(subject), subject.policy.meta
-    measures = {
-        "agree": mean_of_known(agree),
-        "own_error": mean_of_known(error),
-        "latency_us": spent.latency_us,
-    }
+    cost, meta = measure_cost(subject), subject.policy.meta
+    measures = {"agree": mean_of_known(agree), "own_error": mean_of_known(error)}
     return StudentResult(
         name=subject.name,
         size="x".join(map(str, meta.hidden)) + f" {meta.algo}" * (meta.algo != "student"),
         seed=int(meta.provenance["seed"]),
-        cost=spent,
-        figures={**figures, **measures},
+        cost=cost,
+        figures={**figures, **measures, "latency_us": cost.latency_us},
         memory=meta.memory is not None,
     )
 
@@ -167,13 +177,6 @@ def mean_of_known(values: Sequence[float | None]) -> float | None:
     """Return the mean of the values that are not None."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def size_group(name: str, students: list[StudentResult], teachers_parameters: int) -> SizeGroup:
-    """Group students of one size."""
-    own = round(float(np.mean([student.cost.parameters for student in students])))
-    smaller = teachers_parameters / own
-    return SizeGroup(name=name, parameters=own, compression=smaller, students=students)
 
 
 def sizes_table(comparison: SizeComparison) -> Table:
@@ -204,7 +207,7 @@ def size_notes(comparison: SizeComparison) -> list[str]:
     """Return notes on weak evidence and on memories."""
     lines = []
     if comparison.returns.teacher <= comparison.returns.floor:
-        lines.append("the teacher is no better than random actions: there is no return to retain")
+        lines.append(NOTHING_TO_RETAIN)
     students = [student for size in comparison.sizes for student in size.students]
     if n := sum(student.memory for student in students):
         lines.append(
@@ -217,65 +220,50 @@ def size_notes(comparison: SizeComparison) -> list[str]:
 def sizes_json(comparison: SizeComparison) -> dict[str, Any]:
     """Return everything measured."""
     returns = comparison.returns
-    teachers = [
-        {**each._asdict(), "returns": got}
-        for each, got in zip(comparison.costs, returns.teachers, strict=True)
-    ]
+    teachers = zip(comparison.costs, returns.teachers, strict=True)
     return {
         "env": comparison.env_id,
         "states": comparison.n_states,
         "confidence": CONFIDENCE,
-        "teachers": teachers,
+        "teachers": [{**cost._asdict(), "returns": got} for cost, got in teachers],
         "random": {"return": returns.floor, "returns": returns.random},
-        "sizes": [size_group_json(size) for size in comparison.sizes],
+        "sizes": [
+            {
+                "name": size.name,
+                "parameters": size.parameters,
+                "compression": size.compression,
+                **{name: size.mean(name) for name in SIZE_FIGURES},
+                "intervals": {name: size.interval(name) for name in SIZE_FIGURES},
+                "students": [student.as_json() for student in size.students],
+            }
+            for size in comparison.sizes
+        ],
         "measures": SIZE_FIGURES,
         "notes": size_notes(comparison),
     }
 
 
-def size_group_json(size: SizeGroup) -> dict[str, Any]:
-    """Return a size's figures with their t intervals, and the figures of every student."""
-    return {
-        "name": size.name,
-        "parameters": size.parameters,
-        "compression": size.compression,
-        **{name: size.mean(name) for name in SIZE_FIGURES},
-        "intervals": {name: size.interval(name) for name in SIZE_FIGURES},
-        "students": [
-            {"policy": s.name, "seed": s.seed, "memory": s.memory, **s.cost._asdict(), **s.figures}
-            for s in size.students
-        ],
-    }
-
-
-RETURN, AGREE = "return", "agree"
 FIGURE_LABELS = {
-    RETURN: "return per episode",
-    AGREE: f"held-out states with every action within {NEAR}",
+    "return": "return per episode",
+    "agree": f"held-out states with every action within {NEAR}",
 }
 COST_LABELS = {"parameters": "parameters", "latency_us": "microseconds per action, one thread"}
 
 
 def draw_sizes(comparison: SizeComparison, out_png: Path, title: str) -> None:
     """Draw return and agreement of every size over its parameters and latency."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09, wspace=0.04, hspace=0.05)
-    figure = Figure(figsize=(10.4, 6.8), dpi=200, layout=layout)
+    figure = new_figure(10.4, 6.8, 200, gap=0.045)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
-    for row, figure_name in enumerate(FIGURE_LABELS):
-        for column, axis in enumerate(COST_LABELS):
-            draw_panel(panels[row, column], comparison, figure_name, axis)
-    for column, label in enumerate(COST_LABELS.values()):
-        panels[1, column].set_xlabel(label, color=INK, fontsize=10)
-    for row, text in enumerate(FIGURE_LABELS.values()):
+    for row, (name, text) in enumerate(FIGURE_LABELS.items()):
+        for column, cost in enumerate(COST_LABELS):
+            draw_panel(panels[row, column], comparison, name, cost)
         panels[row, 0].set_ylabel(text, color=INK, fontsize=10)
-    seeds = max(len(size.per_seed(RETURN)) for size in comparison.sizes)
+    for axes, label in zip(panels[1], COST_LABELS.values(), strict=True):
+        axes.set_xlabel(label, color=INK, fontsize=10)
+    seeds = max(len(size.per_seed("return")) for size in comparison.sizes)
     means = f"means of {seeds} seeds, faint: single seeds; " if seeds > 1 else ""
     set_title(panels[0, 0], title, f"{means}dashed: the teacher")
-    with replacing(out_png) as draft:
-        figure.savefig(draft, format="png")
+    save_png(figure, out_png)
 
 
 def draw_panel(axes: Axes, comparison: SizeComparison, figure: str, cost: str) -> None:
@@ -284,31 +272,15 @@ def draw_panel(axes: Axes, comparison: SizeComparison, figure: str, cost: str) -
         value, colour = size.mean(figure), COLOURS[k % (len(COLOURS) - 1)]
         if value is None:
             continue
-        seeds = size.per_seed(figure)
+        seeds, x = size.per_seed(figure), size.cost(cost)
         faint = {"color": colour, "s": 14, "alpha": 0.35, "linewidths": 0}
-        axes.scatter([cost_of(size, cost)] * len(seeds), seeds, **faint)  # type: ignore[arg-type]
-        axes.scatter([cost_of(size, cost)], [value], color=colour, s=46, zorder=3)
+        axes.scatter([x] * len(seeds), seeds, **faint)  # type: ignore[arg-type]
+        axes.scatter([x], [value], color=colour, s=46, zorder=3)
         if cost == "parameters":  # latencies are too close for labels, and the colours are the same
-            place_of = (size.parameters, value)
             look = {"fontsize": 8.5, "color": colour, "textcoords": "offset points"}
-            axes.annotate(size.name, place_of, xytext=(6, 5), **look)  # type: ignore[arg-type]
-    axes.axhline(
-        comparison.returns.teacher if figure == RETURN else 1.0,
-        color=GREY,
-        linewidth=0.9,
-        linestyle=(0, (4, 3)),
-        zorder=1,
-    )
-    finish_panel(axes, cost)
-
-
-def cost_of(size: SizeGroup, cost: str) -> float:
-    """Return a size's position on the axis of a cost."""
-    return size.parameters if cost == "parameters" else size.mean(cost) or 0.0
-
-
-def finish_panel(axes: Axes, cost: str) -> None:
-    """Remove the frame, and use a logarithmic axis for parameters."""
+            axes.annotate(size.name, (x, value), xytext=(6, 5), **look)  # type: ignore[arg-type]
+    level = comparison.returns.teacher if figure == "return" else 1.0
+    axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     unframe(axes)
     axes.margins(x=0.15)
     if cost == "parameters":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,14 @@ from torch import Tensor
 
 from dpd.envs.make import check, make
 from dpd.policies.policyfile import Policy, require_fit
-from dpd.run.episodes import episode_seeds, run_episodes
+from dpd.run.episodes import (
+    ActFunction,
+    EvalResult,
+    episode_seeds,
+    run_episodes,
+    side_by_side,
+    uniform_policy,
+)
 from dpd.run.sources import Place
 
 if TYPE_CHECKING:
@@ -32,9 +40,6 @@ SETS = {
     "mixup": "random points between pairs of the teacher's states",
     "noise": f"the teacher's states with Gaussian noise of {NOISE_SCALE} standard deviations",
 }
-
-ActFunction = Callable[[Tensor], Tensor]
-"""Raw observations [B, O] -> actions [B, A] in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,46 +96,34 @@ def visit(
     return visit_together(settings, [act], n_states, episodes)[0]
 
 
+@torch.no_grad()
 def visit_together(
     settings: AuditSettings, acts: Sequence[ActFunction], n_states: int = 0, episodes: int = TEST
 ) -> list[PlayedEpisodes]:
     """Play the same episodes with several policies, a few at a time; see `visit`."""
-    at_once = max(1, MAX_ENVS // settings.episodes)
-    parts = (acts[i : i + at_once] for i in range(0, len(acts), at_once))
-    return [visited for part in parts for visited in _visit(settings, part, n_states, episodes)]
-
-
-@torch.no_grad()
-def _visit(
-    settings: AuditSettings, acts: Sequence[ActFunction], n_states: int, episodes: int
-) -> list[PlayedEpisodes]:
-    n = len(acts)
+    n, at_once = len(acts), max(1, MAX_ENVS // settings.episodes)
+    if n > at_once:
+        parts = acts[:at_once], acts[at_once:]
+        return [v for part in parts for v in visit_together(settings, part, n_states, episodes)]
     seeds = n * episode_seeds(settings.seed_of(episodes), settings.episodes)
-    env = make(
-        settings.env_id, len(seeds), seeds, "auto", settings.env_kwargs, threads=settings.threads
-    )
+    env = make(settings.env_id, len(seeds), seeds, "auto", settings.env_kwargs, settings.threads)
     steps: list[Tensor] = []
 
-    def noting(obs: Tensor) -> Tensor:  # [N, K, O]
+    def act(obs: Tensor) -> Tensor:  # [N, K, O]
         steps.append(obs.clone())
-        return torch.stack([act(own) for act, own in zip(acts, obs, strict=True)])
+        return side_by_side(acts)(obs)
 
-    try:
-        returns, lengths = run_episodes(env, noting, n)
-        states_seen = [[obs] for obs in states_within_episodes(steps, lengths)]
-        while min(sum(map(len, obs)) for obs in states_seen) < n_states:
+    played: list[EvalResult] = []
+    seen: list[list[Tensor]] = [[] for _ in acts]
+    with closing(env):
+        while not played or min(sum(map(len, obs)) for obs in seen) < n_states:
             steps.clear()
-            lengths = run_episodes(env, noting, n).lengths
-            for obs, more in zip(states_seen, states_within_episodes(steps, lengths), strict=True):
+            played.append(run_episodes(env, act, n))
+            inside = states_within_episodes(steps, played[-1].lengths)
+            for obs, more in zip(seen, inside, strict=True):
                 obs.append(more)
-    finally:
-        env.close()
-    generators = [settings.generator(DRAW) for _ in acts]
-    states = [
-        draw_rows(torch.cat(obs), n_states, g)
-        for obs, g in zip(states_seen, generators, strict=True)
-    ]
-    return [PlayedEpisodes(*each) for each in zip(returns, states, strict=True)]
+    drawn = [draw_rows(torch.cat(obs), n_states, settings.generator(DRAW)) for obs in seen]
+    return [PlayedEpisodes(*each) for each in zip(played[0].returns, drawn, strict=True)]
 
 
 def states_within_episodes(steps: list[Tensor], lengths: np.ndarray) -> list[Tensor]:
@@ -145,10 +138,9 @@ def draw_rows(obs: Tensor, n: int, generator: torch.Generator) -> Tensor:
     return obs[torch.randperm(len(obs), generator=generator)[:n]]
 
 
-def uniform_policy(settings: AuditSettings, act_dim: int) -> ActFunction:
-    """Return a policy whose actions are uniform over [-1, 1]."""
-    generator = settings.generator(COIN)
-    return lambda obs: torch.rand(len(obs), act_dim, generator=generator) * 2 - 1
+def random_returns(settings: AuditSettings, act_dim: int, episodes: int = TEST) -> np.ndarray:
+    """Return the returns [K] of uniform actions."""
+    return visit(settings, uniform_policy(act_dim, settings.generator(COIN)), 0, episodes).returns
 
 
 def coin_flip_policy(

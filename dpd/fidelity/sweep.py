@@ -1,33 +1,51 @@
 """`dpd sweep`: distil a teacher offline in many ways, and measure which students follow it.
 
-Each variant differs from the common variant in one factor.
+Each variant differs from the common variant in one factor. A student is a row of
+`dpd.agents.student.Student` that learns from its own fixed set of teacher states, with the loss of
+`dpd distill`. The target is the teacher's unclipped distribution, because fidelity is measured
+against that one; `dpd distill` clips its mean to the action box, where it acts the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+import torch
 from torch import Tensor
 
+from dpd.agents.base import take
+from dpd.agents.config import StudentConfig
+from dpd.agents.optim import StackedAdam, StackedSGD
+from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.student import Student
+from dpd.distill.targets import Targets, descend, distance
 from dpd.errors import BadInput
-from dpd.fidelity.audit import GeneralisationGap, compare_policies, generalisation_gap
-from dpd.fidelity.measures import Scores, retained_return
-from dpd.fidelity.offline import OfflineData, SweepStudent, make_stacks
+from dpd.fidelity.audit import (
+    NOTHING_TO_RETAIN,
+    GeneralisationGap,
+    Scores,
+    compare_policies,
+    generalisation_gap,
+    retained_return,
+    why_no_kl,
+)
 from dpd.fidelity.policies import ComparedPolicy, n_parameters, one_thread
 from dpd.fidelity.states import (
     HELD_OUT,
+    NOISE_SCALE,
     TRAIN,
     AuditSettings,
     audit_settings,
-    uniform_policy,
+    random_returns,
     visit,
     visit_together,
 )
-from dpd.log.terminal import make_console
+from dpd.log.terminal import make_console, steps_progress
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy
 from dpd.report.tables import Report, require_writable, write_report
@@ -36,11 +54,9 @@ from dpd.run.sources import load_any, one_policy, place_of, short_names
 if TYPE_CHECKING:
     from dpd.fidelity.config import SweepConfig
 
+OFFLINE_BATCH, MAX_GRAD_NORM = 256, 10.0
+CHUNK_STEPS = 20  # gradient steps whose states are drawn at once, with one learning rate
 MIN_STUDENTS = 30  # a correlation over fewer students is little more than chance
-AUGMENTATIONS = ("none", "noise", "mixup")
-OPTIMISERS = ("adam", "sgd")
-LENGTHS = (1, 4)
-CAPACITIES = (0.25, 0.5, 1.0, 2.0)
 START_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FACTORS = {
     "states": "states to learn from",
@@ -110,10 +126,10 @@ def make_factors(sizes: Sequence[int], has_weights: bool) -> list[Factor]:
     base = Variant(states=ordered[len(ordered) // 2])
     values: dict[str, Sequence[Any]] = {
         "states": ordered,
-        "augmentation": AUGMENTATIONS,
-        "optimiser": OPTIMISERS,
-        "length": LENGTHS,
-        "capacity": CAPACITIES,
+        "augmentation": ("none", "noise", "mixup"),
+        "optimiser": ("adam", "sgd"),
+        "length": (1, 4),
+        "capacity": (0.25, 0.5, 1.0, 2.0),
         "weight": START_WEIGHTS if has_weights else (),
     }
     return [
@@ -138,12 +154,151 @@ def why_no_weights(teacher: PolicyMeta) -> str | None:
     return None
 
 
+class SweepStudent(NamedTuple):
+    """A student to train, as a row of a stack."""
+
+    variant: Variant
+    seed: int
+
+
 @dataclass(frozen=True, kw_only=True)
-class SweepResult:
+class OfflineData:
+    """Training data and learning rates shared by all students."""
+
+    teacher: Policy
+    pool: Tensor  # [P, O] raw states, in random order
+    steps: int
+    lr: dict[str, float]
+    """Initial learning rate of each optimiser."""
+
+    @property
+    def student(self) -> PolicyMeta:
+        """Metadata of a student as large as the teacher: a Gaussian policy without a tanh."""
+        plain = replace(self.teacher.meta, squashed=False, tanh_mean=False, state_std=False)
+        return replace(plain, algo="student", memory=None, provenance={})
+
+    @property
+    def divergence(self) -> str:
+        """Name the loss: KL if it is defined for students of this teacher, else squared error."""
+        return "kl_forward" if why_no_kl(self.teacher.meta, self.student) is None else "mse"
+
+    def own(self, row: SweepStudent) -> Tensor:
+        """Return a student's positions in the pool; larger sets contain the smaller ones."""
+        generator = torch.Generator().manual_seed(row.seed)
+        return torch.randperm(len(self.pool), generator=generator)[: row.variant.states]
+
+
+class StudentStack:
+    """Students trained together: they share an optimiser and a number of steps."""
+
+    def __init__(self, lesson: OfflineData, rows: Sequence[SweepStudent]) -> None:
+        self.lesson, self.rows = lesson, rows
+        teacher = lesson.teacher.meta
+        widths = ["x".join(map(str, r.variant.hidden(teacher.hidden))) for r in rows]
+        sizes = list(dict.fromkeys(widths))
+        config = StudentConfig(
+            hidden=teacher.hidden,
+            sizes=tuple(sizes),
+            activation=teacher.activation,  # type: ignore[arg-type]
+            norm_obs=False,  # they read observations that the teacher has normalised
+            minibatch_size=OFFLINE_BATCH,
+            capacity=OFFLINE_BATCH,  # nothing is collected
+            n_envs=1,
+            n_steps=1,
+        )
+        # The variant is not part of the seed: students of one seed and size start alike and see
+        # the same draws.
+        seeds = [(r.seed, sizes.index(w)) for r, w in zip(rows, widths, strict=True)]
+        self.agent = Student(config, teacher.obs_dim, teacher.act_dim, seeds)
+        for n, row in enumerate(rows):
+            if row.variant.weight > 0:
+                self._start_near_the_teacher(n, row.variant.weight)
+        self.batches = RowRandom(seeds, Stream.BATCH)
+        self.noise = RowRandom(seeds, Stream.DISTILL)
+        kind = rows[0].variant.optimiser
+        self.lr = lesson.lr[kind]
+        flat, rates = self.agent.nets.flat, [self.lr] * len(rows)
+        self.optimizer = StackedAdam(flat, rates) if kind == "adam" else StackedSGD(flat, rates)
+        self.steps = lesson.steps * rows[0].variant.length
+        own = [lesson.own(row) for row in rows]
+        self.n_own = torch.tensor([[len(x)] for x in own])  # [N, 1]
+        self.own = torch.nn.utils.rnn.pad_sequence(own, batch_first=True)  # [N, most]
+        kinds = [row.variant.augmentation for row in rows]
+        self.is_noisy, self.is_mixed = (
+            torch.tensor([kind == name for kind in kinds]).view(-1, 1, 1)
+            for name in ("noise", "mixup")
+        )
+        self.spread = lesson.pool.std(0, correction=0)
+
+    def _start_near_the_teacher(self, n: int, weight: float) -> None:
+        for name in self.agent.nets.rows[n]:
+            own, goal = self.agent.nets.own(n, name), self.lesson.teacher.tensors[name]
+            own.copy_((1 - weight) * own + weight * goal)
+
+    def train(self, tell: Callable[[int], None]) -> None:
+        """Take all gradient steps; `tell` receives the steps just taken, of all students."""
+        for done in range(0, self.steps, CHUNK_STEPS):
+            steps = min(CHUNK_STEPS, self.steps - done)
+            rate = self.lr * 0.5 * (1 + math.cos(math.pi * done / self.steps))
+            self.optimizer.lr = [rate] * len(self.rows)
+            leaf, drawn = (self.agent.nets.flat, self.optimizer), self._draw(steps * OFFLINE_BATCH)
+            descend(leaf, self._loss, drawn, steps, MAX_GRAD_NORM)
+            tell(steps * len(self.rows))
+
+    def _loss(self, targets: Targets) -> Tensor:
+        student = self.agent.dist(targets.obs)
+        return distance(self.lesson.divergence, student, targets).mean(1)
+
+    @torch.no_grad()
+    def _draw(self, k: int) -> Targets:
+        """Draw and augment k states for every student, with the teacher's targets."""
+        obs = self._states(self.batches, k)
+        if self.is_noisy.any():
+            noise = self.noise.normal(*obs.shape[1:]) * (NOISE_SCALE * self.spread)
+            obs = torch.where(self.is_noisy, obs + noise, obs)
+        if self.is_mixed.any():
+            share = self.noise.uniform(k, 1)  # Beta(1, 1)
+            mixed = share * obs + (1 - share) * self._states(self.noise, k)
+            obs = torch.where(self.is_mixed, mixed, obs)
+        teacher_dist = self.lesson.teacher.dist(obs.flatten(0, 1))
+        mean = teacher_dist.mean.view(*obs.shape[:2], -1)  # [N, K, A]
+        log_std = teacher_dist.log_std.expand_as(teacher_dist.mean).view_as(mean)
+        sample = teacher_dist.mode().view_as(mean)
+        weight = obs.new_ones(obs.shape[:2])
+        return Targets(self.lesson.teacher.normalised(obs), mean, log_std, sample, weight)
+
+    def _states(self, rng: RowRandom, k: int) -> Tensor:
+        """Draw k training states for each student [N, K, O]."""
+        at = (rng.uniform(k, dtype=torch.float64) * self.n_own).long()
+        return self.lesson.pool[take(self.own, at)]
+
+    def students(self) -> list[ComparedPolicy]:
+        """Return the current students as policies with the teacher's normaliser."""
+        nets, teacher = self.agent.nets, self.lesson.teacher
+        kept = ("obs_mean", "obs_scale", "obs_count", "act_low", "act_high")
+        tensors = {name: teacher.tensors[name] for name in kept}
+        students = []
+        for n, row in enumerate(self.rows):
+            own = {name: nets.own(n, name).clone() for name in nets.rows[n]}
+            hidden = row.variant.hidden(teacher.meta.hidden)
+            policy = Policy(tensors | own, replace(self.lesson.student, hidden=hidden))
+            students.append(ComparedPolicy(name="student", policy=policy))
+        return students
+
+
+def make_stacks(lesson: OfflineData, rows: Sequence[SweepStudent]) -> list[StudentStack]:
+    """Group students that can be trained together into stacks."""
+    kinds: dict[tuple[str, int, bool], list[SweepStudent]] = {}
+    for row in rows:
+        kinds.setdefault(row.variant.stack, []).append(row)
+    return [StudentStack(lesson, some) for some in kinds.values()]
+
+
+class SweepResult(NamedTuple):
     """A trained student with its scores and returns."""
 
     row: SweepStudent
-    policy: Policy
+    parameters: int
     start: Scores
     """Scores on held-out states before the first gradient step."""
     scores: dict[str, Scores]
@@ -152,14 +307,8 @@ class SweepResult:
     returns: np.ndarray  # [K]
     retained: float | None
 
-    @property
-    def parameters(self) -> int:
-        """Number of the student's parameters."""
-        return n_parameters(self.policy)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(NamedTuple):
     """Result of a sweep."""
 
     config: SweepConfig
@@ -170,7 +319,17 @@ class Sweep:
     returns: np.ndarray  # [K] of the teacher
     random: np.ndarray  # [K] of uniform actions
     results: list[SweepResult]
-    notes: list[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on what was left out and on weak evidence."""
+        no_weights = why_no_weights(self.teacher.policy.meta)
+        notes = [] if no_weights is None else [no_weights]
+        if self.returns.mean() <= self.random.mean():
+            notes.append(NOTHING_TO_RETAIN)
+        if len(self.results) < MIN_STUDENTS:
+            notes.append(f"a correlation over fewer than {MIN_STUDENTS} students means little")
+        return notes
 
 
 def sweep_teacher(config: SweepConfig) -> int:
@@ -179,9 +338,8 @@ def sweep_teacher(config: SweepConfig) -> int:
 
     config = config.resolved()
     require_writable(config.out)
-    teacher, settings = read_sweep_teacher(config)
-    with progress_bar() as progress, one_thread():
-        result = sweep(config, teacher, settings, progress)
+    with one_thread():
+        result = sweep(config, *read_sweep_teacher(config))
     report = Report(
         "sweep", sweep_json(result), sweep_page(result), sweep_tables(result), result.notes
     )
@@ -193,130 +351,44 @@ def read_sweep_teacher(config: SweepConfig) -> tuple[ComparedPolicy, AuditSettin
     """Read the teacher and the environment it acts in. Raises BadInput or NotAPolicy."""
     file = one_policy(config.teacher)
     policy = load_any(file, config.foreign)
-    meta = policy.meta
-    if not meta.hidden:
+    if not policy.meta.hidden:
         raise BadInput(f"{file} has no hidden layers whose width the sweep could change")
     settings = audit_settings(config, policy, place_of(file, policy, config.foreign))
     (name,) = short_names([config.teacher])
     return ComparedPolicy(name=name, policy=policy, file=file), settings
 
 
-def progress_bar() -> Progress:
-    """Return a progress bar with the speed and the time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=make_console(stderr=True, highlight=False),
-        transient=True,
-    )
-
-
-def sweep(
-    config: SweepConfig, teacher: ComparedPolicy, settings: AuditSettings, progress: Progress
-) -> Sweep:
+def sweep(config: SweepConfig, teacher: ComparedPolicy, settings: AuditSettings) -> Sweep:
     """Collect states, train all students, and compare them with their teacher."""
     mode, meta = teacher.policy.repeatable_mode, teacher.policy.meta
-    bar = progress.add_task("playing the teacher", total=None, rate="")
-    returns, held_out = visit(settings, mode, settings.n_states, HELD_OUT)
-    random = visit(settings, uniform_policy(settings, meta.act_dim), 0, HELD_OUT).returns
-    pool = visit(settings, mode, max(config.sizes), TRAIN).obs
-    rates = {"adam": config.lr, "sgd": config.sgd_lr}
-    lesson = OfflineData(teacher=teacher.policy, pool=pool, steps=config.steps, lr=rates)
-    no_weights = why_no_weights(meta)
-    changed = make_factors(config.sizes, no_weights is None)
+    factors = make_factors(config.sizes, why_no_weights(meta) is None)
     seeds = range(config.seed, config.seed + config.seeds)
-    rows = [SweepStudent(variant, seed) for variant in distinct_variants(changed) for seed in seeds]
-    trained = train_students(lesson, rows, teacher, held_out, progress)
-    progress.update(bar, description="playing the students")
-    results = score_students(teacher, lesson, settings, trained, held_out, (returns, random))
-    return Sweep(
-        config=config,
-        settings=settings,
-        teacher=teacher,
-        divergence=lesson.divergence,
-        factors=changed,
-        returns=returns,
-        random=random,
-        results=sorted(results, key=lambda result: rows.index(result.row)),
-        notes=sweep_notes(len(rows), no_weights, returns, random),
-    )
-
-
-TrainedStudents = list[tuple[SweepStudent, Policy, Scores]]
-"""Students, their policies, and their scores before training."""
-
-
-def train_students(
-    lesson: OfflineData,
-    rows: Sequence[SweepStudent],
-    teacher: ComparedPolicy,
-    held_out: Tensor,
-    progress: Progress,
-) -> TrainedStudents:
-    """Train all students, stack by stack."""
-    trained: TrainedStudents = []
-    parts = make_stacks(lesson, rows)
-    total = sum(part.steps * len(part.rows) for part in parts)
-    bar = progress.add_task("training the students", total=total, rate="")
-    for part in parts:
-        start = [score_student(teacher, policy, held_out) for policy in part.policies()]
-
-        def tell(steps: int, n: int = len(part.rows)) -> None:
-            progress.update(bar, advance=steps * n)
-            speed = progress.tasks[-1].speed
-            progress.update(bar, rate="" if speed is None else f"{speed:,.0f} student steps/s")
-
-        part.train(tell)
-        trained += zip(part.rows, part.policies(), start, strict=True)
-    return trained
-
-
-def score_student(teacher: ComparedPolicy, policy: Policy, obs: Tensor) -> Scores:
-    """Score a student against its teacher on states [n, O]."""
-    return compare_policies(teacher, ComparedPolicy(name="student", policy=policy), obs)
-
-
-def score_students(
-    teacher: ComparedPolicy,
-    lesson: OfflineData,
-    settings: AuditSettings,
-    trained: TrainedStudents,
-    held_out: Tensor,
-    baselines: tuple[np.ndarray, np.ndarray],
-) -> list[SweepResult]:
-    """Score every student on its training states, on held-out states and on its own states."""
-    acts = [policy.repeatable_mode for _, policy, _ in trained]
-    visited = visit_together(settings, acts, settings.n_states, HELD_OUT)
-    is_better = baselines[0].mean() > baselines[1].mean()
+    rows = [SweepStudent(variant, seed) for variant in distinct_variants(factors) for seed in seeds]
+    total = config.steps * sum(row.variant.length for row in rows)
+    with steps_progress(make_console(stderr=True, highlight=False), total) as tell:
+        tell("playing the teacher", 0)
+        returns, held_out = visit(settings, mode, settings.n_states, HELD_OUT)
+        random = random_returns(settings, meta.act_dim, HELD_OUT)
+        pool = visit(settings, mode, max(config.sizes), TRAIN).obs
+        lr = {"adam": config.lr, "sgd": config.sgd_lr}
+        lesson = OfflineData(teacher=teacher.policy, pool=pool, steps=config.steps, lr=lr)
+        trained: dict[SweepStudent, tuple[ComparedPolicy, Scores]] = {}
+        for stack in make_stacks(lesson, rows):
+            start = [compare_policies(teacher, student, held_out) for student in stack.students()]
+            stack.train(partial(tell, "training the students"))
+            ends = zip(stack.students(), start, strict=True)
+            trained |= zip(stack.rows, ends, strict=True)
+        tell("playing the students", 0)
+        acts = [trained[row][0].policy.repeatable_mode for row in rows]
+        visited = visit_together(settings, acts, settings.n_states, HELD_OUT)
     results = []
-    for (row, policy, start), (returns, own) in zip(trained, visited, strict=True):
-        seen = lesson.pool[lesson.own(row)][: settings.n_states]
+    for row, (got, own) in zip(rows, visited, strict=True):
+        student, before = trained[row]
+        seen = pool[lesson.own(row)][: settings.n_states]
         sets = {"train": seen, "heldout": held_out, "student": own}
-        scores = {name: score_student(teacher, policy, obs) for name, obs in sets.items()}
-        kept = float(retained_return(returns, *baselines)) if is_better else None
-        results.append(
-            SweepResult(
-                row=row,
-                policy=policy,
-                start=start,
-                scores=scores,
-                gap=generalisation_gap(scores),
-                returns=returns,
-                retained=kept,
-            )
-        )
-    return results
-
-
-def sweep_notes(
-    n_students: int, no_weights: str | None, returns: np.ndarray, random: np.ndarray
-) -> list[str]:
-    """Return notes on what was left out and on weak evidence."""
-    notes = [] if no_weights is None else [no_weights]
-    if returns.mean() <= random.mean():
-        notes.append("the teacher is no better than random actions: there is no return to retain")
-    if n_students < MIN_STUDENTS:
-        notes.append(f"a correlation over fewer than {MIN_STUDENTS} students means little")
-    return notes
+        scores = {name: compare_policies(teacher, student, obs) for name, obs in sets.items()}
+        is_better = returns.mean() > random.mean()
+        kept = float(retained_return(got, returns, random)) if is_better else None
+        n, gap = n_parameters(student.policy), generalisation_gap(scores)
+        results.append(SweepResult(row, n, before, scores, gap, got, kept))
+    return Sweep(config, settings, teacher, lesson.divergence, factors, returns, random, results)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dpd.fidelity.measures import MEASURES, NEAR
+from dpd.fidelity.audit import MEASURES, NEAR
 from dpd.fidelity.report import origin_definition
 from dpd.fidelity.sweep import FACTORS, Sweep, SweepResult, Variant
 from dpd.report.figures import new_figure

@@ -101,10 +101,14 @@ class Policy:
 
     def _run(self, obs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the actor's output [1, B, A] at raw obs [B, O], and each layer's input."""
-        p, meta, x = self._params, self.meta, obs.unsqueeze(0)
-        if meta.norm_obs:
-            x = ((x - p["obs_mean"]) * p["obs_scale"]).clamp(-meta.clip_obs, meta.clip_obs)
-        return mlp(self._actor, x, meta.activation)
+        return mlp(self._actor, self.normalised(obs).unsqueeze(0), self.meta.activation)
+
+    def normalised(self, obs: Tensor) -> Tensor:
+        """Return raw obs [..., O] as the network reads them."""
+        if not self.meta.norm_obs:
+            return obs
+        scaled = (obs - self.tensors["obs_mean"]) * self.tensors["obs_scale"]
+        return scaled.clamp(-self.meta.clip_obs, self.meta.clip_obs)
 
     def mode(self, obs: Tensor) -> Tensor:
         """Act without noise on raw obs [B, O] -> [B, A] in [-1, 1]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ from dpd.policies.policyfile import Policy, require_fit
 
 EVAL_SEED = 1_000_003  # separates the seeds of evaluation episodes from those of training
 
+ActFunction = Callable[[Tensor], Tensor]
+"""Raw observations [B, O] -> actions [B, A] in [-1, 1]."""
+
 
 class EvalResult(NamedTuple):
     """Returns and lengths of K episodes for each of N policies."""
@@ -28,6 +32,16 @@ def episode_seeds(seed: int, episodes: int, purpose: int = 0) -> list[int]:
     """Return the seeds of evaluation episodes; policies that are compared play the same ones."""
     words = np.random.SeedSequence([seed, EVAL_SEED, purpose]).generate_state(episodes, np.uint64)
     return [int(w) for w in words]
+
+
+def side_by_side(acts: Sequence[ActFunction]) -> ActFunction:
+    """Return a function that lets N policies act on their own obs [N, K, O] -> [N, K, A]."""
+    return lambda obs: torch.stack([act(own) for act, own in zip(acts, obs, strict=True)])
+
+
+def uniform_policy(act_dim: int, generator: torch.Generator) -> ActFunction:
+    """Return a policy whose actions are uniform over [-1, 1]."""
+    return lambda obs: torch.rand(len(obs), act_dim, generator=generator) * 2 - 1
 
 
 class EvaluationStopped(Exception):
@@ -90,11 +104,8 @@ class Evaluator:
         Raises EvaluationStopped if a stop is requested.
         """
         seeds = [s for seed in self.seeds for s in episode_seeds(seed, self.episodes, purpose)]
-        env = self.make_env(seeds)
-        try:
+        with closing(self.make_env(seeds)) as env:
             return run_episodes(env, mode, len(self.seeds), stop_requested)
-        finally:
-            env.close()
 
 
 def evaluate_policy(
@@ -120,14 +131,8 @@ def evaluate_together(
     n = len(policies)
     kwargs = policies[0].meta.env_kwargs if env_kwargs is None else env_kwargs
     env = make(env_id, n * episodes, n * episode_seeds(seed, episodes), "auto", kwargs, threads)
-
-    def act(obs: Tensor) -> Tensor:
-        return torch.stack([p.repeatable_mode(o) for p, o in zip(policies, obs, strict=True)])
-
-    try:
+    with closing(env):
         for policy in policies:
             require_fit(policy, env.spec)
-        result = run_episodes(env, act, n)
-    finally:
-        env.close()
+        result = run_episodes(env, side_by_side([p.repeatable_mode for p in policies]), n)
     return [EvalResult(result.returns[i : i + 1], result.lengths[i : i + 1]) for i in range(n)]

@@ -82,6 +82,25 @@ def place_of(name: str | Path, policy: Policy, foreign: ForeignConfig) -> Place:
     return Place(str(foreign.env), {})
 
 
+def load_together(
+    names: Sequence[str], files: Sequence[Path], foreign: ForeignConfig
+) -> tuple[list[Policy], Place]:
+    """Read policies that act in one environment, and return it: see `place_of` the first one.
+
+    A zip does not name its environment, and gets this one. Raises BadInput or NotAPolicy.
+    """
+    refuse_shared_statistics(files, foreign)
+    for_policies = foreign.without_zip if any(map(is_zip, files)) else foreign
+    policies: list[Policy] = []
+    for name, file in zip(names, files, strict=True):
+        policies.append(load_any(file, foreign if is_zip(file) else for_policies))
+        if len(policies) == 1:
+            place = place_of(name, policies[0], foreign)
+            kwargs = json.dumps(place.env_kwargs)
+            foreign = replace(foreign, env=place.env_id, env_kwargs=kwargs)
+    return policies, place
+
+
 def as_flag(place: Place) -> str:
     """Return the flag with a place's arguments, quoted for a shell."""
     return f"--env-kwargs {shlex.quote(json.dumps(place.env_kwargs))}"

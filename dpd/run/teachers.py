@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dpd.config import ForeignConfig, ForeignTeacher, RunConfig, TeacherConfig, TrainConfig
 from dpd.distill.config import ProgressiveConfig
@@ -18,7 +18,7 @@ from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy, require_bounds, require_fit
-from dpd.run.episodes import episode_seeds, run_episodes
+from dpd.run.episodes import episode_seeds, run_episodes, side_by_side, uniform_policy
 from dpd.run.sources import Place, as_flag, history_of, is_zip, load_any, one_policy
 
 FOLDER, RETURNS = "teachers", "returns.json"
@@ -141,18 +141,10 @@ def keep_returns(run_dir: Path, teacher: Teacher, config: TrainConfig) -> None:
 def measure(teacher: Teacher, config: TrainConfig) -> Returns:
     """Play the episodes of the run's final table with the teachers and with uniform actions."""
     run, policies = config.run, teacher.policies
-    n, act_dim = len(policies) + 1, policies[0].meta.act_dim
-    seeds = n * episode_seeds(run.seed + LAST_EPISODES, run.final_episodes)
+    uniform = uniform_policy(policies[0].meta.act_dim, torch.Generator().manual_seed(run.seed))
+    acts = [*(p.repeatable_mode for p in policies), uniform]
+    seeds = len(acts) * episode_seeds(run.seed + LAST_EPISODES, run.final_episodes)
     env = make(run.env, len(seeds), seeds, run.backend, run.parsed_env_kwargs(), run.threads)
-    generator = torch.Generator().manual_seed(run.seed)
-
-    def act(obs: Tensor) -> Tensor:  # [K + 1, E, O]
-        uniform = torch.rand(obs.shape[1], act_dim, generator=generator) * 2 - 1
-        actions = [p.repeatable_mode(o) for p, o in zip(policies, obs[:-1], strict=True)]
-        return torch.stack([*actions, uniform])
-
-    try:
-        *teachers, random = run_episodes(env, act, n).returns.tolist()
-    finally:
-        env.close()
+    with closing(env):
+        *teachers, random = run_episodes(env, side_by_side(acts), len(acts)).returns.tolist()
     return Returns(teachers, random)

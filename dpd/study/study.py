@@ -17,7 +17,7 @@ import numpy as np
 from dpd.config import TrainConfig, changed_settings
 from dpd.envs.make import check
 from dpd.errors import BadInput
-from dpd.fidelity.states import HELD_OUT, AuditSettings, uniform_policy, visit
+from dpd.fidelity.states import HELD_OUT, AuditSettings, random_returns
 from dpd.log.terminal import make_console
 from dpd.policies.policyfile import load
 from dpd.report.stats import (
@@ -148,8 +148,8 @@ def evaluate_study(config: StudyConfig) -> Findings:
             seed=config.seed,
             threads=config.threads,
         )
-        random = visit(setting, uniform_policy(setting, meta.act_dim), 0, HELD_OUT).returns
-        tasks.append(TaskResult(env=env, results=results, random=float(random.mean())))
+        random = float(random_returns(setting, meta.act_dim, HELD_OUT).mean())
+        tasks.append(TaskResult(env=env, results=results, random=random))
         notes += [note for note in comparison_notes(runs) if note not in notes]
     return Findings(config=config, tasks=tasks, notes=notes)
 

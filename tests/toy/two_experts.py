@@ -12,9 +12,9 @@ from torch import Tensor
 from dpd.agents.nets import mlp_shapes
 from dpd.cooperate.config import CooperateConfig
 from dpd.cooperate.simulator import Budget, SimStates, Simulator
-from dpd.fidelity.states import ActFunction
 from dpd.policies.metadata import PolicyMeta, shapes
 from dpd.policies.policyfile import Policy
+from dpd.run.episodes import ActFunction
 
 HORIZON, DT, WIDTH = 50, 0.1, 32
 HALVES = (-1.0, 1.0)  # sign of the x at which the policy is good

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpd.cooperate.rounds import NO_TEACHER, find_teachers, teacher_student_pairs
+from dpd.cooperate.rounds import NO_TEACHER, find_teachers
 
 
 def test_a_student_learns_where_its_gap_exceeds_the_margin() -> None:
@@ -31,7 +31,3 @@ def test_of_three_the_best_peer_teaches_and_each_state_has_one_teacher() -> None
 def test_equal_policies_have_nothing_to_teach() -> None:
     found = find_teachers(np.full((2, 5), 3.0), 0.1)
     assert found.threshold == 0 and (found.teacher == NO_TEACHER).all()
-
-
-def test_pairs_are_ordered() -> None:
-    assert teacher_student_pairs(3) == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dpd.cli import main
-from dpd.cooperate import command
+from dpd.cooperate import cooperation
 from dpd.cooperate.rounds import Round
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy, load
@@ -145,16 +146,13 @@ def test_an_interrupt_leaves_the_policies_of_the_last_round(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    goes_on = command.cooperate
+    goes_on = cooperation.cooperate
 
-    def interrupted(world: Any, policies: Any, config: Any, done: Any, first: int) -> Any:
-        def done_and_out(found: Round) -> None:
-            done(found)
-            raise KeyboardInterrupt
+    def interrupted(*args: Any) -> Iterator[Round]:
+        yield next(goes_on(*args))
+        raise KeyboardInterrupt
 
-        return goes_on(world, policies, config, done_and_out, first)
-
-    monkeypatch.setattr(command, "cooperate", interrupted)
+    monkeypatch.setattr(cooperation, "cooperate", interrupted)
     assert cooperate(*files, "--out", tmp_path / "out") == 130
     resume = f"; resume with: dpd cooperate --resume {tmp_path / 'out'}"
     assert f"stopped; the policies are those of round 1{resume}" in capsys.readouterr().out

@@ -39,8 +39,11 @@ def mean_returns(policies: list[Policy]) -> list[float]:
 def run(policies: list[Policy], config: CooperateConfig, total: int = PLENTY) -> Run:
     found: list[Round] = []
     budget = Budget(total)
-    spent = cooperate(Plane(budget, config), policies, config, found.append)
-    return Run(found, budget, spent)
+    try:
+        found.extend(cooperate(Plane(budget, config), policies, config))
+    except BudgetExceeded as spent:
+        return Run(found, budget, spent)
+    return Run(found, budget, None)
 
 
 @pytest.fixture(scope="module")

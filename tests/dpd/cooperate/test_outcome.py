@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.outcome import Cooperation, policies_json
+from dpd.cooperate.cooperation import Cooperation, policies_json
 from dpd.cooperate.report import gains_sentence, gains_table
 from dpd.cooperate.simulator import Budget
 

@@ -22,7 +22,7 @@ from dpd.cooperate.simulator import (
 )
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, load_model
-from dpd.fidelity.states import ActFunction
+from dpd.run.episodes import ActFunction
 
 CONFIG = CooperateConfig(
     paths=(Path("a"), Path("b")),

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from dpd.agents.dist import DiagGaussian
-from dpd.fidelity.audit import audit, audit_notes, compare_returns, generalisation_gap
-from dpd.fidelity.measures import Scores
-from dpd.fidelity.policies import ComparedPolicy, n_parameters
+from dpd.fidelity.audit import Audit, Scores, audit, compare_returns, generalisation_gap
+from dpd.fidelity.policies import ComparedPolicy, Cost, n_parameters
 from dpd.fidelity.report import fidelity_page
 from dpd.fidelity.states import AuditSettings, visit
 from dpd.policies import metadata as policymeta
@@ -61,11 +60,15 @@ def test_retained_return_and_its_interval() -> None:
 def test_a_teacher_near_random_is_called_so(policy: Policy) -> None:
     teacher = ComparedPolicy(name="teacher", policy=policy)
     setting = AuditSettings(env_id="Hopper-v5", episodes=10)
-    near = audit_notes(teacher, [], setting, np.array([-8.0, 10] * 5), np.zeros(10))  # 1 on average
-    assert any("not clearly better than random" in note for note in near)
-    assert not any(
-        "random" in n for n in audit_notes(teacher, [], setting, np.full(10, 9), np.zeros(10))
+    near = Audit(
+        settings=setting,
+        teacher=teacher,
+        cost=Cost(400, None, 20.0, 1e5),
+        returns=np.array([-8.0, 10] * 5),  # 1 on average
+        random=np.zeros(10),
     )
+    assert any("not clearly better than random" in note for note in near.notes)
+    assert not any("random" in n for n in replace(near, returns=np.full(10, 9)).notes)
 
 
 def test_values_are_compared_where_both_have_some(policy: Policy) -> None:

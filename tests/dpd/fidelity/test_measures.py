@@ -7,9 +7,8 @@ from scipy.stats import ortho_group, pearsonr
 from torch.distributions import Independent, Normal, kl_divergence
 
 from dpd.agents.dist import DiagGaussian
-from dpd.fidelity.measures import (
+from dpd.fidelity.audit import (
     MEASURES,
-    PolicyOutputs,
     agreement,
     cka,
     kl_both_ways,
@@ -19,6 +18,7 @@ from dpd.fidelity.measures import (
     value_gap,
     why_no_kl,
 )
+from dpd.fidelity.policies import PolicyOutputs
 from tests.toy import policies as made
 
 # Two action dimensions on four states; the student is off by 0.04, 0.1, 0.02 and 0.6 at worst.

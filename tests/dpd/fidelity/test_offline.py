@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from dpd.agents.dist import kl
-from dpd.fidelity.offline import CHUNK_STEPS, OfflineData, StudentStack, SweepStudent, make_stacks
 from dpd.fidelity.sweep import (
+    CHUNK_STEPS,
     START_WEIGHTS,
+    OfflineData,
+    StudentStack,
+    SweepStudent,
     Variant,
     distinct_variants,
     make_factors,
+    make_stacks,
     why_no_weights,
 )
 from dpd.policies.policyfile import Policy
@@ -49,10 +53,14 @@ def nearest(obs: Tensor, own: Tensor) -> Tensor:
     return (obs.unsqueeze(1) - own).square().sum(-1).amin(1).sqrt()
 
 
+def policies(stack: StudentStack) -> list[Policy]:
+    return [student.policy for student in stack.students()]
+
+
 def distances(lesson: OfflineData, stack: StudentStack) -> list[float]:
     """Return KL(teacher || student) of every student, mean over states."""
     said = lesson.teacher.dist(lesson.pool)
-    return [float(kl(said, policy.dist(lesson.pool)).mean()) for policy in stack.policies()]
+    return [float(kl(said, policy.dist(lesson.pool)).mean()) for policy in policies(stack)]
 
 
 # --- What is changed ---
@@ -93,7 +101,7 @@ def test_more_states_hold_those_of_fewer_and_no_others(teacher: Policy) -> None:
     assert few < many and (len(few), len(many)) == (10, 40)
     stack = StudentStack(lesson, varied("states", [10, 40]))
     shown = stack._draw(400)
-    own = lesson.normalised(lesson.pool[lesson.own(stack.rows[0])])
+    own = lesson.teacher.normalised(lesson.pool[lesson.own(stack.rows[0])])
     assert nearest(shown.obs[0], own).max() < 1e-4 and len(shown.obs[0].unique(dim=0)) == 10
     assert len(shown.obs[1].unique(dim=0)) == 40
 
@@ -102,7 +110,7 @@ def test_noise_and_mixup_change_their_rows_alone(teacher: Policy) -> None:
     lesson = lesson_of(teacher)
     stack = StudentStack(lesson, varied("augmentation", ["none", "noise", "mixup"]))
     plain, noisy, mixed = stack._draw(2000).obs
-    own = lesson.normalised(lesson.pool[lesson.own(stack.rows[0])])
+    own = lesson.teacher.normalised(lesson.pool[lesson.own(stack.rows[0])])
     assert nearest(plain, own).max() < 1e-4
     # rows of one seed draw the same states: what differs is the noise, a tenth of the deviation
     spread = lesson.pool.std(0, correction=0) * lesson.teacher.tensors["obs_scale"]
@@ -161,7 +169,7 @@ def test_a_student_beside_others_learns_what_it_learns_alone(
     together.train(lambda steps: None)
     alone = StudentStack(lesson, rows[:1])
     alone.train(lambda steps: None)
-    one, other = together.policies()[0], alone.policies()[0]
+    one, other = policies(together)[0], policies(alone)[0]
     assert one.meta.hidden == (4, 2) and one.tensors["actor.0.weight"].shape == (11, 4)
     obs = lesson.pool
     assert torch.allclose(one.mode(obs), other.mode(obs), atol=1e-4)
@@ -183,7 +191,7 @@ def test_a_squashing_teacher_is_followed_by_its_actions(tmp_path: Path) -> None:
     seen = lesson.pool[lesson.own(stack.rows[0])]
 
     def error() -> float:
-        return float((stack.policies()[0].mode(seen) - sac.mode(seen)).square().mean())
+        return float((policies(stack)[0].mode(seen) - sac.mode(seen)).square().mean())
 
     before = error()
     stack.train(lambda steps: None)

@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dpd.cli import main
-from dpd.fidelity.measures import MEASURES
+from dpd.fidelity.audit import MEASURES
 from dpd.fidelity.states import SETS, AuditSettings
 from dpd.policies.policyfile import Policy, load
 from dpd.run.episodes import evaluate_policy

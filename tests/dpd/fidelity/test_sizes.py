@@ -16,7 +16,6 @@ from dpd.fidelity.sizes import (
     SizeGroup,
     StudentResult,
     draw_sizes,
-    size_group,
     size_notes,
     sizes_json,
     sizes_table,
@@ -47,7 +46,7 @@ def found(*sizes: SizeGroup, teacher: float = 100.0) -> SizeComparison:
 
 
 def test_students_of_one_seed_count_once() -> None:
-    size = size_group("8", [student("8", 0, 10), student("8", 0, 30), student("8", 1, 60)], 400)
+    size = SizeGroup("8", [student("8", 0, 10), student("8", 0, 30), student("8", 1, 60)], 400)
     assert size.per_seed("return") == [20, 60] and size.mean("return") == 40
     assert (size.parameters, size.compression) == (100, 4.0)
     # mean 40, standard error 20, t(1, 97.5 %) = 12.706
@@ -56,28 +55,28 @@ def test_students_of_one_seed_count_once() -> None:
 
 
 def test_the_table_has_a_row_for_each_size_below_the_teachers() -> None:
-    small = size_group("8x8", [student("8x8", k, 50 + k) for k in range(2)], 400)
-    large = size_group("64x64", [student("64x64", k, 90, 4000) for k in range(2)], 400)
+    small = SizeGroup("8x8", [student("8x8", k, 50 + k) for k in range(2)], 400)
+    large = SizeGroup("64x64", [student("64x64", k, 90, 4000) for k in range(2)], 400)
     rows = sizes_table(found(small, large)).rows
     assert [row[0] for row in rows] == ["teacher", "8x8", "64x64"]
     teacher, first, second = rows
     assert teacher == ["teacher", "400", "1", "20", "100", "1", "-", "1", "0"]
     assert first == ["8x8", "100", "4", "5", "50.5", "0.505", "0.441…0.569", "0", "-"]
     assert second[1:3] == ["4,000", "0.1"]
-    alone = sizes_table(found(size_group("8", [student("8", 0, 50)], 400)))
+    alone = sizes_table(found(SizeGroup("8", [student("8", 0, 50)], 400)))
     assert "95 %" not in alone.columns and "means of" not in alone.title
 
 
 def test_what_weakens_the_numbers_is_said() -> None:
-    two = size_group("8", [student("8", k, 50) for k in range(2)], 400)
+    two = SizeGroup("8", [student("8", k, 50) for k in range(2)], 400)
     assert size_notes(found(two)) == []
-    assert size_notes(found(size_group("8", [student("8", 0, 50)], 400), teacher=-1.0)) == [
+    assert size_notes(found(SizeGroup("8", [student("8", 0, 50)], 400), teacher=-1.0)) == [
         "the teacher is no better than random actions: there is no return to retain"
     ]
 
 
 def test_the_json_holds_every_students_figures() -> None:
-    size = size_group("8", [student("8", k, 10 * k) for k in range(3)], 400)
+    size = SizeGroup("8", [student("8", k, 10 * k) for k in range(3)], 400)
     said = json.loads(json.dumps(sizes_json(found(size)), allow_nan=False))
     (row,) = said["sizes"]
     assert row["return"] == 10 and row["intervals"]["own_error"] is None
@@ -99,7 +98,7 @@ def test_every_size_is_drawn_over_its_parameters_and_its_latency(
 
     monkeypatch.setattr(Figure, "savefig", noting)
     sizes = [
-        size_group(str(n), [student(str(n), k, n + k, n * 10) for k in range(3)], 400)
+        SizeGroup(str(n), [student(str(n), k, n + k, n * 10) for k in range(3)], 400)
         for n in (8, 16)
     ]
     draw_sizes(found(*sizes), tmp_path / "students.png", "a run")

@@ -14,11 +14,11 @@ from dpd.fidelity.states import (
     coin_flip_policy,
     draw_rows,
     perturbed_states,
+    random_returns,
     states_within_episodes,
-    uniform_policy,
     visit,
 )
-from dpd.run.episodes import episode_seeds, run_episodes
+from dpd.run.episodes import episode_seeds, run_episodes, uniform_policy
 
 SETTING = AuditSettings(env_id="Hopper-v5", episodes=3, n_states=40, threads=1)
 
@@ -55,8 +55,9 @@ def test_the_states_are_those_of_whole_episodes() -> None:
 
 
 def test_no_states_are_kept_where_none_are_asked_for() -> None:
-    found = visit(SETTING, uniform_policy(SETTING, 3))
+    found = visit(SETTING, still)
     assert found.returns.shape == (3,) and found.obs.shape == (0, 11)
+    assert random_returns(SETTING, 3).shape == (3,)
 
 
 def test_the_same_setting_gives_the_same_states_and_another_seed_others() -> None:
@@ -77,7 +78,7 @@ def test_drawn_states_are_different_ones() -> None:
 
 
 def test_random_actions_fill_the_range() -> None:
-    acts = uniform_policy(SETTING, 3)(torch.zeros(10_000, 11))
+    acts = uniform_policy(3, SETTING.generator(0))(torch.zeros(10_000, 11))
     assert acts.shape == (10_000, 3) and -1 <= acts.min() < -0.99 and 0.99 < acts.max() <= 1
     # uniform on [-1, 1]: mean 0, variance 1/3
     assert acts.mean() == pytest.approx(0, abs=0.02) and acts.var() == pytest.approx(

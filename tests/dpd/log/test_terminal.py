@@ -1,4 +1,4 @@
-"""What is printed into a pipe or a file is not cut to 80 columns."""
+"""Tables in a pipe or a file are not cut to 80 columns; a bar of steps needs a terminal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+
+from dpd.log.terminal import make_console, steps_progress
 
 ROOT = Path(__file__).parents[3]
 TABLE = """
@@ -60,3 +63,13 @@ def test_consoles_are_made_in_one_place(folder: str) -> None:
     makes = re.compile(r"(?<![\w.])Console\(")
     files = [file for file in (ROOT / folder).rglob("*.py") if makes.search(file.read_text())]
     assert files == ([ROOT / "dpd/log/terminal.py"] if folder == "dpd" else [])
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_of_steps_is_drawn_in_a_terminal_only(is_terminal: bool) -> None:
+    file = StringIO()
+    console = make_console(file=file, force_terminal=is_terminal, width=120)
+    with steps_progress(console, total=1_000, done=200) as tell:
+        tell("probe", 300)
+    assert ("probe" in file.getvalue()) is is_terminal
+    assert ("500/1,000 steps" in file.getvalue()) is is_terminal

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tests.dpd.test_export import HALF, policy
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
-KINDS = [
+KINDS: list[dict[str, Any]] = [
     {},
     {"activation": "relu"},
     {"activation": "elu", "tanh_mean": True},

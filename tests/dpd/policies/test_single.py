@@ -1,6 +1,7 @@
 """A single observation is acted on as a batch is, in NumPy alone."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from dpd.policies.policyfile import Policy
 from dpd.policies.single import NUMPY_ACTIVATIONS, SingleActor
 from tests.dpd.test_export import policy
 
-KINDS = [
+KINDS: list[dict[str, Any]] = [
     {"activation": name, "norm_obs": norm, **extra}
     for name in ACTIVATIONS
     for norm in (True, False)

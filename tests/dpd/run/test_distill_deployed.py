@@ -12,7 +12,7 @@ import dpd
 from dpd.cli import main, parse_run
 from dpd.distill.teacher import Returns
 from dpd.fidelity.policies import ComparedPolicy
-from dpd.fidelity.sizes import SizeComparison, compare_student, size_group, size_notes
+from dpd.fidelity.sizes import SizeComparison, SizeGroup, compare_student, size_notes
 from dpd.policies import policyfile
 from dpd.run.train import make_training
 from tests.toy import policies as made
@@ -48,7 +48,7 @@ def test_a_run_evaluates_what_it_saves(teacher: Path, tmp_path: Path) -> None:
     student = compare_student(subject, [], obs[0], {"return": 1.0, "retained": 1.0})
     assert student.memory and student.cost.parameters > 150 * 34
     plain = replace(student, memory=False, cost=student.cost._replace(parameters=100))
-    of_size = size_group("6", [student, plain], 400)
+    of_size = SizeGroup("6", [student, plain], 400)
     assert of_size.parameters == round((student.cost.parameters + 100) / 2)
     returns, costs = Returns([[1.0]], [0.0]), [student.cost]
     found = SizeComparison(env_id="", n_states=1, returns=returns, costs=costs, sizes=[of_size])

@@ -13,7 +13,7 @@ from dpd import evaluate as evaluation
 from dpd.cli import main
 from dpd.config import ForeignConfig
 from dpd.cooperate.config import CooperateConfig
-from dpd.cooperate.policies import read_policies
+from dpd.cooperate.cooperation import read_policies
 from dpd.envs.make import make
 from dpd.errors import BadInput
 from dpd.evaluate import render_episode
