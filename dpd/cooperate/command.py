@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from dpd.cooperate.outcome import Cooperation, cooperation_text, read_cooperation
+from dpd.cooperate.outcome import Cooperation, read_cooperation
 from dpd.cooperate.policies import read_policies
-from dpd.cooperate.report import cooperation_tables, round_line, write_cooperation
+from dpd.cooperate.report import cooperation_report, round_line, write_cooperation
 from dpd.cooperate.rounds import Round, cooperate
 from dpd.cooperate.simulator import Budget, Simulator
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
-from dpd.report.tables import print_tables, require_writable
+from dpd.report.report import print_line, print_report, require_writable
 
 if TYPE_CHECKING:
     from dpd.cooperate.config import CooperateConfig
@@ -137,14 +136,12 @@ def require_enough(outcome: Cooperation, world: Simulator) -> None:
 
 def print_cooperation(outcome: Cooperation) -> None:
     """Print the results and the paths of the files."""
-    if outcome.config.json and not outcome.stopped:
-        sys.stdout.write(cooperation_text(outcome))
-        return
-    console = make_console(markup=False, highlight=False)
     if not outcome.stopped:
-        print_tables(list(cooperation_tables(outcome)), (), console)
+        print_report(cooperation_report(outcome), outcome.config.json)
+        if outcome.config.json:
+            return
     for line in outcome.remarks():
-        console.print(line, soft_wrap=True)
+        print_line(line)
     if outcome.rounds:
-        console.print(f"policies  {outcome.config.out / 'policies'}", soft_wrap=True)
-        console.print(f"report    {outcome.config.out / 'cooperative.html'}", soft_wrap=True)
+        print_line(f"policies  {outcome.config.out / 'policies'}")
+        print_line(f"report    {outcome.config.out / 'cooperative.html'}")

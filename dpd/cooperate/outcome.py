@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -92,11 +91,6 @@ class Cooperation:
                 f"note: fewer than {least} episodes cannot decide the gains of "
                 f"{len(self.subjects)} policies"
             )
-
-
-def cooperation_text(outcome: Cooperation) -> str:
-    """Return the contents of cooperative.json."""
-    return json.dumps(cooperation_json(outcome), indent=2, allow_nan=False) + "\n"
 
 
 def cooperation_json(outcome: Cooperation) -> dict[str, Any]:

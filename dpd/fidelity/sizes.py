@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,19 @@ from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
 from dpd.fidelity.states import HELD_OUT, AuditSettings, visit, visit_together
 from dpd.files import replacing
 from dpd.policies import policyfile
-from dpd.report.figures import COLOURS, GREY, INK, set_title, unframe
+from dpd.report.figures import (
+    DASHED,
+    GREY,
+    INK,
+    line_style,
+    new_figure,
+    save_png,
+    set_title,
+    style_axes,
+    thousands,
+)
+from dpd.report.report import Report, Section, Table, format_number, json_text, print_report
 from dpd.report.stats import CONFIDENCE, Interval, mean_interval
-from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import EvalResult
 from dpd.run.summary import FIDELITY, STUDENTS, title
 from dpd.run.teachers import kept_teacher
@@ -258,11 +267,7 @@ COST_LABELS = {"parameters": "parameters", "latency_us": "microseconds per actio
 
 def draw_sizes(comparison: SizeComparison, out_png: Path, title: str) -> None:
     """Draw return and agreement of every size over its parameters and latency."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09, wspace=0.04, hspace=0.05)
-    figure = Figure(figsize=(10.4, 6.8), dpi=200, layout=layout)
+    figure = new_figure(10.4, 6.8, 200, gap=0.05)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     for row, figure_name in enumerate(FIGURE_LABELS):
         for column, axis in enumerate(COST_LABELS):
@@ -274,29 +279,28 @@ def draw_sizes(comparison: SizeComparison, out_png: Path, title: str) -> None:
     seeds = max(len(size.per_seed(RETURN)) for size in comparison.sizes)
     means = f"means of {seeds} seeds, faint: single seeds; " if seeds > 1 else ""
     set_title(panels[0, 0], title, f"{means}dashed: the teacher")
-    with replacing(out_png) as draft:
-        figure.savefig(draft, format="png")
+    save_png(figure, out_png)
 
 
 def draw_panel(axes: Axes, comparison: SizeComparison, figure: str, cost: str) -> None:
     """Draw one figure of every size over one of its costs."""
     for k, size in enumerate(comparison.sizes):
-        value, colour = size.mean(figure), COLOURS[k % (len(COLOURS) - 1)]
+        value, colour = size.mean(figure), line_style(k)["color"]
         if value is None:
             continue
         seeds = size.per_seed(figure)
-        faint = {"color": colour, "s": 14, "alpha": 0.35, "linewidths": 0}
-        axes.scatter([cost_of(size, cost)] * len(seeds), seeds, **faint)  # type: ignore[arg-type]
+        faint: dict[str, Any] = {"color": colour, "s": 14, "alpha": 0.35, "linewidths": 0}
+        axes.scatter([cost_of(size, cost)] * len(seeds), seeds, **faint)
         axes.scatter([cost_of(size, cost)], [value], color=colour, s=46, zorder=3)
         if cost == "parameters":  # latencies are too close for labels, and the colours are the same
             place_of = (size.parameters, value)
-            look = {"fontsize": 8.5, "color": colour, "textcoords": "offset points"}
-            axes.annotate(size.name, place_of, xytext=(6, 5), **look)  # type: ignore[arg-type]
+            look: dict[str, Any] = {"fontsize": 8.5, "color": colour, "textcoords": "offset points"}
+            axes.annotate(size.name, place_of, xytext=(6, 5), **look)
     axes.axhline(
         comparison.returns.teacher if figure == RETURN else 1.0,
         color=GREY,
         linewidth=0.9,
-        linestyle=(0, (4, 3)),
+        linestyle=DASHED,
         zorder=1,
     )
     finish_panel(axes, cost)
@@ -309,7 +313,7 @@ def cost_of(size: SizeGroup, cost: str) -> float:
 
 def finish_panel(axes: Axes, cost: str) -> None:
     """Remove the frame, and use a logarithmic axis for parameters."""
-    unframe(axes)
+    style_axes(axes)
     axes.margins(x=0.15)
     if cost == "parameters":
         from matplotlib.ticker import LogLocator, NullLocator
@@ -317,7 +321,7 @@ def finish_panel(axes: Axes, cost: str) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_major_formatter(thousands)
     else:
         axes.set_xlim(0, 1.15 * axes.dataLim.x1)
 
@@ -331,8 +335,13 @@ def report_students(
     """
     with console.status("comparing the students with their teacher"), one_thread():
         comparison = compare_sizes(config, kept_teacher(run_dir), list(last), list(last.values()))
-    print_tables([sizes_table(comparison)], size_notes(comparison), console)
+    report = Report(
+        sections=[Section(tables=[sizes_table(comparison)])],
+        data=sizes_json(comparison),
+        notes=size_notes(comparison),
+    )
+    print_report(report, console=console)
     with replacing(run_dir / FIDELITY) as draft:
-        draft.write_text(json.dumps(sizes_json(comparison), indent=2, allow_nan=False) + "\n")
+        draft.write_text(json_text(report))
     if len(comparison.sizes) > 1:
         draw_sizes(comparison, run_dir / STUDENTS, title(config))

@@ -212,8 +212,8 @@ def bootstrap_interval(
     return Interval(float(interval.low), float(interval.high))
 
 
-def trimmed(values: np.ndarray, axis: int) -> Any:
-    """Return the interquartile mean along an axis."""
+def iqm(values: Any, axis: int = -1) -> Any:
+    """Return the interquartile mean along an axis; of fewer than four values it is the mean."""
     from scipy.stats import trim_mean
 
     return trim_mean(values, 0.25, axis=axis)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpd.errors import BadInput
-from dpd.log.terminal import make_console
+from dpd.report.report import Report, Section, Table, format_number, print_report
 from dpd.report.stats import ALPHA, CONFIDENCE, least_seeds
-from dpd.report.tables import Table, format_number, print_tables
 
 POWER = 0.8
 MAX_SEEDS = 100_000
@@ -38,14 +37,7 @@ class Plan(NamedTuple):
 
 def plan_study(out: Path, effect: float, as_json: bool) -> None:
     """Print how many seeds each arm of a stored study needs to show a difference of `effect`."""
-    data, plans = read_plans(out, effect)
-    stored = f"{data['seeds']} seeds in {out / 'study.json'}"
-    if as_json:
-        document = {"effect": effect, "alpha": ALPHA, "power": POWER, "stored_seeds": data["seeds"]}
-        document |= {"plans": [plan._asdict() for plan in plans], "notes": PLAN_NOTES}
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
-        return
-    title = f"Seeds that would show {data['subject']} {effect:,g} above or below an arm"
+    stored, plans = read_plans(out, effect)
     rows = [
         [
             f"{p.env} {p.arm}",
@@ -55,9 +47,15 @@ def plan_study(out: Path, effect: float, as_json: bool) -> None:
         ]
         for p in plans
     ]
-    columns = ["task, arm", "spread", "seeds", "range"]
-    table = Table(f"{title}\nspread: of the differences over {stored}", columns, rows)
-    print_tables([table], PLAN_NOTES, make_console(highlight=False))
+    title = (
+        f"Seeds that would show {stored['subject']} {effect:,g} above or below an arm\n"
+        f"spread: of the differences over {stored['seeds']} seeds in {out / 'study.json'}"
+    )
+    data = {"effect": effect, "alpha": ALPHA, "power": POWER, "stored_seeds": stored["seeds"]}
+    data |= {"plans": [plan._asdict() for plan in plans], "notes": PLAN_NOTES}
+    table = Table(title, ["task, arm", "spread", "seeds", "range"], rows)
+    report = Report(sections=[Section(tables=[table])], data=data, notes=PLAN_NOTES)
+    print_report(report, as_json)
 
 
 def read_plans(out: Path, effect: float) -> tuple[dict[str, Any], list[Plan]]:
@@ -108,14 +106,10 @@ def seeds_for(effect: float, arms: int) -> int:
 
     At least `least_seeds(arms)`, below which no result is significant, and at most MAX_SEEDS.
     """
-    low = least_seeds(arms)
-    high = low
-    while high < MAX_SEEDS and power(effect, high, arms) < POWER:
-        low, high = high + 1, min(2 * high, MAX_SEEDS)
-    while low < high:  # bisection: power grows with the seeds
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(effect, middle, arms) >= POWER else (middle + 1, high)
-    return low
+    seeds = range(MAX_SEEDS)
+    return bisect_left(  # power grows with the seeds
+        seeds, True, lo=least_seeds(arms), key=lambda n: power(effect, n, arms) >= POWER
+    )
 
 
 def power(effect: float, seeds: int, arms: int) -> float:
@@ -125,10 +119,10 @@ def power(effect: float, seeds: int, arms: int) -> float:
     """
     from scipy.stats import nct, t
 
-    if effect > 10:  # certain; scipy's distribution is NaN so far out
-        return 1.0
     freedom, shift = seeds - 1, effect * np.sqrt(seeds)
     limit = t.ppf(1 - ALPHA / arms / 2, freedom)
+    if shift > limit + 20:  # certain; scipy's distribution is NaN far out
+        return 1.0
     return float(nct.sf(limit, freedom, shift))
 
 

@@ -18,18 +18,17 @@ from dpd.config import TrainConfig, changed_settings
 from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.fidelity.states import HELD_OUT, AuditSettings, uniform_policy, visit
-from dpd.log.terminal import make_console
 from dpd.policies.policyfile import load
+from dpd.report.report import deliver_report, print_line, require_writable
 from dpd.report.stats import (
     Difference,
     Interval,
     bootstrap_interval,
     difference,
     family,
+    iqm,
     paired_difference,
-    trimmed,
 )
-from dpd.report.tables import Report, require_writable, write_report
 from dpd.run.runs import read_run
 from dpd.run.settings import saved_settings
 from dpd.run.sources import find_policies, is_best
@@ -115,8 +114,8 @@ class Findings:
 
     def _aggregate(self, arm: str, gap: Difference | None) -> Aggregate:
         scores = [task.scaled(arm) for task in self.tasks]
-        iqm = float(joint_iqm(*map(np.array, scores), axis=-1))
-        return Aggregate(iqm, bootstrap_interval(joint_iqm, scores, self.config.seed), gap)
+        middle = float(joint_iqm(*map(np.array, scores), axis=-1))
+        return Aggregate(middle, bootstrap_interval(joint_iqm, scores, self.config.seed), gap)
 
     def _gap(self, arm: str) -> Difference:
         """Return the subject minus an arm, with the tasks as strata."""
@@ -127,7 +126,7 @@ class Findings:
 
 def joint_iqm(*tasks: np.ndarray, axis: int) -> Any:
     """Return the interquartile mean over the seeds of all tasks (Agarwal et al. 2021)."""
-    return trimmed(np.concatenate(tasks, axis=axis), axis)
+    return iqm(np.concatenate(tasks, axis=axis), axis)
 
 
 def worst_quarter(scores: Sequence[float]) -> float:
@@ -167,7 +166,7 @@ def study(config: StudyConfig, parse: Parse) -> int:
     same command resumes it.
     """
     from dpd.study.plan import plan_study
-    from dpd.study.report import study_json, study_page, study_tables
+    from dpd.study.report import study_report
 
     if config.plan is not None:
         plan_study(config.out, config.plan, config.json)
@@ -178,10 +177,7 @@ def study(config: StudyConfig, parse: Parse) -> int:
         status = train_all(config, plans, parse)
     if status:
         return status
-    findings = evaluate_study(config)
-    data, page, tables = study_json(findings), study_page(findings), study_tables(findings)
-    report = Report("study", data, page, tables, findings.notes)
-    write_report(report, config.out, config.json)
+    deliver_report(study_report(evaluate_study(config)), config.out, "study", config.json)
     if not config.json:
         print_line(f"TensorBoard  tensorboard --logdir {config.out}")
     return 0
@@ -232,11 +228,6 @@ def train_all(config: StudyConfig, plans: Plans, parse: Parse) -> int:
             print_line("rerun the study to resume this run")
             return status
     return 0
-
-
-def print_line(line: str) -> None:
-    """Print a line without markup or wrapping."""
-    make_console(markup=False, highlight=False).print(line, soft_wrap=True)
 
 
 def is_done(path: Path, plan: TrainConfig) -> bool:

@@ -11,10 +11,11 @@ from dpd.agents.dist import DiagGaussian
 from dpd.fidelity.audit import audit, audit_notes, compare_returns, generalisation_gap
 from dpd.fidelity.measures import Scores
 from dpd.fidelity.policies import ComparedPolicy, n_parameters
-from dpd.fidelity.report import fidelity_page
+from dpd.fidelity.report import fidelity_report
 from dpd.fidelity.states import AuditSettings, visit
 from dpd.policies import metadata as policymeta
 from dpd.policies.policyfile import Policy
+from dpd.report.report import html_text
 from tests.toy import policies as made
 
 
@@ -80,7 +81,8 @@ def test_values_are_compared_where_both_have_some(policy: Policy) -> None:
     scores = found.entries[0].scores
     assert scores["train"].n == 3
     assert all(row.values["value_gap"] == pytest.approx(2) for row in scores.values())
-    assert "value gap" in fidelity_page(found) and not any("value" in note for note in found.notes)
+    page = html_text(fidelity_report(found))
+    assert "value gap" in page and not any("value" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("algo", made.EVERY)

@@ -14,7 +14,7 @@ from dpd.run.runs import Run, SavedLearner
 from dpd.study import study as command
 from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult
 from dpd.study.config import ARMS, StudyConfig
-from dpd.study.report import aggregate_json, study_tables
+from dpd.study.report import aggregate_json, aggregate_tables
 from dpd.study.study import Findings, TaskResult, worst_quarter
 from tests.toy.html import Reader
 
@@ -213,7 +213,7 @@ def test_a_difference_of_many_seeds_in_all_tasks_is_decided() -> None:
     assert tasks[0].gaps["one"].mean == pytest.approx(6.6)  # 12 - 5.4
     best = tasks[0].best_gaps["one"]
     assert best is not None and best.mean == pytest.approx(6.6)  # of one peer it is the best
-    titles = [table.title for table in study_tables(found)]
+    titles = [table.title for table in aggregate_tables(found)]
     assert titles[-1] == "Over 2 tasks: mean of dpd minus that of"
     assert aggregate_json(found.aggregates["one"])["gap"]["verdict"] == "higher"
 
