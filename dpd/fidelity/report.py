@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -279,16 +279,10 @@ def draw_error_histogram(result: Audit) -> Figure:
     return figure
 
 
-def worst_dims(entry: StudentAudit) -> Sequence[int]:
-    """Return the action dimensions to draw: all, or those with the largest error."""
-    teacher, student = entry.acts
-    error = (student - teacher).double().square().mean(0)
-    return sorted(torch.topk(error, min(MAX_SCATTER_DIMS, len(error))).indices.tolist())
-
-
 def draw_actions(entry: StudentAudit, k: int) -> Figure:
-    """Draw student k's actions over its teacher's, one panel per dimension."""
-    dims = worst_dims(entry)
+    """Draw student k's actions over its teacher's, in the dimensions with the largest error."""
+    error = (entry.acts[1] - entry.acts[0]).double().square().mean(0)
+    dims = sorted(torch.topk(error, min(MAX_SCATTER_DIMS, len(error))).indices.tolist())
     columns = min(4, len(dims))
     rows = -(-len(dims) // columns)
     figure = new_figure(2.1 * max(columns, 2), 2.2 * rows)

@@ -143,16 +143,18 @@ def learning_curves(
         raise ValueError(f"{metrics_csv} has no returns to draw; record eval/return first")
     side = [name for name in SIDE_PANELS if name in curves]
     figure = new_figure(10.4 if side else 7.4, 4.5, 200, gap=0.03)
-    main, *others = panels(figure, len(side))
+    # One large panel on the left, and a column of small ones on the right.
+    layout: list[Any] = [["", name] for name in side] or [[""]]
+    panels = figure.subplot_mosaic(layout, width_ratios=(1.75, 1) if side else None)
+    main = panels.pop("")
     draw_return_curves(main, curves, seeds, names)
     set_title(main, title, caption(curves, seeds))
-    for axes, name in zip(others, side, strict=True):
-        draw_side_panel(axes, curves[name], name)
     several = any(len(peers) > 1 for peers in curves.values())
     end = max(step for peers in curves.values() for curve in peers.values() for step in curve)
     format_axes(main, end, "environment steps" + " of all peers together" * several)
-    for axes in others:
-        format_axes(axes, end, "environment steps" * (axes is others[-1]))
+    for name, axes in panels.items():
+        draw_side_panel(axes, curves[name], name)
+        format_axes(axes, end, "environment steps" * (name == side[-1]))
     save_png(figure, out_png)
 
 
@@ -183,14 +185,6 @@ def binned(curve: Curve) -> tuple[list[float], list[float]]:
         steps.append(float(np.mean(inside)))
         means.append(float(np.mean([value for step in inside for value in curve[step]])))
     return steps, means
-
-
-def panels(figure: Figure, side: int) -> list[Axes]:
-    """Add one large panel on the left and `side` small panels in a column on the right."""
-    if not side:
-        return [figure.add_subplot()]
-    grid = figure.add_gridspec(side, 2, width_ratios=(1.75, 1))
-    return [figure.add_subplot(grid[:, 0]), *(figure.add_subplot(grid[k, 1]) for k in range(side))]
 
 
 def draw_return_curves(

@@ -44,7 +44,7 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a report, in the order in which a page shows it. `code` is set in backticks."""
+    """A part of a report; a page shows its fields in this order, and words in backticks as code."""
 
     heading: str = ""
     prose: Sequence[str] = ()

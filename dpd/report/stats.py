@@ -65,10 +65,9 @@ def paired_difference(strata: Sequence[Sequence[float]]) -> Difference:
     """
     gaps = [np.asarray(stratum, dtype=np.float64) for stratum in strata]
     mean, seeds = float(np.mean([g.mean() for g in gaps])), min(map(len, gaps))
-    if seeds < 2:
-        return single_difference(mean, None, True, seeds, None)
     # Dividing by its size gives every stratum the same weight in the sum that is permuted.
-    p = float(sign_flip_p(np.concatenate([g / len(g) for g in gaps])))
+    weighted = np.concatenate([g / len(g) for g in gaps])
+    p = float(sign_flip_p(weighted)) if seeds > 1 else None
     return single_difference(mean, mean_interval(*gaps), True, seeds, p)
 
 

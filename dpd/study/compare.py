@@ -50,41 +50,28 @@ class EvaluatedPolicy(NamedTuple):
         return float(self.returns.mean())
 
 
-class Replicate(NamedTuple):
-    """One seed: the unit of replication, because the peers of a seed are not independent."""
-
-    seed: int
-    peers: list[EvaluatedPolicy]
-
-    @property
-    def score(self) -> float:
-        """Mean return over the peers."""
-        return float(np.mean([peer.mean for peer in self.peers]))
-
-    @property
-    def best(self) -> EvaluatedPolicy | None:
-        """The peer with the best last evaluation in training; None if one is missing.
-
-        Choosing by the test episodes would favour methods with many peers.
-        """
-        if len(self.peers) == 1:
-            return self.peers[0]
-        evaluations = [p.member.evaluation for p in self.peers]
-        known = [e for e in evaluations if e is not None]
-        return self.peers[evaluations.index(max(known))] if known == evaluations else None
-
-
 @dataclass(frozen=True)
 class RunResult:
-    """A run and the test returns of its seeds."""
+    """A run and its policies, evaluated.
+
+    The seed is the unit of replication, because the peers of a seed are not independent.
+    """
 
     run: Run
-    replicates: list[Replicate]
+    seeds: dict[int, list[EvaluatedPolicy]]
+    """The peers of each seed."""
 
     @property
     def scores(self) -> dict[int, float]:
-        """Score by seed."""
-        return {r.seed: r.score for r in self.replicates}
+        """Mean return over the peers, by seed."""
+        return {s: float(np.mean([p.mean for p in peers])) for s, peers in self.seeds.items()}
+
+    @property
+    def best_scores(self) -> dict[int, float] | None:
+        """Mean return of the best peer by seed; None if a seed's best peer is unknown."""
+        best = {seed: best_peer(peers) for seed, peers in self.seeds.items()}
+        scores = {seed: peer.mean for seed, peer in best.items() if peer is not None}
+        return scores if len(scores) == len(best) else None
 
     def statistics(self, seed: int) -> dict[str, Any]:
         """Return statistics over seeds; `seed` is that of the bootstrap."""
@@ -98,11 +85,17 @@ class RunResult:
             "best_peer": None if best is None else float(np.mean(list(best.values()))),
         }
 
-    @property
-    def best_scores(self) -> dict[int, float] | None:
-        """Score of the best peer by seed; None if a seed's best peer is unknown."""
-        scores = {r.seed: r.best.mean for r in self.replicates if r.best is not None}
-        return scores if len(scores) == len(self.replicates) else None
+
+def best_peer(peers: Sequence[EvaluatedPolicy]) -> EvaluatedPolicy | None:
+    """Return the peer with the best last evaluation in training; None if one is missing.
+
+    Choosing by the test episodes would favour methods with many peers.
+    """
+    if len(peers) == 1:
+        return peers[0]
+    evaluations = [peer.member.evaluation for peer in peers]
+    known = [e for e in evaluations if e is not None]
+    return peers[evaluations.index(max(known))] if known == evaluations else None
 
 
 def compare_paths(config: CompareConfig) -> int:
@@ -145,15 +138,15 @@ def evaluate_runs(runs: Sequence[Run], config: CompareConfig | StudyConfig) -> l
         task = progress.add_task("", total=sum(len(run.members) for run in runs))
         for run in runs:
             progress.update(task, description=f"evaluating {run.name}")
-            by_seed: dict[int, list[EvaluatedPolicy]] = {seed: [] for seed in run.seeds}
+            result = RunResult(run, {seed: [] for seed in run.seeds})
             for m in run.members:
                 seed = episodes_seed(config.seed, m.seed)
-                outcome = evaluate_policy(
+                played = evaluate_policy(
                     m.policy, run.env[0], config.episodes, seed, config.threads
                 )
-                by_seed[m.seed].append(EvaluatedPolicy(m, outcome.returns[0]))
+                result.seeds[m.seed].append(EvaluatedPolicy(m, played.returns[0]))
                 progress.advance(task)
-            results.append(RunResult(run, [Replicate(*item) for item in by_seed.items()]))
+            results.append(result)
     return results
 
 
@@ -279,25 +272,24 @@ def result_json(result: RunResult, seed: int) -> dict[str, Any]:
         "steps": sorted(result.run.steps),
         "budget": result.run.budget,
         **result.statistics(seed),
-        "seeds": [replicate_json(r) for r in result.replicates],
+        "seeds": [
+            {
+                "seed": s,
+                "score": result.scores[s],
+                "best_peer": best.member.peer if (best := best_peer(peers)) else None,
+                "peers": [peer_json(peer) for peer in peers],
+            }
+            for s, peers in result.seeds.items()
+        ],
     }
 
 
-def replicate_json(replicate: Replicate) -> dict[str, Any]:
-    """Return a seed's score and the returns of its peers."""
-    best = replicate.best
+def peer_json(peer: EvaluatedPolicy) -> dict[str, Any]:
+    """Return the returns of a policy."""
     return {
-        "seed": replicate.seed,
-        "score": replicate.score,
-        "best_peer": None if best is None else best.member.peer,
-        "peers": [
-            {
-                "peer": p.member.peer,
-                "policy": str(p.member.file),
-                "last_evaluation": p.member.evaluation,
-                "mean": p.mean,
-                "returns": p.returns.tolist(),
-            }
-            for p in replicate.peers
-        ],
+        "peer": peer.member.peer,
+        "policy": str(peer.member.file),
+        "last_evaluation": peer.member.evaluation,
+        "mean": peer.mean,
+        "returns": peer.returns.tolist(),
     }

@@ -62,24 +62,23 @@ class TaskResult:
         """Result of the arm that all others are compared with."""
         return next(iter(self.results.values()))
 
-    @property
-    def _others(self) -> dict[str, RunResult]:
-        return dict(list(self.results.items())[1:])
-
     @cached_property
     def gaps(self) -> dict[str, Difference]:
         """The subject's scores minus each arm's, seed by seed; one family."""
-        subject = self.subject.scores
-        return family({arm: difference(r.scores, subject) for arm, r in self._others.items()})
+        return subtract_arms([(arm, r.scores) for arm, r in self.results.items()])
 
     @cached_property
     def best_gaps(self) -> dict[str, Difference]:
         """The same for each seed's best peer, if all are known; a family of its own."""
-        best = {arm: r.best_scores for arm, r in self._others.items()}
-        subject = self.subject.best_scores
-        if subject is None:
-            return {}
-        return family({arm: difference(s, subject) for arm, s in best.items() if s is not None})
+        return subtract_arms([(arm, r.best_scores) for arm, r in self.results.items()])
+
+
+def subtract_arms(scores: Sequence[tuple[str, dict[int, float] | None]]) -> dict[str, Difference]:
+    """Return the first arm's scores minus those of every other arm, if both are known."""
+    (_, subject), *others = scores
+    if subject is None:
+        return {}
+    return family({arm: difference(s, subject) for arm, s in others if s is not None})
 
 
 class Aggregate(NamedTuple):
@@ -165,8 +164,7 @@ def study(config: StudyConfig, parse: Parse) -> int:
     `parse` turns arguments of `dpd train` into settings. A run that ends early ends the study; the
     same command resumes it.
     """
-    from dpd.study.plan import plan_study
-    from dpd.study.report import study_report
+    from dpd.study.report import plan_study, study_report
 
     if config.plan is not None:
         plan_study(config.out, config.plan, config.json)

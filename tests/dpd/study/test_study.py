@@ -12,7 +12,7 @@ from dpd.cli import main, parse_train
 from dpd.policies.policyfile import Policy
 from dpd.run.runs import Run, SavedLearner
 from dpd.study import study as command
-from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult
+from dpd.study.compare import EvaluatedPolicy, RunResult
 from dpd.study.config import ARMS, StudyConfig
 from dpd.study.report import aggregate_json, aggregate_tables
 from dpd.study.study import Findings, TaskResult, worst_quarter
@@ -157,7 +157,7 @@ def made(arm: str, scores: list[float]) -> RunResult:
     members = [SavedLearner(s, 0, Path(), cast(Policy, None), None) for s in range(len(scores))]
     run = Run(path=Path(), name=arm, members=tuple(members), budget=None, records=None)
     played = [EvaluatedPolicy(m, np.array([x])) for m, x in zip(members, scores, strict=True)]
-    return RunResult(run, [Replicate(p.member.seed, [p]) for p in played])
+    return RunResult(run, {p.member.seed: [p] for p in played})
 
 
 def findings(*tasks: TaskResult) -> Findings:
