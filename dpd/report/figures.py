@@ -136,11 +136,12 @@ def learning_curves(
 ) -> None:
     """Draw a run's returns, and a panel for each metric of SIDE_PANELS that was logged.
 
-    `names`: labels of the peers, by default their numbers.
+    `names`: labels of the peers, by default their numbers. Draws nothing before the first episode
+    has ended.
     """
     curves, seeds = read_curves(metrics_csv, (*RETURNS, *SIDE_PANELS))
     if not any(name in curves for name in RETURNS):
-        raise ValueError(f"{metrics_csv} has no returns to draw; record eval/return first")
+        return
     side = [name for name in SIDE_PANELS if name in curves]
     figure = new_figure(10.4 if side else 7.4, 4.5, 200, gap=0.03)
     # One large panel on the left, and a column of small ones on the right.

@@ -131,13 +131,12 @@ def report_run(
 
 def print_paths(config: TrainConfig, run_dir: Path, console: Console) -> None:
     """Draw the learning curves; print the paths of the run's files and how it spent its time."""
-    policies = run_dir / "policies"
-    places = {"policies": policies if policies.exists() else None}
-    places["curves"] = draw_curves(run_dir, title(config), display_names(peer_names(config)))
-    for name, file in (("students", STUDENTS), ("fidelity", FIDELITY)):
-        places[name] = run_dir / file if (run_dir / file).exists() else None
+    names, curves = display_names(peer_names(config)), run_dir / "curves.png"
+    learning_curves(run_dir / "metrics.csv", curves, title(config), names)
+    places = {"policies": run_dir / "policies", "curves": curves}
+    places |= {"students": run_dir / STUDENTS, "fidelity": run_dir / FIDELITY}
     for name, place in places.items():
-        if place is not None:
+        if place.exists():
             console.print(f"{name:<12} {place}", soft_wrap=True)
     if spent := ", ".join(f"{k} {v:.1%}" for k, v in time_shares(run_dir).items()):
         console.print(f"{'time':<12} {spent}", soft_wrap=True, highlight=False)
@@ -153,15 +152,6 @@ def time_shares(run_dir: Path) -> dict[str, float]:
             spent[phase] = spent.get(phase, 0.0) + float(row["value"])
     total = sum(spent.values())
     return {phase: seconds / total for phase, seconds in spent.items()} if total > 0 else {}
-
-
-def draw_curves(run_dir: Path, title: str, names: Sequence[str]) -> Path | None:
-    """Draw the learning curves to curves.png; return None if there are no returns yet."""
-    metrics, picture = run_dir / "metrics.csv", run_dir / "curves.png"
-    if not any(row["metric"].endswith("/return") for row in read_rows(metrics)):
-        return None  # stopped before the first episode ended
-    learning_curves(metrics, picture, title, names)
-    return picture
 
 
 def summary(name: str, place: Place, policy: Policy, result: EvalResult) -> dict[str, Any]:

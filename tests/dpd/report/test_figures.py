@@ -132,10 +132,10 @@ def test_one_learner_with_training_returns_only_is_enough(tmp_path: Path) -> Non
     assert imread(tmp_path / "m.png").std() > 0.01
 
 
-def test_a_file_without_returns_is_refused(tmp_path: Path) -> None:
+def test_without_returns_nothing_is_drawn(tmp_path: Path) -> None:
     write_metrics(tmp_path / "m.csv", ("loss/policy",))
-    with pytest.raises(ValueError, match="has no returns"):
-        learning_curves(tmp_path / "m.csv", tmp_path / "m.png", "Hopper-v5")
+    learning_curves(tmp_path / "m.csv", tmp_path / "m.png", "Hopper-v5")
+    assert not (tmp_path / "m.png").exists()
 
 
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
