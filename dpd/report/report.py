@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,7 +49,7 @@ class Section:
     heading: str = ""
     prose: Sequence[str] = ()
     """Paragraphs."""
-    terms: Iterable[tuple[str, str]] = ()
+    terms: Collection[tuple[str, str]] = ()
     """Terms with their definitions."""
     figures: Sequence[Callable[[], Figure]] = ()
     """Functions that draw a figure; only a page calls them."""

@@ -86,6 +86,7 @@ def test_the_page_loads_nothing_and_answers_every_question(done: Path) -> None:
     assert "Is it better than --distill.alpha 10?" in seen.text
     assert "dpd train Hopper-v5 --algo ppo --seeds 2 --seed 3 --total-steps 1024" in seen.text
     assert "fewer than 7 seeds cannot decide 3 differences: dpd has 2" in seen.text
+    assert "\n| one | " in (done / "study.md").read_text()
     assert "p adj." in seen.text and ", adjusted 1: too few seeds" in seen.text
     assert (
         "best peers minus that of" in seen.text and "is too narrow for fewer than 20" in seen.text
