@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from curves import along
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from dpd.files import replacing
-from dpd.report.figures import INK, format_axes, line_style, set_title
+from dpd.report.figures import INK, format_axes, line_style, new_figure, save_png, set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,13 +46,11 @@ def main() -> int:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, help="a .png")
     args = parser.parse_args()
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09)
-    figure = Figure(figsize=(5.2 * len(args.files), 4.2), dpi=160, layout=layout)
+    figure = new_figure(5.2 * len(args.files), 4.2, dpi=160)
     for k, file in enumerate(args.files):
         draw(axes := figure.add_subplot(1, len(args.files), k + 1), json.loads(file.read_text()))
         axes.set_ylabel("" if k else "training return per episode", color=INK, fontsize=10)
-    with replacing(args.out) as draft:
-        figure.savefig(draft, format="png")
+    save_png(figure, args.out)
     return 0
 
 

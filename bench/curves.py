@@ -27,7 +27,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from sb3_baseline import make_offpolicy, make_ppo, make_vec
-from scipy.stats import trim_mean
 from timing import machine, write_json
 from torch import Tensor
 
@@ -37,7 +36,7 @@ from dpd.envs.make import make
 from dpd.log.csv import read_rows
 from dpd.log.terminal import make_console
 from dpd.policies import policyfile
-from dpd.report.stats import Difference, family, unpaired_difference
+from dpd.report.stats import Difference, family, iqm, unpaired_difference
 from dpd.run.episodes import episode_seeds, evaluate_policy, run_episodes
 from dpd.run.sources import is_best
 
@@ -180,7 +179,7 @@ def summarise(records: list[Record]) -> dict[str, Any]:
     """
     means = np.array([np.mean(r["returns"]) for r in records])
     return {
-        "iqm": float(trim_mean(means, 0.25)),
+        "iqm": float(iqm(means)),
         "mean": float(means.mean()),
         "std": float(means.std(ddof=1)) if len(means) > 1 else 0.0,
         "each": means.tolist(),

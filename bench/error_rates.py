@@ -25,9 +25,9 @@ from dpd.report.stats import (
     bootstrap_interval,
     difference_verdict,
     holm,
+    iqm,
     mean_interval,
     sign_flip_p,
-    trimmed,
     welch,
 )
 
@@ -69,11 +69,11 @@ def coverage(scores: str, n: int, nulls: int) -> dict[str, float]:
     """Return how often 95 % intervals contain the truth: t of a mean, bootstrap of an IQM."""
     rng, draw = np.random.default_rng(n), SCORES[scores]
     many = draw(rng, (1_000_000,))
-    mean, iqm = float(many.mean()), float(trimmed(many, 0))
+    mean, middle = float(many.mean()), float(iqm(many))
     held = {"t interval of the mean": 0, "bootstrap interval of the IQM": 0}
     for values in draw(rng, (nulls, n)).tolist():
-        intervals = (mean_interval(values), bootstrap_interval(trimmed, [values], 0))
-        for name, interval, truth in zip(held, intervals, (mean, iqm), strict=True):
+        intervals = (mean_interval(values), bootstrap_interval(iqm, [values], 0))
+        for name, interval, truth in zip(held, intervals, (mean, middle), strict=True):
             held[name] += interval is not None and interval.low <= truth <= interval.high
     return {name: count / nulls for name, count in held.items()}
 

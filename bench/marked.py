@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dpd.report.stats import bootstrap_interval, trimmed
+from dpd.report.stats import bootstrap_interval, iqm
 
 
 def fill(page: Path, name: str, lines: Sequence[str]) -> None:
@@ -39,10 +39,7 @@ def table(head: Sequence[str], rule: str, rows: Iterable[Sequence[str]]) -> list
 
 def centre(values: Sequence[float], places: int = 0) -> str:
     """Format the interquartile mean and its bootstrap interval over seeds."""
-    middle, interval = (
-        float(trimmed(np.asarray(values), 0)),
-        bootstrap_interval(trimmed, [values], 0),
-    )
+    middle, interval = float(iqm(values)), bootstrap_interval(iqm, [values], 0)
     text = f"{middle:,.{places}f}"
     if interval is None:
         return text

@@ -20,7 +20,7 @@ import numpy as np
 
 from dpd.cooperate.cooperation import Cooperation, policies_json
 from dpd.run.sources import Run, SavedLearner
-from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult, comparison_notes
+from dpd.study.compare import EvaluatedPolicy, RunResult, comparison_notes
 from dpd.study.config import ARMS, StudyConfig
 from dpd.study.report import aggregate_json, task_json
 from dpd.study.study import Findings, TaskResult
@@ -66,7 +66,7 @@ def study(data: Data) -> Data:
 def result(arm: Data) -> RunResult:
     """Rebuild the result of an arm from its file."""
     steps, commits = cycle(arm["steps"] or [None]), cycle(arm["git"] or [None])
-    replicates = []
+    seeds = {}
     for seed in arm["seeds"]:
         peers = []
         for peer in seed["peers"]:
@@ -75,11 +75,11 @@ def result(arm: Data) -> RunResult:
             file, evaluation = Path(peer["policy"]), peer["last_evaluation"]
             member = SavedLearner(seed["seed"], peer["peer"], file, policy, evaluation)
             peers.append(EvaluatedPolicy(member, np.array(peer["returns"])))
-        replicates.append(Replicate(seed["seed"], peers))
-    members = tuple(played.member for r in replicates for played in r.peers)
+        seeds[seed["seed"]] = peers
+    members = tuple(played.member for peers in seeds.values() for played in peers)
     name, path, budget = arm["run"], Path(arm["path"]), arm["budget"]
     run = Run(path=path, name=name, members=members, budget=budget, records=None)
-    return RunResult(run, replicates)
+    return RunResult(run, seeds)
 
 
 def cooperation(data: Data) -> Data:

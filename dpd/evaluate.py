@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
 from dpd.errors import BadInput
 from dpd.policies.policyfile import Policy
+from dpd.report.report import print_report
 from dpd.run.episodes import evaluate_together
 from dpd.run.sources import Place, find_policies, load_any, place_of, refuse_shared_statistics
-from dpd.run.summary import print_table, summary
+from dpd.run.summary import evaluation_report, summary
 
 if TYPE_CHECKING:
     from dpd.config import EvaluateConfig
@@ -31,7 +31,7 @@ def evaluate_paths(config: EvaluateConfig) -> int:
     groups: dict[str, list[Path]] = {}
     for file, place in places.items():
         groups.setdefault(json.dumps(place, sort_keys=True), []).append(file)
-    summaries: dict[Path, dict[str, object]] = {}
+    summaries: dict[Path, dict[str, Any]] = {}
     for group in groups.values():
         together, place = [policies[f] for f in group], places[group[0]]
         outcomes = evaluate_together(
@@ -40,10 +40,7 @@ def evaluate_paths(config: EvaluateConfig) -> int:
         for file, policy, outcome in zip(group, together, outcomes, strict=True):
             summaries[file] = summary(str(file), place, policy, outcome)
     rows = [summaries[file] for file in policies]
-    if config.json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-    else:
-        print_table(rows)
+    print_report(evaluation_report(rows), config.json)
     if config.video is not None:  # last, so that a failure does not lose the numbers
         file, first = next(iter(policies.items()))
         record_video(first, places[file], config.video, config.seed)

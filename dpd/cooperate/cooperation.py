@@ -6,9 +6,7 @@ The file cooperative.json and the policies hold all that a resumed cooperation n
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -26,6 +24,7 @@ from dpd.envs.make import check, choose_backend
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console, steps_progress
 from dpd.policies.policyfile import Policy, load, require_bounds, require_fit
+from dpd.report.report import print_line, print_report, require_writable
 from dpd.report.stats import (
     CONFIDENCE,
     Difference,
@@ -34,7 +33,6 @@ from dpd.report.stats import (
     mean_interval,
     paired_difference,
 )
-from dpd.report.tables import print_tables, require_writable
 from dpd.run.sources import Place, load_together, moved, one_policy, short_names
 
 
@@ -179,19 +177,17 @@ def most_steps_left(world: Simulator, outcome: Cooperation) -> int:
 
 def print_cooperation(outcome: Cooperation) -> None:
     """Print the results and the paths of the files."""
-    from dpd.cooperate.report import cooperation_tables
+    from dpd.cooperate.report import cooperation_report
 
-    if outcome.config.json and not outcome.stopped:
-        sys.stdout.write(cooperation_text(outcome))
-        return
-    console = make_console(markup=False, highlight=False)
     if not outcome.stopped:
-        print_tables(list(cooperation_tables(outcome)), (), console)
+        print_report(cooperation_report(outcome), outcome.config.json)
+        if outcome.config.json:
+            return
     for line in outcome.remarks():
-        console.print(line, soft_wrap=True)
+        print_line(line)
     if outcome.rounds:
-        console.print(f"policies  {outcome.config.out / 'policies'}", soft_wrap=True)
-        console.print(f"report    {outcome.config.out / 'cooperative.html'}", soft_wrap=True)
+        print_line(f"policies  {outcome.config.out / 'policies'}")
+        print_line(f"report    {outcome.config.out / 'cooperative.html'}")
 
 
 def new_cooperation(config: CooperateConfig) -> Cooperation:
@@ -248,10 +244,10 @@ def require_fit_task(env_id: str, subjects: list[CooperatingPolicy], is_given: b
         require_bounds(policy, spec, name)
 
 
-def cooperation_text(outcome: Cooperation) -> str:
+def cooperation_json(outcome: Cooperation) -> dict[str, Any]:
     """Return the contents of cooperative.json: everything measured, raw returns included."""
     rounds = zip(outcome.rounds, outcome.steps, strict=True)
-    data = {
+    return {
         "env": outcome.env_id,
         "confidence": CONFIDENCE,
         "settings": outcome.settings,
@@ -269,7 +265,6 @@ def cooperation_text(outcome: Cooperation) -> str:
             for r, n in rounds
         ],
     }
-    return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
 def policies_json(outcome: Cooperation) -> list[dict[str, Any]]:

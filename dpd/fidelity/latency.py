@@ -7,7 +7,7 @@ import importlib.util
 import os
 import statistics
 import tempfile
-import time
+import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,8 +74,9 @@ def time_c(policy: Policy, folder: Path) -> float:
     return statistics.median(seconds(obs, act, C_CALLS // ROUNDS) for _ in range(ROUNDS))
 
 
+PYTHON = "Python"
 TIMERS: dict[str, Timer] = {
-    "Python": time_python,
+    PYTHON: time_python,
     "ONNX Runtime": time_onnx,
     "TorchScript": time_torchscript,
     "C": time_c,
@@ -90,7 +91,7 @@ def latencies(policy: Policy) -> dict[str, float]:
     """
     names = [name for name in TIMERS if is_at_hand(name)]
     if policy.meta.memory is not None:
-        names = ["Python"]
+        names = [PYTHON]
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         return {name: 1e6 * TIMERS[name](policy, Path(folder)) for name in names}
 
@@ -106,15 +107,10 @@ def is_at_hand(runtime: str) -> bool:
     return all(importlib.util.find_spec(name) is not None for name in needed)
 
 
-def seconds_per_call(act: Callable[[], object]) -> float:
+def seconds_per_call(act: Callable[[], object], calls: int = CALLS) -> float:
     """Return the median over rounds of calls, which resists disturbance by other programs."""
-    times = []
-    for calls in [WARM_UP, *[CALLS] * ROUNDS]:
-        start = time.perf_counter()
-        for _ in range(calls):
-            act()
-        times.append((time.perf_counter() - start) / calls)
-    return statistics.median(times[1:])
+    timeit.timeit(act, number=WARM_UP)
+    return statistics.median(timeit.repeat(act, number=calls, repeat=ROUNDS)) / calls
 
 
 @contextmanager

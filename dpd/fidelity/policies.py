@@ -7,10 +7,7 @@ was trained on. A run keeps its latest few checkpoints and the best one.
 from __future__ import annotations
 
 import hashlib
-import statistics
-import timeit
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,14 +23,13 @@ from dpd.agents.rng import with_own_generators
 from dpd.agents.student import Student
 from dpd.config import RunConfig, TrainConfig
 from dpd.errors import BadInput
+from dpd.fidelity.latency import PYTHON, latencies, one_thread, seconds_per_call
 from dpd.fidelity.states import draw_rows
 from dpd.policies.policyfile import Policy
 from dpd.run.checkpoint import JournalFiles, file_of, folder_of, read
 from dpd.run.sources import Place, load_together, one_policy, require_place, short_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from dpd.fidelity.config import FidelityConfig
 
 ValueFunction = Callable[[Tensor], Tensor]
@@ -115,7 +111,7 @@ def remembered_states(agent: Student, n: int, files: JournalFiles, names: list[s
 
 
 TIMING_BATCH = 256
-SINGLE_CALLS, BATCH_CALLS, WARM_UP = 200, 30, 20
+BATCH_CALLS = 30
 
 
 class PolicyOutputs(NamedTuple):
@@ -169,9 +165,11 @@ class Cost(NamedTuple):
     parameters: int
     bytes: int | None
     latency_us: float
-    """Median microseconds per action for one observation, on one thread."""
+    """Median microseconds per action for one observation in Python, on one thread."""
     actions_per_s: float
     """Actions per second in batches of 256, on one thread."""
+    runtimes_us: dict[str, float]
+    """The same in every runtime that is installed: ONNX Runtime, TorchScript, C."""
 
 
 def measure_cost(subject: ComparedPolicy) -> Cost:
@@ -179,32 +177,16 @@ def measure_cost(subject: ComparedPolicy) -> Cost:
     n_bytes = None if subject.file is None else subject.file.stat().st_size
     obs = np.zeros((TIMING_BATCH, subject.policy.meta.obs_dim), np.float32)
     with one_thread():
-        single = median_seconds(subject.policy, obs[:1], SINGLE_CALLS)
-        batch = median_seconds(subject.policy, obs, BATCH_CALLS)
-    return Cost(n_parameters(subject.policy), n_bytes, 1e6 * single, TIMING_BATCH / batch)
+        batch = seconds_per_call(lambda: subject.policy.act_flat(obs), BATCH_CALLS)
+    speeds = latencies(subject.policy)
+    python = speeds.pop(PYTHON)
+    return Cost(n_parameters(subject.policy), n_bytes, python, TIMING_BATCH / batch, speeds)
 
 
 def n_parameters(policy: Policy) -> int:
     """Count a policy's parameters: network, deviation and memory, not normaliser or bounds."""
     learned = ("actor.", "log_std", "memory.")
     return sum(t.numel() for name, t in policy.tensors.items() if name.startswith(learned))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread inside the context."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def median_seconds(policy: Policy, obs: np.ndarray, calls: int) -> float:
-    """Time `policy.act_flat`; the median resists disturbance by other programs."""
-    times = timeit.repeat(lambda: policy.act_flat(obs), number=1, repeat=WARM_UP + calls)
-    return statistics.median(times[WARM_UP:])
 
 
 def read_teacher_and_students(

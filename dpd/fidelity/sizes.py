@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,19 @@ from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
 from dpd.fidelity.states import HELD_OUT, AuditSettings, visit, visit_together
 from dpd.files import replacing
 from dpd.policies import policyfile
-from dpd.report.figures import COLOURS, GREY, INK, new_figure, save_png, set_title, unframe
+from dpd.report.figures import (
+    DASHED,
+    GREY,
+    INK,
+    line_style,
+    new_figure,
+    save_png,
+    set_title,
+    style_axes,
+    thousands,
+)
+from dpd.report.report import Report, Section, Table, format_number, json_text, print_report
 from dpd.report.stats import CONFIDENCE, Interval, mean_interval
-from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import EvalResult
 from dpd.run.summary import FIDELITY, STUDENTS, title
 from dpd.run.teachers import kept_teacher
@@ -35,7 +44,8 @@ SIZE_FIGURES = {
     "retained": "return above random actions, as a share of the teacher's",
     "agree": f"share of held-out states of the teacher with every action within {NEAR}",
     "own_error": "mean |difference| of actions on the student's states, in half ranges",
-    "latency_us": "median microseconds per action for one observation, on one thread",
+    "latency_us": "median microseconds per action for one observation in Python, on one thread",
+    "c_latency_us": "the same in C, if there is a C compiler",
 }
 
 
@@ -168,7 +178,12 @@ def compare_student(
         size="x".join(map(str, meta.hidden)) + f" {meta.algo}" * (meta.algo != "student"),
         seed=int(meta.provenance["seed"]),
         cost=cost,
-        figures={**figures, **measures, "latency_us": cost.latency_us},
+        figures={
+            **figures,
+            **measures,
+            "latency_us": cost.latency_us,
+            "c_latency_us": cost.runtimes_us.get("C"),
+        },
         memory=meta.memory is not None,
     )
 
@@ -182,15 +197,18 @@ def mean_of_known(values: Sequence[float | None]) -> float | None:
 def sizes_table(comparison: SizeComparison) -> Table:
     """Tabulate the teacher and one row per size."""
     several = any(len(size.per_seed("return")) > 1 for size in comparison.sizes)
-    columns = ["student", "params", "smaller", "µs", "return", "retained"]
+    columns = ["student", "params", "smaller", "µs", "µs in C", "return", "retained"]
     columns += ["95 %"] * several + [f"≤{NEAR}", "own error"]
     whole = sum(each.parameters for each in comparison.costs)
-    took = format_number(sum(each.latency_us for each in comparison.costs))
-    row = ["teacher", f"{whole:,}", "1", took, format_number(comparison.returns.teacher), "1"]
+    in_c = [cost.runtimes_us["C"] for cost in comparison.costs if "C" in cost.runtimes_us]
+    all_in_c = sum(in_c) if len(in_c) == len(comparison.costs) else None
+    took = (sum(each.latency_us for each in comparison.costs), all_in_c, comparison.returns.teacher)
+    row = ["teacher", f"{whole:,}", "1", *map(format_number, took), "1"]
     rows = [row + ["-"] * several + ["1", "0"]]
     for size in comparison.sizes:
         head = [size.name, f"{size.parameters:,}", *map(format_number, [size.compression])]
-        figures = [size.mean(name) for name in ("latency_us", "return", "retained")]
+        names = ("latency_us", "c_latency_us", "return", "retained")
+        figures = [size.mean(name) for name in names]
         interval = [format_number(size.interval("retained"))] * several
         fidelity = [format_number(size.mean(name)) for name in ("agree", "own_error")]
         rows.append([*head, *map(format_number, figures), *interval, *fidelity])
@@ -247,19 +265,25 @@ FIGURE_LABELS = {
     "return": "return per episode",
     "agree": f"held-out states with every action within {NEAR}",
 }
-COST_LABELS = {"parameters": "parameters", "latency_us": "microseconds per action, one thread"}
+COST_LABELS = {
+    "parameters": "parameters",
+    "latency_us": "microseconds per action in Python, one thread",
+    "c_latency_us": "microseconds per action in C, one thread",
+}
 
 
 def draw_sizes(comparison: SizeComparison, out_png: Path, title: str) -> None:
     """Draw return and agreement of every size over its parameters and latency."""
-    figure = new_figure(10.4, 6.8, 200, gap=0.045)
+    in_c = all(size.mean("c_latency_us") is not None for size in comparison.sizes)
+    costs = ["parameters", "c_latency_us" if in_c else "latency_us"]
+    figure = new_figure(10.4, 6.8, 200, gap=0.05)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     for row, (name, text) in enumerate(FIGURE_LABELS.items()):
-        for column, cost in enumerate(COST_LABELS):
+        for column, cost in enumerate(costs):
             draw_panel(panels[row, column], comparison, name, cost)
         panels[row, 0].set_ylabel(text, color=INK, fontsize=10)
-    for axes, label in zip(panels[1], COST_LABELS.values(), strict=True):
-        axes.set_xlabel(label, color=INK, fontsize=10)
+    for axes, cost in zip(panels[1], costs, strict=True):
+        axes.set_xlabel(COST_LABELS[cost], color=INK, fontsize=10)
     seeds = max(len(size.per_seed("return")) for size in comparison.sizes)
     means = f"means of {seeds} seeds, faint: single seeds; " if seeds > 1 else ""
     set_title(panels[0, 0], title, f"{means}dashed: the teacher")
@@ -269,19 +293,19 @@ def draw_sizes(comparison: SizeComparison, out_png: Path, title: str) -> None:
 def draw_panel(axes: Axes, comparison: SizeComparison, figure: str, cost: str) -> None:
     """Draw one figure of every size over one of its costs."""
     for k, size in enumerate(comparison.sizes):
-        value, colour = size.mean(figure), COLOURS[k % (len(COLOURS) - 1)]
+        value, colour = size.mean(figure), line_style(k)["color"]
         if value is None:
             continue
         seeds, x = size.per_seed(figure), size.cost(cost)
-        faint = {"color": colour, "s": 14, "alpha": 0.35, "linewidths": 0}
-        axes.scatter([x] * len(seeds), seeds, **faint)  # type: ignore[arg-type]
+        faint: dict[str, Any] = {"color": colour, "s": 14, "alpha": 0.35, "linewidths": 0}
+        axes.scatter([x] * len(seeds), seeds, **faint)
         axes.scatter([x], [value], color=colour, s=46, zorder=3)
         if cost == "parameters":  # latencies are too close for labels, and the colours are the same
-            look = {"fontsize": 8.5, "color": colour, "textcoords": "offset points"}
-            axes.annotate(size.name, (x, value), xytext=(6, 5), **look)  # type: ignore[arg-type]
+            look: dict[str, Any] = {"fontsize": 8.5, "color": colour, "textcoords": "offset points"}
+            axes.annotate(size.name, (x, value), xytext=(6, 5), **look)
     level = comparison.returns.teacher if figure == "return" else 1.0
-    axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    unframe(axes)
+    axes.axhline(level, color=GREY, linewidth=0.9, linestyle=DASHED, zorder=1)
+    style_axes(axes)
     axes.margins(x=0.15)
     if cost == "parameters":
         from matplotlib.ticker import LogLocator, NullLocator
@@ -289,7 +313,7 @@ def draw_panel(axes: Axes, comparison: SizeComparison, figure: str, cost: str) -
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_major_formatter(thousands)
     else:
         axes.set_xlim(0, 1.15 * axes.dataLim.x1)
 
@@ -303,8 +327,13 @@ def report_students(
     """
     with console.status("comparing the students with their teacher"), one_thread():
         comparison = compare_sizes(config, kept_teacher(run_dir), list(last), list(last.values()))
-    print_tables([sizes_table(comparison)], size_notes(comparison), console)
+    report = Report(
+        sections=[Section(tables=[sizes_table(comparison)])],
+        data=sizes_json(comparison),
+        notes=size_notes(comparison),
+    )
+    print_report(report, console=console)
     with replacing(run_dir / FIDELITY) as draft:
-        draft.write_text(json.dumps(sizes_json(comparison), indent=2, allow_nan=False) + "\n")
+        draft.write_text(json_text(report))
     if len(comparison.sizes) > 1:
         draw_sizes(comparison, run_dir / STUDENTS, title(config))

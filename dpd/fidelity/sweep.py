@@ -48,7 +48,7 @@ from dpd.fidelity.states import (
 from dpd.log.terminal import make_console, steps_progress
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy
-from dpd.report.tables import Report, require_writable, write_report
+from dpd.report.report import deliver_report, require_writable
 from dpd.run.sources import load_any, one_policy, place_of, short_names
 
 if TYPE_CHECKING:
@@ -334,16 +334,13 @@ class Sweep(NamedTuple):
 
 def sweep_teacher(config: SweepConfig) -> int:
     """Train and compare all students; print tables or JSON, and write the report."""
-    from dpd.fidelity.sweep_report import sweep_json, sweep_page, sweep_tables
+    from dpd.fidelity.sweep_report import sweep_report
 
     config = config.resolved()
     require_writable(config.out)
     with one_thread():
         result = sweep(config, *read_sweep_teacher(config))
-    report = Report(
-        "sweep", sweep_json(result), sweep_page(result), sweep_tables(result), result.notes
-    )
-    write_report(report, config.out, config.json)
+    deliver_report(sweep_report(result), config.out, "sweep", config.json)
     return 0
 
 

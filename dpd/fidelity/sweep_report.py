@@ -1,28 +1,22 @@
-"""Report of a sweep: tables, HTML page and JSON."""
+"""Report of a sweep."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpd.fidelity.audit import MEASURES, NEAR
-from dpd.fidelity.report import origin_definition
+from dpd.fidelity.report import origin_text
 from dpd.fidelity.sweep import FACTORS, Sweep, SweepResult, Variant
-from dpd.report.figures import new_figure
-from dpd.report.page import (
-    GRID,
-    INK,
-    Section,
-    legend,
-    page_line_style,
-    render_page,
-    style_axes,
-    svg,
-)
-from dpd.report.tables import Table, describe_returns, format_number
+from dpd.report.figures import DASHED, GRID, INK, add_legend, line_style, new_figure, style_axes
+from dpd.report.report import Report, Section, Table, describe_returns, table_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ResultFigure = Callable[[SweepResult], float | None]
 
@@ -53,6 +47,11 @@ SWEEP_COLUMNS = {
     "student_error": "own",
     "retained": "retained",
 }
+ERROR_LABELS = {
+    "train_error": "training states",
+    "heldout_error": "held-out states",
+    "student_error": "its own states",
+}
 FIDELITY_FIGURES = {
     "KL(T‖S), held-out": ("heldout_kl", -1),
     "error, held-out": ("heldout_error", -1),
@@ -60,6 +59,53 @@ FIDELITY_FIGURES = {
     f"agreement within {NEAR}, held-out": (f"heldout_agree_{NEAR}", 1),
 }
 """Figures that express fidelity, with their sign; -1: lower is better."""
+SWEEP_MEANINGS = {
+    "KL": "KL(T‖S), divergence of the student's Gaussian from the teacher's, in nats",
+    "error": "mean |difference| of actions, in units of half their range",
+    "gap": "error on held-out states minus error on training states: too little data",
+    "own": "error on the states that the student visits when it acts",
+    "retained": "return above random actions, as a share of the teacher's, in the same episodes",
+}
+
+
+def sweep_report(sweep: Sweep) -> Report:
+    """Report on all variants, then on the relation of fidelity and return."""
+    config, settings = sweep.config, sweep.settings
+    settings_text = (
+        f"{config.steps:,} gradient steps on {sweep.divergence}, {config.seeds} "
+        f"seed{'s' * (config.seeds > 1)}, {config.episodes} episodes, {config.states:,} states in "
+        f"each set, seed {config.seed}; learning rates from {config.lr:g} (Adam) and "
+        f"{config.sgd_lr:g} (SGD) to 0 along a cosine."
+    )
+    baselines = [
+        table_row(f"{sweep.teacher.name} (teacher)", float(sweep.returns.mean())),
+        table_row("random actions", float(sweep.random.mean())),
+    ]
+    correlations = [table_row(name, correlation(sweep, name)) for name in FIDELITY_FIGURES]
+    title = f"Spearman correlation of fidelity with return, over {len(sweep.results)} students"
+    sections = [
+        Section(figures=[partial(draw_factors, sweep)], tables=[variants_table(sweep)]),
+        Section(
+            heading="Does higher fidelity mean higher return?",
+            figures=[partial(draw_returns, sweep)],
+            tables=[
+                Table(f"Returns of {settings.episodes} episodes", ["policy", "return"], baselines),
+                Table(title, ["fidelity by", "correlation"], correlations),
+            ],
+        ),
+        Section(heading="What the numbers mean", terms=SWEEP_MEANINGS.items()),
+        Section(
+            heading="Settings and teacher",
+            prose=[settings_text],
+            terms=[(sweep.teacher.name, origin_text(sweep.teacher))],
+        ),
+    ]
+    return Report(
+        title=f"What makes students follow {sweep.teacher.name} in {settings.env_id}?",
+        sections=sections,
+        data=sweep_json(sweep),
+        notes=sweep.notes,
+    )
 
 
 def results_of(sweep: Sweep, variant: Variant) -> list[SweepResult]:
@@ -94,35 +140,13 @@ def variants_table(sweep: Sweep) -> Table:
     for factor in sweep.factors:
         for variant in factor.variants:
             results = results_of(sweep, variant)
-            figures = [format_number(mean_figure(results, name)) for name in known]
-            rows.append([factor.label(variant), *figures])
+            rows.append(table_row(factor.label(variant), *(mean_figure(results, k) for k in known)))
     seeds = f", means of {sweep.config.seeds} seeds" if sweep.config.seeds > 1 else ""
     title = (
         f"{sweep.settings.env_id}: students of {sweep.teacher.name}, one factor changed at a time"
         f"{seeds}. KL and error of actions on training (seen), held-out and own states"
     )
     return Table(title, ["changed", *(SWEEP_COLUMNS[name] for name in known)], rows)
-
-
-def baselines_table(sweep: Sweep) -> Table:
-    """Tabulate the returns of the teacher and of random actions."""
-    rows = [
-        [f"{sweep.teacher.name} (teacher)", format_number(float(sweep.returns.mean()))],
-        ["random actions", format_number(float(sweep.random.mean()))],
-    ]
-    return Table(f"Returns of {sweep.settings.episodes} episodes", ["policy", "return"], rows)
-
-
-def correlation_table(sweep: Sweep) -> Table:
-    """Tabulate the correlations of fidelity with return."""
-    rows = [[name, format_number(correlation(sweep, name))] for name in FIDELITY_FIGURES]
-    title = f"Spearman correlation of fidelity with return, over {len(sweep.results)} students"
-    return Table(title, ["fidelity by", "correlation"], rows)
-
-
-def sweep_tables(sweep: Sweep) -> list[Table]:
-    """Return the tables for the terminal."""
-    return [variants_table(sweep), baselines_table(sweep), correlation_table(sweep)]
 
 
 def sweep_json(sweep: Sweep) -> dict[str, Any]:
@@ -134,10 +158,7 @@ def sweep_json(sweep: Sweep) -> dict[str, Any]:
         "env_kwargs": settings.env_kwargs,
         **{name: getattr(config, name) for name in names},
         "divergence": sweep.divergence,
-        "teacher": {
-            **sweep.teacher.origin,
-            **describe_returns(sweep.returns),
-        },
+        "teacher": {**sweep.teacher.origin, **describe_returns(sweep.returns)},
         "random": describe_returns(sweep.random),
         "factors": {
             factor.name: {
@@ -165,87 +186,40 @@ def sweep_student_json(result: SweepResult) -> dict[str, Any]:
     }
 
 
-ERROR_LABELS = {
-    "train_error": "training states",
-    "heldout_error": "held-out states",
-    "student_error": "its own states",
-}
-SWEEP_MEANINGS = {
-    "KL": "KL(T‖S), divergence of the student's Gaussian from the teacher's, in nats",
-    "error": "mean |difference| of actions, in units of half their range",
-    "gap": "error on held-out states minus error on training states: too little data",
-    "own": "error on the states that the student visits when it acts",
-    "retained": "return above random actions, as a share of the teacher's, in the same episodes",
-}
-
-
-def sweep_page(sweep: Sweep) -> str:
-    """Return the HTML page."""
-    config = sweep.config
-    seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
-    settings = (
-        f"{config.steps:,} gradient steps on {sweep.divergence}, "
-        f"{seeds}, {config.episodes} episodes, {config.states:,} states in each set, "
-        f"seed {config.seed}; learning rates from {config.lr:g} (Adam) and {config.sgd_lr:g} (SGD) "
-        "to 0 along a cosine."
-    )
-    sections = [
-        Section("", [factor_charts(sweep), variants_table(sweep)]),
-        Section(
-            "Does higher fidelity mean higher return?",
-            [return_scatter(sweep), correlation_table(sweep), baselines_table(sweep)],
-        ),
-        Section("What the numbers mean", [SWEEP_MEANINGS.items()]),
-        Section("Settings and teacher", [settings, [origin_definition(sweep.teacher)]]),
-    ]
-    title = f"What makes students follow {sweep.teacher.name} in {sweep.settings.env_id}?"
-    return render_page(title, sections, sweep.notes)
-
-
-def factor_charts(sweep: Sweep) -> str:
+def draw_factors(sweep: Sweep) -> Figure:
     """Draw the error on three sets of states over the values of every factor."""
-    figure = new_figure(8.4, 2.5 * -(-len(sweep.factors) // 3))
-    for place, factor in enumerate(sweep.factors):
-        axes = figure.add_subplot(-(-len(sweep.factors) // 3), 3, place + 1)
-        names = [
-            f"{value:,}" if isinstance(value := factor.value(v), int) else str(value)
-            for v in factor.variants
-        ]
+    rows = -(-len(sweep.factors) // 3)
+    figure = new_figure(8.4, 2.5 * rows)
+    for place, factor in enumerate(sweep.factors, 1):
+        axes = figure.add_subplot(rows, 3, place)
+        values = [factor.value(variant) for variant in factor.variants]
+        names = [f"{value:,}" if isinstance(value, int) else str(value) for value in values]
         for k, (name, label) in enumerate(ERROR_LABELS.items()):
-            heights = [
-                mean_figure(results_of(sweep, variant), name) or 0.0 for variant in factor.variants
-            ]
-            axes.plot(names, heights, **page_line_style(k), marker="o", markersize=4, label=label)
+            heights = [mean_figure(results_of(sweep, v), name) or 0.0 for v in factor.variants]
+            axes.plot(names, heights, **line_style(k), marker="o", markersize=4, label=label)
         axes.set_ylim(bottom=0)
         style_axes(axes, FACTORS[factor.name])
-    legend(figure, "error on {}", columns=3)
-    return svg(figure, "factors")
+    add_legend(figure, "error on {}", columns=3)
+    return figure
 
 
-def return_scatter(sweep: Sweep) -> str:
+def draw_returns(sweep: Sweep) -> Figure:
     """Draw every student's return over its error on held-out states, coloured by factor."""
     figure = new_figure(8.4, 3.6)
     axes = figure.add_subplot()
-    common = common_variant(sweep)
-    kinds = {"common variant": [common], **{f.name: f.variants for f in sweep.factors}}
-    for k, (name, variants) in enumerate(kinds.items()):
-        own = [v for v in variants if k == 0 or v != common]
-        results = [result for variant in own for result in results_of(sweep, variant)]
+    first, *others = (set(factor.variants) for factor in sweep.factors)
+    (common,) = first.intersection(*others)
+    kinds = {f.name: [v for v in f.variants if v != common] for f in sweep.factors}
+    for k, (name, variants) in enumerate({"common variant": [common], **kinds}.items()):
+        results = [result for variant in variants for result in results_of(sweep, variant)]
         errors = [SWEEP_FIGURES["heldout_error"](result) or 0.0 for result in results]
         returns = [float(result.returns.mean()) for result in results]
-        colour = INK if k == 0 else page_line_style(k - 1)["color"]
+        colour = INK if k == 0 else line_style(k - 1)["color"]
         axes.scatter(errors, returns, s=22, color=colour, label=name)
     for level in (sweep.returns.mean(), sweep.random.mean()):
-        axes.axhline(float(level), color=GRID, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.axhline(float(level), color=GRID, linewidth=1.2, linestyle=DASHED)
     style_axes(
         axes, "return over the error on held-out states; dashed: the teacher, random actions"
     )
     axes.legend(loc="best", frameon=False, fontsize=9, labelcolor=INK)
-    return svg(figure, "returns")
-
-
-def common_variant(sweep: Sweep) -> Variant:
-    """Return the variant that all factors have in common."""
-    first, *others = (set(factor.variants) for factor in sweep.factors)
-    (common,) = first.intersection(*others)
-    return common
+    return figure

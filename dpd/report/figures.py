@@ -1,7 +1,8 @@
-"""Figures of learning curves, drawn from metrics.csv."""
+"""Figures: one style for PNG files and for the SVG on pages, and the learning curves of a run."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from dpd.files import replacing
 from dpd.log.csv import read_rows
+from dpd.report.stats import iqm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,10 +33,12 @@ SIDE_PANELS = {
     "distill/student_weight": "weight of the student's own action",
 }
 SHARES = frozenset(SIDE_PANELS) - {"distill/action_distance"}
-# Okabe and Ito's palette: distinct with every common colour blindness, and in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette: distinct with every common colour blindness, and in print. Without its
+# black, which is invisible on a dark page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
 INK, GREY, GRID = "#222222", "#6b6b6b", "#e4e4e4"
+DASHED = (0, (4, 3))
 MAX_BINS = 160
 MAX_MARKERS = 12
 UNITS = ((1_000_000, "M"), (1_000, "k"), (1, ""))
@@ -55,28 +60,102 @@ def save_png(figure: Figure, path: Path) -> None:
         figure.savefig(draft, format="png")
 
 
+def svg(figure: Figure, salt: str) -> Markup:
+    """Return a figure as an SVG element in the colours of the page.
+
+    `salt` differs between the figures of a page: it makes the ids of their elements differ too, and
+    the same in every run.
+    """
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
+    text = file.getvalue()
+    for colour, name in ((INK, "currentColor"), (GREY, "var(--soft)"), (GRID, "var(--grid)")):
+        text = text.replace(colour, name)
+    return Markup(text[text.index("<svg") :])
+
+
+def style_axes(axes: Axes, title: str = "") -> None:
+    """Remove the frame except for the x-axis, draw horizontal grid lines and set the title."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GREY)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9, length=3, width=0.8)
+    axes.tick_params(axis="y", length=0)
+    if title:
+        axes.set_title(title, loc="left", color=INK, fontsize=10, parse_math=False)
+
+
+def style_rows(axes: Axes, names: Sequence[str], title: str) -> None:
+    """Style axes with a named row per line, the first one on top, over returns."""
+    axes.set_yticks(range(len(names)), names)
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)  # the name of a file may contain dollar signs
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    style_axes(axes, title)
+    axes.xaxis.set_major_formatter(thousands)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x", color=GRID, linewidth=0.8)
+
+
+def thousands(value: float, _: float) -> str:
+    """Format a tick with separators and a typographic minus sign."""
+    return f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
+
+
+def add_legend(figure: Figure, names: str = "{}", columns: int = 4) -> None:
+    """Add a legend of the first panel's lines above all panels, if there are at least two."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if len(handles) < 2:
+        return
+    legend = figure.legend(
+        handles,
+        [names.format(label) for label in labels],
+        loc="outside upper left",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def line_style(k: int) -> dict[str, Any]:
+    """Return the colour of line k; beyond the palette, colours repeat with other dashes."""
+    turn, colour = divmod(k, len(COLOURS))
+    return {"color": COLOURS[colour], "linestyle": DASHES[turn % len(DASHES)]}
+
+
 def learning_curves(
     metrics_csv: Path, out_png: Path, title: str, names: Sequence[str] = ()
 ) -> None:
     """Draw a run's returns, and a panel for each metric of SIDE_PANELS that was logged.
 
-    `names`: labels of the peers, by default their numbers.
+    `names`: labels of the peers, by default their numbers. Draws nothing before the first episode
+    has ended.
     """
     curves, seeds = read_curves(metrics_csv, (*RETURNS, *SIDE_PANELS))
     if not any(name in curves for name in RETURNS):
-        raise ValueError(f"{metrics_csv} has no returns to draw; record eval/return first")
+        return
     side = [name for name in SIDE_PANELS if name in curves]
     figure = new_figure(10.4 if side else 7.4, 4.5, 200, gap=0.03)
-    main, *others = panels(figure, len(side))
+    # One large panel on the left, and a column of small ones on the right.
+    layout: list[Any] = [["", name] for name in side] or [[""]]
+    panels = figure.subplot_mosaic(layout, width_ratios=(1.75, 1) if side else None)
+    main = panels.pop("")
     draw_return_curves(main, curves, seeds, names)
     set_title(main, title, caption(curves, seeds))
-    for axes, name in zip(others, side, strict=True):
-        draw_side_panel(axes, curves[name], name)
     several = any(len(peers) > 1 for peers in curves.values())
     end = max(step for peers in curves.values() for curve in peers.values() for step in curve)
     format_axes(main, end, "environment steps" + " of all peers together" * several)
-    for axes in others:
-        format_axes(axes, end, "environment steps" * (axes is others[-1]))
+    for name, axes in panels.items():
+        draw_side_panel(axes, curves[name], name)
+        format_axes(axes, end, "environment steps" * (name == side[-1]))
     save_png(figure, out_png)
 
 
@@ -98,13 +177,6 @@ def read_curves(path: Path, names: Iterable[str]) -> tuple[dict[str, dict[int, C
     return ordered, len(seeds)
 
 
-def iqm(values: Sequence[float]) -> float:
-    """Return the interquartile mean; for fewer than four values it is the mean."""
-    from scipy.stats import trim_mean
-
-    return float(trim_mean(values, 0.25))
-
-
 def binned(curve: Curve) -> tuple[list[float], list[float]]:
     """Average steps and values over at most `MAX_BINS` bins, to smooth raw training curves."""
     width = max(max(curve) / MAX_BINS, 1)
@@ -114,20 +186,6 @@ def binned(curve: Curve) -> tuple[list[float], list[float]]:
         steps.append(float(np.mean(inside)))
         means.append(float(np.mean([value for step in inside for value in curve[step]])))
     return steps, means
-
-
-def panels(figure: Figure, side: int) -> list[Axes]:
-    """Add one large panel on the left and `side` small panels in a column on the right."""
-    if not side:
-        return [figure.add_subplot()]
-    grid = figure.add_gridspec(side, 2, width_ratios=(1.75, 1))
-    return [figure.add_subplot(grid[:, 0]), *(figure.add_subplot(grid[k, 1]) for k in range(side))]
-
-
-def line_style(k: int, colours: Sequence[str] = COLOURS) -> dict[str, Any]:
-    """Return the colour of line k; beyond the palette, colours repeat with other dashes."""
-    turn, colour = divmod(k, len(colours))
-    return {"color": colours[colour], "linestyle": DASHES[turn % len(DASHES)]}
 
 
 def draw_return_curves(
@@ -173,7 +231,7 @@ def draw_line(axes: Axes, line: Line, style: dict[str, Any]) -> None:
 def draw_evaluations(axes: Axes, peer: int, curve: Curve, label: str, band: bool) -> None:
     """Draw one peer's interquartile mean over seeds, and their range as a band."""
     ranges = [(min(seeds), max(seeds)) for seeds in curve.values()] if band else []
-    line = Line(label, list(curve), [iqm(seeds) for seeds in curve.values()], ranges, "range")
+    line = Line(label, list(curve), [float(iqm(v)) for v in curve.values()], ranges, "range")
     draw_line(axes, line, line_style(peer))
 
 
@@ -208,29 +266,17 @@ def draw_side_panel(axes: Axes, peers: dict[int, Curve], name: str) -> None:
     else:
         axes.set_ylim(bottom=0)
     if name == "distill/peer_ahead":
-        axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-
-
-def unframe(axes: Axes) -> None:
-    """Remove the frame except for the x-axis, and draw horizontal grid lines."""
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#b0b0b0")
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9, length=3, width=0.8)
-    axes.tick_params(axis="y", length=0)
+        axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=1)
 
 
 def format_axes(axes: Axes, end: int, x_label: str) -> None:
     """Remove the frame and format the ticks; `end` is the last step on the x-axis."""
-    unframe(axes)
+    style_axes(axes)
     axes.set_xlim(0, end * 1.01 or 1)
     axes.locator_params(axis="x", nbins=6)
     format_steps(axes, end)
     if axes.get_ylim()[1] >= 1_000:
-        axes.yaxis.set_major_formatter(
-            lambda value, _: f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
-        )
+        axes.yaxis.set_major_formatter(thousands)
     if x_label:
         axes.set_xlabel(x_label, color=INK, fontsize=10)
     else:

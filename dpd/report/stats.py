@@ -65,10 +65,9 @@ def paired_difference(strata: Sequence[Sequence[float]]) -> Difference:
     """
     gaps = [np.asarray(stratum, dtype=np.float64) for stratum in strata]
     mean, seeds = float(np.mean([g.mean() for g in gaps])), min(map(len, gaps))
-    if seeds < 2:
-        return single_difference(mean, None, True, seeds, None)
     # Dividing by its size gives every stratum the same weight in the sum that is permuted.
-    p = float(sign_flip_p(np.concatenate([g / len(g) for g in gaps])))
+    weighted = np.concatenate([g / len(g) for g in gaps])
+    p = float(sign_flip_p(weighted)) if seeds > 1 else None
     return single_difference(mean, mean_interval(*gaps), True, seeds, p)
 
 
@@ -212,8 +211,8 @@ def bootstrap_interval(
     return Interval(float(interval.low), float(interval.high))
 
 
-def trimmed(values: np.ndarray, axis: int) -> Any:
-    """Return the interquartile mean along an axis."""
+def iqm(values: Any, axis: int = -1) -> Any:
+    """Return the interquartile mean along an axis; of fewer than four values it is the mean."""
     from scipy.stats import trim_mean
 
     return trim_mean(values, 0.25, axis=axis)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from dpd.config import StackConfig, TrainConfig
 from dpd.distill.teacher import Teacher
-from dpd.envs.base import EnvKwargs, EnvSpec
+from dpd.envs.base import EnvSpec
 from dpd.log.csv import read_rows
 from dpd.log.naming import display_names, peer_names
-from dpd.log.terminal import make_console
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy
+from dpd.report.figures import learning_curves
+from dpd.report.report import Report, Section, Table, print_report
 from dpd.run.episodes import EvalResult, evaluate_together
 from dpd.run.sources import Place, find_policies, is_best
 from dpd.run.teachers import LAST_EPISODES, keep_returns
@@ -118,12 +119,11 @@ def report_run(
         results = evaluate_together(
             policies, run.env, run.final_episodes, run.seed + LAST_EPISODES, run.threads
         )
-    print_table(
-        [
-            summary(file.stem, place, policy, result)
-            for file, policy, result in zip(files, policies, results, strict=True)
-        ]
-    )
+    rows = [
+        summary(file.stem, place, policy, result)
+        for file, policy, result in zip(files, policies, results, strict=True)
+    ]
+    print_report(evaluation_report(rows))
     if config.teachers is not None and report_students is not None:
         last = {f: r for f, r in zip(files, results, strict=True) if not is_best(f)}
         report_students(config, run_dir, last, console)
@@ -131,13 +131,12 @@ def report_run(
 
 def print_paths(config: TrainConfig, run_dir: Path, console: Console) -> None:
     """Draw the learning curves; print the paths of the run's files and how it spent its time."""
-    policies = run_dir / "policies"
-    places = {"policies": policies if policies.exists() else None}
-    places["curves"] = draw_curves(run_dir, title(config), display_names(peer_names(config)))
-    for name, file in (("students", STUDENTS), ("fidelity", FIDELITY)):
-        places[name] = run_dir / file if (run_dir / file).exists() else None
+    names, curves = display_names(peer_names(config)), run_dir / "curves.png"
+    learning_curves(run_dir / "metrics.csv", curves, title(config), names)
+    places = {"policies": run_dir / "policies", "curves": curves}
+    places |= {"students": run_dir / STUDENTS, "fidelity": run_dir / FIDELITY}
     for name, place in places.items():
-        if place is not None:
+        if place.exists():
             console.print(f"{name:<12} {place}", soft_wrap=True)
     if spent := ", ".join(f"{k} {v:.1%}" for k, v in time_shares(run_dir).items()):
         console.print(f"{'time':<12} {spent}", soft_wrap=True, highlight=False)
@@ -155,18 +154,7 @@ def time_shares(run_dir: Path) -> dict[str, float]:
     return {phase: seconds / total for phase, seconds in spent.items()} if total > 0 else {}
 
 
-def draw_curves(run_dir: Path, title: str, names: Sequence[str]) -> Path | None:
-    """Draw the learning curves to curves.png; return None if there are no returns yet."""
-    from dpd.report.figures import learning_curves
-
-    metrics, picture = run_dir / "metrics.csv", run_dir / "curves.png"
-    if not any(row["metric"].endswith("/return") for row in read_rows(metrics)):
-        return None  # stopped before the first episode ended
-    learning_curves(metrics, picture, title, names)
-    return picture
-
-
-def summary(name: str, place: Place, policy: Policy, result: EvalResult) -> dict[str, object]:
+def summary(name: str, place: Place, policy: Policy, result: EvalResult) -> dict[str, Any]:
     """Return a policy's row for tables and JSON: statistics of its returns, and its source."""
     r = result.returns[0]
     return {
@@ -184,22 +172,18 @@ def summary(name: str, place: Place, policy: Policy, result: EvalResult) -> dict
     }
 
 
-def print_table(rows: Sequence[dict[str, object]], title: str = "Deterministic evaluation") -> None:
-    """Print a table of rows made by `summary`."""
-    from rich.table import Table
-
-    places = [str(Place(str(row["env"]), cast(EnvKwargs, row["env_kwargs"]))) for row in rows]
+def evaluation_report(rows: Sequence[dict[str, Any]]) -> Report:
+    """Report on the rows made by `summary`."""
+    places = [str(Place(row["env"], row["env_kwargs"])) for row in rows]
     envs = sorted(set(places))
     episodes = sorted({str(row["episodes"]) for row in rows})
-    table = Table(
-        title=f"{title}: {', '.join(envs)}, {'/'.join(episodes)} episodes each",
-        title_justify="left",
-    )
-    table.add_column("policy", overflow="fold")
-    for name in ("return", "± std", "min", "max", "length"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row, place in zip(rows, places, strict=True):
-        numbers = [f"{row[k]:,.0f}" for k in ("mean", "std", "min", "max", "length")]
-        name = str(row["policy"]) + (f"  {place}" if len(envs) > 1 else "")
-        table.add_row(name, *numbers)
-    make_console(highlight=False).print(table)
+    title = f"Deterministic evaluation: {', '.join(envs)}, {'/'.join(episodes)} episodes each"
+    cells = [
+        [
+            row["policy"] + (f"  {place}" if len(envs) > 1 else ""),
+            *(f"{row[k]:,.0f}" for k in ("mean", "std", "min", "max", "length")),
+        ]
+        for row, place in zip(rows, places, strict=True)
+    ]
+    table = Table(title, ["policy", "return", "± std", "min", "max", "length"], cells)
+    return Report(sections=[Section(tables=[table])], data=rows, framed=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,20 +13,19 @@ from rich.progress import Progress
 
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
-from dpd.report.figures import Line, compared_curves, iqm
+from dpd.report.figures import Line, compared_curves
+from dpd.report.report import Report, Section, Table, format_number, print_line, print_report
 from dpd.report.stats import (
     BOOTSTRAP_SEEDS,
     CONFIDENCE,
     NARROW,
     Difference,
-    Interval,
     bootstrap_interval,
     difference,
     family,
+    iqm,
     least_seeds,
-    trimmed,
 )
-from dpd.report.tables import Table, format_number, print_tables
 from dpd.run.episodes import evaluate_policy
 from dpd.run.sources import Run, SavedLearner, read_run, short_names
 
@@ -52,62 +50,52 @@ class EvaluatedPolicy(NamedTuple):
         return float(self.returns.mean())
 
 
-class Replicate(NamedTuple):
-    """One seed: the unit of replication, because the peers of a seed are not independent."""
-
-    seed: int
-    peers: list[EvaluatedPolicy]
-
-    @property
-    def score(self) -> float:
-        """Mean return over the peers."""
-        return float(np.mean([peer.mean for peer in self.peers]))
-
-    @property
-    def best(self) -> EvaluatedPolicy | None:
-        """The peer with the best last evaluation in training; None if one is missing.
-
-        Choosing by the test episodes would favour methods with many peers.
-        """
-        if len(self.peers) == 1:
-            return self.peers[0]
-        evaluations = [p.member.evaluation for p in self.peers]
-        known = [e for e in evaluations if e is not None]
-        return self.peers[evaluations.index(max(known))] if known == evaluations else None
-
-
 @dataclass(frozen=True)
 class RunResult:
-    """A run and the test returns of its seeds."""
+    """A run and its policies, evaluated.
+
+    The seed is the unit of replication, because the peers of a seed are not independent.
+    """
 
     run: Run
-    replicates: list[Replicate]
+    seeds: dict[int, list[EvaluatedPolicy]]
+    """The peers of each seed."""
 
     @property
     def scores(self) -> dict[int, float]:
-        """Score by seed."""
-        return {r.seed: r.score for r in self.replicates}
-
-    @property
-    def iqm(self) -> float:
-        """Interquartile mean over seeds; for fewer than four it is the mean."""
-        return iqm(list(self.scores.values()))
-
-    def interval(self, seed: int) -> Interval | None:
-        """Return the bootstrap interval of the interquartile mean."""
-        return bootstrap_interval(trimmed, [list(self.scores.values())], seed)
+        """Mean return over the peers, by seed."""
+        return {s: float(np.mean([p.mean for p in peers])) for s, peers in self.seeds.items()}
 
     @property
     def best_scores(self) -> dict[int, float] | None:
-        """Score of the best peer by seed; None if a seed's best peer is unknown."""
-        scores = {r.seed: r.best.mean for r in self.replicates if r.best is not None}
-        return scores if len(scores) == len(self.replicates) else None
+        """Mean return of the best peer by seed; None if a seed's best peer is unknown."""
+        best = {seed: best_peer(peers) for seed, peers in self.seeds.items()}
+        scores = {seed: peer.mean for seed, peer in best.items() if peer is not None}
+        return scores if len(scores) == len(best) else None
 
-    @property
-    def mean_best_score(self) -> float | None:
-        """Mean of `best_scores` over seeds."""
-        best = self.best_scores
-        return None if best is None else float(np.mean(list(best.values())))
+    def statistics(self, seed: int) -> dict[str, Any]:
+        """Return statistics over seeds; `seed` is that of the bootstrap."""
+        scores, best = list(self.scores.values()), self.best_scores
+        return {
+            "mean": float(np.mean(scores)),
+            "iqm": float(iqm(scores)),
+            "iqm_interval": bootstrap_interval(iqm, [scores], seed),
+            "worst": min(scores),
+            "best": max(scores),
+            "best_peer": None if best is None else float(np.mean(list(best.values()))),
+        }
+
+
+def best_peer(peers: Sequence[EvaluatedPolicy]) -> EvaluatedPolicy | None:
+    """Return the peer with the best last evaluation in training; None if one is missing.
+
+    Choosing by the test episodes would favour methods with many peers.
+    """
+    if len(peers) == 1:
+        return peers[0]
+    evaluations = [peer.member.evaluation for peer in peers]
+    known = [e for e in evaluations if e is not None]
+    return peers[evaluations.index(max(known))] if known == evaluations else None
 
 
 def compare_paths(config: CompareConfig) -> int:
@@ -117,23 +105,15 @@ def compare_paths(config: CompareConfig) -> int:
     names = short_names(config.paths)
     runs = [read_run(path, name) for path, name in zip(config.paths, names, strict=True)]
     require_one_env(runs)
-    results = evaluate_runs(runs, config)
-    first, *others = results
-    differences = family({r.run.name: difference(first.scores, r.scores) for r in others})
-    notes = comparison_notes(runs)
-    if any(run.curve for run in runs):
+    results, notes = evaluate_runs(runs, config), comparison_notes(runs)
+    has_curves = any(run.curve for run in runs)
+    if has_curves:
         compared_curves([curve_line(r, config.seed) for r in results], config.out, runs[0].env[0])
     else:
         notes.append(f"{config.out} was not drawn: no PATH has learning curves")
-    if config.json:
-        data = comparison_json(config, results, differences, notes)
-        sys.stdout.write(json.dumps(data, indent=2) + "\n")
-    else:
-        console = make_console(highlight=False)
-        tables = [run_returns_table(config, results), differences_table(results, differences)]
-        print_tables(tables, notes, console)
-        if any(run.curve for run in runs):
-            console.print(f"curves  {config.out}", markup=False, soft_wrap=True)
+    print_report(comparison_report(config, results, notes), config.json)
+    if has_curves and not config.json:
+        print_line(f"curves  {config.out}")
     return 0
 
 
@@ -158,15 +138,15 @@ def evaluate_runs(runs: Sequence[Run], config: CompareConfig | StudyConfig) -> l
         task = progress.add_task("", total=sum(len(run.members) for run in runs))
         for run in runs:
             progress.update(task, description=f"evaluating {run.name}")
-            by_seed: dict[int, list[EvaluatedPolicy]] = {seed: [] for seed in run.seeds}
+            result = RunResult(run, {seed: [] for seed in run.seeds})
             for m in run.members:
                 seed = episodes_seed(config.seed, m.seed)
-                outcome = evaluate_policy(
+                played = evaluate_policy(
                     m.policy, run.env[0], config.episodes, seed, config.threads
                 )
-                by_seed[m.seed].append(EvaluatedPolicy(m, outcome.returns[0]))
+                result.seeds[m.seed].append(EvaluatedPolicy(m, played.returns[0]))
                 progress.advance(task)
-            results.append(RunResult(run, [Replicate(*item) for item in by_seed.items()]))
+            results.append(result)
     return results
 
 
@@ -225,105 +205,91 @@ def curve_line(result: RunResult, seed: int) -> Line:
     if not curve:
         return Line(name, [], [float(np.mean(list(result.scores.values())))], [], "")
     values = list(curve.values())
-    middle = [iqm(v) for v in values]
+    middle = [float(iqm(v)) for v in values]
     if n_seeds == 1:
         return Line(name, list(curve), middle, [], "")
     if n_seeds < FEW_SEEDS:
         return Line(name, list(curve), middle, [(min(v), max(v)) for v in values], RANGE)
-    intervals = [bootstrap_interval(trimmed, [v], seed) for v in values]
+    intervals = [bootstrap_interval(iqm, [v], seed) for v in values]
     band = [(i.low, i.high) for i in intervals if i is not None]
     return Line(name, list(curve), middle, band, "95 % bootstrap interval")
 
 
-def comparison_json(
-    config: CompareConfig,
-    results: Sequence[RunResult],
-    differences: Mapping[str, Difference],
-    notes: Sequence[str],
-) -> dict[str, Any]:
-    """Return all results, including raw returns."""
-    env, env_kwargs = results[0].run.env
-    first = results[0].run.name
-    return {
+def comparison_report(
+    config: CompareConfig, results: Sequence[RunResult], notes: Sequence[str]
+) -> Report:
+    """Compare all runs with the first one; the data include raw returns."""
+    first, *others = results
+    differences = family({r.run.name: difference(first.scores, r.scores) for r in others})
+    rows = []
+    for name, d, r in zip(differences, differences.values(), others, strict=True):
+        pairs = f"{len(r.scores)} pairs" if d.paired else f"{len(r.scores)} and {len(first.scores)}"
+        rows.append([name, pairs, *difference_cells(d)])
+    title = f"Mean return minus that of {first.run.name}"
+    differences_table = Table(title, ["run", "seeds", "difference", *TEST_COLUMNS], rows)
+    env, env_kwargs = first.run.env
+    runs = [result_json(r, config.seed) for r in results]
+    data = {
         "env": env,
         "env_kwargs": env_kwargs,
         "episodes": config.episodes,
         "seed": config.seed,
         "confidence": CONFIDENCE,
-        "runs": [result_json(r, config.seed) for r in results],
+        "runs": runs,
         "differences": [
-            {"run": run, "minus": first, **d._asdict()} for run, d in differences.items()
+            {"run": run, "minus": first.run.name, **d._asdict()} for run, d in differences.items()
         ],
         "notes": list(notes),
     }
+    tables = [run_returns_table(config, [r.run for r in results], runs), differences_table]
+    return Report(sections=[Section(tables=tables)], data=data, notes=notes)
 
 
-def result_json(result: RunResult, seed: int) -> dict[str, Any]:
-    """Return a run's statistics and the returns they are computed from."""
-    scores = list(result.scores.values())
-    return {
-        "run": result.run.name,
-        "path": str(result.run.path),
-        "steps": sorted(result.run.steps),
-        "budget": result.run.budget,
-        "mean": float(np.mean(scores)),
-        "iqm": result.iqm,
-        "iqm_interval": result.interval(seed),
-        "worst": min(scores),
-        "best": max(scores),
-        "best_peer": result.mean_best_score,
-        "seeds": [replicate_json(r) for r in result.replicates],
-    }
-
-
-def replicate_json(replicate: Replicate) -> dict[str, Any]:
-    """Return a seed's score and the returns of its peers."""
-    best = replicate.best
-    peers = [
-        {
-            "peer": p.member.peer,
-            "policy": str(p.member.file),
-            "last_evaluation": p.member.evaluation,
-            "mean": p.mean,
-            "returns": p.returns.tolist(),
-        }
-        for p in replicate.peers
-    ]
-    return {
-        "seed": replicate.seed,
-        "score": replicate.score,
-        "best_peer": None if best is None else best.member.peer,
-        "peers": peers,
-    }
-
-
-def run_returns_table(config: CompareConfig, results: Sequence[RunResult]) -> Table:
-    """Return a table of each run's returns over seeds."""
-    runs = [r.run for r in results]
+def run_returns_table(
+    config: CompareConfig, runs: Sequence[Run], results: Sequence[dict[str, Any]]
+) -> Table:
+    """Return a table of each run's returns over seeds, from its JSON."""
     steps = f", {steps_text(runs[0])} steps per seed" if uses_equal_steps(runs) else ""
     title = f"{runs[0].env[0]}{steps}\n{config.episodes} fresh episodes per policy, "
+    figures = ("mean", "iqm", "iqm_interval", "worst", "best", "best_peer")
     columns = ["run", "seeds", "mean", "IQM", "95 % interval", "worst", "best", "best peer"]
-    rows = []
-    for r in results:
-        scores = list(r.scores.values())
-        mean, interval = float(np.mean(scores)), r.interval(config.seed)
-        numbers = [mean, r.iqm, interval, min(scores), max(scores), r.mean_best_score]
-        rows.append([r.run.name, str(len(scores)), *map(format_number, numbers)])
+    rows = [
+        [r["run"], str(len(r["seeds"])), *(format_number(r[k]) for k in figures)] for r in results
+    ]
     return Table(title + "mean of a seed's peers", columns, rows)
-
-
-def differences_table(results: Sequence[RunResult], differences: Mapping[str, Difference]) -> Table:
-    """Return a table of each run's difference from the first run."""
-    first, *others = results
-    rows = []
-    for r in others:
-        d, n, m = differences[r.run.name], len(r.scores), len(first.scores)
-        seeds = f"{n} pairs" if d.paired else f"{n} and {m}"
-        rows.append([r.run.name, seeds, *difference_cells(d)])
-    columns = ["run", "seeds", "difference", *TEST_COLUMNS]
-    return Table(f"Mean return minus that of {first.run.name}", columns, rows)
 
 
 def difference_cells(d: Difference) -> list[str]:
     """Return the cells of a difference: its mean and TEST_COLUMNS."""
     return [*map(format_number, (d.mean, d.interval, d.p, d.p_adjusted)), d.verdict]
+
+
+def result_json(result: RunResult, seed: int) -> dict[str, Any]:
+    """Return a run's statistics and the returns they are computed from."""
+    return {
+        "run": result.run.name,
+        "path": str(result.run.path),
+        "steps": sorted(result.run.steps),
+        "budget": result.run.budget,
+        **result.statistics(seed),
+        "seeds": [
+            {
+                "seed": s,
+                "score": result.scores[s],
+                "best_peer": best.member.peer if (best := best_peer(peers)) else None,
+                "peers": [peer_json(peer) for peer in peers],
+            }
+            for s, peers in result.seeds.items()
+        ],
+    }
+
+
+def peer_json(peer: EvaluatedPolicy) -> dict[str, Any]:
+    """Return the returns of a policy."""
+    return {
+        "peer": peer.member.peer,
+        "policy": str(peer.member.file),
+        "last_evaluation": peer.member.evaluation,
+        "mean": peer.mean,
+        "returns": peer.returns.tolist(),
+    }

@@ -1,27 +1,39 @@
-"""Report of a study: tables, JSON and the page."""
+"""Report of a study, and `dpd study --plan`: the number of seeds that an effect needs."""
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 
 from dpd import __version__
-from dpd.report.figures import COLOURS, format_steps, new_figure
-from dpd.report.page import Section, page_line_style, render_page, style_axes, svg
-from dpd.report.stats import BOOTSTRAP_SEEDS, CONFIDENCE, Difference, least_seeds
-from dpd.report.tables import Table, format_number
+from dpd.errors import BadInput
+from dpd.report.figures import (
+    GREY,
+    draw_line,
+    format_steps,
+    line_style,
+    new_figure,
+    style_axes,
+    style_rows,
+    thousands,
+)
+from dpd.report.report import Report, Section, Table, format_number, print_report, table_row
+from dpd.report.stats import ALPHA, BOOTSTRAP_SEEDS, CONFIDENCE, Difference, least_seeds
 from dpd.study.compare import TEST_COLUMNS, curve_line, difference_cells, result_json
 from dpd.study.study import Aggregate, Findings, TaskResult, worst_quarter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANELS_PER_ROW = 3
-GREY = "#8a8a8a"  # readable on the page's light and dark background
 TERMS = {
     "score": "mean return of a seed: the average over its peers' last policies in fresh "
     "deterministic episodes, which all arms share. Statistics are over seeds, because the peers of "
@@ -43,36 +55,68 @@ TERMS = {
     "best peer": "mean over seeds of the peer with the best last evaluation in training, which a "
     "user would keep; the episodes of this table have no part in the choice",
 }
+POWER = 0.8
+MAX_SEEDS = 100_000
+PLAN_NOTES = [
+    "seeds: number that detects the difference with a probability of 80 %. Each arm is tested at "
+    "5 % divided by the number of arms, which Holm's method never falls below (noncentral t)",
+    "range: the same at both ends of the spread's 95 % interval (chi-squared)",
+]
 
 
-def study_tables(findings: Findings) -> list[Table]:
-    """Return the terminal's tables; those over all tasks come last, where a reader looks first."""
-    by_task = [table for task in findings.tasks for table in task_tables(findings, task)]
-    return [*by_task, *aggregate_tables(findings)]
+def study_report(findings: Findings) -> Report:
+    """Report on all tasks together, then on each; the data include raw returns."""
+    config, data = findings.config, study_json(findings)
+    env, *others = config.envs
+    where = f"{env}, and likewise in {', '.join(others)}" if others else env
+    tasks = [
+        task_section(findings, task, task_data)
+        for task, task_data in zip(findings.tasks, data["tasks"], strict=True)
+    ]
+    sections = [
+        Section(terms=answer_questions(findings).items(), tables=list(aggregate_tables(findings))),
+        *tasks,
+        Section(heading="What the numbers mean", terms=TERMS.items()),
+        Section(
+            heading="How to reproduce",
+            prose=[
+                "The curves show the evaluations during training. The commands below train the "
+                f"arms in {where}."
+            ],
+            terms=[(a, f"`dpd train {shlex.join(config.words(env, a))}`") for a in config.chosen],
+        ),
+    ]
+    return Report(
+        title=f"Does {config.subject} help, and why? {config.algo.upper()}",
+        sections=sections,
+        data=data,
+        notes=findings.notes,
+        summary_last=True,
+    )
 
 
-def task_tables(findings: Findings, task: TaskResult) -> Iterator[Table]:
-    """Return the tables of one task: scores, differences, and differences of the best peers."""
-    config = findings.config
+def task_section(findings: Findings, task: TaskResult, data: Mapping[str, Any]) -> Section:
+    """Report on one task from its JSON: scores, and differences of all and of the best peers."""
+    config, arms = findings.config, data["arms"]
     title = (
         f"{task.env}, {config.total_steps:,} steps and {config.episodes} fresh episodes; "
         f"{config.seeds} seeds, mean of a seed's peers"
     )
-    rows = []
-    for arm, r in task.results.items():
-        scores = list(r.scores.values())
-        mean, interval, worst = np.mean(scores), r.interval(config.seed), worst_quarter(scores)
-        numbers = [float(mean), r.iqm, interval, worst, r.mean_best_score]
-        rows.append([arm, *map(format_number, numbers)])
-    rows.append(["uniform actions", format_number(task.random), *["-"] * 4])
-    yield Table(title, ["arm", "mean", "IQM", "95 % interval", "worst ¼", "best peer"], rows)
-    yield gaps_table(f"{task.env}: mean return of {config.subject} minus that of", task.gaps)
+    figures = ("mean", "iqm", "iqm_interval", "worst_quarter", "best_peer")
+    rows = [table_row(arm, *(of_arm[k] for k in figures)) for arm, of_arm in arms.items()]
+    rows.append(table_row("uniform actions", task.random, *[None] * 4))
+    tables = [
+        Table(title, ["arm", "mean", "IQM", "95 % interval", "worst ¼", "best peer"], rows),
+        gaps_table(f"{task.env}: mean return of {config.subject} minus that of", task.gaps),
+    ]
     if task.best_gaps:
         title = f"{task.env}: mean return of {config.subject}'s best peers minus that of"
-        yield gaps_table(title, task.best_gaps)
+        tables.append(gaps_table(title, task.best_gaps))
+    drawn = [partial(draw_scores, task, arms), partial(draw_curve_panels, findings, task)]
+    return Section(heading=task.env, figures=drawn, tables=tables)
 
 
-def gaps_table(title: str, gaps: dict[str, Difference]) -> Table:
+def gaps_table(title: str, gaps: Mapping[str, Difference]) -> Table:
     """Return a table of the subject's difference from each arm."""
     rows = [[arm, *difference_cells(gap)] for arm, gap in gaps.items()]
     return Table(title, ["arm", "difference", *TEST_COLUMNS], rows)
@@ -80,11 +124,10 @@ def gaps_table(title: str, gaps: dict[str, Difference]) -> Table:
 
 def aggregate_tables(findings: Findings) -> Iterator[Table]:
     """Return the tables over all tasks, if there are several."""
-    arms = findings.aggregates
-    if not arms:
+    if not (arms := findings.aggregates):
         return
     over = f"Over {len(findings.tasks)} tasks"
-    rows = [[arm, format_number(a.iqm), format_number(a.interval)] for arm, a in arms.items()]
+    rows = [table_row(arm, a.iqm, a.interval) for arm, a in arms.items()]
     title = f"{over}: 0 is uniform actions, 1 the best arm's mean in each"
     yield Table(title, ["arm", "IQM", "95 % interval"], rows)
     gaps = {arm: a.gap for arm, a in arms.items() if a.gap is not None}
@@ -115,11 +158,10 @@ def study_json(findings: Findings) -> dict[str, Any]:
 
 def task_json(findings: Findings, task: TaskResult) -> dict[str, Any]:
     """Return a task's statistics and the returns they are computed from."""
-    seed = findings.config.seed
     arms = {}
     for arm, result in task.results.items():
         commits = {member.policy.meta.provenance.get("git") for member in result.run.members}
-        arms[arm] = result_json(result, seed) | {
+        arms[arm] = result_json(result, findings.config.seed) | {
             "worst_quarter": worst_quarter(list(result.scores.values())),
             "git": sorted(commit for commit in commits if commit is not None),
         }
@@ -132,41 +174,6 @@ def task_json(findings: Findings, task: TaskResult) -> dict[str, Any]:
 def aggregate_json(aggregate: Aggregate) -> dict[str, Any]:
     """Return an arm's statistics over all tasks."""
     return aggregate._asdict() | {"gap": aggregate.gap and aggregate.gap._asdict()}
-
-
-def study_page(findings: Findings) -> str:
-    """Return the HTML page."""
-    config = findings.config
-    tasks = [
-        Section(
-            task.env,
-            [intervals(findings, task), *task_tables(findings, task), curves(findings, task)],
-        )
-        for task in findings.tasks
-    ]
-    env = config.envs[0]
-    others = f", and likewise in {', '.join(config.envs[1:])}" if config.envs[1:] else ""
-    commands = {
-        arm: Markup("<code>dpd train {}</code>").format(
-            shlex.join(config.words(config.envs[0], arm))
-        )
-        for arm in config.chosen
-    }
-    sections = [
-        Section("", [answer_questions(findings).items(), *aggregate_tables(findings)]),
-        *tasks,
-        Section("What the numbers mean", [TERMS.items()]),
-        Section(
-            "How to reproduce",
-            [
-                "The curves show the evaluations during training. The commands below train the "
-                f"arms in {env}{others}.",
-                commands.items(),
-            ],
-        ),
-    ]
-    title = f"Does {config.subject} help, and why? {config.algo.upper()}"
-    return render_page(title, sections, findings.notes)
 
 
 def answer_questions(findings: Findings) -> dict[str, str]:
@@ -192,27 +199,21 @@ def difference_text(gap: Difference) -> str:
     return f"{text}: {gap.verdict}"
 
 
-def intervals(findings: Findings, task: TaskResult) -> Markup:
+def draw_scores(task: TaskResult, arms: Mapping[str, Any]) -> Figure:
     """Draw every arm's seeds, and the interval of their interquartile mean."""
-    n = len(task.results)
-    figure = new_figure(8.4, 0.9 + 0.36 * n)
+    figure = new_figure(8.4, 0.9 + 0.36 * len(arms))
     axes = figure.add_subplot()
-    for k, result in enumerate(task.results.values()):
-        scores, colour = list(result.scores.values()), page_line_style(k)["color"]
+    for k, (arm, data) in enumerate(arms.items()):
+        scores, colour = list(task.results[arm].scores.values()), line_style(k)["color"]
         axes.plot(scores, np.full(len(scores), k), "o", color=colour, alpha=0.35, markersize=4)
-        if (interval := result.interval(findings.config.seed)) is not None:
+        if (interval := data["iqm_interval"]) is not None:
             axes.plot(interval, [k, k], color=colour, linewidth=2.4, solid_capstyle="butt")
-        axes.plot(result.iqm, k, "|", color=colour, markersize=14, markeredgewidth=2.4)
-    axes.set_yticks(range(n), list(task.results))
-    axes.set_ylim(n - 0.5, -0.5)
-    style_axes(axes, "return: seeds, interquartile mean and its 95 % interval")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.grid(visible=False, axis="y")
-    axes.grid(visible=True, axis="x", linewidth=0.4)
-    return svg(figure, f"intervals {task.env}")
+        axes.plot(data["iqm"], k, "|", color=colour, markersize=14, markeredgewidth=2.4)
+    style_rows(axes, list(arms), "return: seeds, interquartile mean and its 95 % interval")
+    return figure
 
 
-def curves(findings: Findings, task: TaskResult) -> Markup:
+def draw_curve_panels(findings: Findings, task: TaskResult) -> Figure:
     """Draw the learning curves of the subject and each other arm, one panel for each arm."""
     subject, *others = (curve_line(r, findings.config.seed) for r in task.results.values())
     rows = -(-len(others) // PANELS_PER_ROW)
@@ -221,13 +222,119 @@ def curves(findings: Findings, task: TaskResult) -> Markup:
     for k, (arm, other) in enumerate(zip(findings.others, others, strict=True)):
         axes = figure.add_subplot(rows, PANELS_PER_ROW, k + 1, sharex=first, sharey=first)
         first = first or axes
-        for line, colour in ((other, GREY), (subject, COLOURS[0])):
-            if line.band:
-                low, high = zip(*line.band, strict=True)
-                axes.fill_between(line.steps, low, high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(line.steps, line.middle, color=colour, linewidth=1.8)
+        draw_line(axes, other, {"color": GREY})
+        draw_line(axes, subject, line_style(0))
         style_axes(axes, f"{findings.config.subject} and {arm} (grey)")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.yaxis.set_major_formatter(thousands)
         axes.locator_params(axis="x", nbins=4)
         format_steps(axes, subject.steps[-1])
-    return svg(figure, f"curves {task.env}")
+    return figure
+
+
+class Plan(NamedTuple):
+    """The number of seeds that an arm of a task needs."""
+
+    env: str
+    arm: str
+    spread: float
+    """Standard deviation over seeds of the subject's score minus the arm's."""
+    seeds: int
+    """At most MAX_SEEDS, which means that many or more."""
+    range: tuple[int, int]
+    """Seeds at the ends of the spread's 95 % interval."""
+
+
+def plan_study(out: Path, effect: float, as_json: bool) -> None:
+    """Print how many seeds each arm of a stored study needs to show a difference of `effect`."""
+    stored, plans = read_plans(out, effect)
+    rows = [
+        [
+            f"{p.env} {p.arm}",
+            format_number(p.spread),
+            seeds_text(p.seeds),
+            " to ".join(map(seeds_text, p.range)),
+        ]
+        for p in plans
+    ]
+    title = (
+        f"Seeds that would show {stored['subject']} {effect:,g} above or below an arm\n"
+        f"spread: of the differences over {stored['seeds']} seeds in {out / 'study.json'}"
+    )
+    data = {"effect": effect, "alpha": ALPHA, "power": POWER, "stored_seeds": stored["seeds"]}
+    data |= {"plans": [plan._asdict() for plan in plans], "notes": PLAN_NOTES}
+    table = Table(title, ["task, arm", "spread", "seeds", "range"], rows)
+    report = Report(sections=[Section(tables=[table])], data=data, notes=PLAN_NOTES)
+    print_report(report, as_json)
+
+
+def read_plans(out: Path, effect: float) -> tuple[dict[str, Any], list[Plan]]:
+    """Read a stored study and plan each arm of each task.
+
+    Raises BadInput if there is no finished study of at least two seeds.
+    """
+    path = out / "study.json"
+    if not path.is_file():
+        raise BadInput(
+            f"{path} does not exist: --plan needs the spread of a finished study; run one on a "
+            f"few seeds first, as in: dpd study --seeds {least_seeds(1)} --out {out}"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        gaps = [arm for task in data["tasks"] for arm in task_gaps(task, data["subject"])]
+        arms = len(data["arms"]) - 1
+        if data["seeds"] < 2:
+            raise BadInput(f"{path} has one seed; a spread needs two or more: dpd study --seeds")
+        return data, [plan_arm(env, arm, gap, effect, arms) for env, arm, gap in gaps]
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{path} is no file of dpd study ({error!r})") from error
+
+
+def task_gaps(task: dict[str, Any], subject: str) -> list[tuple[str, str, np.ndarray]]:
+    """Return (task, arm, the subject's scores minus the arm's by seed) for each arm."""
+    scores = {
+        arm: {s["seed"]: float(s["score"]) for s in result["seeds"]}
+        for arm, result in task["arms"].items()
+    }
+    ours = scores.pop(subject)
+    return [(task["env"], a, np.array([ours[s] - x[s] for s in ours])) for a, x in scores.items()]
+
+
+def plan_arm(env: str, arm: str, gaps: np.ndarray, effect: float, arms: int) -> Plan:
+    """Plan one arm from its stored differences [n]."""
+    from scipy.stats import chi2
+
+    spread, freedom = float(gaps.std(ddof=1)), len(gaps) - 1
+    tails = ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2)
+    ends = [spread * float(np.sqrt(freedom / chi2.ppf(tail, freedom))) for tail in tails]
+    seeds, low, high = (seeds_for(effect / s if s else np.inf, arms) for s in (spread, *ends))
+    return Plan(env, arm, spread, seeds, (low, high))
+
+
+def seeds_for(effect: float, arms: int) -> int:
+    """Return the fewest seeds that show an effect, in standard deviations, if `arms` are tested.
+
+    At least `least_seeds(arms)`, below which no result is significant, and at most MAX_SEEDS.
+    """
+    seeds = range(MAX_SEEDS)
+    return bisect_left(  # power grows with the seeds
+        seeds, True, lo=least_seeds(arms), key=lambda n: power(effect, n, arms) >= POWER
+    )
+
+
+def power(effect: float, seeds: int, arms: int) -> float:
+    """Return the power of a two-sided t test for an effect, in standard deviations.
+
+    From the noncentral t distribution at level ALPHA / arms, not counting the wrong sign.
+    """
+    from scipy.stats import nct, t
+
+    freedom, shift = seeds - 1, effect * np.sqrt(seeds)
+    limit = t.ppf(1 - ALPHA / arms / 2, freedom)
+    if shift > limit + 20:  # certain; scipy's distribution is NaN far out
+        return 1.0
+    return float(nct.sf(limit, freedom, shift))
+
+
+def seeds_text(seeds: int) -> str:
+    """Format a number of seeds."""
+    return f"{seeds:,}" if seeds < MAX_SEEDS else f"{MAX_SEEDS:,} or more"

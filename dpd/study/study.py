@@ -18,18 +18,17 @@ from dpd.config import TrainConfig, changed_settings
 from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.fidelity.states import HELD_OUT, AuditSettings, random_returns
-from dpd.log.terminal import make_console
 from dpd.policies.policyfile import load
+from dpd.report.report import deliver_report, print_line, require_writable
 from dpd.report.stats import (
     Difference,
     Interval,
     bootstrap_interval,
     difference,
     family,
+    iqm,
     paired_difference,
-    trimmed,
 )
-from dpd.report.tables import Report, require_writable, write_report
 from dpd.run.settings import saved_settings
 from dpd.run.sources import find_policies, is_best, read_run
 from dpd.run.train import train
@@ -62,24 +61,23 @@ class TaskResult:
         """Result of the arm that all others are compared with."""
         return next(iter(self.results.values()))
 
-    @property
-    def _others(self) -> dict[str, RunResult]:
-        return dict(list(self.results.items())[1:])
-
     @cached_property
     def gaps(self) -> dict[str, Difference]:
         """The subject's scores minus each arm's, seed by seed; one family."""
-        subject = self.subject.scores
-        return family({arm: difference(r.scores, subject) for arm, r in self._others.items()})
+        return subtract_arms([(arm, r.scores) for arm, r in self.results.items()])
 
     @cached_property
     def best_gaps(self) -> dict[str, Difference]:
         """The same for each seed's best peer, if all are known; a family of its own."""
-        best = {arm: r.best_scores for arm, r in self._others.items()}
-        subject = self.subject.best_scores
-        if subject is None:
-            return {}
-        return family({arm: difference(s, subject) for arm, s in best.items() if s is not None})
+        return subtract_arms([(arm, r.best_scores) for arm, r in self.results.items()])
+
+
+def subtract_arms(scores: Sequence[tuple[str, dict[int, float] | None]]) -> dict[str, Difference]:
+    """Return the first arm's scores minus those of every other arm, if both are known."""
+    (_, subject), *others = scores
+    if subject is None:
+        return {}
+    return family({arm: difference(s, subject) for arm, s in others if s is not None})
 
 
 class Aggregate(NamedTuple):
@@ -114,8 +112,8 @@ class Findings:
 
     def _aggregate(self, arm: str, gap: Difference | None) -> Aggregate:
         scores = [task.scaled(arm) for task in self.tasks]
-        iqm = float(joint_iqm(*map(np.array, scores), axis=-1))
-        return Aggregate(iqm, bootstrap_interval(joint_iqm, scores, self.config.seed), gap)
+        middle = float(joint_iqm(*map(np.array, scores), axis=-1))
+        return Aggregate(middle, bootstrap_interval(joint_iqm, scores, self.config.seed), gap)
 
     def _gap(self, arm: str) -> Difference:
         """Return the subject minus an arm, with the tasks as strata."""
@@ -126,7 +124,7 @@ class Findings:
 
 def joint_iqm(*tasks: np.ndarray, axis: int) -> Any:
     """Return the interquartile mean over the seeds of all tasks (Agarwal et al. 2021)."""
-    return trimmed(np.concatenate(tasks, axis=axis), axis)
+    return iqm(np.concatenate(tasks, axis=axis), axis)
 
 
 def worst_quarter(scores: Sequence[float]) -> float:
@@ -165,8 +163,7 @@ def study(config: StudyConfig, parse: Parse) -> int:
     `parse` turns arguments of `dpd train` into settings. A run that ends early ends the study; the
     same command resumes it.
     """
-    from dpd.study.plan import plan_study
-    from dpd.study.report import study_json, study_page, study_tables
+    from dpd.study.report import plan_study, study_report
 
     if config.plan is not None:
         plan_study(config.out, config.plan, config.json)
@@ -177,10 +174,7 @@ def study(config: StudyConfig, parse: Parse) -> int:
         status = train_all(config, plans, parse)
     if status:
         return status
-    findings = evaluate_study(config)
-    data, page, tables = study_json(findings), study_page(findings), study_tables(findings)
-    report = Report("study", data, page, tables, findings.notes)
-    write_report(report, config.out, config.json)
+    deliver_report(study_report(evaluate_study(config)), config.out, "study", config.json)
     if not config.json:
         print_line(f"TensorBoard  tensorboard --logdir {config.out}")
     return 0
@@ -231,11 +225,6 @@ def train_all(config: StudyConfig, plans: Plans, parse: Parse) -> int:
             print_line("rerun the study to resume this run")
             return status
     return 0
-
-
-def print_line(line: str) -> None:
-    """Print a line without markup or wrapping."""
-    make_console(markup=False, highlight=False).print(line, soft_wrap=True)
 
 
 def is_done(path: Path, plan: TrainConfig) -> bool:

@@ -231,6 +231,8 @@ def test_the_page_shows_everybody_and_nothing_that_a_name_smuggles_in(
     assert cooperate(evil, files[1], *flags) == 0
     page = (tmp_path / "out/cooperative.html").read_text()
     assert "<script" not in page and "&lt;script&gt;$x$" in page
+    text = (tmp_path / "out/cooperative.md").read_text()
+    assert "<script" not in text and "| 0 &lt;script>$x$ |" in text
     assert page.count("<svg") == 2 and page.count("<table>") == 5
     assert "Trial in 1 other episodes" in page and "http" not in page.split("<body>")[1].replace(
         "http://www.w3.org", ""

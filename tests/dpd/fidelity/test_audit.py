@@ -10,10 +10,11 @@ import torch
 from dpd.agents.dist import DiagGaussian
 from dpd.fidelity.audit import Audit, Scores, audit, compare_returns, generalisation_gap
 from dpd.fidelity.policies import ComparedPolicy, Cost, n_parameters
-from dpd.fidelity.report import fidelity_page
+from dpd.fidelity.report import fidelity_report
 from dpd.fidelity.states import AuditSettings, visit
 from dpd.policies import metadata as policymeta
 from dpd.policies.policyfile import Policy
+from dpd.report.report import html_text
 from tests.toy import policies as made
 
 
@@ -63,7 +64,7 @@ def test_a_teacher_near_random_is_called_so(policy: Policy) -> None:
     near = Audit(
         settings=setting,
         teacher=teacher,
-        cost=Cost(400, None, 20.0, 1e5),
+        cost=Cost(400, None, 20.0, 1e5, {}),
         returns=np.array([-8.0, 10] * 5),  # 1 on average
         random=np.zeros(10),
     )
@@ -83,7 +84,8 @@ def test_values_are_compared_where_both_have_some(policy: Policy) -> None:
     scores = found.entries[0].scores
     assert scores["train"].n == 3
     assert all(row.values["value_gap"] == pytest.approx(2) for row in scores.values())
-    assert "value gap" in fidelity_page(found) and not any("value" in note for note in found.notes)
+    page = html_text(fidelity_report(found))
+    assert "value gap" in page and not any("value" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("algo", made.EVERY)

@@ -114,8 +114,11 @@ def test_students_and_the_floor_are_rows_beside_each_other(
 
 
 def check_what_was_written(found: dict[str, Any], out: Path) -> None:
-    """Check the JSON, the page and the events of the four students."""
-    assert {f.name for f in out.iterdir()} == {"fidelity.html", "fidelity.json", "tb"}
+    """Check the JSON, the Markdown, the page and the events of the four students."""
+    written = {f.name for f in out.iterdir()}
+    assert written == {"fidelity.html", "fidelity.json", "fidelity.md", "tb"}
+    text = (out / "fidelity.md").read_text()
+    assert "| random actions |" in text and "<script" not in text
     assert json.loads((out / "fidelity.json").read_text()) == found
     html = (out / "fidelity.html").read_text()
     seen = Reader()

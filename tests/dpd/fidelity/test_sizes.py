@@ -29,8 +29,8 @@ def student(size: str, seed: int, got: float, parameters: int = 100) -> StudentR
         name=f"seed{seed}",
         size=size,
         seed=seed,
-        cost=Cost(parameters, 900, 5.0, 2e5),
-        figures=figures | {"latency_us": 5.0},
+        cost=Cost(parameters, 900, 5.0, 2e5, {"C": 0.5}),
+        figures=figures | {"latency_us": 5.0, "c_latency_us": 0.5},
     )
 
 
@@ -40,7 +40,7 @@ def found(*sizes: SizeGroup, teacher: float = 100.0) -> SizeComparison:
         env_id="Swimmer-v5",
         n_states=9,
         returns=Returns([[teacher - 1, teacher + 1]], [0.0, 0.0]),
-        costs=[Cost(400, None, 20.0, 1e5)],
+        costs=[Cost(400, None, 20.0, 1e5, {"C": 2.0})],
         sizes=list(sizes),
     )
 
@@ -60,8 +60,8 @@ def test_the_table_has_a_row_for_each_size_below_the_teachers() -> None:
     rows = sizes_table(found(small, large)).rows
     assert [row[0] for row in rows] == ["teacher", "8x8", "64x64"]
     teacher, first, second = rows
-    assert teacher == ["teacher", "400", "1", "20", "100", "1", "-", "1", "0"]
-    assert first == ["8x8", "100", "4", "5", "50.5", "0.505", "0.441…0.569", "0", "-"]
+    assert teacher == ["teacher", "400", "1", "20", "2", "100", "1", "-", "1", "0"]
+    assert first == ["8x8", "100", "4", "5", "0.5", "50.5", "0.505", "0.441…0.569", "0", "-"]
     assert second[1:3] == ["4,000", "0.1"]
     alone = sizes_table(found(SizeGroup("8", [student("8", 0, 50)], 400)))
     assert "95 %" not in alone.columns and "means of" not in alone.title

@@ -67,7 +67,7 @@ def test_the_page_loads_nothing_and_the_tables_fit_80_columns(
     found: tuple[Path, dict[str, Any], str],
 ) -> None:
     out, data, said = found
-    assert {file.name for file in out.iterdir()} == {"sweep.html", "sweep.json"}
+    assert {file.name for file in out.iterdir()} == {"sweep.html", "sweep.json", "sweep.md"}
     seen = Reader()
     seen.feed((out / "sweep.html").read_text())
     assert all(x.startswith("#") for x in seen.refers) and seen.tags.count("svg") == 2

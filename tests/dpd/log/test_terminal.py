@@ -15,18 +15,19 @@ from dpd.log.terminal import make_console, steps_progress
 
 ROOT = Path(__file__).parents[3]
 TABLE = """
-from dpd.report.tables import Table, print_tables
-from dpd.log.terminal import make_console
+from dpd.report.report import Report, Section, Table, print_report
 columns = ["student", *(f"a column of some width {k}" for k in range(6)), "own error"]
 row = ["seed0-64x64", *(["1,234,567.891"] * 6), "0.123"]
-print_tables([Table("students by size", columns, [row])], [], make_console())
+sections = [Section(tables=[Table("students by size", columns, [row])])]
+print_report(Report(sections=sections, data={}))
 """
 EVALUATION = """
-from dpd.run.summary import print_table
+from dpd.report.report import print_report
+from dpd.run.summary import evaluation_report
 row = {"policy": "a-run-with-a-long-name/" * 5 + "seed0-64x64", "env": "Hopper-v5"}
 row |= {"env_kwargs": {}, "episodes": 10}
 row |= {**dict.fromkeys(("mean", "std", "min", "max", "length"), 1000)}
-print_table([row])
+print_report(evaluation_report([row]))
 """
 
 

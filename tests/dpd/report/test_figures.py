@@ -20,7 +20,6 @@ from dpd.report.figures import (
     compared_curves,
     draw_evaluations,
     format_axes,
-    iqm,
     learning_curves,
     line_style,
     read_curves,
@@ -66,11 +65,6 @@ def test_metrics_are_read_by_name_peer_and_step(tmp_path: Path) -> None:
         500_000: [150.0, 1150.0],
         1_000_000: [200.0, 1200.0],
     }
-
-
-def test_the_interquartile_mean_drops_a_quarter_at_each_end() -> None:
-    assert iqm([-100.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 900.0]) == 3.5  # (2 + 3 + 4 + 5) / 4
-    assert iqm([1.0, 2.0, 9.0]) == 4.0  # too few to drop any: the mean
 
 
 def test_the_line_is_the_interquartile_mean_and_the_band_the_range() -> None:
@@ -138,10 +132,10 @@ def test_one_learner_with_training_returns_only_is_enough(tmp_path: Path) -> Non
     assert imread(tmp_path / "m.png").std() > 0.01
 
 
-def test_a_file_without_returns_is_refused(tmp_path: Path) -> None:
+def test_without_returns_nothing_is_drawn(tmp_path: Path) -> None:
     write_metrics(tmp_path / "m.csv", ("loss/policy",))
-    with pytest.raises(ValueError, match="has no returns"):
-        learning_curves(tmp_path / "m.csv", tmp_path / "m.png", "Hopper-v5")
+    learning_curves(tmp_path / "m.csv", tmp_path / "m.png", "Hopper-v5")
+    assert not (tmp_path / "m.png").exists()
 
 
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from dpd.report.stats import (
     difference,
     family,
     holm,
+    iqm,
     least_seeds,
     mean_interval,
     paired_difference,
     sign_flip_p,
-    trimmed,
     unpaired_difference,
 )
 
@@ -157,14 +157,14 @@ def test_a_bootstrap_interval_spans_the_likely_resamples() -> None:
 
 
 def test_the_interquartile_mean_leaves_a_quarter_out_at_each_end() -> None:
-    assert trimmed(np.array([[100.0, 1.0, 2.0, -7.0]]), axis=1).tolist() == [1.5]
+    assert iqm(np.array([[100.0, 1.0, 2.0, -7.0]]), axis=1).tolist() == [1.5]
     # resampling one outlier among eight: it would have to be drawn three times to count
-    assert bootstrap_interval(trimmed, [[1.0] * 7 + [999.0]], 0) == (1.0, pytest.approx(1, abs=250))
+    assert bootstrap_interval(iqm, [[1.0] * 7 + [999.0]], 0) == (1.0, pytest.approx(1, abs=250))
 
 
 def test_the_same_seed_gives_the_same_bootstrap_interval() -> None:
     values = [[0.3, 1.8, 2.2, 9.1, 4.0, 4.4]]
-    first, again, other = (bootstrap_interval(trimmed, values, seed) for seed in (0, 0, 1))
+    first, again, other = (bootstrap_interval(iqm, values, seed) for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -178,3 +178,8 @@ def test_paired_samples_are_resampled_together() -> None:
     assert bootstrap_interval(apart, [a, b], 0, paired=True) == pytest.approx((1, 1))
     alone = bootstrap_interval(apart, [a, b], 0)
     assert isinstance(alone, Interval) and alone.low < 0 < alone.high
+
+
+def test_the_interquartile_mean_drops_a_quarter_at_each_end() -> None:
+    assert iqm([-100.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 900.0]) == 3.5  # (2 + 3 + 4 + 5) / 4
+    assert iqm([1.0, 2.0, 9.0]) == 4.0  # too few to drop any: the mean

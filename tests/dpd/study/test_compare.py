@@ -18,8 +18,8 @@ from dpd.run.sources import ReturnsByStep, Run, SavedLearner
 from dpd.study.compare import (
     RANGE,
     EvaluatedPolicy,
-    Replicate,
     RunResult,
+    best_peer,
     curve_line,
     episodes_seed,
 )
@@ -156,19 +156,19 @@ def test_the_table_keeps_its_figures_whole_on_80_columns(
     assert all(float(figure.replace(",", "")) > 0 for figure in figures)
 
 
-def replicate(*evaluations: float | None, seed: int = 0) -> Replicate:
-    """Make a seed whose peers had these evaluations in training, and 10, 20, ... in the test."""
+def made(*evaluations: float | None, seed: int = 0) -> list[EvaluatedPolicy]:
+    """Make peers of a seed that had these evaluations in training, and 10, 20, ... in the test."""
     none = cast(Policy, None)
     returns = np.array([5.0, 15.0])
-    peers = [
+    return [
         EvaluatedPolicy(SavedLearner(seed, k, Path(), none, value), returns + 10 * k)
         for k, value in enumerate(evaluations)
     ]
-    return Replicate(seed, peers)
 
 
 def test_the_score_of_a_seed_is_the_mean_over_its_peers() -> None:
-    assert replicate(1.0, 2.0, 3.0).score == 20  # 10, 20, 30
+    scores = RunResult(cast(Run, None), {4: made(1.0, 2.0, 3.0, seed=4)}).scores
+    assert scores == {4: 20}  # 10, 20, 30
 
 
 @pytest.mark.parametrize(
@@ -178,17 +178,17 @@ def test_the_score_of_a_seed_is_the_mean_over_its_peers() -> None:
 def test_the_best_peer_is_chosen_by_training_and_not_by_the_test(
     evaluations: tuple[float | None, ...], best: int | None
 ) -> None:
-    chosen = replicate(*evaluations).best
+    chosen = best_peer(made(*evaluations))
     assert (None if chosen is None else chosen.member.peer) == best
 
 
 def result(curve: ReturnsByStep, n_seeds: int) -> RunResult:
     """Make a run with a curve; each seed scores 15."""
-    replicates = [replicate(1.0, 2.0, seed=s) for s in range(n_seeds)]
-    members = tuple(p.member for r in replicates for p in r.peers)
+    seeds = {s: made(1.0, 2.0, seed=s) for s in range(n_seeds)}
+    members = tuple(peer.member for peers in seeds.values() for peer in peers)
     run = Run(path=Path(), name="run", members=members, budget=None, records=None)
     run.__dict__["curve"] = curve
-    return RunResult(run, replicates)
+    return RunResult(run, seeds)
 
 
 def test_a_band_is_an_interval_over_many_seeds_and_the_range_over_few() -> None:

@@ -12,9 +12,9 @@ from dpd.cli import main, parse_train
 from dpd.policies.policyfile import Policy
 from dpd.run.sources import Run, SavedLearner
 from dpd.study import study as command
-from dpd.study.compare import EvaluatedPolicy, Replicate, RunResult
+from dpd.study.compare import EvaluatedPolicy, RunResult
 from dpd.study.config import ARMS, StudyConfig
-from dpd.study.report import aggregate_json, study_tables
+from dpd.study.report import aggregate_json, aggregate_tables
 from dpd.study.study import Findings, TaskResult, worst_quarter
 from tests.toy.html import Reader
 
@@ -86,6 +86,7 @@ def test_the_page_loads_nothing_and_answers_every_question(done: Path) -> None:
     assert "Is it better than --distill.alpha 10?" in seen.text
     assert "dpd train Hopper-v5 --algo ppo --seeds 2 --seed 3 --total-steps 1024" in seen.text
     assert "fewer than 7 seeds cannot decide 3 differences: dpd has 2" in seen.text
+    assert "\n| one | " in (done / "study.md").read_text()
     assert "p adj." in seen.text and ", adjusted 1: too few seeds" in seen.text
     assert (
         "best peers minus that of" in seen.text and "is too narrow for fewer than 20" in seen.text
@@ -157,7 +158,7 @@ def made(arm: str, scores: list[float]) -> RunResult:
     members = [SavedLearner(s, 0, Path(), cast(Policy, None), None) for s in range(len(scores))]
     run = Run(path=Path(), name=arm, members=tuple(members), budget=None, records=None)
     played = [EvaluatedPolicy(m, np.array([x])) for m, x in zip(members, scores, strict=True)]
-    return RunResult(run, [Replicate(p.member.seed, [p]) for p in played])
+    return RunResult(run, {p.member.seed: [p] for p in played})
 
 
 def findings(*tasks: TaskResult) -> Findings:
@@ -213,7 +214,7 @@ def test_a_difference_of_many_seeds_in_all_tasks_is_decided() -> None:
     assert tasks[0].gaps["one"].mean == pytest.approx(6.6)  # 12 - 5.4
     best = tasks[0].best_gaps["one"]
     assert best is not None and best.mean == pytest.approx(6.6)  # of one peer it is the best
-    titles = [table.title for table in study_tables(found)]
+    titles = [table.title for table in aggregate_tables(found)]
     assert titles[-1] == "Over 2 tasks: mean of dpd minus that of"
     assert aggregate_json(found.aggregates["one"])["gap"]["verdict"] == "higher"
 

@@ -9,7 +9,7 @@ import pytest
 
 from dpd.cli import main
 from dpd.report.stats import ALPHA, sign_flip_p
-from dpd.study.plan import MAX_SEEDS, power, read_plans, seeds_for
+from dpd.study.report import MAX_SEEDS, power, read_plans, seeds_for
 
 
 def stored(out: Path, **scores: list[float]) -> Path:
