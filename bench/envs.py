@@ -25,7 +25,6 @@ from rich.table import Table
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from timing import Work, interleaved_rates, median_ratio, require_quiet, write_json
 
-from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
 from dpd.envs.physics import n_cores
 from dpd.envs.tasks import TASKS, load_model
@@ -160,7 +159,7 @@ def goal_table(rates: dict[str, dict[str, list[float]]]) -> Table:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time the environments against each other.")
     tasks = ["HalfCheetah-v5", "Ant-v5", "Humanoid-v5"]
-    parser.add_argument("--tasks", nargs="+", choices=native_ids(), default=tasks)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=tasks)
     parser.add_argument("--n-envs", nargs="+", type=int, default=[32, 256])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="per contender and repeat")

@@ -16,7 +16,8 @@ from warp_parity import compare
 from dpd.agents.config import DDPGConfig, PPOConfig, SACConfig, TD3Config
 from dpd.agents.graphs import Graphs
 from dpd.cli import parse_train
-from dpd.envs.make import make, native_ids
+from dpd.envs.make import make
+from dpd.envs.tasks import TASKS
 from dpd.run.training import Training
 
 Record = dict[str, Any]
@@ -220,7 +221,7 @@ def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tupl
     yield "closing frees", lambda: closing_frees(device, quick)
     for name in COMMANDS:
         yield f"command/{name}", _on(command, name, device)
-    for env_id in native_ids():
+    for env_id in TASKS:
         if env_id != "HalfCheetah-v5" and not quick:
             yield f"physics/{env_id}", physics(env_id)
 

@@ -12,7 +12,8 @@ from train import work
 
 from dpd.agents.config import SACConfig, TD3Config
 from dpd.agents.graphs import Graphs
-from dpd.envs.make import make, native_ids
+from dpd.envs.make import make
+from dpd.envs.tasks import TASKS
 
 SIZES = (1024, 4096, 16_384)
 FEW = (64, 256, 512, 1024)
@@ -121,7 +122,7 @@ def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tupl
     yield "few/HalfCheetah-v5", lambda: few_envs("HalfCheetah-v5", device, quick)
     for way in ("paper", "modern"):
         yield f"ppo/HalfCheetah-v5/{way}", train("HalfCheetah-v5", WAYS[way], 8)
-    for env_id in native_ids():
+    for env_id in TASKS:
         yield f"envs/{env_id}", _envs(env_id, device, quick)
     twenty = [*WAYS["paper"], "--seeds", "10"]
     yield "ppo/HalfCheetah-v5/ten pairs", train("HalfCheetah-v5", twenty, 8)

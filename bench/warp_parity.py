@@ -24,7 +24,6 @@ from rich.table import Table
 from timing import machine, write_json
 
 from dpd.envs.base import Snapshot
-from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, load_model, observe
 from dpd.envs.warp import WarpEnv
@@ -150,7 +149,7 @@ def cell(value: Any) -> str:
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare one step of warp and native.")
-    parser.add_argument("--tasks", nargs="+", choices=native_ids(), default=list(native_ids()))
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--n-envs", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--timed", type=int, default=20, help="steps to time")

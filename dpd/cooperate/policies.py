@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpd.envs.base import EnvSpec
-from dpd.envs.errors import UnsupportedEnv
+from dpd.envs.base import EnvSpec, UnsupportedEnv
 from dpd.envs.make import check, choose_backend
 from dpd.errors import BadInput
 from dpd.policies.checks import require_bounds, require_fit

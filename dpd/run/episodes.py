@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.envs.base import Env, EnvKwargs
-from dpd.envs.errors import UnsupportedEnv
+from dpd.envs.base import Env, EnvKwargs, UnsupportedEnv
 from dpd.envs.make import make
 from dpd.policies.checks import require_fit
 from dpd.policies.policyfile import Policy
