@@ -96,16 +96,21 @@ SBX = (
 """Compiled by JAX; for comparison without a goal, end to end only."""
 
 
+def fill(agent: Any, held: int) -> Batch:
+    """Fill a replay with noise, without ends of episodes; return an iteration to update on."""
+    rows = torch.randn(agent.n_learners, held, 1, agent.replay.rows.shape[-1])
+    rows[..., -3:] = torch.tensor([0.0, 0.0, 1.0])
+    rows[..., O : O + A].clamp_(-1, 1)
+    agent.replay.extend(rows)
+    return agent.prepare(agent.new_rollout())
+
+
 def filled_agent(case: str) -> tuple[OffPolicy, Batch]:
     """Return dpd's stack with a full replay, and an iteration to update on."""
     n, config = CASES[case]
     agent = config.build(O, A, [(0, peer) for peer in range(n)])
     assert isinstance(agent, OffPolicy)
-    rows = torch.randn(n, HELD, 1, agent.replay.rows.shape[-1])
-    rows[..., -3:] = torch.tensor([0.0, 0.0, 1.0])  # no ends, all valid
-    rows[..., O : O + A].clamp_(-1, 1)
-    agent.replay.extend(rows)
-    return agent, agent.prepare(agent.new_rollout())
+    return agent, fill(agent, HELD)
 
 
 def ours(case: str) -> Work:

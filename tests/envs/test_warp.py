@@ -1,4 +1,4 @@
-"""The warp backend against the native one, on Warp's CPU device; bench/warp_parity.py does all six.
+"""The warp backend against the native one, on Warp's CPU device; bench/gpu_parity.py does all six.
 
 Unoptimised kernels compile in half the time. A run with no cache of them compiles for most of its
 time: one planar task, and the one task whose observations hold contact forces.
