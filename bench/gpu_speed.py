@@ -21,6 +21,7 @@ from dpd.agents.config import SACConfig, TD3Config
 from dpd.agents.graphs import Graphs
 from dpd.envs.make import make
 from dpd.envs.tasks import TASKS
+from dpd.envs.warp_physics import wait_for
 from dpd.policies import policyfile
 from dpd.run.episodes import evaluate_together
 from dpd.run.sources import find_policies, is_best
@@ -36,17 +37,12 @@ BOX_S = {CHEETAH: 300.0, "Ant-v5": 90.0, "Hopper-v5": 60.0, "Walker2d-v5": 60.0}
 CONTROL_S, JUDGED_S, LEAST_S = 60.0, 15.0, 20.0
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def timed(device: torch.device, work: Callable[[], int], seconds: float) -> float:
     """Repeat work for at least `seconds` after a warm-up call; return units per second."""
 
     def done() -> int:
         n = work()
-        wait(device)
+        wait_for(device)
         return n
 
     done()
