@@ -50,22 +50,29 @@ def test_a_measurement_that_fails_or_crashes_leaves_the_others_alone(tmp_path: P
     assert record["host"]["device"] == "cpu" and record["goals"] == []
 
 
-def test_goals_and_tables_come_from_the_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_goals_and_tables_come_from_the_measurements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     gpu = import_module("gpu")
     found = {
         "ppo/HalfCheetah-v5/no distillation": {"steps_per_s": 2e6, "in_use_gb": 3.0},
-        "envs/Ant-v5": {"warp": {"1024": 5e5, "4096": 1e6}},
+        "updates/td3/20/recorded": {"updates_per_s_each": 1500.0, "updates_per_s_all": 30_000.0},
+        "envs/Ant-v5": {"warp": {"1024": 5e5, "4096": 1e6}, "seconds_taken": 9},
         "few/Ant-v5": {"error": "RuntimeError: none"},
     }
     host = {"device": "H200", "torch": "2", "commit": "0123456789ab"}
-    part = {"host": host, "found": found, "goals": gpu.goals("speed", found)}
-    lines = gpu.section({"speed": part})
+    part = {"quick": False, "host": host, "found": found, "goals": gpu.goals("speed", found)}
+    (tmp_path / "gpu-speed.json").write_text(json.dumps(part))
+    smoke = json.dumps(part | {"quick": True})
+    (tmp_path / "gpu-runs.json").write_text(smoke)  # a smoke run is no measurement
+    lines = gpu.section(gpu.read(tmp_path))
     assert "`bench/gpu.sh speed` on H200, torch 2, commit 0123456789." in lines
     assert any(line.endswith(": 1,000,000; measured 2,000,000, met") for line in lines)
-    assert any(line.endswith(": 2,000; not measured") for line in lines)
+    assert any(line.endswith(": 2,000; measured 1,500, not met") for line in lines)
     assert "| ppo/HalfCheetah-v5/no distillation | 2,000,000 | 3.0 |" in lines
-    assert "| Ant-v5, warp | 500,000 | 1,000,000 |" in lines
+    assert "| td3/20/recorded | 1,500 | 30,000 |" in lines
+    assert "| Ant-v5, warp | 500,000 | 1,000,000 |" in lines and "### Runs" not in lines
     stopped = {"HalfCheetah-v5/paper": {"status": 1, "seconds": 300.0}}
     assert gpu.goals("runs", stopped)[0]["measured"] is None  # it did not finish
 
