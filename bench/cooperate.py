@@ -127,7 +127,6 @@ def gap_lines(runs: Sequence[Record]) -> list[str]:
 
 
 def parse() -> argparse.Namespace:
-    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Cooperation of saved policies, with controls.")
     parser.add_argument("policies", nargs="*", type=Path, help="none: only write the table")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))

@@ -4,6 +4,7 @@ python bench/curves.py --seeds 3 --json sb3.json              train SB3's PPO, t
 python bench/curves.py --algo td3 --total-steps 100000 --json sb3.json
 python bench/curves.py --seeds 8 --seed 3 --json more.json    more of them
 python bench/curves.py --sb3 sb3.json more.json --ours runs/...   compare with runs of dpd
+python bench/curves.py --plot a.json b.json --out curves.png  draw a panel for each file
 
 All final policies act without noise in the same episodes.
 """
@@ -14,8 +15,9 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -28,23 +30,32 @@ from rich.console import Console
 from rich.table import Table
 from sb3_baseline import make_offpolicy, make_ppo, make_vec
 from timing import machine, write_json
-from torch import Tensor
 
 from dpd.agents.config import OffPolicyConfig, PPOConfig
-from dpd.config import ALGORITHMS
-from dpd.envs.make import make
+from dpd.config import ALGORITHMS, NO_STATISTICS, ForeignConfig
 from dpd.log.csv import read_rows
 from dpd.log.terminal import make_console
-from dpd.policies import policyfile
+from dpd.report.figures import (
+    INK,
+    Line,
+    draw_line,
+    format_axes,
+    line_style,
+    new_figure,
+    save_png,
+    set_title,
+)
 from dpd.report.stats import Difference, family, iqm, unpaired_difference
-from dpd.run.episodes import episode_seeds, evaluate_policy, run_episodes
-from dpd.run.sources import is_best
+from dpd.run.episodes import evaluate_policy
+from dpd.run.sources import read_run
+from dpd.sb3.zip import load_zip
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 CURVE_EVERY = 1000  # minimum steps between the points of a curve
 WINDOW = 20  # episodes per point of a curve, as dpd.run.collect.EpisodeStatistics takes
+PLOTTED = 60  # points of a drawn curve
 
 Record = dict[str, Any]
 """One learner: name, steps, returns of its episodes, curve of training returns."""
@@ -67,17 +78,11 @@ def train_sb3(args: argparse.Namespace, seed: int) -> Record:
     # Whole iterations within the budget, like dpd: SB3 by default exceeds the budget.
     model.learn(args.total_steps // config.samples * config.samples, callback=on_step)
     seconds = time.perf_counter() - begin
-    returns = evaluate_sb3(model, args.env, args.episodes, args.eval_seed)
-    steps = model.num_timesteps
+    record = {"name": f"seed{seed}", "steps": model.num_timesteps, "seconds": seconds}
+    record |= {"returns": final_returns(model, args), "curve": curve}
     assert model.env is not None
     model.env.close()
-    return {
-        "name": f"seed{seed}",
-        "steps": steps,
-        "seconds": seconds,
-        "returns": returns,
-        "curve": curve,
-    }
+    return record
 
 
 def make_sb3(args: argparse.Namespace, seed: int) -> BaseAlgorithm:
@@ -91,29 +96,18 @@ def make_sb3(args: argparse.Namespace, seed: int) -> BaseAlgorithm:
     return make_ppo(venv, config.n_steps, seed, config)
 
 
-def deterministic(model: BaseAlgorithm) -> Callable[[Tensor], Tensor]:
-    """Return SB3's policy without noise, with frozen normalisation: obs [1, K, O] -> act."""
-    normaliser = model.get_vec_normalize_env()
-    if normaliser is not None:
-        normaliser.training = False
-    low, high = model.action_space.low, model.action_space.high  # type: ignore[attr-defined]
-
-    def act(obs: Tensor) -> Tensor:
-        raw = obs[0].numpy()
-        inputs = raw if normaliser is None else normaliser.normalize_obs(raw)
-        action, _ = model.predict(inputs, deterministic=True)
-        return torch.as_tensor((action - low) / (high - low) * 2 - 1).unsqueeze(0)
-
-    return act
-
-
-def evaluate_sb3(model: BaseAlgorithm, env_id: str, episodes: int, seed: int) -> list[float]:
-    """Return returns in the episodes that `evaluate_policy` plays with this seed."""
-    env = make(env_id, episodes, episode_seeds(seed, episodes), threads=1)
-    try:
-        return run_episodes(env, deterministic(model), 1).returns[0].tolist()
-    finally:
-        env.close()
+def final_returns(model: BaseAlgorithm, args: argparse.Namespace) -> list[float]:
+    """Return SB3's returns without noise and with frozen normalisation, as `dpd` reads its zip."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, statistics = Path(folder) / "model.zip", NO_STATISTICS
+        model.save(file)
+        if (normaliser := model.get_vec_normalize_env()) is not None:
+            statistics = Path(folder) / "vecnormalize.pkl"
+            normaliser.save(str(statistics))
+        policy = load_zip(file, ForeignConfig(env=args.env, vecnormalize=statistics))
+    played = evaluate_policy(policy, args.env, args.episodes, args.eval_seed)
+    returns: list[float] = played.returns[0].tolist()
+    return returns
 
 
 def train_all(args: argparse.Namespace, console: Console) -> Record:
@@ -136,27 +130,17 @@ def train_all(args: argparse.Namespace, console: Console) -> Record:
     return data
 
 
-def our_records(run_dir: Path, env_id: str, episodes: int, eval_seed: int) -> list[Record]:
+def our_records(run_dir: Path, args: argparse.Namespace) -> list[Record]:
     """Evaluate a run's last policies; return a record per learner."""
-    peers = json.loads((run_dir / "config.json").read_text())["peers"]
-    files = sorted((run_dir / "policies").glob("seed*-peer*.safetensors"))
+    members = read_run(run_dir, run_dir.name).members
+    peers = 1 + max(member.peer for member in members)
     curves = our_curves(run_dir / "metrics.csv", peers)
     records = []
-    for file in files:
-        if is_best(file):
-            continue
-        policy = policyfile.load(file)
-        outcome = evaluate_policy(policy, env_id, episodes, eval_seed)
-        records.append(
-            {
-                "name": file.stem,
-                "steps": policy.meta.provenance["steps"] // peers,
-                "returns": outcome.returns[0].tolist(),
-                "curve": curves.get(file.stem, []),
-            }
-        )
-    if not records:
-        raise ValueError(f"{run_dir} has no policies/seed*-peer*.safetensors")
+    for member in members:
+        played = evaluate_policy(member.policy, args.env, args.episodes, args.eval_seed)
+        steps = member.policy.meta.provenance["steps"] // peers
+        record = {"name": member.file.stem, "steps": steps, "returns": played.returns[0].tolist()}
+        records.append(record | {"curve": curves.get(member.file.stem, [])})
     return records
 
 
@@ -173,10 +157,7 @@ def our_curves(path: Path, peers: int) -> dict[str, list[tuple[int, float]]]:
 
 
 def summarise(records: list[Record]) -> dict[str, Any]:
-    """Return statistics of the learners' mean final returns.
-
-    With fewer than four learners the IQM is the mean: nothing is trimmed.
-    """
+    """Return statistics of the learners' mean final returns."""
     means = np.array([np.mean(r["returns"]) for r in records])
     return {
         "iqm": float(iqm(means)),
@@ -264,9 +245,7 @@ def compare(args: argparse.Namespace, console: Console) -> None:
         setattr(args, name, value)  # both play the same episodes
     if not args.sb3 and args.seeds:
         data = train_all(args, console)
-    ours = {
-        str(d): our_records(d, args.env, args.episodes, args.eval_seed) for d in args.ours or ()
-    }
+    ours = {str(d): our_records(d, args) for d in args.ours or ()}
     sb3 = f"SB3 {args.algo.upper()}"
     groups = ({sb3: data["sb3"]} if "sb3" in data else {}) | ours
     title = f"{args.env}: final policies, {args.episodes} deterministic episodes each"
@@ -281,8 +260,28 @@ def compare(args: argparse.Namespace, console: Console) -> None:
     write_json(args.json, data | {"ours": ours, "summary": summary, "training": curves})
 
 
+def plot(files: Sequence[Path], out: Path) -> None:
+    """Draw mean and range over learners, ours and SB3's: a panel for each file."""
+    figure = new_figure(5.2 * len(files), 4.2, 160)
+    for k, file in enumerate(files):
+        data = json.loads(file.read_text())
+        sb3 = next(name for name in data["summary"] if name not in data["ours"])
+        groups = {f"dpd, {len(r)} seeds in one stack": r for r in data["ours"].values()}
+        groups |= {f"{sb3}, {len(data['sb3'])} runs": data["sb3"]}
+        axes = figure.add_subplot(1, len(files), k + 1)
+        for i, (name, curve) in enumerate(along(groups, PLOTTED).items()):
+            means = [float(np.mean(values)) for values in curve.values()]
+            band = [(min(values), max(values)) for values in curve.values()]
+            draw_line(axes, Line(name, list(curve), means, band, "range"), line_style(i))
+        axes.legend(loc="upper left", frameon=False, fontsize=9.5, handlelength=1.8)
+        title = f"{sb3.split()[-1]}, {data['settings']['env']}"
+        set_title(axes, title, "mean and range over learners")
+        format_axes(axes, max(curve), "environment steps of each learner")
+        axes.set_ylabel("" if k else "training return per episode", color=INK, fontsize=10)
+    save_png(figure, out)
+
+
 def parse() -> argparse.Namespace:
-    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Compare learning with Stable-Baselines3.")
     algos = [name for name in ALGORITHMS if name != "student"]
     parser.add_argument("--algo", choices=algos, default="ppo")
@@ -298,7 +297,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sb3", type=Path, nargs="+", help="read SB3's runs from these files")
     parser.add_argument("--ours", type=Path, nargs="+", metavar="RUN_DIR", help="runs of dpd")
     parser.add_argument("--json", type=Path, help="write returns, curves and versions here")
+    parser.add_argument("--plot", type=Path, nargs="+", help="only draw these files, into --out")
+    parser.add_argument("--out", type=Path, help="a .png")
     args = parser.parse_args()
+    if bool(args.plot) != bool(args.out):
+        parser.error("--plot and --out belong together")
     least = ALGORITHMS[args.algo]().samples
     if args.total_steps < least:
         parser.error(f"--total-steps must be at least {least}")
@@ -310,8 +313,10 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Parse flags and compare."""
     args = parse()
+    if args.plot:
+        plot(args.plot, args.out)
+        return 0
     for path in (args.json.parent if args.json else None, *(args.ours or ())):
         if path is not None and not path.is_dir():  # fail before the training, not after it
             sys.exit(f"{path} is not a directory")

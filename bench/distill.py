@@ -1,15 +1,24 @@
-"""Distil one teacher into small students by every method, at equal steps, labels and updates.
+"""Distil one teacher into small students by several methods, with and without a guide; time it.
 
 python bench/distill.py --teacher runs/teacher --json bench/results/distill.json
-python bench/distill.py --json bench/results/distill.json --docs docs/results.md
+python bench/distill.py guide --teacher runs/teacher --json bench/results/scaffold.json
+python bench/distill.py guide --json bench/results/scaffold.json --docs docs/results.md
+python bench/distill.py time --teacher runs/teacher --json bench/results/dagger.json
 
-The first command adds the methods that the file lacks, the second writes its table into the page.
+The first two commands add what the file lacks for the task; with --docs, the file's tables are
+written into the page.
 
 Every student gets the same number of environment steps, teacher labels (one for each state that it
 collects) and gradient steps on the same number of samples (80 of 256 per iteration of 8 x 256
 steps). Methods with a replay also query the teacher again at stored states, which gives no new
-labels. The training of scaffold's guide and retrieval's embedding is extra. Final policies act
-without noise in the same fresh episodes; the seed is the unit of the statistics.
+labels. The training of scaffold's guide and retrieval's embedding is extra. Without a guide, g = 0:
+plain Gaussian likelihood on the same number of states. Final policies act without noise in the same
+fresh episodes. The seed is the unit of the statistics; differences are paired by seed, and the
+sizes of a task form one family of tests.
+
+`time` measures a default run of DAgger, the whole command with the teacher's measurement,
+evaluations and final tables; then the shares of collecting, learning, distilling and evaluating in
+short runs of all methods at equal steps.
 """
 
 from __future__ import annotations
@@ -19,79 +28,93 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from marked import add_outputs, baselines_of, centre, publish, students_lead, table
-from rich.console import Console
-from timing import machine, write_json
+from timing import machine, require_quiet, write_json
 
+from dpd.log.csv import read_rows
 from dpd.log.terminal import make_console
 from dpd.policies import policyfile
+from dpd.report.stats import Difference, difference, family
 from dpd.run.episodes import evaluate_together
+from dpd.run.summary import time_shares
 from dpd.run.teachers import LAST_EPISODES
 
 ROLLOUT = ("--n-envs", "8", "--n-steps", "256", "--minibatch-size", "256")
 ALONE = "PPO without a teacher"
-METHODS: dict[str, tuple[str, ...]] = {
-    "bc": ("bc",),
-    "dagger": ("dagger",),
-    "on-policy": ("on-policy",),
-    "scaffold": ("scaffold",),
-    "retrieval": ("retrieval",),
-    "progressive": ("progressive",),
-    "progressive, one-shot": ("progressive", "--distill.spacing", "one-shot"),
-    "progressive, two-shot": ("progressive", "--distill.spacing", "two-shot"),
-    "progressive, shuffled": ("progressive", "--distill.spacing", "shuffled"),
-    "progressive, random": ("progressive", "--distill.spacing", "random"),
-    "kickstart": ("kickstart",),
-    "ppd": ("ppd",),
-    "n-distill": ("n-distill",),
-    "reverse-kl": ("reverse-kl",),
-    ALONE: ("none",),
+VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "methods": {
+        "bc": ("bc",),
+        "dagger": ("dagger",),
+        "on-policy": ("on-policy",),
+        "scaffold": ("scaffold",),
+        "retrieval": ("retrieval",),
+        "progressive": ("progressive",),
+        "progressive, one-shot": ("progressive", "--distill.spacing", "one-shot"),
+        "progressive, two-shot": ("progressive", "--distill.spacing", "two-shot"),
+        "progressive, shuffled": ("progressive", "--distill.spacing", "shuffled"),
+        "progressive, random": ("progressive", "--distill.spacing", "random"),
+        "kickstart": ("kickstart",),
+        "ppd": ("ppd",),
+        "n-distill": ("n-distill",),
+        "reverse-kl": ("reverse-kl",),
+        ALONE: ("none",),
+    },
+    "guide": {"without": ("scaffold", "--distill.warm-up", "1"), "with": ("scaffold",)},
 }
-"""Names in the table -> method and its flags."""
+"""Experiments -> names in their tables -> method and its flags."""
+DEFAULTS = {
+    "methods": {"sizes": ["16", "32"], "steps": 102_400},
+    "guide": {"sizes": ["4", "8", "16"], "steps": 61_440},
+    "time": {"sizes": [], "steps": 20_480},
+}
 FIGURES = ("return", "retained", "agree", "own_error")
+GUIDES = ("coverage", "responsibility", "g_mean", "mse_kept", "mse_censored")
+TIMED = ("bc", "dagger", "on-policy", "scaffold", "retrieval", "kickstart", "ppd", "n-distill")
+ENOUGH = 0.9  # of the teacher's return
 
 Row = dict[str, Any]
 
 
-def common(args: argparse.Namespace) -> list[str]:
-    """Return the flags that all runs share."""
-    flags = ["--seeds", str(args.seeds), "--total-steps", str(args.steps * len(args.sizes))]
-    return [*flags, "--evals", "1", "--final-episodes", str(args.episodes)]
+def distil(args: argparse.Namespace, out: Path, *flags: str, command: str = "distill") -> float:
+    """Run `dpd distill` with the teacher, or another command; return the seconds it took."""
+    argv = [sys.executable, "-m", "dpd", command, args.env, *flags, "--out", str(out)]
+    argv += ["--teacher", str(args.teacher)] if command == "distill" else []
+    begin = time.perf_counter()
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
 
 
-def run(name: str, args: argparse.Namespace, out: Path) -> None:
-    """Distil into all sizes and seeds in one run."""
-    method, *flags = METHODS[name]
-    command = [sys.executable, "-m", "dpd", "train" if name == ALONE else "distill", args.env]
-    command += ["--method", method, *flags, *common(args), "--out", str(out)]
-    if name != ALONE:
-        command += [*ROLLOUT, "--student-sizes", ",".join(args.sizes)]
-        command += ["--teacher", str(args.teacher)]
-    else:
-        command += ["--algo", ",".join("ppo" for _ in args.sizes)]
-        for k, size in enumerate(args.sizes):  # peers take separate flags
-            words = [f"--peer{k}.{w[2:]}" if w.startswith("--") else w for w in ROLLOUT]
-            command += [*words, f"--peer{k}.hidden", size, size]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def rows_of(name: str, args: argparse.Namespace, out: Path) -> tuple[list[Row], dict[str, Any]]:
-    """Return a row per size, and the returns of teacher and random actions."""
+def rows_of(name: str, args: argparse.Namespace, out: Path) -> tuple[list[Row], Row]:
+    """Distil into all sizes and seeds -> a row per size, returns of teacher and random actions."""
+    method, *flags = VARIANTS[args.experiment][name]
+    flags += ["--method", method, "--seeds", str(args.seeds), "--evals", "1"]
+    flags += ["--total-steps", str(args.steps * len(args.sizes))]
+    flags += ["--final-episodes", str(args.episodes)]
+    if name == ALONE:
+        return rows_alone(args, out, flags), {}
+    distil(args, out, *flags, *ROLLOUT, "--student-sizes", ",".join(args.sizes))
     fidelity = json.loads((out / "fidelity.json").read_text())
     rows = []
-    for size in fidelity["sizes"]:
+    for peer, units in enumerate(args.sizes):
+        (size,) = (s for s in fidelity["sizes"] if s["name"].split("x")[0] == units)
         figures = {k: [student[k] for student in size["students"]] for k in FIGURES}
-        units = size["name"].split("x")[0]
-        rows.append({"method": name, "size": units, "parameters": size["parameters"], **figures})
+        row = {"method": name, "size": units, "parameters": size["parameters"], **figures}
+        rows.append(row | (guide_metrics(out, peer) if method == "scaffold" else {}))
     return rows, baselines_of(fidelity)
 
 
-def rows_alone(args: argparse.Namespace, out: Path) -> list[Row]:
-    """Return a row per size for learners without a teacher, in the same episodes."""
+def rows_alone(args: argparse.Namespace, out: Path, flags: list[str]) -> list[Row]:
+    """Train learners without a teacher, evaluate them in the same episodes -> a row per size."""
+    flags = [*flags, "--algo", ",".join("ppo" for _ in args.sizes)]
+    for k, size in enumerate(args.sizes):  # peers take separate flags
+        words = [f"--peer{k}.{w[2:]}" if w.startswith("--") else w for w in ROLLOUT]
+        flags += [*words, f"--peer{k}.hidden", size, size]
+    distil(args, out, *flags, command="train")
     rows = []
     for peer, size in enumerate(args.sizes):
         names = [f"seed{k}-peer{peer}-{size}x{size}" for k in range(args.seeds)]
@@ -103,74 +126,161 @@ def rows_alone(args: argparse.Namespace, out: Path) -> list[Row]:
     return rows
 
 
-def distil_all(args: argparse.Namespace, console: Console) -> None:
-    """Run every method that the file lacks, and add it to the file."""
-    for name in args.methods:
-        data = known(args)
-        if any(row["method"] == name for row in data["rows"]):
+def guide_metrics(out: Path, peer: int) -> Row:
+    """Return the guide's last metrics for students of one size, means over seeds."""
+    values: dict[str, dict[str, float]] = {}
+    for row in read_rows(out / "metrics.csv"):
+        if row["metric"].startswith("distill/") and row["peer"] == str(peer):
+            values.setdefault(row["metric"], {})[row["seed"]] = float(row["value"])
+    return {k: float(np.mean(list(values[f"distill/{k}"].values()))) for k in GUIDES}
+
+
+def distil_all(args: argparse.Namespace) -> None:
+    """Run every variant that the file lacks, and add it to the file."""
+    console = make_console()
+    for name in args.methods or VARIANTS[args.experiment]:
+        if any(row["method"] == name for row in known(args)["tasks"][args.env]["rows"]):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            run(name, args, out := Path(folder) / "run")
-            rows, baselines = (
-                (rows_alone(args, out), {}) if name == ALONE else rows_of(name, args, out)
-            )
+            rows, baselines = rows_of(name, args, Path(folder) / "run")
         for row in rows:
             console.print(f"{name} {row['size']}: {np.mean(row['return']):,.0f}")
         data = known(args)  # again: another process may have added a method meanwhile
         commit = machine()["commit"]  # stored by row: later rows may come from another commit
-        data |= baselines | {"rows": data["rows"] + [row | {"commit": commit} for row in rows]}
+        task = data["tasks"][args.env]
+        task |= baselines | {"rows": task["rows"] + [row | {"commit": commit} for row in rows]}
         write_json(args.json, data)
 
 
 def known(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the contents of the file, or empty results. Exits if its settings differ."""
-    names = ("env", "sizes", "seeds", "steps", "episodes")
-    settings = {name: getattr(args, name) for name in names}
-    if not args.json.exists():
-        return {"machine": machine(), "settings": settings, "rows": []}
-    data: dict[str, Any] = json.loads(args.json.read_text())
-    if data["settings"] != settings:
+    """Return the contents of the file with the task. Exits if its settings differ."""
+    settings = {name: getattr(args, name) for name in ("sizes", "seeds", "steps", "episodes")}
+    data: dict[str, Any] = {"machine": machine(), "tasks": {}}
+    if args.json.exists():
+        data = json.loads(args.json.read_text())
+    task = data["tasks"].setdefault(args.env, {"settings": settings, "rows": []})
+    if task["settings"] != settings:
         sys.exit(
-            f"{args.json} has settings {data['settings']}, not {settings}; give another --json"
+            f"{args.json} has settings {task['settings']}, not {settings}; give another --json"
         )
     return data
 
 
-def lines_of(data: dict[str, Any]) -> list[str]:
-    """Lay out a row per method and size, in the order of METHODS."""
-    settings, span = data["settings"], data["teacher"] - data["random"]
-    by_key = {(row["size"], row["method"]): row for row in data["rows"]}
+def method_lines(task: Row) -> list[str]:
+    """Lay out a row per method and size, in the order of VARIANTS."""
+    span = task["teacher"] - task["random"]
+    by_key = {(row["size"], row["method"]): row for row in task["rows"]}
     rows = []
-    for key in ((size, name) for size in settings["sizes"] for name in METHODS):
+    for key in ((size, name) for size in task["settings"]["sizes"] for name in VARIANTS["methods"]):
         if (row := by_key.get(key)) is None:
             continue
-        retained = [(x - data["random"]) / span for x in row["return"]]
+        retained = [(x - task["random"]) / span for x in row["return"]]
         cells = [row["method"], row["size"], centre(row["return"]), centre(retained, 2)]
         rows.append(cells + [centre(row[k], 2) if k in row else "" for k in ("agree", "own_error")])
     head = ["method", "units", "return", "retained", "held-out within 0.1", "error on own states"]
-    return [students_lead(settings["env"], settings, data), "", *table(head, "lrrrrr", rows)]
+    return table(head, "lrrrrr", rows)
+
+
+def guide_lines(task: Row) -> list[str]:
+    """Lay out a row per size, with the paired difference that the guide makes."""
+    by_key = {(row["method"], row["size"]): row for row in task["rows"]}
+    sizes = task["settings"]["sizes"]
+    pairs = {size: (by_key["without", size], by_key["with", size]) for size in sizes}
+    gains = family(
+        {k: difference(*(dict(enumerate(row["return"])) for row in pairs[k])) for k in pairs}
+    )
+    rows = []
+    for size, pair in pairs.items():
+        cells = [size, *(centre(row["return"]) for row in pair), *judged(gains[size])]
+        cells += [f"{np.mean(row['agree']):.0%}" for row in pair]
+        rows.append([*cells, f"{pair[1]['coverage']:.0%}"])
+    head = ["units", "without a guide", "with", "difference", "p", "p adj.", "verdict"]
+    head += ["within 0.1, without", "with", "coverage"]
+    return table(head, "rrrrrrlrrr", rows)
+
+
+def judged(d: Difference) -> list[str]:
+    """Format a difference, its p values and its verdict."""
+    ends = "" if d.interval is None else " ({:+,.0f} to {:+,.0f})".format(*d.interval)
+    p = ["-" if p is None else f"{p:.2g}" for p in (d.p, d.p_adjusted)]
+    return [f"{d.mean:+,.0f}{ends}", *p, d.verdict]
+
+
+LINES = {"methods": method_lines, "guide": guide_lines}
+
+
+def default_run(args: argparse.Namespace, out: Path) -> Row:
+    """Distil with the defaults; return seconds, returns, and the steps until ENOUGH is reached."""
+    seconds = distil(args, out)
+    fidelity = json.loads((out / "fidelity.json").read_text())
+    (size,), teacher = fidelity["sizes"], baselines_of(fidelity)["teacher"]
+    rows = [row for row in read_rows(out / "metrics.csv") if row["metric"] == "eval/return"]
+    enough = (int(r["step"]) for r in rows if float(r["value"]) >= ENOUGH * teacher)
+    return {
+        "seconds": seconds,
+        "teacher": teacher,
+        "return": size["return"],
+        "agree": size["agree"],
+        "steps": int(rows[-1]["step"]),
+        "steps_to_90": next(enough, None),
+        "shares": time_shares(out),
+    }
+
+
+def time_all(args: argparse.Namespace) -> None:
+    """Time a default run and the phases of all methods, and write the file."""
+    load, percent = require_quiet(args.force)
+    short = ["--total-steps", str(args.steps), "--evals", "1", "--eval-episodes", "1"]
+    short += [*ROLLOUT, "--final-episodes", "1"]
+    shares = {}
+    with tempfile.TemporaryDirectory() as folder:
+        default = default_run(args, Path(folder) / "default")
+        for name in TIMED:
+            distil(args, Path(folder) / name, "--method", name, *short)
+            shares[name] = time_shares(Path(folder) / name)
+    make_console().print(default, shares)
+    host: dict[str, object] = machine() | {"load": load, "cpu_percent": percent}
+    settings = {"env": args.env, "steps": args.steps, "rollout": ROLLOUT}
+    data = {"machine": host, "settings": settings, "default": default, "shares": shares}
+    write_json(args.json, data)
 
 
 def parse() -> argparse.Namespace:
-    """Parse the flags."""
-    parser = argparse.ArgumentParser(description="Compare methods of teacher-student distillation.")
-    parser.add_argument("--teacher", type=Path, help="a run with a history")
+    parser = argparse.ArgumentParser(description="Compare and time teacher-student distillation.")
+    parser.add_argument("experiment", nargs="?", choices=DEFAULTS, default="methods")
+    parser.add_argument("--teacher", type=Path, help="a run with a history; none: only the table")
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--sizes", nargs="+", default=["16", "32"], help="units of both layers")
+    parser.add_argument("--methods", nargs="+", help="names in the table; default: all")
+    parser.add_argument("--sizes", nargs="+", help="units of both layers")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=102_400, help="environment steps per student")
+    parser.add_argument("--steps", type=int, help="environment steps per student")
     parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--force", action="store_true", help="time on a busy machine too")
     add_outputs(parser, "all figures of all students")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name, default in DEFAULTS[args.experiment].items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    if unknown := set(args.methods or ()) - VARIANTS.get(args.experiment, {}).keys():
+        parser.error(f"--methods: no {', '.join(sorted(unknown))} in {args.experiment}")
+    if args.experiment == "time" and args.teacher is None:
+        parser.error("time needs a --teacher")
+    return args
 
 
 def main() -> int:
-    """Run the methods that the file lacks, and print or publish the table."""
+    """Run what the file lacks, and print or publish its tables."""
     args = parse()
+    if args.experiment == "time":
+        time_all(args)
+        return 0
     if args.teacher is not None:
-        distil_all(args, make_console())
-    publish(lines_of(json.loads(args.json.read_text())), args.docs, "bench/distill.py")
+        distil_all(args)
+    lines: list[str] = []
+    for env, task in json.loads(args.json.read_text())["tasks"].items():
+        lead = students_lead(env, task["settings"], task)
+        lines += [*([""] if lines else []), lead, "", *LINES[args.experiment](task)]
+    publish(lines, args.docs, f"bench/distill.py {args.experiment}")
     return 0
 
 

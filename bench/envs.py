@@ -9,23 +9,27 @@ random steps into native episodes, and returns to those states every 20 steps.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import gymnasium
-import mujoco
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from mujoco.batch import Batch
 from rich.table import Table
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
-from timing import Work, interleaved_rates, median_ratio, require_quiet, write_json
+from timing import (
+    Work,
+    interleaved_rates,
+    machine,
+    median_ratio,
+    parse_timed,
+    require_quiet,
+    write_json,
+)
 
-from dpd.envs.make import native_ids
 from dpd.envs.native import NativeEnv
 from dpd.envs.physics import n_cores
 from dpd.envs.tasks import TASKS, load_model
@@ -160,13 +164,9 @@ def goal_table(rates: dict[str, dict[str, list[float]]]) -> Table:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time the environments against each other.")
     tasks = ["HalfCheetah-v5", "Ant-v5", "Humanoid-v5"]
-    parser.add_argument("--tasks", nargs="+", choices=native_ids(), default=tasks)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=tasks)
     parser.add_argument("--n-envs", nargs="+", type=int, default=[32, 256])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="per contender and repeat")
-    parser.add_argument("--json", type=Path, help="write all rates here")
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
-    return parser.parse_args()
+    return parse_timed(parser, repeats=5, seconds=1.0)
 
 
 def main() -> None:
@@ -182,10 +182,8 @@ def main() -> None:
         del works  # ends their processes before the next task
     console.print(rate_table(rates), goal_table(rates))
     console.print(f"{n_cores()} cores; load {load:.2f}, CPU {percent:.0f} % before the start")
-    if args.json:
-        machine: dict[str, object] = {"cores": n_cores(), "load": load, "cpu_percent": percent}
-        machine |= {"mujoco": mujoco.__version__, "python": platform.python_version()}
-        write_json(args.json, {"machine": machine, "rates": rates})
+    about = machine() | {"load": load, "cpu_percent": percent}
+    write_json(args.json, {"machine": about, "rates": rates})
 
 
 if __name__ == "__main__":

@@ -1,35 +1,53 @@
-"""Compare a GPU with the CPU: physics, updates, recorded graphs, and iterations without waits."""
+"""Compare a GPU with the CPU: physics, updates, recorded graphs, and iterations without waits.
+
+Physics: the warp backend and the native one step from the same mid-episode states of native
+episodes with the same actions. Errors are |difference| / (1 + |native|), over environments and
+rounds. For Ant, whose friction differs in some states (see `dpd.envs.warp.DIFFERENCES`), the share
+of environments within 1e-3 is more informative than the maximum. On a GPU, timed steps raise an
+error if they wait for the device.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mujoco
+import numpy as np
 import torch
+import warp as wp
+from learners import A, O
 from torch import Tensor
-from warp_parity import compare
 
 from dpd.agents.config import DDPGConfig, PPOConfig, SACConfig, TD3Config
 from dpd.agents.graphs import Graphs
+from dpd.agents.ppo import Samples
+from dpd.agents.replay import Transitions
 from dpd.cli import parse_train
-from dpd.envs.make import make, native_ids
+from dpd.envs.base import Snapshot
+from dpd.envs.make import make
+from dpd.envs.native import NativeEnv
+from dpd.envs.tasks import TASKS, load_model, observe
+from dpd.envs.warp import WarpEnv
 from dpd.run.training import Training
 
 Record = dict[str, Any]
-Measure = Callable[[], Record]
+Measures = Iterator[tuple[str, Callable[[], Record]]]
 
-O, A = 17, 6  # noqa: E741
+CHEETAH = "HalfCheetah-v5"
+CLOSE = 1e-3
+WARM_UP = 20  # steps before the first comparison, until there are contacts
+APART = 5  # steps between comparisons
 SEEDS = [(0, 0), (0, 1)]
 SIZES: dict[str, Any] = {"n_envs": 16, "n_steps": 16, "minibatch_size": 64}
-REPLAY: dict[str, Any] = SIZES | {
-    "learning_starts": 0,
-    "capacity": 4096,
-    "updates_per_step": 1 / 16,
-}
+REPLAY: dict[str, Any] = SIZES | {"learning_starts": 0, "capacity": 4096}
+REPLAY["updates_per_step"] = 1 / 16
 CONFIGS: dict[str, Any] = {
     "ppo": PPOConfig(**SIZES),
     "ppo, target KL": PPOConfig(**SIZES, target_kl=0.01),
@@ -39,35 +57,20 @@ CONFIGS: dict[str, Any] = {
     "sac": SACConfig(**REPLAY, norm_obs=True),
     "sac, 3 steps, shared": SACConfig(**REPLAY, n_step=3, share_replay=True),
 }
-QUICK = ("--evals", "1", "--eval-episodes", "1", "--final-episodes", "1")
-LARGE = ("--n-envs", "256", "--n-steps", "16", "--minibatch-size", "512")
-COMMANDS: dict[str, Sequence[str]] = {
-    "ppo, warp": ("train", "HalfCheetah-v5", *LARGE, "--total-steps", "40960"),
-    "ppo, native": ("train", "Hopper-v5", "--total-steps", "16384"),
-    "ppo, gymnasium": ("train", "Pendulum-v1", "--total-steps", "16384"),
-    "td3": ("train", "HalfCheetah-v5", "--algo", "td3", "--total-steps", "24000"),
-    "td3, not recorded": (
-        *("train", "HalfCheetah-v5", "--algo", "td3", "--total-steps", "24000"),
-        "--no-record-updates",
-    ),
-    "sac, lcb": (
-        *("train", "HalfCheetah-v5", "--algo", "sac", "--preset", "modern"),
-        *("--total-steps", "24000"),
-    ),
-    "unlike peers": (
-        *("train", "HalfCheetah-v5", "--algo", "ppo,sac", "--preset", "modern"),
-        *("--total-steps", "16384", "--peer1.learning-starts", "1000"),
-    ),
+SHORT = ("--evals", "1", "--eval-episodes", "1", "--final-episodes", "1")
+SOME = ("--n-envs", "256", "--n-steps", "16", "--minibatch-size", "512")
+OFF = f"train {CHEETAH} --total-steps 24000 --algo"
+COMMANDS = {
+    "ppo, warp": f"train {CHEETAH} --total-steps 40960 {' '.join(SOME)}",
+    "ppo, native": "train Hopper-v5 --total-steps 16384",
+    "ppo, gymnasium": "train Pendulum-v1 --total-steps 16384",
+    "td3": f"{OFF} td3",
+    "td3, not recorded": f"{OFF} td3 --no-record-updates",
+    "sac, lcb": f"{OFF} sac --preset modern",
+    "unlike peers": f"train {CHEETAH} --total-steps 16384 --algo ppo,sac --preset modern "
+    "--peer1.learning-starts 1000",
 }
 """Short runs of the command line."""
-
-
-def random_replay(agent: Any, held: int) -> None:
-    """Fill a replay with noise: all transitions are valid and none ends an episode."""
-    rows = torch.randn(agent.n_learners, held, 1, agent.replay.rows.shape[-1])
-    rows[..., -3:] = torch.tensor([0.0, 0.0, 1.0])
-    rows[..., agent.obs_dim : agent.obs_dim + agent.act_dim].clamp_(-1, 1)
-    agent.replay.extend(rows)
 
 
 def learnt(config: Any, device: torch.device, recorded: bool) -> Tensor:
@@ -116,13 +119,9 @@ def one_update(agent: Any, noise: Tensor) -> None:
     """Take one update on the data [N, B, ...]."""
     obs, next_obs, act, first, second, rest = noise.split([O, O, A, A, A, 4], -1)
     if isinstance(agent.config, PPOConfig):
-        from dpd.agents.ppo import Samples
-
         batch = Samples(obs, act, rest[..., 0] - 8, rest[..., 1], rest[..., 2], rest[..., 2])
         agent._own_step([True] * 2, *batch)
         return
-
-    from dpd.agents.replay import Transitions
 
     sample = Transitions(
         torch.cat([obs, act.tanh()], -1), next_obs, rest[..., 0], agent.gamma.expand(-1, 64)
@@ -136,8 +135,8 @@ def one_update(agent: Any, noise: Tensor) -> None:
 
 def nothing_waits(device: torch.device, quick: bool) -> Record:
     """Run iterations in which waiting for the device raises an error."""
-    sizes = ["--n-envs", "64"] if quick else list(LARGE)
-    argv = ["HalfCheetah-v5", "--backend", "warp", "--device", str(device), *sizes]
+    sizes = ["--n-envs", "64"] if quick else list(SOME)
+    argv = [CHEETAH, "--backend", "warp", "--device", str(device), *sizes]
     (stack,) = Training(parse_train(argv)).stacks
     stack.iterate(0.0)
     settle, on_gpu = stack.guard.check_pending, device.type == "cuda"
@@ -156,7 +155,7 @@ def nothing_waits(device: torch.device, quick: bool) -> Record:
 
 def goes_on(device: torch.device) -> Record:
     """Compare a run resumed from its state with an uninterrupted one."""
-    argv = ["HalfCheetah-v5", "--backend", "native", "--device", str(device), "--total-steps"]
+    argv = [CHEETAH, "--backend", "native", "--device", str(device), "--total-steps"]
     argv += ["32768"]
     whole, stopped = (Training(parse_train(argv)) for _ in range(2))
     for training in (whole, stopped):
@@ -181,9 +180,9 @@ def closing_frees(device: torch.device, quick: bool) -> Record:
         return int(total - free)
 
     n = 16 if quick else 4096
-    make("HalfCheetah-v5", n, range(n), "warp", device=device).close()  # kernels stay loaded
+    make(CHEETAH, n, range(n), "warp", device=device).close()  # kernels stay loaded
     before = in_use()
-    env = make("HalfCheetah-v5", n, range(n), "warp", device=device)
+    env = make(CHEETAH, n, range(n), "warp", device=device)
     env.reset()
     opened = in_use()
     env.close()
@@ -193,9 +192,9 @@ def closing_frees(device: torch.device, quick: bool) -> Record:
 def command(name: str, device: torch.device) -> Record:
     """Run a command in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
-        argv = [sys.executable, "-m", "dpd", *COMMANDS[name], *QUICK, "--device", str(device)]
+        argv = [sys.executable, "-m", "dpd", *COMMANDS[name].split(), *SHORT]
         run = subprocess.run(
-            [*argv, "--out", str(Path(folder) / "run")],
+            [*argv, "--device", str(device), "--out", str(Path(folder) / "run")],
             capture_output=True,
             text=True,
             timeout=150,
@@ -204,26 +203,121 @@ def command(name: str, device: torch.device) -> Record:
     return {"status": run.returncode, "said": (run.stdout + run.stderr)[-1500:]}
 
 
-def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tuple[str, Measure]]:
-    """Yield the comparisons, the most important first."""
+def transplanted(native: NativeEnv, env: WarpEnv) -> Snapshot:
+    """Convert a native snapshot to the warp backend, whose physics is a prefix of MuJoCo's."""
+    mine, theirs = env.snapshot(), native.snapshot()
+    width = mine["physics"].shape[1]
+    shared = {name: theirs[name] for name in ("elapsed", "marker", "obs")}
+    return {**mine, **shared, "physics": theirs["physics"][:, :width]}
 
-    def physics(env_id: str) -> Measure:
-        return lambda: compare(env_id, 8 if quick else 256, 1 if quick else 10, 20, str(device))
 
-    yield "physics/HalfCheetah-v5", physics("HalfCheetah-v5")
-    yield "waiting", lambda: nothing_waits(device, quick)
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:
+    """Return |difference| / (1 + |native|)."""
+    return ((ours.cpu() - theirs).abs() / (1 + theirs.abs())).double().numpy()
+
+
+def seconds(env: WarpEnv, n_steps: int) -> float:
+    """Time steps that do not wait for the device."""
+    act = torch.rand(env.n_envs, env.spec.act_dim, device=env.device) * 2 - 1
+    on_gpu = env.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+    began = time.perf_counter()
+    for _ in range(n_steps):
+        env.step(act)
+    if on_gpu:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def compare(env_id: str, n_envs: int, rounds: int, timed: int, device: str) -> dict[str, Any]:
+    native = NativeEnv(env_id, n_envs, range(n_envs))
+    began = time.perf_counter()
+    env = WarpEnv(env_id, n_envs, range(n_envs), device)
+    made_s = time.perf_counter() - began
+    first = start_errors(env, env_id)
+    native.reset()
+    obs, reward, n_unlike, n_over = [], [], 0, 0
+    generator = torch.Generator().manual_seed(0)
+    for k in range(WARM_UP + APART * rounds):
+        act = torch.rand(n_envs, env.spec.act_dim, generator=generator) * 2 - 1
+        compared = k >= WARM_UP and k % APART == 0
+        if compared:
+            env.restore(transplanted(native, env))
+            ours = env.step(act.to(env.device))
+        step = native.step(act)
+        if compared:
+            obs.append(error(ours.next_obs, step.next_obs))
+            reward.append(error(ours.reward, step.reward))
+            over = step.terminated
+            n_unlike += int((ours.terminated.cpu() != over).sum())
+            n_over += int(over.sum())
+    native.close()
+    return {
+        **describe_errors(env_id, native.spec.obs_dim, np.concatenate(obs)),
+        "first observation": spread(first),
+        "reward": spread(np.concatenate(reward)),
+        "terminated": n_over,
+        "terminated unlike": n_unlike,
+        "trouble": env.trouble(),
+        "lost": int(env.n_lost),
+        "compile and record s": round(made_s, 1),
+        "steps/s": round(n_envs * timed / seconds(env, timed)),
+    }
+
+
+def start_errors(env: WarpEnv, env_id: str) -> np.ndarray:
+    """Return errors [M, O] of first observations against MuJoCo's at the same state."""
+    task, model = TASKS[env_id], load_model(TASKS[env_id])
+    obs, expected = env.reset(), []
+    for row in env.snapshot()["physics"].astype(np.float64):
+        data = mujoco.MjData(model)
+        data.qpos[:], data.qvel[:] = np.split(row[1 : 1 + model.nq + model.nv], [model.nq])
+        mujoco.mj_forward(model, data)
+        names = ("qpos", "qvel", *task.derived)
+        expected.append(observe(task, {name: getattr(data, name)[None] for name in names})[0])
+    return error(obs, torch.tensor(np.stack(expected)))
+
+
+def describe_errors(env_id: str, obs_dim: int, errors: np.ndarray) -> dict[str, Any]:
+    """Split errors [K, O] into the parts of the observation."""
+    model, task = load_model(TASKS[env_id]), TASKS[env_id]
+    n_qpos = model.nq - task.skip_qpos
+    parts = {
+        "qpos": errors[:, :n_qpos],
+        "qvel": errors[:, n_qpos : n_qpos + model.nv],
+        "further": errors[:, n_qpos + model.nv : obs_dim],
+    }
+    spreads = {name: spread(part) for name, part in parts.items() if part.size}
+    return {**spreads, "within 1e-3": float((errors.max(1) < CLOSE).mean())}
+
+
+def spread(errors: np.ndarray) -> dict[str, float]:
+    return {"median": float(np.median(errors)), "max": float(errors.max())}
+
+
+def physics(env_id: str, device: torch.device, quick: bool) -> Record:
+    """Compare steps of the warp backend with the native one."""
+    if quick:
+        wp.config.optimization_level = 0  # kernels compile in half the time
+    n_envs, rounds = (8, 1) if quick else (256, 10)
+    return compare(env_id, n_envs, rounds, 20, str(device))
+
+
+def parity(device: torch.device, quick: bool, seconds: float) -> Measures:
+    """Yield comparisons with the CPU: physics, updates, graphs, and iterations without waits."""
+    yield f"physics/{CHEETAH}", partial(physics, CHEETAH, device, quick)
+    yield "waiting", partial(nothing_waits, device, quick)
     for name in CONFIGS:
-        yield f"recorded/{name}", _on(recorded_updates, name, device)
-        if name not in ("ppo, target KL", *(name for name in CONFIGS if "3 steps" in name)):
-            yield f"beside CPU/{name}", _on(updates_beside_cpu, name, device)
-    yield "goes on", lambda: goes_on(device)
-    yield "closing frees", lambda: closing_frees(device, quick)
+        yield f"recorded/{name}", partial(recorded_updates, name, device)
+        if name != "ppo, target KL" and "3 steps" not in name:
+            yield f"beside CPU/{name}", partial(updates_beside_cpu, name, device)
+    yield "goes on", partial(goes_on, device)
+    yield "closing frees", partial(closing_frees, device, quick)
     for name in COMMANDS:
-        yield f"command/{name}", _on(command, name, device)
-    for env_id in native_ids():
-        if env_id != "HalfCheetah-v5" and not quick:
-            yield f"physics/{env_id}", physics(env_id)
-
-
-def _on(measure: Callable[[str, torch.device], Record], name: str, device: torch.device) -> Measure:
-    return lambda: measure(name, device)
+        yield f"command/{name}", partial(command, name, device)
+    for env_id in () if quick else TASKS:
+        if env_id != CHEETAH:
+            yield f"physics/{env_id}", partial(physics, env_id, device, quick)

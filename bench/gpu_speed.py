@@ -1,45 +1,52 @@
-"""Time simulation, learners and whole training on a GPU, and measure memory."""
+"""Time simulation, learners and whole training on a GPU, and train peers there for minutes."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
-from gpu_parity import Measure, Record, random_replay
+from gpu_parity import CHEETAH, Measures, Record
+from learners import UPDATES, A, O, fill
+from timing import rate
 from train import work
 
 from dpd.agents.config import SACConfig, TD3Config
 from dpd.agents.graphs import Graphs
-from dpd.envs.make import make, native_ids
+from dpd.envs.make import make
+from dpd.envs.tasks import TASKS
+from dpd.envs.warp_physics import wait_for
+from dpd.policies import policyfile
+from dpd.run.episodes import evaluate_together
+from dpd.run.sources import find_policies, is_best
 
-SIZES = (1024, 4096, 16_384)
-FEW = (64, 256, 512, 1024)
-UPDATES = 50
-LARGE = ("--preset", "large", "--method", "none")
-WAYS: dict[str, Sequence[str]] = {
-    "no distillation": LARGE,
-    "paper": ("--preset", "paper,large"),
-    "modern": ("--preset", "modern,large"),
+SMALL = ("--n-envs", "4", "--n-steps", "64", "--minibatch-size", "64")
+WAYS = {
+    "no distillation": "--preset large --method none",
+    "paper": "--preset paper,large",
+    "modern": "--preset modern,large",
 }
-
-
-def wait(device: torch.device) -> None:
-    """Wait until the device is idle."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+BOX_S = {CHEETAH: 300.0, "Ant-v5": 90.0, "Hopper-v5": 60.0, "Walker2d-v5": 60.0}
+"""Maximum seconds per run; HalfCheetah's is its goal."""
+CONTROL_S, JUDGED_S, LEAST_S = 60.0, 15.0, 20.0
 
 
 def timed(device: torch.device, work: Callable[[], int], seconds: float) -> float:
     """Repeat work for at least `seconds` after a warm-up call; return units per second."""
-    work()
-    wait(device)
-    n, begin = 0, time.perf_counter()
-    while time.perf_counter() - begin < seconds:
-        n += work()
-        wait(device)
-    return n / (time.perf_counter() - begin)
+
+    def done() -> int:
+        n = work()
+        wait_for(device)
+        return n
+
+    done()
+    return rate(done, seconds)
 
 
 def env_rate(env_id: str, n: int, backend: str, device: torch.device, seconds: float) -> float:
@@ -59,18 +66,15 @@ def env_rate(env_id: str, n: int, backend: str, device: torch.device, seconds: f
         env.close()
 
 
-def env_rates(env_id: str, device: torch.device, quick: bool) -> Record:
-    """Time the warp backend of one task at several sizes."""
-    sizes = (16,) if quick else SIZES
-    return {str(n): env_rate(env_id, n, "warp", device, 1.0) for n in sizes}
-
-
-def few_envs(env_id: str, device: torch.device, quick: bool) -> Record:
-    """Time small numbers of environments on CPU and GPU, to see where the GPU becomes faster."""
-    sizes = (16,) if quick else FEW
+def env_rates(
+    env_id: str, backends: Sequence[str], sizes: Sequence[int], device: torch.device, quick: bool
+) -> Record:
+    """Time the backends of one task at several sizes."""
     return {
-        backend: {str(n): env_rate(env_id, n, backend, device, 0.7) for n in sizes}
-        for backend in ("native", "warp")
+        backend: {
+            str(n): env_rate(env_id, n, backend, device, 0.7) for n in ([16] if quick else sizes)
+        }
+        for backend in backends
     }
 
 
@@ -78,11 +82,10 @@ def updates(algo: str, n: int, device: torch.device, recorded: bool, quick: bool
     """Time stacked updates: 256-256, minibatches of 256; no environment is stepped."""
     kind = {"td3": TD3Config, "sac": SACConfig}[algo]
     config = kind(learning_starts=0, capacity=100_000, n_steps=UPDATES)
-    agent = config.build(17, 6, [(0, peer) for peer in range(n)], device)
+    agent = config.build(O, A, [(0, peer) for peer in range(n)], device)
     if not recorded:
         agent.graphs = Graphs(torch.device("cpu"))  # records nothing
-    random_replay(agent, 1000 if quick else 100_000)
-    batch = agent.prepare(agent.new_rollout())
+    batch = fill(agent, 1000 if quick else 100_000)
 
     def update() -> int:
         agent.update(batch, 0.0)
@@ -105,62 +108,82 @@ def end_to_end(env_id: str, flags: Sequence[str], device: torch.device, seconds:
     return record
 
 
-def measures(device: torch.device, quick: bool, seconds: float) -> Iterator[tuple[str, Measure]]:
-    """Yield the measurements, the most important first."""
-    small = ("--n-envs", "4", "--n-steps", "64", "--minibatch-size", "64") if quick else ()
+def speed(device: torch.device, quick: bool, seconds: float) -> Measures:
+    """Yield times of simulation, learners and whole training."""
 
-    def train(env_id: str, flags: Sequence[str], seconds: float) -> Measure:
-        return lambda: end_to_end(env_id, [*flags, *small], device, 0.5 if quick else seconds)
+    def train(flags: str, env_id: str = CHEETAH) -> Callable[[], Record]:
+        words = [*flags.split(), *(SMALL if quick else ())]
+        return partial(end_to_end, env_id, words, device, 0.5 if quick else 8.0)
 
-    yield "ppo/HalfCheetah-v5/no distillation", train("HalfCheetah-v5", WAYS["no distillation"], 8)
+    def few(env_id: str) -> Callable[[], Record]:
+        return partial(env_rates, env_id, ("native", "warp"), (64, 256, 512, 1024), device, quick)
+
+    yield f"ppo/{CHEETAH}/no distillation", train(WAYS["no distillation"])
     for algo in ("td3", "sac"):
         for n in (20, 2):
             for recorded in (True, False):
                 name = f"updates/{algo}/{n}/{'recorded' if recorded else 'eager'}"
-                yield name, _updates(algo, n, device, recorded, quick)
-    yield "few/HalfCheetah-v5", lambda: few_envs("HalfCheetah-v5", device, quick)
+                yield name, partial(updates, algo, n, device, recorded, quick)
+    yield f"few/{CHEETAH}", few(CHEETAH)
     for way in ("paper", "modern"):
-        yield f"ppo/HalfCheetah-v5/{way}", train("HalfCheetah-v5", WAYS[way], 8)
-    for env_id in native_ids():
-        yield f"envs/{env_id}", _envs(env_id, device, quick)
-    twenty = [*WAYS["paper"], "--seeds", "10"]
-    yield "ppo/HalfCheetah-v5/ten pairs", train("HalfCheetah-v5", twenty, 8)
+        yield f"ppo/{CHEETAH}/{way}", train(WAYS[way])
+    for env_id in TASKS:
+        sizes = (1024, 4096, 16_384)
+        yield f"envs/{env_id}", partial(env_rates, env_id, ("warp",), sizes, device, quick)
+    yield f"ppo/{CHEETAH}/ten pairs", train(f"{WAYS['paper']} --seeds 10")
     for algo in ("td3", "sac"):
-        flags = ["--algo", algo, "--preset", "large", "--method", "none"]
-        yield f"{algo}/HalfCheetah-v5/large", train("HalfCheetah-v5", flags, 8)
-        few = ["--algo", algo, "--method", "none", "--learning-starts", "1000"]
-        yield f"{algo}/HalfCheetah-v5/one environment", train("HalfCheetah-v5", few, 8)
+        yield f"{algo}/{CHEETAH}/large", train(f"--algo {algo} {WAYS['no distillation']}")
+        one = f"--algo {algo} --method none --learning-starts 1000"
+        yield f"{algo}/{CHEETAH}/one environment", train(one)
     for env_id in ("Ant-v5", "Humanoid-v5", "Walker2d-v5", "Hopper-v5"):
-        yield f"ppo/{env_id}/no distillation", train(env_id, WAYS["no distillation"], 8)
-    yield "few/Humanoid-v5", lambda: few_envs("Humanoid-v5", device, quick)
+        yield f"ppo/{env_id}/no distillation", train(WAYS["no distillation"], env_id)
+    yield "few/Humanoid-v5", few("Humanoid-v5")
 
 
-def _updates(algo: str, n: int, device: torch.device, recorded: bool, quick: bool) -> Measure:
-    return lambda: updates(algo, n, device, recorded, quick)
+def learn(
+    env_id: str, way: str, device: torch.device, end: float, box: float, quick: bool
+) -> Record:
+    """Train for at most `box` seconds, or until `end`; evaluate the last policies on the CPU."""
+    steps, seeds = (20_000, 1) if quick else (20_000_000, 5)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        argv = [sys.executable, "-m", "dpd", "train", env_id, "--device", str(device)]
+        argv += [*WAYS[way].split(), "--seeds", str(seeds), "--total-steps", str(steps)]
+        argv += [*(SMALL if quick else ()), "--evals", "4", "--final-episodes", "1"]
+        begin = time.perf_counter()
+        left = max(end - begin, LEAST_S)
+        status = boxed([*argv, "--out", str(out)], min(box, left))
+        seconds = time.perf_counter() - begin
+        return {"seconds": seconds, "status": status, **judged(out, env_id)}
 
 
-def _envs(env_id: str, device: torch.device, quick: bool) -> Measure:
-    return lambda: env_rates(env_id, device, quick)
+def boxed(argv: list[str], box: float) -> int:
+    """Run a command; after `box` seconds, ask it to save and stop."""
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    try:
+        return process.wait(box)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        return process.wait(60)
+    finally:
+        process.kill()
 
 
-GOALS: dict[str, tuple[str, str, float]] = {
-    "two PPO peers on HalfCheetah, environment steps per second": (
-        "ppo/HalfCheetah-v5/no distillation",
-        "steps_per_s",
-        1_000_000,
-    ),
-    "20 stacked TD3 learners, updates per second of each": (
-        "updates/td3/20/recorded",
-        "updates_per_s_each",
-        2_000,
-    ),
-}
+def judged(run_dir: Path, env_id: str) -> Record:
+    """Return the mean return of each learner's last policy, on the CPU."""
+    files = [file for file in find_policies(run_dir) if not is_best(file)]
+    policies = [policyfile.load(file) for file in files]
+    outcomes = evaluate_together(policies, env_id, 10, 1_000_000)
+    return {
+        "steps_of_both_peers": policies[0].meta.provenance["steps"],
+        "returns": {f.stem: float(o.returns.mean()) for f, o in zip(files, outcomes, strict=True)},
+    }
 
 
-def goals(found: dict[str, Any]) -> list[Record]:
-    """Return the goals and their measurements."""
-    rows = []
-    for goal, (name, key, least) in GOALS.items():
-        value = found.get(name, {}).get(key)
-        rows.append({"goal": goal, "least": least, "measured": value})
-    return rows
+def runs(device: torch.device, quick: bool, seconds: float) -> Measures:
+    """Yield runs of two PPO peers; all of them share `seconds`."""
+    end = time.perf_counter() + seconds - JUDGED_S
+    for env_id, box in BOX_S.items():
+        yield f"{env_id}/paper", partial(learn, env_id, "paper", device, end, box, quick)
+    alone = partial(learn, CHEETAH, "no distillation", device, end, CONTROL_S, quick)
+    yield f"{CHEETAH}/no distillation", alone

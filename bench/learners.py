@@ -18,8 +18,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,9 @@ from rich.table import Table
 from sb3_baseline import ENDLESS, TimeBox, make_offpolicy, make_vec
 from timing import (
     Work,
+    fastest,
+    in_rounds,
+    least_goal,
     machine,
     median_ratio,
     parse_timed,
@@ -40,7 +43,6 @@ from timing import (
     rate,
     require_quiet,
     run_at_once,
-    start_round,
     write_json,
 )
 
@@ -77,13 +79,17 @@ class Setup:
     ours: bool = False
     package: str = "stable_baselines3"
 
-    def measure(self, case: str, args: argparse.Namespace) -> float:
+    def measure(self, case: str, args: argparse.Namespace) -> dict[str, Any]:
         """Run once; return updates per second of all learners and processes together."""
         command = [sys.executable, __file__, "--worker", case, "--seconds", str(args.seconds)]
         command += ["--package", self.package, *(["--end-to-end"] if args.end_to_end else [])]
         command += [] if self.threads is None else ["--threads", str(self.threads)]
         command += [*(["--ours"] if self.ours else []), *(["--cpu"] if args.cpu else [])]
-        return sum(x["updates_per_s"] for x in run_at_once([command] * self.processes))
+        return {
+            "updates_per_s": sum(
+                x["updates_per_s"] for x in run_at_once([command] * self.processes)
+            )
+        }
 
 
 SB3_DEFAULT = Setup("SB3, default threads")
@@ -96,16 +102,21 @@ SBX = (
 """Compiled by JAX; for comparison without a goal, end to end only."""
 
 
+def fill(agent: Any, held: int) -> Batch:
+    """Fill a replay with noise, without ends of episodes; return an iteration to update on."""
+    rows = torch.randn(agent.n_learners, held, 1, agent.replay.rows.shape[-1])
+    rows[..., -3:] = torch.tensor([0.0, 0.0, 1.0])
+    rows[..., O : O + A].clamp_(-1, 1)
+    agent.replay.extend(rows)
+    return agent.prepare(agent.new_rollout())
+
+
 def filled_agent(case: str) -> tuple[OffPolicy, Batch]:
     """Return dpd's stack with a full replay, and an iteration to update on."""
     n, config = CASES[case]
     agent = config.build(O, A, [(0, peer) for peer in range(n)])
     assert isinstance(agent, OffPolicy)
-    rows = torch.randn(n, HELD, 1, agent.replay.rows.shape[-1])
-    rows[..., -3:] = torch.tensor([0.0, 0.0, 1.0])  # no ends, all valid
-    rows[..., O : O + A].clamp_(-1, 1)
-    agent.replay.extend(rows)
-    return agent, agent.prepare(agent.new_rollout())
+    return agent, fill(agent, HELD)
 
 
 def ours(case: str) -> Work:
@@ -200,44 +211,25 @@ def worker(args: argparse.Namespace) -> dict[str, Any]:
     return {"updates_per_s": rate(work, args.seconds, clock), "threads": torch.get_num_threads()}
 
 
-@dataclass
-class Results:
-    """Updates per second of every case and set-up, in rounds."""
+Rates = dict[str, dict[str, list[float]]]
+"""Updates per second by case and set-up, in rounds."""
 
-    rates: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    rounds: list[dict[str, float]] = field(default_factory=list)
 
-    def median(self, case: str, setup: Setup) -> float:
-        """Return a set-up's median rate."""
-        return median(self.rates[case][setup.name])
+def bests(rates: Rates, case: str) -> tuple[str, str]:
+    """Return SB3's fastest set-up and dpd's."""
+    return fastest(rates[case], [s.name for s in SB3]), fastest(rates[case], [s.name for s in DPD])
 
-    def best(self, case: str, setups: Sequence[Setup]) -> Setup:
-        """Return the fastest of some set-ups."""
-        return max(self.measured(case, setups), key=lambda s: self.median(case, s))
 
-    def measured(self, case: str, setups: Sequence[Setup]) -> list[Setup]:
-        """Return the set-ups that were measured."""
-        return [s for s in setups if s.name in self.rates[case]]
-
-    def ratio(self, case: str, setup: Setup, base: Setup) -> float:
-        """Return the median over rounds of one set-up's rate divided by another's."""
-        return median_ratio(self.rates[case], setup.name, base.name)
-
-    def goals(self) -> list[dict[str, Any]]:
-        """Return the goals and their measurements."""
-        goals = []
-        for case in self.rates:
-            least = GOALS[case]
-            own, best = self.best(case, DPD), self.best(case, SB3)
-            if SB3_DEFAULT.name not in self.rates[case]:
-                continue  # the goals do not apply to CPU seconds
-            for base, name, goal in zip(
-                (SB3_DEFAULT, best), ("default", "best"), least, strict=True
-            ):
-                x = self.ratio(case, own, base)
-                text = f"{CASES[case][0]} {case}, {own.name}, x SB3's {name} way >= {goal}"
-                goals.append({"goal": text, "measured": x, "met": x >= goal})
-        return goals
+def goals(rates: Rates) -> list[dict[str, Any]]:
+    """Return the goals and their measurements; they do not apply to CPU seconds."""
+    rows = []
+    for case in (case for case in rates if SB3_DEFAULT.name in rates[case]):
+        best, own = bests(rates, case)
+        bases = {"default": SB3_DEFAULT.name, "best": best}
+        for (way, base), least in zip(bases.items(), GOALS[case], strict=True):
+            text = f"{CASES[case][0]} {case}, {own}, x SB3's {way} way"
+            rows.append(least_goal(text, median_ratio(rates[case], own, base), least))
+    return rows
 
 
 def setups(args: argparse.Namespace) -> tuple[Setup, ...]:
@@ -248,43 +240,40 @@ def setups(args: argparse.Namespace) -> tuple[Setup, ...]:
     return tuple(alone) if args.cpu else every
 
 
-def measure_all(args: argparse.Namespace, console: Console) -> Results:
-    """Measure all set-ups in turns, so that a slow minute affects all."""
+def measure_all(args: argparse.Namespace, console: Console) -> tuple[Rates, list[Any]]:
+    """Measure all cases and set-ups in turns; return rates and loads, with those of --add."""
     before = json.loads(args.json.read_text()) if args.add and args.json.exists() else {}
-    results = Results(before.get("rates", {}), before.get("rounds", []))
-    for i in range(args.repeats):
-        results.rounds.append(start_round(i, args.repeats, console))
-        for case in args.cases:
-            rates = results.rates.setdefault(case, {s.name: [] for s in setups(args)})
-            for setup in setups(args):
-                x = setup.measure(case, args)
-                rates[setup.name].append(x)
-                console.print(f"  {case}, {setup.name}: {x:,.0f} updates/s")
-    return results
+    pairs = {f"{case}, {s.name}": (case, s) for case in args.cases for s in setups(args)}
+    works = {name: partial(s.measure, case, args) for name, (case, s) in pairs.items()}
+    found, rounds = in_rounds(args.repeats, works, "updates", console)
+    rates: Rates = before.get("rates", {})
+    for name, (case, setup) in pairs.items():
+        own = rates.setdefault(case, {}).setdefault(setup.name, [])
+        own += [record["updates_per_s"] for record in found[name]]
+    return rates, [*before.get("rounds", []), *rounds]
 
 
-def report(results: Results, args: argparse.Namespace, console: Console) -> None:
+def report(rates: Rates, rounds: list[Any], args: argparse.Namespace, console: Console) -> None:
     """Print the table and the goals, and write the numbers."""
     title = "Updates of single learners per second; times SB3's default way, times its best way"
     table = Table(title=title, title_justify="left")
     for name in ("learners", "set-up", "updates/s", "x default", "x best"):
         table.add_column(name, justify="right" if name[0] in "xu" else "left")
-    for case in results.rates:
-        n, best = CASES[case][0], results.best(case, SB3)
-        default = results.measured(case, SB3)[0]
+    for case, own in rates.items():
+        best, _ = bests(rates, case)
+        default = next(s.name for s in SB3 if s.name in own)
         for setup in setups(args):
-            ratios = [f"{results.ratio(case, setup, b):.2f}" for b in (default, best)]
-            learners = f"{n if setup.ours else setup.processes} {case}"
-            table.add_row(learners, setup.name, f"{results.median(case, setup):,.0f}", *ratios)
+            ratios = [f"{median_ratio(own, setup.name, base):.2f}" for base in (default, best)]
+            learners = f"{CASES[case][0] if setup.ours else setup.processes} {case}"
+            table.add_row(learners, setup.name, f"{median(own[setup.name]):,.0f}", *ratios)
     console.print(table)
-    print_goals(results.goals(), console)
-    data = {"machine": machine(), "seconds": args.seconds, "goals": results.goals()}
+    print_goals(goals(rates), console)
+    data = {"machine": machine(), "seconds": args.seconds, "goals": goals(rates)}
     data |= {"end_to_end": args.end_to_end, "cpu_seconds": args.cpu}
-    write_json(args.json, data | {"rounds": results.rounds, "rates": results.rates})
+    write_json(args.json, data | {"rounds": rounds, "rates": rates})
 
 
 def parse() -> argparse.Namespace:
-    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Time updates against Stable-Baselines3.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--add", action="store_true", help="add rounds to the file of --json")
@@ -308,7 +297,7 @@ def main() -> int:
         return 0
     require_quiet(args.force)
     console = make_console()
-    report(measure_all(args, console), args, console)
+    report(*measure_all(args, console), args, console)
     return 0
 
 

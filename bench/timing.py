@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dpd.envs.physics import n_cores
 MAX_LOAD_PER_CORE = 0.75
 MAX_CPU_PERCENT = 20.0
 
+Record = dict[str, Any]
 Work = Callable[[], int]
 """Does one unit of work and returns its number of steps."""
 Clock = Callable[[], float]
@@ -150,8 +151,31 @@ def print_goals(goals: Sequence[Mapping[str, Any]], console: Any) -> None:
         console.print(f"{met:<8}{goal['goal']}: {goal['measured']:.2f}", soft_wrap=True)
 
 
-def start_round(number: int, n_rounds: int, console: Any) -> dict[str, float]:
-    """Announce a round of measurements; return the load of other programs before it."""
-    load, percent = load_of_others()
-    console.print(f"round {number + 1} of {n_rounds}; others use {percent:.0f} % of the CPU")
-    return {"load": load, "cpu_percent": percent}
+def in_rounds(
+    repeats: int, contenders: Mapping[str, Callable[[], Record]], unit: str, console: Any
+) -> tuple[dict[str, list[Record]], list[dict[str, float]]]:
+    """Measure all contenders in turns, so that a slow minute affects all.
+
+    A record has a rate, `steps_per_s` for the unit "steps". Returns the records of each contender,
+    and the load of other programs before each round.
+    """
+    found: dict[str, list[Record]] = {name: [] for name in contenders}
+    rounds = []
+    for i in range(repeats):
+        load, percent = load_of_others()
+        console.print(f"round {i + 1} of {repeats}; others use {percent:.0f} % of the CPU")
+        rounds.append({"load": load, "cpu_percent": percent})
+        for name, measure in contenders.items():
+            found[name].append(measure())
+            console.print(f"  {name}: {found[name][-1][f'{unit}_per_s']:,.0f} {unit}/s")
+    return found, rounds
+
+
+def fastest(rates: Mapping[str, list[float]], names: Iterable[str]) -> str:
+    """Return the contender with the highest median rate, among those that were measured."""
+    return max((n for n in names if n in rates), key=lambda n: statistics.median(rates[n]))
+
+
+def least_goal(text: str, measured: float, least: float) -> Record:
+    """Return a goal with its measurement."""
+    return {"goal": f"{text} >= {least}", "measured": measured, "met": measured >= least}

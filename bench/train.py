@@ -17,7 +17,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -31,13 +31,15 @@ from rich.table import Table
 from sb3_baseline import ENDLESS, TimeBox
 from timing import (
     MAX_CPU_PERCENT,
+    fastest,
+    in_rounds,
+    least_goal,
     machine,
     median_ratio,
     parse_timed,
     print_goals,
     require_quiet,
     run_at_once,
-    start_round,
     write_json,
 )
 
@@ -177,8 +179,8 @@ def in_turns() -> list[Setup]:
 class Results:
     """Measurements of every set-up by name, round by round."""
 
-    raw: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    rounds: list[dict[str, float]] = field(default_factory=list)
+    raw: dict[str, list[dict[str, Any]]]
+    rounds: list[dict[str, float]]
 
     @property
     def rates(self) -> dict[str, list[float]]:
@@ -186,21 +188,14 @@ class Results:
         return {k: [r["steps_per_s"] for r in v] for k, v in self.raw.items()}
 
     def rate(self, setup: Setup) -> float:
-        """Return a set-up's median rate."""
         return median(self.rates[setup.name])
 
     def ratio(self, setup: Setup, base: Setup) -> float:
-        """Return the median over rounds of one set-up's rate divided by another's."""
         return median_ratio(self.rates, setup.name, base.name)
 
-    @property
-    def busy_rounds(self) -> int:
-        """Count the rounds on a busy machine."""
-        return sum(r["cpu_percent"] > MAX_CPU_PERCENT for r in self.rounds)
-
     def best_sb3(self) -> Setup:
-        """Return SB3's fastest set-up."""
-        return max(SB3, key=self.rate)
+        name = fastest(self.rates, [setup.name for setup in SB3])
+        return next(setup for setup in SB3 if setup.name == name)
 
     def own_phase(self, setup: Setup) -> float:
         """Return the share of the time in the distillation phase."""
@@ -215,18 +210,6 @@ class Results:
         """
         bare = without_distillation(preset)
         return 1 - self.ratio(with_preset(preset), bare) * (1 - self.own_phase(bare))
-
-
-def measure_all(args: argparse.Namespace, console: Console) -> Results:
-    """Measure all set-ups in turns, so that a slow minute affects all."""
-    results, setups = Results(), in_turns()
-    for i in range(args.repeats):
-        results.rounds.append(start_round(i, args.repeats, console))
-        for setup in setups:
-            measured = setup.measure(args.seconds, args.threads)
-            results.raw.setdefault(setup.name, []).append(measured)
-            console.print(f"  {setup.name}: {measured['steps_per_s']:,.0f} env steps/s")
-    return results
 
 
 def ratio_table(results: Results) -> Table:
@@ -269,7 +252,7 @@ def goals(results: Results) -> list[dict[str, Any]]:
         ("ten pairs, two processes, x SB3's best way", results.ratio(SHARED, best), 5.0),
     ]
     share = max(results.own_phase(paper), results.cost("paper"))
-    rows = [{"goal": f"{n} >= {g}", "measured": x, "met": x >= g} for n, x, g in lowest]
+    rows = [least_goal(*row) for row in lowest]
     name = "distillation, paper, share of the time (the larger of both) <= 0.15"
     return [*rows, {"goal": name, "measured": share, "met": share <= 0.15}]
 
@@ -278,10 +261,11 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
     """Print the tables and goals, and write the numbers."""
     console.print(ratio_table(results), cost_table(results))
     print_goals(goals(results), console)
-    if results.busy_rounds:
+    busy = sum(r["cpu_percent"] > MAX_CPU_PERCENT for r in results.rounds)
+    if busy:
         # Two torch threads on shared cores mostly wait for each other.
         console.print(
-            f"the machine was busy in {results.busy_rounds} of {len(results.rounds)} rounds: do "
+            f"the machine was busy in {busy} of {len(results.rounds)} rounds: do "
             "not quote these numbers, in particular those of two threads",
             style="red",
             soft_wrap=True,
@@ -290,12 +274,11 @@ def report(results: Results, args: argparse.Namespace, console: Console) -> None
         setups = {s.name: {**asdict(s), "steps_per_s": results.rate(s)} for s in in_turns()}
         data = {"machine": machine(), "env": ENV, "seconds": args.seconds, "threads": args.threads}
         data |= {"goals": goals(results), "medians": setups, "rounds": results.rounds}
-        data |= {"busy_rounds": results.busy_rounds}
+        data |= {"busy_rounds": busy}
         write_json(args.json, data | {"raw": results.raw})
 
 
 def parse() -> argparse.Namespace:
-    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Time training against Stable-Baselines3.")
     parser.add_argument("--threads", type=int, help="CPU threads of dpd; default: its own")
     return parse_timed(parser, repeats=3, seconds=15.0)
@@ -309,7 +292,9 @@ def main() -> int:
     args = parse()
     require_quiet(args.force)
     console = make_console()
-    report(measure_all(args, console), args, console)
+    contenders = {s.name: partial(s.measure, args.seconds, args.threads) for s in in_turns()}
+    results = Results(*in_rounds(args.repeats, contenders, "steps", console))
+    report(results, args, console)
     return 0
 
 

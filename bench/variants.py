@@ -182,7 +182,6 @@ def rate_table(rates: dict[str, dict[str, list[float]]]) -> Table:
 
 
 def parse() -> argparse.Namespace:
-    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Time variants of learners with a replay.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--cpu", action="store_true", help="per CPU second, on one thread")

@@ -354,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"dpd: {describe(error)}\n")
         return 2
     except RuntimeError as error:
-        from dpd.envs.errors import FailedEnv
+        from dpd.envs.base import FailedEnv
 
         if not isinstance(error, FailedEnv):
             raise

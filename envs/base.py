@@ -1,4 +1,4 @@
-"""The interface of every environment backend, and its rules for actions and bounds.
+"""The interface of every environment backend, its errors, and its rules for actions and bounds.
 
 Notation: M environments (N learners x E each, learner-major) · O observation · A action.
 """
@@ -13,7 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.envs.errors import NonFiniteAction
+
+class UnsupportedEnv(ValueError):
+    """This suite can't train on the environment; the message gives the reason and a remedy."""
+
+
+class FailedEnv(RuntimeError):
+    """The environment's own code raised an error, which is the `__cause__` of this one."""
+
+    def __init__(self, env_id: str, call: str, error: Exception) -> None:
+        super().__init__(f"{call}() of {env_id} raised {type(error).__name__}: {error}")
+
+
+class NonFiniteAction(ValueError):
+    """Actions are NaN for the environments `ids`."""
+
+    def __init__(self, ids: list[int]) -> None:
+        super().__init__(f"act is NaN for environments {ids}; the policy has diverged")
+        self.ids = ids
 
 
 class Step(NamedTuple):
@@ -81,12 +98,12 @@ class Env(Protocol):
         ...
 
     def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> Tensor:
-        """Restore a snapshot's rows (in environments `ids`, in that order) -> obs [M, O]."""
+        """Put row k of a snapshot into environment ids[k] (None: k) -> obs [M, O]."""
         ...
 
     def trouble(self) -> list[str]:
         """Return warnings about deviations from the task's simulation; may wait for a device."""
-        ...
+        return []
 
     def close(self) -> None:
         """Release processes, threads and simulators."""
@@ -139,11 +156,6 @@ class ActionScale:
         self._half = ((wide_high - wide_low) / 2).astype(np.float32)
         self._middle = ((wide_high + wide_low) / 2).astype(np.float32)
         self._is_identity = bool((self._half == 1).all() and (self._middle == 0).all())
-        # Rounding is monotone: if both ends map to their bounds exactly, nothing maps outside.
-        self._is_exact = bool(
-            (self._middle + self._half == self._high).all()
-            and (self._middle - self._half == self._low).all()
-        )
 
     def __call__(self, act: Tensor) -> np.ndarray:
         """Clip act [M, A] to [-1, 1] and rescale -> [M, A]. Raises NonFiniteAction for NaN."""
@@ -152,8 +164,8 @@ class ActionScale:
             raise NonFiniteAction(np.flatnonzero(np.isnan(unit).any(1)).tolist())
         if self._is_identity:
             return unit
-        scaled = unit * self._half + self._middle
-        return scaled if self._is_exact else np.clip(scaled, self._low, self._high)
+        scaled: np.ndarray = unit * self._half + self._middle
+        return scaled.clip(self._low, self._high)  # rounding may exceed a bound
 
     def on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return the same map, bit for bit, for tensors on a device; NaN stays NaN."""
@@ -167,26 +179,27 @@ class ActionScale:
         return scale
 
 
-def snapshot_rows(
-    snapshot: Snapshot,
-    ids: Sequence[int] | None,
-    n_envs: int,
-    obs_dim: int,
-    env_id: str,
-) -> np.ndarray:
-    """Check that a snapshot's rows fit environments `ids` (None: all) -> ids [K]."""
+def distinct_rows(ids: Sequence[int] | None, n_envs: int) -> np.ndarray:
+    """Return environments `ids` (None: all) -> [K]. Raises ValueError unless distinct and known."""
     rows = np.arange(n_envs) if ids is None else np.asarray(ids, dtype=np.int64)
-    if len(snapshot["obs"]) != len(rows):
-        n_rows = len(snapshot["obs"])
-        raise ValueError(f"the snapshot has {n_rows} rows for {len(rows)} environments")
     if len(np.unique(rows)) != len(rows) or not np.isin(rows, np.arange(n_envs)).all():
         raise ValueError(f"ids must be distinct and in [0, {n_envs}), got {rows.tolist()}")
-    if snapshot["obs"].shape[1] != obs_dim:
+    return rows
+
+
+def snapshot_rows(
+    snapshot: Snapshot, ids: Sequence[int] | None, n_envs: int, obs_dim: int, env_id: str
+) -> np.ndarray:
+    """Check that a snapshot's rows fit environments `ids` (None: all) -> ids [K]."""
+    rows, (n_rows, width) = distinct_rows(ids, n_envs), snapshot["obs"].shape
+    if n_rows != len(rows):
+        raise ValueError(f"the snapshot has {n_rows} rows for {len(rows)} environments")
+    if width != obs_dim:
         raise ValueError(f"the snapshot is not one of {env_id}")
     return rows
 
 
-class OnDevice:
+class OnDevice(Env):
     """Wrap an `Env` so that its tensors live on a device; actions are copied from there."""
 
     def __init__(self, env: Env, device: torch.device) -> None:

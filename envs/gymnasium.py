@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import gymnasium
+import mujoco
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -20,21 +21,25 @@ from torch import Tensor
 
 from dpd.envs.base import (
     ActionScale,
+    Env,
     EnvKwargs,
     EnvSpec,
+    FailedEnv,
     Snapshot,
     Step,
+    UnsupportedEnv,
     bounds_defect,
     inner_bounds,
 )
-from dpd.envs.errors import FailedEnv, UnsupportedEnv
-from dpd.envs.unstable import cut_unstable, lost_steps
+from dpd.envs.physics import UNSTABLE
 
 _SEEDS = 2**31  # limit of NumPy's legacy generators, which dm_control uses
 _SUPPORTED = "supported are Box observations that are not images, and Box actions within bounds"
+_LOST = "dpd_lost"
+"""The info key that marks a step in which the physics became unstable."""
 
 
-class GymnasiumEnv:
+class GymnasiumEnv(Env):
     """`gymnasium.make_vec` as an `Env`.
 
     Environments that reset one step late (NEXT_STEP) spend one step per episode on the reset. Its
@@ -62,18 +67,17 @@ class GymnasiumEnv:
         low, high = inner_bounds(act_space.low.reshape(-1), act_space.high.reshape(-1))
         self._act_space = act_space
         self._scale = ActionScale(low, high)
-        n_obs = int(np.prod(obs_space.shape))
         self.spec = EnvSpec(
             env_id,
             "gymnasium",
-            n_obs,
+            int(np.prod(obs_space.shape)),
             low.size,
             low,
             high,
             can_snapshot=False,
             max_steps=max_steps,
-            obs_shape=_unless_flat(obs_space.shape),
-            act_shape=_unless_flat(act_space.shape),
+            obs_shape=obs_space.shape if len(obs_space.shape) != 1 else None,
+            act_shape=act_space.shape if len(act_space.shape) != 1 else None,
         )
         self._seeds: list[int] | None = [int(seed) % _SEEDS for seed in seeds]
         self._over = np.zeros(n_envs, dtype=bool)  # episodes that ended in the last step
@@ -106,7 +110,7 @@ class GymnasiumEnv:
         void = self._over if self._next_step else np.zeros(self.n_envs, dtype=bool)
         terminated, truncated = terminated & ~void, truncated & ~void
         self._over = terminated | truncated
-        valid = ~(void | lost_steps(infos, self.n_envs))
+        valid = ~(void | infos.get("final_info", {}).get(f"_{_LOST}", False))
         next_obs = obs if self._next_step else self._successors(obs, infos)
         return Step(
             torch.from_numpy(obs),
@@ -128,34 +132,35 @@ class GymnasiumEnv:
     def _flat(self, obs: np.ndarray) -> np.ndarray:
         return obs.reshape(self.n_envs, -1).astype(np.float32)  # always a copy
 
-    def snapshot(self) -> Snapshot:
-        self._refuse_snapshot()
-
-    def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> Tensor:
-        self._refuse_snapshot()
-
-    def _refuse_snapshot(self) -> NoReturn:
+    def snapshot(self) -> NoReturn:
         raise UnsupportedEnv(
             f"{self.spec.env_id}: Gymnasium environments can't be copied; the native backend can"
         )
 
-    def trouble(self) -> list[str]:
-        return []
+    def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> NoReturn:
+        self.snapshot()
 
     def close(self) -> None:
         self._envs.close()
 
 
-class ArrayEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Wrapper that makes observations arrays of the declared space, and rewards plain numbers.
+class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Wrapper that checks a foreign environment's numbers, and cuts episodes of unstable physics.
 
-    Lists and rewards of shape (1,) are converted. Raises UnsupportedEnv for anything else, with
-    the names of the environment and the call.
+    Observations become arrays of the declared space and rewards plain numbers: lists and rewards of
+    shape (1,) are converted. Raises UnsupportedEnv for anything else, with the names of the
+    environment and the call. If MuJoCo resets its own simulation, it continues from the default
+    pose within the same step, and the environment rewards the jump to that pose as the robot's
+    motion; that step is truncated here with reward 0.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], env_id: str) -> None:
         super().__init__(env)
         self._env_id = env_id
+        self._counters = np.zeros(0)
+        data = getattr(env.unwrapped, "data", None)
+        if isinstance(data, mujoco.MjData):
+            self._counters = data.warning.number[UNSTABLE]  # a live view; a reset clears it
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         with _named(self._env_id, "reset"):
@@ -165,6 +170,8 @@ class ArrayEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         with _named(self._env_id, "step"):
             obs, reward, terminated, truncated, info = self.env.step(action)
+        if np.count_nonzero(self._counters):
+            return self._array(obs, "step"), 0.0, False, True, {**info, _LOST: True}
         number = np.asarray(reward)
         if number.size != 1 or number.dtype.kind not in "biuf":
             raise UnsupportedEnv(
@@ -176,9 +183,7 @@ class ArrayEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _array(self, obs: Any, call: str) -> np.ndarray:
         space = self.observation_space
         try:
-            array = np.array(
-                obs, space.dtype
-            )  # a copy: the reset may reuse the array of the last step
+            array = np.array(obs, space.dtype)  # a copy: the reset may reuse the last step's array
         except (TypeError, ValueError) as error:
             raise UnsupportedEnv(
                 f"{call}() of {self._env_id} returned the observation {obs!r:.60}, not an array"
@@ -217,21 +222,18 @@ def _max_steps(env_id: str, kwargs: EnvKwargs) -> int:
 def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, bool]:
     """Make the environments; the second result is True if they take a single seed."""
     only_vector = find_spec(env_id).entry_point is None
-    same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
     how: EnvKwargs = {
         "vectorization_mode": "sync",
-        "vector_kwargs": same_step,
-        "wrappers": [cut_unstable, partial(ArrayEnv, env_id=env_id)],
+        "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
+        "wrappers": [partial(CheckedEnv, env_id=env_id)],
     }
     try:
         envs = gymnasium.make_vec(env_id, n_envs, **({} if only_vector else how), **kwargs)
     except (gymnasium.error.Error, ImportError) as error:
         raise UnsupportedEnv(f"{env_id} can't be made: {error}") from error
-    except TypeError as error:
-        if not kwargs:  # a bug in the environment: keep its traceback
-            raise FailedEnv(env_id, "make", error) from error
-        raise UnsupportedEnv(f"{env_id} can't be made with {kwargs}: {error}") from error
     except Exception as error:
+        if isinstance(error, TypeError) and kwargs:  # else a bug of its own: keep the traceback
+            raise UnsupportedEnv(f"{env_id} can't be made with {kwargs}: {error}") from error
         raise FailedEnv(env_id, "make", error) from error
     return envs, only_vector
 
@@ -283,10 +285,6 @@ def _check_spaces(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]
     if defect := bounds_defect(*inner_bounds(act.low.reshape(-1), act.high.reshape(-1))):
         raise UnsupportedEnv(f"{env_id} cannot be acted in: {defect}")
     return obs, act
-
-
-def _unless_flat(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    return None if len(shape) == 1 else shape
 
 
 def _name(space: gymnasium.Space) -> str:

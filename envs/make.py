@@ -8,8 +8,7 @@ from types import ModuleType
 
 import torch
 
-from dpd.envs.base import Env, EnvKwargs, EnvSpec, OnDevice
-from dpd.envs.errors import UnsupportedEnv
+from dpd.envs.base import Env, EnvKwargs, EnvSpec, OnDevice, UnsupportedEnv
 from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, find_task
@@ -18,11 +17,6 @@ BACKENDS = ("auto", "native", "gymnasium", "warp")
 WARP_FROM = 512
 """Number of environments from which `auto` simulates on a GPU. A Warp step takes as long for one
 world as for hundreds, so sixteen CPU cores are faster for few. An estimate; docs/benchmarks.md."""
-
-
-def native_ids() -> tuple[str, ...]:
-    """Return the ids that have a native simulation."""
-    return tuple(TASKS)
 
 
 def make(
@@ -36,7 +30,7 @@ def make(
 ) -> Env:
     """Make n_envs environments, one seed each. Raises UnsupportedEnv if that is impossible.
 
-    Backend `auto` is gymnasium, but native for an id in `native_ids()` without env_kwargs, and
+    Backend `auto` is gymnasium, but native for an id in `TASKS` without env_kwargs, and
     warp for at least WARP_FROM of those on a CUDA device. `threads` is for the native backend
     (None: all cores). `device` holds the tensors of a `Step`; None is CUDA for the warp backend,
     and the CPU otherwise.

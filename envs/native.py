@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 
 from dpd.envs import tasks
-from dpd.envs.base import ActionScale, EnvSpec, Snapshot, Step, snapshot_rows
-from dpd.envs.physics import make_physics
+from dpd.envs.base import (
+    ActionScale,
+    Env,
+    EnvSpec,
+    Snapshot,
+    Step,
+    distinct_rows,
+    snapshot_rows,
+)
+from dpd.envs.physics import BatchPhysics, ThreadPhysics, n_cores
 
 _WORD = 2**64
 _NOBODY = np.zeros(0, dtype=np.int64)
@@ -32,7 +40,7 @@ class Transition(NamedTuple):
 
 
 class Simulation:
-    """M copies of a task in float64 NumPy: episodes, time limits and resets on top of `Physics`."""
+    """M copies of a task in float64 NumPy: episodes, time limits and resets."""
 
     def __init__(
         self,
@@ -44,24 +52,23 @@ class Simulation:
     ) -> None:
         """Make n_envs of `task`; `fields` are MjData fields to add to `state`."""
         self.task = tasks.find_task(task) if isinstance(task, str) else task
-        if n_envs < 1:
-            raise ValueError(f"n_envs={n_envs} must be at least 1")
+        threads = n_cores() if threads is None else threads
+        for name, number in (("n_envs", n_envs), ("threads", threads)):
+            if number < 1:
+                raise ValueError(f"{name}={number} must be at least 1")
         self.n_envs = n_envs
         self.model = tasks.load_model(self.task)
         self.act_low, self.act_high = self.model.actuator_ctrlrange.T.astype(np.float32)
-        self._physics = make_physics(
-            self.model,
-            n_envs,
-            threads,
-            self.task.frame_skip,
-            tuple(dict.fromkeys((*self.task.derived, *fields))),
-            self.task.needs_contact_forces,
-        )
-        self._state = self._physics.fields
+        physics: type[BatchPhysics | ThreadPhysics]
+        physics = ThreadPhysics if self.task.needs_contact_forces else BatchPhysics
+        derived = tuple(dict.fromkeys((*self.task.derived, *fields)))
+        self._physics = physics(self.model, n_envs, threads, self.task.frame_skip, derived)
+        self.state: tasks.SimState = self._physics.fields
+        """The MjData fields of all environments: read-only live views [M, ...]; copy to keep."""
         self.dt = self.model.opt.timestep * self.task.frame_skip
         self._elapsed = np.zeros(n_envs, dtype=np.int64)
         self._marker = np.zeros(n_envs)
-        self._obs = self._observe()
+        self._obs = tasks.observe(self.task, self.state)
         self.obs_dim = self._obs.shape[1]
         self._never = np.zeros(n_envs, dtype=bool)
         self._never.flags.writeable = False
@@ -69,11 +76,6 @@ class Simulation:
         self.generators: list[np.random.Generator] = []
         self.seeds: list[int] = []
         self.seed([None] * n_envs if seeds is None else seeds)
-
-    @property
-    def state(self) -> tasks.SimState:
-        """The MjData fields of all environments: read-only live views [M, ...]; copy to keep."""
-        return self._state
 
     def seed(self, seeds: Sequence[int | None]) -> None:
         """Seed environment i with seeds[i], as Gymnasium does; None keeps its generator."""
@@ -97,7 +99,11 @@ class Simulation:
         drawn = tasks.draw_reset(self.task, self.model, [self.generators[i] for i in ids.tolist()])
         self._physics.reset(ids, *drawn)
         self._elapsed[ids] = 0
-        fresh = {name: field[ids] for name, field in self._state.items()}
+        return self._refresh(ids, obs)
+
+    def _refresh(self, ids: np.ndarray, obs: np.ndarray) -> np.ndarray:
+        """Write the observations of environments `ids` into obs, and update their markers."""
+        fresh = {name: field[ids] for name, field in self.state.items()}
         obs[ids] = tasks.observe(self.task, fresh)
         self._marker[ids] = tasks.marker(self.task, fresh, self.model.body_mass)
         return obs
@@ -106,21 +112,18 @@ class Simulation:
         """Age the running episodes by share [M] in [0, 1) of the time limit."""
         self._elapsed[:] = np.floor(share * self.task.max_steps)
 
-    def advance(self, act: np.ndarray) -> None:
-        """Run the physics of one step under act [M, A], in the task's bounds."""
-        if not self._started:
-            raise RuntimeError("reset the environment before its first step")
-        self._physics.step(act)
-
-    def finish(
+    def step(
         self, act: np.ndarray, restart: bool = True, fresh: np.ndarray = _NOBODY
     ) -> Transition:
-        """Return the step that `advance` ran, and restart the episodes that it ended.
+        """Take a step with act [M, A], in the task's bounds, and restart the episodes it ends.
 
         Without `restart`, the episodes `ended` keep their last state. Environments `fresh` (sorted)
         start an episode in place of the step: their reward is 0, and they cannot end.
         """
-        task, state = self.task, self._state
+        if not self._started:
+            raise RuntimeError("reset the environment before its first step")
+        self._physics.step(act)
+        task, state = self.task, self.state
         if len(fresh):
             self._restart(fresh, self._obs.copy())
         before = self._marker
@@ -141,7 +144,7 @@ class Simulation:
             terminated = terminated.copy()
             self._elapsed[fresh], reward[fresh] = 0, 0.0
             terminated[fresh] = truncated[fresh] = False
-        obs = next_obs = self._observe()
+        obs = next_obs = tasks.observe(task, state)
         ended = _NOBODY
         over = terminated | truncated
         if np.count_nonzero(over):  # a tenth of the cost of any()
@@ -151,14 +154,10 @@ class Simulation:
         self._obs = obs
         return Transition(obs, next_obs, reward, terminated, truncated, lost, ended)
 
-    def _observe(self) -> np.ndarray:
-        return tasks.observe(self.task, self._state)
-
     def _warn_lost(self, lost: np.ndarray) -> None:
-        ids = np.flatnonzero(lost).tolist()
         warnings.warn(
-            f"{self.task.env_id}: the physics of environments {ids} became unstable; "
-            "their step is marked invalid and their episode cut",
+            f"{self.task.env_id}: the physics of environments {np.flatnonzero(lost).tolist()} "
+            "became unstable; their step is marked invalid and their episode cut",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -194,31 +193,22 @@ class Simulation:
         computes those of the new state, so they change even if qpos and qvel do not.
         Raises ValueError for ids, shapes or numbers that do not fit.
         """
-        rows = self._check_placed(ids, qpos, qvel)
-        self._physics.place(rows, qpos, qvel)
-        fresh = {name: field[rows] for name, field in self._state.items()}
-        self._obs = self._obs.copy()
-        self._obs[rows] = tasks.observe(self.task, fresh)
-        self._marker[rows] = tasks.marker(self.task, fresh, self.model.body_mass)
-        self._started = self._started or len(rows) == self.n_envs
-        return self._obs
-
-    def _check_placed(self, ids: Sequence[int], qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-        rows = np.asarray(ids, dtype=np.int64)
-        if len(np.unique(rows)) != len(rows) or not np.isin(rows, np.arange(self.n_envs)).all():
-            raise ValueError(f"ids must be distinct and in [0, {self.n_envs}), got {rows.tolist()}")
+        rows = distinct_rows(ids, self.n_envs)
         for name, given, width in (("qpos", qpos, self.model.nq), ("qvel", qvel, self.model.nv)):
             if given.shape != (len(rows), width) or not np.isfinite(given).all():
                 raise ValueError(
                     f"{name} must be finite and of shape {(len(rows), width)}, got {given.shape}"
                 )
-        return rows
+        self._physics.place(rows, qpos, qvel)
+        self._obs = self._refresh(rows, self._obs.copy())
+        self._started = self._started or len(rows) == self.n_envs
+        return self._obs
 
     def close(self) -> None:
         self._physics.close()
 
 
-class NativeEnv:
+class NativeEnv(Env):
     """The native simulation as an `Env`.
 
     A `Step`'s tensors are read-only: if no episode ended, `next_obs` is `obs` itself, and constant
@@ -230,16 +220,8 @@ class NativeEnv:
     ) -> None:
         self._sim = sim = Simulation(env_id, n_envs, seeds, threads)
         self.n_envs = n_envs
-        self.spec = EnvSpec(
-            env_id,
-            "native",
-            sim.obs_dim,
-            sim.model.nu,
-            sim.act_low,
-            sim.act_high,
-            can_snapshot=True,
-            max_steps=sim.task.max_steps,
-        )
+        sizes, bounds = (sim.obs_dim, sim.model.nu), (sim.act_low, sim.act_high)
+        self.spec = EnvSpec(env_id, "native", *sizes, *bounds, True, sim.task.max_steps)
         self._scale = ActionScale(sim.act_low, sim.act_high)
         self._all_valid = torch.ones(n_envs, dtype=torch.bool)
         self._never = torch.zeros(n_envs, dtype=torch.bool)
@@ -251,17 +233,15 @@ class NativeEnv:
         self._sim.stagger(share)
 
     def step(self, act: Tensor) -> Step:
-        scaled = self._scale(act)
-        self._sim.advance(scaled)
-        obs, next_obs, reward, terminated, truncated, lost, ended = self._sim.finish(scaled)
-        first = _tensor(obs)
+        done = self._sim.step(self._scale(act))
+        first = _tensor(done.obs)
         return Step(
             first,
-            _tensor(next_obs) if len(ended) else first,
-            _tensor(reward),
-            torch.from_numpy(terminated) if self._sim.task.terminates else self._never,
-            torch.from_numpy(truncated),
-            self._all_valid if lost is None else torch.from_numpy(~lost),
+            _tensor(done.next_obs) if len(done.ended) else first,
+            _tensor(done.reward),
+            torch.from_numpy(done.terminated) if self._sim.task.terminates else self._never,
+            torch.from_numpy(done.truncated),
+            self._all_valid if done.lost is None else torch.from_numpy(~done.lost),
         )
 
     def snapshot(self) -> Snapshot:
@@ -273,9 +253,6 @@ class NativeEnv:
     def set_state(self, ids: Sequence[int], qpos: np.ndarray, qvel: np.ndarray) -> Tensor:
         """Put qpos [K, nq] and qvel [K, nv] into environments `ids`: `Simulation.set_state`."""
         return _tensor(self._sim.set_state(ids, qpos, qvel))
-
-    def trouble(self) -> list[str]:
-        return []
 
     def close(self) -> None:
         self._sim.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import mujoco
 import numpy as np
@@ -16,46 +15,11 @@ STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 UNSTABLE = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC + 1)
 
 
-class Physics(Protocol):
-    """M simulations. `fields` are live views [M, ...]; copy to keep."""
-
-    fields: dict[str, np.ndarray]
-
-    def step(self, ctrl: np.ndarray) -> None:
-        """Advance all by one environment step under ctrl [M, A]."""
-        ...
-
-    def unstable(self) -> np.ndarray | None:
-        """Return a mask [M] of the simulations that MuJoCo itself reset in the last step.
-
-        Return None if there are none, which is nearly always.
-        """
-        ...
-
-    def reset(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        """Restart simulations `ids` (sorted) from qpos [K, nq] and qvel [K, nv]."""
-        ...
-
-    def place(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        """Put qpos [K, nq] and qvel [K, nv] into simulations `ids`, and update derived fields.
-
-        Time, controls and the solver's warm start do not change.
-        """
-        ...
-
-    def get_state(self) -> np.ndarray:
-        """Copy everything the next step depends on -> [M, S]."""
-        ...
-
-    def set_state(self, ids: Sequence[int], rows: np.ndarray) -> None:
-        """Put rows [K, S] into simulations `ids`; the next step updates derived fields."""
-        ...
-
-    def close(self) -> None: ...
-
-
 class BatchPhysics:
-    """Step by `mujoco.batch`: no Python per simulation, but no mj_rnePostConstraint either."""
+    """M simulations stepped by `mujoco.batch`, without Python per simulation.
+
+    It lacks mj_rnePostConstraint. `fields` are live views [M, ...]; copy to keep.
+    """
 
     def __init__(
         self, model: mujoco.MjModel, n_envs: int, threads: int, skip: int, derived: Sequence[str]
@@ -66,31 +30,40 @@ class BatchPhysics:
         self._counters = self._batch.warning[:, UNSTABLE]
 
     def step(self, ctrl: np.ndarray) -> None:
+        """Advance all by one environment step under ctrl [M, A]."""
         self.fields["ctrl"][:] = ctrl
         self._batch.step(nstep=self._skip)
 
     def unstable(self) -> np.ndarray | None:
+        """Return a mask [M] of those that MuJoCo reset in the last step; None if there are none."""
         # counters are (last info, number) pairs, both zero if nothing happened
         if not np.count_nonzero(self._counters):
             return None
         return np.any(self._counters, axis=(1, 2))
 
     def reset(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Restart simulations `ids` (sorted) from qpos [K, nq] and qvel [K, nv]."""
         self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
         self.fields["qpos"][ids] = qpos
         self.fields["qvel"][ids] = qvel
         self._batch.forward(ids)
 
     def place(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Put qpos [K, nq] and qvel [K, nv] into simulations `ids`, and update derived fields.
+
+        Time, controls and the solver's warm start do not change.
+        """
         self.fields["qpos"][ids] = qpos
         self.fields["qvel"][ids] = qvel
         if self._derives:
             self._batch.forward(np.sort(ids))
 
     def get_state(self) -> np.ndarray:
+        """Copy everything the next step depends on -> [M, S]."""
         return self._batch.state.copy()
 
     def set_state(self, ids: Sequence[int], rows: np.ndarray) -> None:
+        """Put rows [K, S] into simulations `ids`; the next step updates derived fields."""
         self._batch.state[ids] = rows
         self._batch.warning[ids] = 0
 
@@ -98,7 +71,7 @@ class BatchPhysics:
 
 
 class ThreadPhysics:
-    """Step in threads by mj_step and mj_rnePostConstraint, which contact forces require.
+    """Like `BatchPhysics`, in threads, with mj_rnePostConstraint, which contact forces require.
 
     MuJoCo releases the GIL in both calls, so a thread holds it for a few microseconds per
     simulation. One call copies all fields of a simulation into its row of a block.
@@ -197,19 +170,3 @@ def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def make_physics(
-    model: mujoco.MjModel,
-    n_envs: int,
-    threads: int | None,
-    skip: int,
-    derived: Sequence[str],
-    contact_forces: bool,
-) -> Physics:
-    """Return the faster implementation that supports the task; `threads` None: all cores."""
-    threads = n_cores() if threads is None else threads
-    if threads < 1:
-        raise ValueError(f"threads={threads} must be at least 1")
-    kind = ThreadPhysics if contact_forces else BatchPhysics
-    return kind(model, n_envs, threads, skip, derived)

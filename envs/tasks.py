@@ -19,7 +19,7 @@ import mujoco
 import numpy as np
 import torch
 
-from dpd.envs.errors import UnsupportedEnv
+from dpd.envs.base import UnsupportedEnv
 
 Array: TypeAlias = Any  # np.ndarray or torch.Tensor, one kind throughout a call
 SimState: TypeAlias = Mapping[str, Array]
@@ -74,7 +74,7 @@ class Task:
     """True if the velocity noise of a reset is normal, False if it is uniform."""
     max_steps: int = 1000
     places: tuple[str, ...] = ("x_position",)
-    """Keys of `dpd.envs.infos.PLACES`: the infos that both resets and steps report."""
+    """Keys of `dpd.envs.vector.PLACES`: the infos that both resets and steps report."""
 
     @property
     def terminates(self) -> bool:
@@ -234,10 +234,7 @@ def healthy(task: Task, state: SimState) -> Array:
 def reward_terms(
     task: Task, state: SimState, velocity: Array, act: Array, up: Array | None
 ) -> dict[str, Array]:
-    """Return the reward terms of the step to `state`, costs as negative terms -> {name: [M]}.
-
-    `up` is the mask of `healthy`, or None for tasks without `ranges`.
-    """
+    """Return the terms of `reward`, costs as negative terms -> {name: [M]}."""
     terms = {"forward": task.forward_reward * velocity}
     if up is not None:
         terms["survive"] = up * task.healthy_reward
@@ -252,7 +249,7 @@ def reward_terms(
 
 
 def reward(task: Task, state: SimState, velocity: Array, act: Array, up: Array | None) -> Array:
-    """Return the reward [M] of the step to `state`; `up` as in `reward_terms`.
+    """Return the reward [M] of the step to `state`; `up` is the mask of `healthy`, or None.
 
     Sums have Gymnasium's order, gains - (costs), which decides the last bit.
     """

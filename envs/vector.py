@@ -1,32 +1,32 @@
 """The native simulation as a `gymnasium.vector.VectorEnv`, for use outside this suite.
 
 Import this module, then call `gymnasium.make_vec("dpd/HalfCheetah-v5", num_envs=8)`; or call
-`make_vec("dpd.envs.vector:dpd/HalfCheetah-v5", num_envs=8)` without the import.
+`make_vec("dpd.envs.vector:dpd/HalfCheetah-v5", num_envs=8)` without the import. Arguments and infos
+are those of Gymnasium 1.4's `envs/mujoco/*_v5.py`; values and types are identical.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import gymnasium
+import mujoco
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import register, registry
+from gymnasium.envs.registration import load_env_creator, register, registry
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from dpd.envs.infos import (
-    Arrays,
-    Infos,
-    info_fields,
-    merged_infos,
-    place_infos,
-    position,
-    step_infos,
-)
+from dpd.envs import tasks
 from dpd.envs.native import Simulation
-from dpd.envs.task_args import make_task
-from dpd.envs.tasks import TASKS
+from dpd.envs.tasks import TASKS, Range, SimState, Task, find_task, load_model
+
+Arrays = dict[str, np.ndarray]
+Infos = dict[str, Any]
 
 
 class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -55,14 +55,12 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if render_mode is not None:
             raise ValueError(f"render_mode={render_mode!r}: the native environments do not render")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self._task = task = make_task(env_id, max_episode_steps, **kwargs)
-        self._sim = sim = Simulation(task, num_envs, None, threads, info_fields(task))
+        self._task = task = make_task(env_id, max_episode_steps, kwargs)
+        fields = [TENDON_FIELDS[name] for name in task.places if name in TENDON_FIELDS]
+        self._sim = sim = Simulation(task, num_envs, None, threads, fields)
         self.num_envs = num_envs
-        self.metadata = {
-            "render_modes": [],
-            "render_fps": round(1 / sim.dt),
-            "autoreset_mode": self.autoreset_mode,
-        }
+        self.metadata = {"render_modes": [], "render_fps": round(1 / sim.dt)}
+        self.metadata["autoreset_mode"] = self.autoreset_mode
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (sim.obs_dim,), np.float64)
         self.single_action_space = spaces.Box(sim.act_low, sim.act_high, dtype=np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -86,7 +84,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._sim.seed([s if mask[i] else None for i, s in enumerate(seed)])
         obs = self._sim.reset(np.flatnonzero(mask)).copy()
         self._over[mask] = False
-        return obs, merged_infos([(self._places(), mask)])
+        return obs, _merged_infos([(self._places(), mask)])
 
     def _checked_mask(self, mask: np.ndarray | None) -> np.ndarray:
         if mask is None:
@@ -111,11 +109,9 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 'call reset(options={"reset_mask": mask}) first'
             )
         sim, fresh = self._sim, self._over
-        before = position(self._task, sim.model, sim.state)
-        sim.advance(actions)
-        done = sim.finish(actions, restart=False, fresh=np.flatnonzero(fresh))
-        velocity = (position(self._task, sim.model, sim.state) - before) / sim.dt
-        taken = step_infos(self._task, sim.model, sim.state, velocity, actions)
+        before = self._position()
+        done = sim.step(actions, restart=False, fresh=np.flatnonzero(fresh))
+        taken = self._taken((self._position() - before) / sim.dt, actions)
         # copies, because the caller may write to them
         terminated, truncated = done.terminated.copy(), done.truncated
         over = terminated | truncated
@@ -123,7 +119,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             obs, infos = self._reset_ended(done.next_obs, over, taken)
         else:
             self._over = over
-            obs, infos = done.obs, merged_infos([(taken, ~fresh), (self._places(), fresh)])
+            obs, infos = done.obs, _merged_infos([(taken, ~fresh), (self._places(), fresh)])
         return obs.copy(), done.reward, terminated, truncated, infos
 
     def _reset_ended(
@@ -131,21 +127,37 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, Infos]:
         """Restart the episodes `over` [M] -> obs [M, O], infos with the final observations."""
         if not over.any():
-            return last_obs, merged_infos([(taken, ~over)])
+            return last_obs, _merged_infos([(taken, ~over)])
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(over).tolist():
             final_obs[i] = last_obs[i].copy()
         infos: Infos = {
             "final_obs": final_obs,
             "_final_obs": over.copy(),
-            "final_info": merged_infos([(taken, over)]),
+            "final_info": _merged_infos([(taken, over)]),
             "_final_info": over.copy(),
         }
         obs = self._sim.reset(np.flatnonzero(over))
-        return obs, infos | merged_infos([(taken, ~over), (self._places(), over)])
+        return obs, infos | _merged_infos([(taken, ~over), (self._places(), over)])
 
     def _places(self) -> Arrays:
-        return place_infos(self._task, self._sim.model, self._sim.state)
+        """Return the infos of a reset: positions -> {name: [M] or [M, K]}."""
+        return {name: PLACES[name](self._sim.state, self._sim.model) for name in self._task.places}
+
+    def _position(self) -> np.ndarray:
+        """Return the positions whose differences are the velocity infos -> [M, 1 or 2]: x, y."""
+        state, mass = self._sim.state, self._sim.model.body_mass
+        axes = 2 if "y_position" in self._task.places else 1
+        return np.stack([tasks.marker(self._task, state, mass, k) for k in range(axes)], axis=1)
+
+    def _taken(self, velocity: np.ndarray, act: np.ndarray) -> Arrays:
+        """Return the infos of the last step; velocity [M, 1 or 2] -> {name: [M] or [M, K]}."""
+        task, state, infos = self._task, self._sim.state, self._places()
+        infos |= {f"{'xy'[axis]}_velocity": column for axis, column in enumerate(velocity.T)}
+        up = tasks.healthy(task, state) if task.ranges else None
+        terms = tasks.reward_terms(task, state, velocity[:, 0], act, up)
+        shown = ("forward", "ctrl", "contact", "survive")
+        return infos | {f"reward_{name}": terms[name] for name in shown if name in terms}
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -161,18 +173,130 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._sim.close()
 
 
-def register_envs() -> None:
-    """Register `dpd/HalfCheetah-v5` and the other five; safe to repeat."""
-    for env_id, task in TASKS.items():
-        name = f"dpd/{env_id}"
-        if name not in registry:
-            entry = f"{__name__}:{NativeVectorEnv.__name__}"
-            register(
-                id=name,
-                vector_entry_point=entry,
-                max_episode_steps=task.max_steps,
-                kwargs={"env_id": env_id},
-            )
+FIELDS = {
+    "frame_skip": "frame_skip",
+    "forward_reward_weight": "forward_reward",
+    "ctrl_cost_weight": "ctrl_cost",
+    "contact_cost_weight": "contact_cost",
+    "contact_cost_range": "contact_cost_range",
+    "contact_force_range": "contact_range",
+    "healthy_reward": "healthy_reward",
+    "healthy_state_range": "state_range",
+    "terminate_when_unhealthy": "ends_unhealthy",
+    "reset_noise_scale": "qpos_noise",
+}
+"""Arguments of `gymnasium.make` that are a field of `Task`."""
 
 
-register_envs()
+def _with_range(task: Task, index: int, limits: tuple[float, float]) -> Task:
+    ranges = list(task.ranges)
+    ranges[index] = Range(ranges[index].qpos, *limits, closed=ranges[index].closed)
+    return replace(task, ranges=tuple(ranges))
+
+
+def _with_model(task: Task, xml_file: str) -> Task:
+    """Resolve a path as Gymnasium does: in its assets, unless it starts with `.`, `/` or `~`."""
+    is_path = xml_file.startswith((".", "/", "~"))
+    return replace(task, xml=str(Path(xml_file).expanduser().absolute()) if is_path else xml_file)
+
+
+def _with_body(task: Task, body: int | str) -> Task:
+    model = load_model(task)
+    is_name = isinstance(body, str)
+    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, body) if is_name else int(body)
+    if not 0 <= index < model.nbody:
+        raise ValueError(f"{task.env_id}: main_body={body!r} is not a body of the model")
+    return replace(task, marker=(task.marker[0], index))
+
+
+def _with_observed(name: str) -> Callable[[Task, Any], Task]:
+    def change(task: Task, is_observed: bool) -> Task:
+        kept = tuple(field for field in task.extra if is_observed or field[0] != name)
+        return replace(task, extra=kept)
+
+    return change
+
+
+CHANGES: dict[str, Callable[[Task, Any], Task]] = {
+    "xml_file": _with_model,  # first, since main_body may refer to one of the model's bodies
+    "main_body": _with_body,
+    "healthy_z_range": lambda task, limits: _with_range(task, 0, limits),
+    "healthy_angle_range": lambda task, limits: _with_range(task, 1, limits),
+    "exclude_current_positions_from_observation": lambda task, is_excluded: replace(
+        task, skip_qpos=task.skip_qpos if is_excluded else 0
+    ),
+    **{
+        f"include_{name}_in_observation": _with_observed(name)
+        for name in ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+    },
+}
+"""Further arguments, in the order in which they apply."""
+
+
+def make_task(env_id: str, max_episode_steps: int | None, arguments: Mapping[str, Any]) -> Task:
+    """Return a task with the changes that `gymnasium.make(env_id, **arguments)` would make.
+
+    max_episode_steps: None for the task's own limit, -1 for none. Raises TypeError for an argument
+    that the task does not take, ValueError for a limit below 1.
+    """
+    task = find_task(env_id)
+    entry: Any = gymnasium.spec(env_id).entry_point
+    made = load_env_creator(entry) if isinstance(entry, str) else entry
+    known = [n for n in inspect.signature(made).parameters if n in {*FIELDS, *CHANGES}]
+    for name in arguments:
+        if name not in known:
+            raise TypeError(f"{env_id} takes no {name!r}; it takes {', '.join(known)}")
+    task = replace(task, **{FIELDS[k]: value for k, value in arguments.items() if k in FIELDS})
+    for name, change in CHANGES.items():
+        task = change(task, arguments[name]) if name in arguments else task
+    if max_episode_steps is None:
+        return task
+    if max_episode_steps != -1 and max_episode_steps < 1:
+        raise ValueError(
+            f"max_episode_steps={max_episode_steps} must be at least 1, or -1 for none"
+        )
+    no_limit = int(np.iinfo(np.int64).max)
+    return replace(task, max_steps=no_limit if max_episode_steps == -1 else max_episode_steps)
+
+
+def _distance(state: SimState, _: mujoco.MjModel) -> np.ndarray:
+    place = np.ascontiguousarray(state["qpos"][:, :2])
+    # matmul uses BLAS's dot product, as np.linalg.norm of a vector does: the same last bit
+    squared: np.ndarray = place[:, None, :] @ place[:, :, None]
+    return np.sqrt(squared[:, 0, 0])
+
+
+PLACES: dict[str, Callable[[SimState, mujoco.MjModel], np.ndarray]] = {
+    "x_position": lambda state, _: state["qpos"][:, 0].copy(),
+    "y_position": lambda state, _: state["qpos"][:, 1].copy(),
+    "z_distance_from_origin": lambda state, model: state["qpos"][:, 1] - model.qpos0[1],
+    "distance_from_origin": _distance,
+    "tendon_length": lambda state, _: state["ten_length"].copy(),
+    "tendon_velocity": lambda state, _: state["ten_velocity"].copy(),
+}
+TENDON_FIELDS = {"tendon_length": "ten_length", "tendon_velocity": "ten_velocity"}
+
+
+def _merged_infos(parts: Iterable[tuple[Mapping[str, Any], np.ndarray]]) -> Infos:
+    """Merge infos [M] by masks [M], as Gymnasium's vector environment does.
+
+    Every key comes with a mask `_key`; the array is zero where the mask is False.
+    """
+    merged: Infos = {}
+    for arrays, mask in parts:
+        for name, array in arrays.items() if mask.any() else ():
+            if name not in merged:
+                merged[name], merged[f"_{name}"] = np.zeros_like(array), np.zeros_like(mask)
+            merged[name][mask] = array[mask]
+            merged[f"_{name}"] |= mask
+    return merged
+
+
+for _env_id, _task in TASKS.items():
+    if (_name := f"dpd/{_env_id}") not in registry:  # it is, if this module is reloaded
+        register(
+            id=_name,
+            vector_entry_point=f"{__name__}:{NativeVectorEnv.__name__}",
+            max_episode_steps=_task.max_steps,
+            kwargs={"env_id": _env_id},
+        )

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dpd.envs import tasks
-from dpd.envs.base import ActionScale, EnvSpec, Snapshot, Step, snapshot_rows
-from dpd.envs.errors import UnsupportedEnv
-from dpd.envs.warp_physics import WarpPhysics, loops_on, warp_device
+from dpd.envs.base import ActionScale, Env, EnvSpec, Snapshot, Step, UnsupportedEnv, snapshot_rows
+from dpd.envs.warp_physics import WarpPhysics, loops_on, wait_for, warp_device
 
 DIFFERENCES = {
     "Ant-v5": "MuJoCo Warp turns the friction pyramid under a leg steeper than 60 degrees; "
@@ -32,7 +31,7 @@ def warp_notes(env_id: str, device: torch.device) -> tuple[str, ...]:
     return remarks if loops_on(device) else (*remarks, OLD_DRIVER)
 
 
-class WarpEnv:
+class WarpEnv(Env):
     """M environments on one device, as an `Env`; every `Step` has fresh tensors on that device.
 
     Only `snapshot`, `restore` and `trouble` wait for the device. NaN actions are therefore not
@@ -53,7 +52,7 @@ class WarpEnv:
         model = tasks.load_model(task)
         keys = np.array([int(seed) % 2**64 for seed in seeds], dtype=np.uint64).view(np.int64)
         try:
-            self._physics = WarpPhysics(task, model, keys, self.device)
+            self._open: WarpPhysics | None = WarpPhysics(task, model, keys, self.device)
         except RuntimeError as error:
             if "allocate" not in str(error):  # Warp raises a plain RuntimeError when out of memory
                 raise
@@ -69,34 +68,21 @@ class WarpEnv:
         self.n_lost = torch.zeros((), dtype=torch.int64, device=self.device)
         self._marker = torch.zeros(n_envs, device=self.device)
         self._obs = tasks.observe(task, self._physics.fields)
-        size = self._obs.shape[1]
-        self.spec = EnvSpec(
-            env_id,
-            "warp",
-            size,
-            model.nu,
-            low,
-            high,
-            can_snapshot=True,
-            max_steps=task.max_steps,
-            notes=warp_notes(env_id, self.device),
-        )
-        self._started = self._closed = False
+        sizes, notes = (self._obs.shape[1], model.nu), warp_notes(env_id, self.device)
+        self.spec = EnvSpec(env_id, "warp", *sizes, low, high, True, task.max_steps, notes)
+        self._started = False
 
     def reset(self) -> Tensor:
-        self._require_open()
         everyone = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
         self._restart(everyone, self._obs, self._marker)
         self._started = True
         return self._obs
 
     def stagger(self, share: np.ndarray) -> None:
-        self._require_open()
         self._elapsed.copy_(torch.from_numpy(np.floor(share * self._task.max_steps)))
 
     def step(self, act: Tensor) -> Step:
         """Take a step; on a GPU this returns before the physics has run."""
-        self._require_open()
         if not self._started:
             raise RuntimeError("reset the environment before its first step")
         scaled = self._scale(act)
@@ -136,7 +122,6 @@ class WarpEnv:
 
     def trouble(self) -> list[str]:
         """Return warnings about dropped contacts and lost steps. It waits for the device."""
-        self._require_open()
         warnings = []
         if self._physics.overflowed():
             warnings.append("contacts were dropped for lack of space: the physics was wrong")
@@ -144,47 +129,38 @@ class WarpEnv:
             warnings.append(f"{lost:,} steps were lost to NaN actions or unstable physics")
         return warnings
 
+    def _live(self) -> dict[str, Tensor]:
+        """Return the state beside the physics, by its name in a snapshot."""
+        own = {"elapsed": self._elapsed, "marker": self._marker, "obs": self._obs}
+        return {**own, "key": self._physics.key, "episode": self._physics.episode}
+
     def snapshot(self) -> Snapshot:
-        self._require_open()
-        tensors = {
-            "physics": self._physics.get_state(),
-            "elapsed": self._elapsed,
-            "marker": self._marker,
-            "obs": self._obs,
-            "key": self._physics.key,
-            "episode": self._physics.episode,
-        }
+        tensors = {"physics": self._physics.get_state(), **self._live()}
         return {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
 
     def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> Tensor:
         """Restore rows. The same future follows: bit for bit on the CPU, nearly so on a GPU."""
-        self._require_open()
         rows = snapshot_rows(snapshot, ids, self.n_envs, self.spec.obs_dim, self.spec.env_id)
         at = torch.tensor(rows, device=self.device)
-        live = {
-            "elapsed": self._elapsed,
-            "marker": self._marker,
-            "obs": self._obs.clone(),
-            "key": self._physics.key,
-            "episode": self._physics.episode,
-        }
+        self._obs = self._obs.clone()  # the last step handed it out
+        live = self._live()
         if not live.keys() <= snapshot.keys():
             raise ValueError("the snapshot comes from another backend")
         for name, tensor in live.items():
             tensor[at] = torch.tensor(snapshot[name], dtype=tensor.dtype, device=self.device)
         physics = torch.tensor(snapshot["physics"], dtype=torch.float32, device=self.device)
         self._physics.set_state(at, physics)
-        self._obs = live["obs"]
         self._started = self._started or len(rows) == self.n_envs
         return self._obs
 
+    @property
+    def _physics(self) -> WarpPhysics:
+        if self._open is None:
+            raise RuntimeError("the environment is closed")
+        return self._open
+
     def close(self) -> None:
         """Free the simulation's memory, even if this object is still referenced."""
-        if not self._closed:
-            self._closed = True
-            self._physics.wait()  # a running step still uses the memory
-            del self._physics
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the environment is closed")
+        if self._open is not None:
+            wait_for(self.device)  # a running step still uses the memory
+            self._open = None

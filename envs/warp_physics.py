@@ -7,8 +7,7 @@ tolerance to 1e-6, which float32 can meet.
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import mujoco
 import mujoco_warp as mjw
@@ -17,7 +16,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from dpd.envs.errors import UnsupportedEnv
+from dpd.envs.base import UnsupportedEnv
 from dpd.envs.tasks import Task
 
 ON_CPU = "--backend native simulates on the CPU"
@@ -104,25 +103,27 @@ class WarpPhysics:
         self.episode = torch.full((n_worlds,), -1, dtype=torch.int32, device=device)
         self._mask = torch.ones(n_worlds, dtype=torch.bool, device=device)
         self._qpos0 = torch.tensor(model.qpos0, dtype=torch.float32, device=device)
-        _wait_for(device)  # finish torch's work first: Warp uses another stream
+        wait_for(device)  # finish torch's work first: Warp uses another stream
         n_contacts, n_rows = _CAPACITY.get(task.env_id, _USUAL_CAPACITY)
         with wp.ScopedDevice(str(device)):
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # about old drivers; `warp_notes` reports them in one line
+                warnings.simplefilter("ignore")  # about old drivers; `warp_notes` reports them
                 self._model = mjw.put_model(model)
             self._model.opt.graph_conditional = loops_on(device)
             self._model.opt.warn_overflow = 0  # do not print from the device; see `overflowed`
             self._data = mjw.make_data(model, n_worlds, nconmax=n_contacts, njmax=n_rows)
-            self._draw_args = self._make_draw_args()
+            data, views = self._data, (self._mask, self.key, self.episode, self._qpos0)
+            self._draw_args: dict[str, list[object]] = {
+                "inputs": [*map(wp.from_torch, views), task.qpos_noise, task.normal_qvel],
+                "outputs": [data.time, data.qpos, data.qvel, data.qacc_warmstart],
+            }
             self._step = self._record(self._run_step)
             self._restart = self._record(self._run_restart)
         names = dict.fromkeys((*_STATE, *task.derived))
         self.fields = {name: wp.to_torch(getattr(self._data, name)) for name in names}
         self._state = [self.fields[name].view(n_worlds, -1) for name in _STATE]
         self._overflow = wp.to_torch(self._data.overflow)
-        _wait_for(device)
+        wait_for(device)
 
     def step(self, ctrl: Tensor) -> None:
         """Launch one environment step of all worlds under ctrl [M, A]."""
@@ -162,16 +163,6 @@ class WarpPhysics:
         for field, part in zip(self._state, parts, strict=True):
             field[ids] = part
 
-    def wait(self) -> None:
-        """Wait until the device has finished all work."""
-        _wait_for(self._device)
-
-    def _make_draw_args(self) -> tuple[list[object], list[object]]:
-        data, task = self._data, self._task
-        inputs = [wp.from_torch(t) for t in (self._mask, self.key, self.episode, self._qpos0)]
-        outputs = [data.time, data.qpos, data.qvel, data.qacc_warmstart]
-        return [*inputs, task.qpos_noise, task.normal_qvel], outputs
-
     def _run_step(self) -> None:
         for _ in range(self._task.frame_skip):
             mjw.step(self._model, self._data)
@@ -180,9 +171,8 @@ class WarpPhysics:
 
     def _run_restart(self) -> None:
         data = self._data
-        inputs, outputs = self._draw_args
         n_drawn = data.qpos.shape[1] + data.qvel.shape[1]
-        wp.launch(_draw_start, (data.nworld, n_drawn), inputs=inputs, outputs=outputs)
+        wp.launch(_draw_start, (data.nworld, n_drawn), **self._draw_args)
         if self._task.derived:
             mjw.kinematics(self._model, data)
             mjw.com_pos(self._model, data)
@@ -191,8 +181,22 @@ class WarpPhysics:
     def _record(self, work: Callable[[], None]) -> wp.Graph:
         """Run work once, then record the kernels that it launches."""
         work()  # compiles kernels, which is impossible while recording
-        with _recording_errors(self._task.env_id), _collector_off(), wp.ScopedCapture() as capture:
-            work()
+        was_enabled = gc.isenabled()
+        gc.disable()  # the memory that it frees would become part of the recording
+        try:
+            with wp.ScopedCapture() as capture:
+                work()
+        except RuntimeError as error:
+            if "allocate" in str(error):  # `WarpEnv` reports a lack of memory
+                raise
+            reason = str(error).strip().split("\n")[0]
+            raise UnsupportedEnv(
+                f"Warp cannot record the simulation of {self._task.env_id} as a CUDA graph: "
+                f"{reason}; {ON_CPU}"
+            ) from error
+        finally:
+            if was_enabled:
+                gc.enable()
         return capture.graph
 
     def _launch(self, graph: wp.Graph) -> None:
@@ -201,33 +205,8 @@ class WarpPhysics:
         wp.capture_launch(graph, stream=wp.stream_from_torch(self._device) if on_gpu else None)
 
 
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """Disable Python's garbage collector: the memory it frees would become part of a recording."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@contextmanager
-def _recording_errors(env_id: str) -> Iterator[None]:
-    """Turn errors while recording into UnsupportedEnv, except for a lack of memory."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "allocate" in str(error):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise UnsupportedEnv(
-            f"Warp cannot record the simulation of {env_id} as a CUDA graph: {reason}; {ON_CPU}"
-        ) from error
-
-
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # all streams, including Warp's
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from dpd.cooperate.config import NOT_SAVED, CooperateConfig, cooperation_file
 from dpd.cooperate.rounds import Pair, Round, Trial, cooperate
 from dpd.cooperate.simulator import PURPOSES, Budget, BudgetExceeded, Simulator
-from dpd.envs.errors import UnsupportedEnv
+from dpd.envs.base import UnsupportedEnv
 from dpd.envs.make import check, choose_backend
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console, steps_progress

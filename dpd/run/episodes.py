@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.envs.base import Env, EnvKwargs
-from dpd.envs.errors import UnsupportedEnv
+from dpd.envs.base import Env, EnvKwargs, UnsupportedEnv
 from dpd.envs.make import make
 from dpd.policies.policyfile import Policy, require_fit
 

@@ -15,8 +15,7 @@ from dpd.agents.learners import Learners
 from dpd.agents.rng import Stream
 from dpd.config import StackConfig
 from dpd.distill.method import DeployedPolicy, Method, PeerStack
-from dpd.envs.base import Env
-from dpd.envs.errors import NonFiniteAction
+from dpd.envs.base import Env, NonFiniteAction
 from dpd.run.collect import EpisodeStatistics, collect
 from dpd.run.nan_guard import NanGuard, NonFinite, SeedPeer
 

@@ -36,8 +36,7 @@ class NativeVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        self._sim.advance(self._actions)
-        step = self._sim.finish(self._actions)
+        step = self._sim.step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in step.ended.tolist():
             infos[i] = {

@@ -10,8 +10,7 @@ import torch
 from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
 from dpd.cli import parse_train
-from dpd.envs.base import Env, EnvSpec, Step
-from dpd.envs.errors import UnsupportedEnv
+from dpd.envs.base import Env, EnvSpec, Step, UnsupportedEnv
 from dpd.envs.make import make
 from dpd.errors import BadInput
 from dpd.evaluate import record_video

@@ -11,11 +11,11 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from dpd.envs.base import ActionScale, inner_bounds
-from dpd.envs.errors import FailedEnv, UnsupportedEnv
+from dpd.envs.base import ActionScale, FailedEnv, UnsupportedEnv, inner_bounds
 from dpd.envs.gymnasium import GymnasiumEnv
-from dpd.envs.make import check, choose_backend, make, native_ids
+from dpd.envs.make import check, choose_backend, make
 from dpd.envs.native import NativeEnv
+from dpd.envs.tasks import TASKS
 from tests.toy.probe_envs import Float64Bounds, registered
 
 
@@ -284,7 +284,7 @@ def test_a_module_before_the_colon_is_imported(tmp_path: Any, monkeypatch: Any) 
 
 
 def test_auto_is_native_where_it_can_be() -> None:
-    assert [choose_backend(env_id) for env_id in native_ids()] == ["native"] * 6
+    assert [choose_backend(env_id) for env_id in TASKS] == ["native"] * 6
     assert choose_backend("Ant-v5", env_kwargs={"contact_cost_weight": 0.0}) == "gymnasium"
     assert choose_backend("Pendulum-v1") == "gymnasium"
     assert isinstance(make("Swimmer-v5", 1, [0]), NativeEnv)

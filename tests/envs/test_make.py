@@ -9,8 +9,9 @@ import pytest
 import torch
 import warp as wp
 
-from dpd.envs.errors import UnsupportedEnv
-from dpd.envs.make import WARP_FROM, check, choose_backend, make, native_ids
+from dpd.envs.base import UnsupportedEnv
+from dpd.envs.make import WARP_FROM, check, choose_backend, make
+from dpd.envs.tasks import TASKS
 from dpd.envs.warp import WarpEnv
 from dpd.envs.warp_physics import warp_device
 
@@ -22,7 +23,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def test_make_chooses_warp_for_cuda_and_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [choose_backend(env_id, device=CUDA) for env_id in native_ids()] == ["warp"] * 6
+    assert [choose_backend(env_id, device=CUDA) for env_id in TASKS] == ["warp"] * 6
     assert [choose_backend(PLANAR, device=device) for device in (None, CPU)] == ["native"] * 2
     assert choose_backend(PLANAR, "warp", device=CPU) == "warp"
     with pytest.raises(UnsupportedEnv, match="there is one of HalfCheetah-v5"):

@@ -8,8 +8,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from dpd.envs.base import Snapshot
-from dpd.envs.errors import UnsupportedEnv
+from dpd.envs.base import Snapshot, UnsupportedEnv
 from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.native import NativeEnv, Simulation
 from dpd.envs.physics import BatchPhysics, ThreadPhysics
@@ -56,8 +55,7 @@ def test_native_is_bitwise_what_gymnasium_gives(env_id: str) -> None:
     n_ended, n_truncated = 0, 0
     for act in actions(env_id, N_STEPS, n_envs):
         their_obs, reward, terminated, truncated, infos = theirs.step(act)
-        ours.advance(act)
-        step = ours.finish(act)
+        step = ours.step(act)
         np.testing.assert_array_equal(step.obs, their_obs)
         np.testing.assert_array_equal(step.terminated, terminated)
         np.testing.assert_array_equal(step.truncated, truncated)
@@ -205,7 +203,7 @@ def test_actions_are_clipped_and_scaled_to_the_bounds() -> None:
         env.reset()
     beyond, within = (env.step(torch.full((1, 17), x)) for env, x in zip(envs, (9, 1), strict=True))
     assert torch.equal(beyond.next_obs, within.next_obs)
-    ctrl = envs[0]._sim._state["ctrl"]
+    ctrl = envs[0]._sim.state["ctrl"]
     np.testing.assert_array_equal(ctrl, np.full((1, 17), np.float64(np.float32(0.4))))
 
 
@@ -214,7 +212,7 @@ def test_bounds_of_one_pass_actions_unchanged() -> None:
     env.reset()
     act = unit_actions(env, 1)[0]
     env.step(act)
-    np.testing.assert_array_equal(env._sim._state["ctrl"], act.numpy())
+    np.testing.assert_array_equal(env._sim.state["ctrl"], act.numpy())
 
 
 def test_a_nan_action_is_refused_before_it_reaches_the_physics() -> None:

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector as wrappers
 
 import dpd.envs.vector
-from dpd.envs.make import native_ids
+from dpd.envs.tasks import TASKS
 
 MODES = list(AutoresetMode)
 N_STEPS = 120
@@ -70,7 +70,7 @@ def play(ours: Any, theirs: Any, mode: AutoresetMode, n_steps: int = N_STEPS) ->
     return n_terminated, n_truncated
 
 
-@pytest.mark.parametrize("env_id", native_ids())
+@pytest.mark.parametrize("env_id", TASKS)
 def test_every_task_is_registered_with_gymnasiums_spaces(env_id: str) -> None:
     ours, theirs = pair(env_id, 2)
     assert ours.observation_space == theirs.observation_space

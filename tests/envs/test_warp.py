@@ -1,4 +1,4 @@
-"""The warp backend against the native one, on Warp's CPU device; bench/warp_parity.py does all six.
+"""The warp backend against the native one, on Warp's CPU device; bench/gpu_parity.py does all six.
 
 Unoptimised kernels compile in half the time. A run with no cache of them compiles for most of its
 time: one planar task, and the one task whose observations hold contact forces.
@@ -18,10 +18,9 @@ from scipy.stats import kstest, norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpd.envs import tasks
-from dpd.envs.base import ActionScale, Snapshot, Step
-from dpd.envs.errors import UnsupportedEnv
-from dpd.envs.make import native_ids
+from dpd.envs.base import ActionScale, Snapshot, Step, UnsupportedEnv
 from dpd.envs.native import NativeEnv
+from dpd.envs.tasks import TASKS
 from dpd.envs.warp import WarpEnv
 from dpd.envs.warp_physics import warp_device
 from tests.toy.meta_device import NothingFromHost
@@ -428,7 +427,7 @@ def test_a_step_before_the_first_reset_is_refused(short: int) -> None:
         env.step(torch.zeros(1, 3))
 
 
-@pytest.mark.parametrize("env_id", native_ids())
+@pytest.mark.parametrize("env_id", TASKS)
 def test_actions_are_scaled_on_the_device_as_on_the_host(env_id: str) -> None:
     low, high = tasks.load_model(tasks.TASKS[env_id]).actuator_ctrlrange.T
     for bounds in ((low, high), (low - 0.3, high * 7.7)):

@@ -112,6 +112,6 @@ def test_every_size_is_drawn_over_its_parameters_and_its_latency(
     # of 8, 9, 10 and 16, 17, 18
     assert [tuple(xy[0]) for xy in dots if len(xy) == 1] == [(80, 9), (160, 17)]
     for each in by_latency.collections:
-        assert (np.asarray(each.get_offsets())[:, 0] == 5.0).all()
+        assert (np.asarray(each.get_offsets())[:, 0] == 0.5).all()
     labels = [t.get_text() for t in agree.get_xticklabels(which="both") if t.get_text()]
     assert len(labels) == len(set(labels)) <= 8 and "100" in labels
