@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch
+from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch, Rollout
 from dpd.agents.config import OffPolicyConfig
 from dpd.agents.dist import DiagGaussian, divergence
-from dpd.agents.rollout import Rollout
 from dpd.distill.config import GradientConfig, KickstartConfig, ProximalConfig
 from dpd.distill.method import Context
 from dpd.distill.teaching import Answers, TeacherMethod

@@ -11,9 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dpd.agents.base import Batch, ExtraLoss, Metrics, State
+from dpd.agents.base import Batch, ExtraLoss, LearnerId, Metrics, Rollout, State, Stateful
 from dpd.agents.learners import Learners
-from dpd.agents.rollout import Rollout
 from dpd.distill.teacher import Teacher
 from dpd.policies.memory import MemoryMeta
 
@@ -41,8 +40,7 @@ class Context:
     groups: int
     peers: int
     """Peers of a group, over all its stacks."""
-    seeds: Sequence[Sequence[int]]
-    """One sequence per student: its group's seed and its peer number."""
+    ids: Sequence[LearnerId]
     teacher: Teacher | None = None
     stacks: Sequence[PeerStack] = ()
     """All stacks that hold peers of a group; empty: only the students'."""
@@ -55,7 +53,7 @@ class Context:
     @property
     def peer_numbers(self) -> list[int]:
         """Number of every student within its group."""
-        return [seed[-1] for seed in self.seeds]
+        return [peer for _, peer in self.ids]
 
 
 class Actor(Protocol):
@@ -86,7 +84,7 @@ class DeployedPolicy(Protocol):
         ...
 
 
-class Method:
+class Method(Stateful):
     """A distillation method; a subclass overrides the hooks it needs.
 
     In every iteration the loop lets `actor` collect, then calls `on_rollout` and `on_batch`, passes
@@ -116,10 +114,3 @@ class Method:
     def policy(self) -> DeployedPolicy | None:
         """The policies to evaluate and save; None: the learners' own."""
         return None
-
-    def state(self) -> State:
-        """Return everything that a checkpoint must hold."""
-        return {}
-
-    def load_state(self, state: State) -> None:
-        """Restore a state."""

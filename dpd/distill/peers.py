@@ -25,11 +25,6 @@ from dpd.agents.base import (
     ExtraLoss,
     Metrics,
     Minibatch,
-    State,
-    Stateful,
-    load_parts,
-    put_back,
-    state_of,
 )
 from dpd.agents.config import OffPolicyConfig
 from dpd.agents.dist import DiagGaussian, as_target, divergence
@@ -47,6 +42,8 @@ class DualDistillation(Method):
     Targets and weights are chosen once per iteration. For learners with a replay whose loss holds
     the term (dose `loss`), they are chosen for the minibatch of every policy update.
     """
+
+    STATE = ("optimizer", "exchange", "mean_square", "iteration")
 
     def __init__(self, config: DPDConfig, context: Context) -> None:
         super().__init__(context)
@@ -151,7 +148,6 @@ class DualDistillation(Method):
 
     @property
     def loss(self) -> ExtraLoss | None:
-        """The distillation loss on new states at every call, if it is part of the RL loss."""
         return self._loss_in_update if self._is_in_loss else None
 
     def _loss_in_update(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
@@ -216,20 +212,6 @@ class DualDistillation(Method):
             "distill/ess": effective_sample_size(weight),
             "distill/action_distance": action_distance(policies, student, peer),
         }
-
-    def _parts(self) -> dict[str, Stateful]:
-        return {"optimizer": self.optimizer, "exchange": self.exchange}
-
-    def state(self) -> State:
-        """Return the optimizer, the exchange, the running gap and the iteration."""
-        own = {"mean_square": self.mean_square, "iteration": torch.tensor(self.iteration)}
-        return state_of(self._parts()) | own
-
-    def load_state(self, state: State) -> None:
-        """Restore a state."""
-        load_parts(self._parts(), state)
-        put_back({"mean_square": self.mean_square}, {"mean_square": state["mean_square"]})
-        self.iteration = int(state["iteration"])
 
 
 def gap(value: Tensor, peer_value: Tensor) -> Tensor:
@@ -398,3 +380,31 @@ def dose_of(config: DPDConfig, agent: Learners) -> Dose:
         paper = Dose(1e-5, 40, 256, 0.5)
     named = {name: getattr(config, name) for name in Dose._fields}
     return paper._replace(**{k: v for k, v in named.items() if v is not None})
+
+
+MEASURED_STATES = 256  # states per learner and iteration
+
+
+class Independent(Method):
+    """Peers that ignore each other; logs how far apart they are and who is ahead."""
+
+    STATE = ("exchange",)
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.exchange = PeerExchange(context, "peer", 1.0, None)
+
+    def on_batch(self, batch: Batch, progress: float) -> None:
+        self.exchange.remember(batch)
+
+    def step(self) -> Metrics:
+        x = self.exchange
+        if x.peers == 1 or not x.ready:
+            return {}
+        states = x.draw(MEASURED_STATES)
+        policies, values = x.ask(states.obs)
+        metrics = {"distill/action_distance": action_distance(policies, x.student, states.source)}
+        if len(x.peer_stacks) > 1:  # values of unlike learners estimate different quantities
+            return metrics
+        student = x.student.expand_as(states.source)
+        return metrics | gap_metrics(gap(pick(values, student), pick(values, states.source)))

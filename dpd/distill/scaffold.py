@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpd.agents.base import Metrics, State, Stateful, load_parts, put_back, state_of, take
+from dpd.agents.base import Metrics, take
 from dpd.agents.dist import LOG_2PI, STD_FLOOR, DiagGaussian
 from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.optim import StackedAdam
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.config import ScaffoldConfig
 from dpd.distill.method import Context
-from dpd.distill.supervised import Supervised
 from dpd.distill.targets import order, take_steps
+from dpd.distill.teaching import Supervised
 
 MOST_ERROR = 5.0  # the error that counts at most in the budget (DiSK: max_ce)
 
@@ -100,6 +100,7 @@ class StudentFit(NamedTuple):
 class Scaffold(Supervised):
     """Supervised distillation by a mixture likelihood; student and guide learn in turn."""
 
+    STATE = (*Supervised.STATE, "guide", "guide_optimizer", "multiplier")
     config: ScaffoldConfig
 
     def __init__(self, config: ScaffoldConfig, context: Context) -> None:
@@ -107,7 +108,7 @@ class Scaffold(Supervised):
         agent, n = self.agent, self.agent.n_learners
         sizes = [agent.obs_dim + agent.act_dim, *config.guide_hidden, 1]
         self.guide = StackedNets(mlp_shapes("guide", sizes), n, "elu", agent.dtype, agent.device)
-        self.guide.init_uniform("guide", RowRandom(context.seeds, Stream.DISTILL).generators)
+        self.guide.init_uniform("guide", RowRandom(context.ids, Stream.DISTILL).generators)
         self.guide_optimizer = StackedAdam(self.guide.flat, [config.guide_lr] * n)
         self.multiplier = self._repeat(config.multiplier)
 
@@ -218,19 +219,6 @@ class Scaffold(Supervised):
             "distill/mse_kept": _weighted_mean(told.square, 1 - g),
             "distill/mse_censored": _weighted_mean(told.square, g),
         }
-
-    def _parts(self) -> dict[str, Stateful]:
-        return {"guide": self.guide, "guide_optimizer": self.guide_optimizer}
-
-    def state(self) -> State:
-        """Return what a checkpoint must hold."""
-        return super().state() | state_of(self._parts()) | {"multiplier": self.multiplier}
-
-    def load_state(self, state: State) -> None:
-        """Restore a state."""
-        super().load_state(state)
-        load_parts(self._parts(), state)
-        put_back({"multiplier": self.multiplier}, {"multiplier": state["multiplier"]})
 
 
 def _weighted_mean(x: Tensor, weight: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class Training:
     @property
     def journals(self) -> list[Replay | None]:
         """The replays of the stacks; they are stored apart from the state."""
-        return [stack.agent.journal for stack in self.stacks]
+        return [stack.agent.replay for stack in self.stacks]
 
     def begin(self) -> None:
         """Load the policies of --init-from into the learners. Raises BadInput if one does not fit.
