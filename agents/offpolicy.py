@@ -10,15 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import (
-    Answer,
-    Batch,
-    ExtraLoss,
-    LearnerId,
-    Metrics,
-    Minibatch,
-    per_row,
-)
+from dpd.agents.base import Answer, Batch, ExtraLoss, LearnerId, Metrics, Minibatch, per_row
 from dpd.agents.config import OffPolicyConfig
 from dpd.agents.learners import Learners
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes

@@ -149,10 +149,7 @@ class SAC(OffPolicy):
         return torch.cat([policy[name], policy[f"log_std_head.0.{kind}"]], -1)
 
     def export(self, n: int) -> dict[str, Tensor]:
-        """Return learner n's policy and normaliser in the format of a policy file.
-
-        The last layer is split: `actor` ends in the mean, `log_std_head` reads the same features.
-        """
+        # The last layer is split: `actor` ends in the mean, `log_std_head` reads the same features.
         actor = {name: view[n] for name, view in self.nets.views.items()}
         last = f"actor.{len(self.config.hidden)}"
         for kind in ("weight", "bias"):

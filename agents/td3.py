@@ -66,7 +66,6 @@ class TD3(OffPolicy):
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
-        """Store a rollout and adapt the exploration; return its states for the method."""
         batch = super().prepare(rollout)
         self.exploration.adapt(self.obs_norm(batch.raw_obs), rollout.done.any(1))
         return batch
@@ -153,7 +152,6 @@ class OrnsteinUhlenbeck(GaussianNoise):
         self.x = std.new_zeros(actor.flat.shape[0], config.n_envs, act_dim)
 
     def draw(self, rng: RowRandom, *shape: int) -> Tensor:
-        """Continue the process for an iteration [N, T, E, A]."""
         noise = super().draw(rng, *shape)
         for t in range(noise.shape[1]):
             noise[:, t] += self.keep * (noise[:, t - 1] if t else self.x)
@@ -206,10 +204,7 @@ class ParameterNoise(GaussianNoise):
         return u.view(n, e, -1)
 
     def adapt(self, obs: Tensor, ended: Tensor) -> None:
-        """Widen or narrow the noise by its effect at the normalised obs [N, S, O].
-
-        `ended` [N, E] marks environments in which an episode ended; their copies become due.
-        """
+        """Widen or narrow the noise by its effect; copies whose episode ended become due."""
         if not self.fresh:
             return
         self.due |= ended

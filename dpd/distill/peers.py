@@ -20,20 +20,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import (
-    Batch,
-    ExtraLoss,
-    Metrics,
-    Minibatch,
-)
+from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch
 from dpd.agents.config import OffPolicyConfig
-from dpd.agents.dist import DiagGaussian, as_target, divergence
+from dpd.agents.dist import DiagGaussian, as_target
 from dpd.agents.learners import Learners
 from dpd.agents.optim import StackedAdam
 from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import DrawnStates, PeerExchange, action_distance, pick
 from dpd.distill.method import Context, Method
-from dpd.distill.targets import Targets, descend, order
+from dpd.distill.targets import Targets, descend, distance, minibatch, order, samples_at
 
 
 class DualDistillation(Method):
@@ -54,8 +49,7 @@ class DualDistillation(Method):
         self.has_replay = isinstance(self.agent.config, OffPolicyConfig)
         self.dose = dose_of(config, self.agent)
         self.exchange = PeerExchange(context, config.states, config.peer_share, config.memory)
-        n = self.agent.n_learners
-        self.optimizer = StackedAdam(self.agent.nets.flat, [self.dose.lr] * n)
+        self.optimizer = StackedAdam(self.agent.nets.flat, [self.dose.lr] * self.agent.n_learners)
         self.is_student = torch.tensor(students(config, context), device=self.agent.device)  # [N]
         self.levels = self.agent.gamma.new_tensor([0.1, 0.5, 0.9])
         self.mean_square = torch.zeros_like(self.agent.gamma)  # of xi, running [N, 1]
@@ -137,9 +131,7 @@ class DualDistillation(Method):
     def distillation_loss(self, targets: Targets) -> Tensor:
         """Return L_i of every student [N] (paper, Eq. 11)."""
         student = self.agent.dist(targets.obs)
-        target = DiagGaussian(targets.mean, targets.log_std, student.squashed)
-        distance = divergence(self.config.divergence, student, target, targets.sample)
-        return dpd_loss(distance, targets.weight)
+        return dpd_loss(distance(self.config.divergence, student, targets), targets.weight)
 
     @property
     def _is_in_loss(self) -> bool:
@@ -153,8 +145,7 @@ class DualDistillation(Method):
     def _loss_in_update(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         targets, metrics = self._targets_for(batch)
         loss = self.distillation_loss(targets)
-        metrics = metrics | {"distill/loss": loss.detach()}
-        return self.config.coef * self.strength * loss, metrics
+        return self.config.coef * self.strength * loss, metrics | {"distill/loss": loss.detach()}
 
     def _targets_for(self, batch: Minibatch) -> tuple[Targets, Metrics]:
         """Return the targets for a minibatch of the learners, and metrics of a new choice."""
@@ -162,9 +153,7 @@ class DualDistillation(Method):
             return self.choose(self.exchange.draw_beside(batch.raw_obs))
         if self.targets is None:
             raise RuntimeError("on_batch() chose no targets")
-        size = self.agent.config.minibatch_size
-        n_parts = self.targets.weight.shape[1] // size
-        part = self.targets.batch(self.cursor % n_parts, size)
+        part = minibatch(self.targets, self.cursor, self.agent.config.minibatch_size)
         self.cursor += 1
         return part, {}
 
@@ -195,8 +184,8 @@ class DualDistillation(Method):
             optimizer, coef = self.optimizer, 1.0
             optimizer.lr = [dose.lr * self.strength] * len(optimizer.lr)
         k = targets.weight.shape[1]
-        drawn = targets.at(order(self.exchange.rng, k, dose.steps * min(dose.batch_size, k)))
-        leaf = self.agent.nets.flat, optimizer
+        idx = order(self.exchange.rng, k, dose.steps * min(dose.batch_size, k))
+        leaf, drawn = (self.agent.nets.flat, optimizer), samples_at(targets, idx)
         loss, bound = self.distillation_loss, dose.max_grad_norm
         return descend(leaf, loss, drawn, dose.steps, bound, coef, self.is_student)
 

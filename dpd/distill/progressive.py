@@ -99,7 +99,6 @@ class Progressive(Supervised):
         self.current.n_queries = asked
 
     def on_batch(self, batch: Batch, progress: float) -> None:
-        """Keep the iteration's states."""
         super().on_batch(batch, progress)
         last = len(self.stages) - 1
         due = stage_at(progress, last, self.config.final_share)
@@ -109,7 +108,6 @@ class Progressive(Supervised):
             self._enter(due)
 
     def step(self) -> Metrics:
-        """Take the iteration's gradient steps towards the current checkpoint."""
         metrics = super().step()
         loss = metrics["distill/loss"]
         if self.config.switch == "saturate":  # reading a loss waits for the device

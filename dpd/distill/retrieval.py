@@ -7,8 +7,6 @@ all others.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.config import RetrievalConfig
 from dpd.distill.method import Context, DeployedPolicy
-from dpd.distill.targets import Targets, distance, order, take_steps
+from dpd.distill.targets import Targets, distance, minibatch, order, samples_at, take_steps
 from dpd.distill.teacher import Teacher
 from dpd.distill.teaching import Supervised, spread
 from dpd.policies import memory
@@ -153,13 +151,6 @@ def _projected(nets: StackedNets, features: Tensor) -> Tensor:
     return memory.unit(features @ projection)
 
 
-class RetrievalBatch(NamedTuple):
-    """Targets and keys that the student learns from."""
-
-    targets: Targets
-    keys: Tensor  # [N, K, d] the teacher's
-
-
 class Retrieval(Supervised):
     """Supervised distillation with a relational loss; the student is deployed with a memory.
 
@@ -183,9 +174,8 @@ class Retrieval(Supervised):
         self.kept: Neighbours | None = None  # what follows from the replay is in no checkpoint
 
     def on_batch(self, batch: Batch, progress: float) -> None:
-        """Keep the iteration's states; what was remembered of earlier ones is out of date."""
         super().on_batch(batch, progress)
-        self.kept = None
+        self.kept = None  # made of earlier states
 
     def _learn(self, obs: Tensor, size: int) -> Metrics:
         """Embed the teacher if that is not done, choose the memory's weight, take the steps."""
@@ -202,11 +192,11 @@ class Retrieval(Supervised):
         c, agent = self.config, self.agent
         targets, keys = self._targets(obs), self.embedding.keys(obs)
         idx = order(self.rng, obs.shape[1], size)
-        lesson, each = RetrievalBatch(targets.at(idx), take(keys, idx)), agent.config.minibatch_size
+        targets, keys, each = samples_at(targets, idx), take(keys, idx), agent.config.minibatch_size
         relation = torch.zeros_like(self.weight)
 
         def loss_at(i: int) -> Tensor:
-            loss, related = self._loss(lesson.targets.batch(i, each), lesson.keys.split(each, 1)[i])
+            loss, related = self._loss(minibatch(targets, i, each), keys.split(each, 1)[i])
             relation.add_(related / c.steps)
             return loss
 

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpd.agents.base import Metrics, take
+from dpd.agents.base import Metrics
 from dpd.agents.dist import LOG_2PI, STD_FLOOR, DiagGaussian
 from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.optim import StackedAdam
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.config import ScaffoldConfig
 from dpd.distill.method import Context
-from dpd.distill.targets import order, take_steps
+from dpd.distill.targets import minibatch, order, samples_at, take_steps
 from dpd.distill.teaching import Supervised
 
 MOST_ERROR = 5.0  # the error that counts at most in the budget (DiSK: max_ce)
@@ -79,15 +79,6 @@ class GuideBatch(NamedTuple):
     label: Tensor  # which of the two the likelihood is of
     log_broad: Tensor  # [N, K] log b(label)
 
-    def at(self, idx: Tensor) -> GuideBatch:
-        """Return those at positions idx [N, B]."""
-        return GuideBatch(*(take(x, idx) for x in self))
-
-    def batch(self, i: int, size: int) -> GuideBatch:
-        """Return the i-th of equal parts of K, around again after the last; without a copy."""
-        i %= self.log_broad.shape[1] // size
-        return GuideBatch(*(x[:, i * size : (i + 1) * size] for x in self))
-
 
 class StudentFit(NamedTuple):
     """Fit of a student with fixed deviation to the labels of a batch [N, B]."""
@@ -115,10 +106,10 @@ class Scaffold(Supervised):
     def _learn(self, obs: Tensor, size: int) -> Metrics:
         """Take the student's steps, then the guide's, on the same states."""
         c, batch_size = self.config, self.agent.config.minibatch_size
-        lesson = self._lesson(obs).at(order(self.rng, obs.shape[1], size))
+        lesson = samples_at(self._lesson(obs), order(self.rng, obs.shape[1], size))
         is_warm = self.progress < c.warm_up
         loss = take_steps(
-            lambda i: self._student_loss(lesson.batch(i, batch_size), is_warm),
+            lambda i: self._student_loss(minibatch(lesson, i, batch_size), is_warm),
             c.steps,
             [(self.agent.nets.flat, self.agent.optimizer)],
             c.max_grad_norm,
@@ -126,12 +117,12 @@ class Scaffold(Supervised):
         metrics = {"distill/loss": loss}
         if not is_warm:
             metrics["distill/loss_guide"] = take_steps(
-                lambda i: self._guide_loss(lesson.batch(i, batch_size)),
+                lambda i: self._guide_loss(minibatch(lesson, i, batch_size)),
                 c.guide_steps,
                 [(self.guide.flat, self.guide_optimizer)],
                 c.max_grad_norm,
             )
-        last = lesson.batch(c.steps - 1, batch_size)
+        last = minibatch(lesson, c.steps - 1, batch_size)
         g = self._log_g(last, is_warm).detach().exp()
         self._fit_deviation(last, 1 - g)
         return metrics | self._describe(last, g)

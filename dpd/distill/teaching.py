@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, Metrics, take
+from dpd.agents.base import Batch, Metrics
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.config import SupervisedConfig, TeachingConfig
 from dpd.distill.exchange import state_source
 from dpd.distill.method import Context, Method
-from dpd.distill.targets import Targets, descend, distance, order
+from dpd.distill.targets import Answers, Targets, descend, distance, order, samples_at
 from dpd.distill.teacher import Mixture, Teacher
 
 MEASURED = 256  # states of an iteration on which agreement is measured, at most
-
-
-class Answers(NamedTuple):
-    """The teacher's policy at states [N, K, ...], all constant."""
-
-    mean: Tensor
-    log_std: Tensor
-    sample: Tensor  # the action that `mse` and `nll` compare with
-
-    def at(self, idx: Tensor) -> Answers:
-        """Return the answers at positions idx [N, B]."""
-        return Answers(*(take(x, idx) for x in self))
 
 
 class TeacherMethod(Method):
@@ -111,12 +99,10 @@ class Supervised(TeacherMethod):
         self.batch: Batch | None = None
 
     def on_batch(self, batch: Batch, progress: float) -> None:
-        """Store the states of the iteration."""
         super().on_batch(batch, progress)
         self.batch = batch
 
     def step(self) -> Metrics:
-        """Take the iteration's gradient steps."""
         assert self.batch is not None
         size = self.config.steps * self.agent.config.minibatch_size
         learnt = self._learn(self._states(self.batch, size), size)
@@ -127,7 +113,7 @@ class Supervised(TeacherMethod):
     def _learn(self, obs: Tensor, size: int) -> Metrics:
         """Take the steps on `size` of the raw states [N, K, O] of each learner."""
         c, agent = self.config, self.agent
-        drawn = self._targets(obs).at(order(self.rng, obs.shape[1], size))
+        drawn = samples_at(self._targets(obs), order(self.rng, obs.shape[1], size))
         leaf = agent.nets.flat, agent.optimizer
         loss = descend(leaf, self.imitation_loss, drawn, c.steps, c.max_grad_norm)
         return {"distill/loss": loss}
