@@ -68,22 +68,6 @@ class Actor(Protocol):
         ...
 
 
-class DeployedPolicy(Protocol):
-    """The policies to evaluate and save, if a method changes the learners' own."""
-
-    def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
-        ...
-
-    def export(self, n: int) -> State:
-        """Return learner n's policy as a policy file stores it."""
-        ...
-
-    def memory_meta(self, n: int) -> MemoryMeta | None:
-        """Describe learner n's retrieval memory, if its policy has one."""
-        ...
-
-
 class Method(Stateful):
     """A distillation method; a subclass overrides the hooks it needs.
 
@@ -110,7 +94,14 @@ class Method(Stateful):
         """Take the method's own gradient steps; return metrics [N]."""
         return {}
 
-    @property
-    def policy(self) -> DeployedPolicy | None:
-        """The policies to evaluate and save; None: the learners' own."""
+    def mode(self, obs: Tensor) -> Tensor:
+        """Let the policies to evaluate act on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
+        return self.agent.mode(obs)
+
+    def export(self, n: int) -> State:
+        """Return learner n's policy as a policy file stores it."""
+        return self.agent.export(n)
+
+    def memory_meta(self, n: int) -> MemoryMeta | None:
+        """Describe learner n's retrieval memory, if its policy has one."""
         return None

@@ -18,7 +18,7 @@ from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.config import RetrievalConfig
-from dpd.distill.method import Context, DeployedPolicy
+from dpd.distill.method import Context
 from dpd.distill.targets import Targets, distance, minibatch, order, samples_at, take_steps
 from dpd.distill.teacher import Teacher
 from dpd.distill.teaching import Supervised, spread
@@ -302,9 +302,8 @@ class Retrieval(Supervised):
         return self.embedding.project(features)
 
     @property
-    def policy(self) -> DeployedPolicy | None:
-        """The students with their memories, if the memories have any weight."""
-        return self if bool((self.weight < 1).any()) and self.iteration > 0 else None
+    def _asks_memory(self) -> bool:
+        return bool((self.weight < 1).any()) and self.iteration > 0
 
     @property
     def _memories(self) -> Neighbours:
@@ -314,14 +313,13 @@ class Retrieval(Supervised):
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
-        return memory.mix(
-            self.agent.mode(obs), self._memories.answer(self._query(obs)), self.weight
-        )
+        own = self.agent.mode(obs)
+        if not self._asks_memory:
+            return own
+        return memory.mix(own, self._memories.answer(self._query(obs)), self.weight)
 
     def memory_meta(self, n: int) -> MemoryMeta | None:
-        """Describe learner n's memory, if its policy asks it."""
-        if self.weight[n] == 1:
+        if self.weight[n] == 1 or not self._asks_memory:
             return None
         kept = self._memories
         return MemoryMeta(
@@ -334,7 +332,6 @@ class Retrieval(Supervised):
         )
 
     def export(self, n: int) -> State:
-        """Return learner n's policy as a policy file holds it, and its memory."""
         meta, policy = self.memory_meta(n), self.agent.export(n)
         if meta is None:
             return policy

@@ -14,7 +14,7 @@ from dpd.agents.base import CPU, Metrics, State, nest, part
 from dpd.agents.learners import Learners
 from dpd.agents.rng import Stream
 from dpd.config import StackConfig
-from dpd.distill.method import DeployedPolicy, Method, PeerStack
+from dpd.distill.method import Method, PeerStack
 from dpd.envs.base import Env
 from dpd.envs.errors import NonFiniteAction
 from dpd.run.collect import EpisodeStatistics, collect
@@ -67,11 +67,6 @@ class LearnerStack:
         self.rollout = self.agent.new_rollout()
         self.obs = self._begin()
         self.has_observed = False  # True once a rollout has updated the normalizers
-
-    @property
-    def policy(self) -> DeployedPolicy | Learners:
-        """The policies to evaluate and save: the method's, or else those of the learners."""
-        return self.agent if self.method.policy is None else self.method.policy
 
     def _shaped(self, obs: Tensor) -> Tensor:
         return obs.view(len(self.ids), self.config.algo.n_envs, -1)
