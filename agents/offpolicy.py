@@ -185,16 +185,19 @@ class OffPolicy(Learners):
         """Run one update on samples [N, B] of the replay, recorded unless a method adds a loss."""
 
         def work(samples: Tensor, noise: Tensor) -> Metrics:
-            raw = self.replay.take(samples, self.gamma)
-            metrics, ascent = self._step(self._normalised(raw), noise)
-            if ascent is not None:
-                metrics |= self._update_policy(ascent, raw.obs_act, extra)
-                self._follow()
-            return metrics
+            return self._learn(self.replay.take(samples, self.gamma), noise, extra)
 
         if extra is not None:
             return work(samples, noise)
         return self.graphs.run(self._moves_policy, work, samples, noise)
+
+    def _learn(self, raw: Transitions, noise: Tensor, extra: ExtraLoss | None) -> Metrics:
+        """Run one update on a minibatch of raw transitions."""
+        metrics, ascent = self._step(self._normalised(raw), noise)
+        if ascent is not None:
+            metrics |= self._update_policy(ascent, raw.obs_act, extra)
+            self._follow()
+        return metrics
 
     def _train_policy_alone(self, extra: ExtraLoss | None) -> None:
         """Run `extra_policy_updates` policy-only updates."""
