@@ -1,4 +1,4 @@
-"""Types that all learners share: answers, batches, metrics and checkpoint state.
+"""Types that all learners share: rollouts, answers, batches, metrics and checkpoint state.
 
 Notation in every file:
 N learners = G groups x P peers · E environments per learner · T steps · S = T x E samples
@@ -8,8 +8,8 @@ Row n is peer n % P of group n // P.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,43 @@ from dpd.agents.dist import DiagGaussian
 
 CPU = torch.device("cpu")
 
+LearnerId = tuple[int, int]
+"""The seed of a learner's group, and its peer number; its random numbers derive from both."""
+
 Metrics = dict[str, Tensor]
 """Named values per learner [N], detached; they stay on the device until the logger reads them."""
+
+
+class Rollout:
+    """T steps of N learners in E environments each; raw observations, unclipped actions."""
+
+    def __init__(
+        self,
+        n: int,
+        n_steps: int,
+        n_envs: int,
+        obs_dim: int,
+        act_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
+    ) -> None:
+        shape = (n, n_steps, n_envs)
+        self.obs = torch.zeros(*shape, obs_dim, dtype=dtype, device=device)
+        self.next_obs = torch.zeros_like(self.obs)
+        self.act = torch.zeros(*shape, act_dim, dtype=dtype, device=device)
+        self.reward = torch.zeros(shape, dtype=dtype, device=device)
+        self.terminated = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.truncated = torch.zeros_like(self.terminated)
+        self.valid = torch.ones_like(self.terminated)
+
+    @property
+    def done(self) -> Tensor:
+        """Mask of the steps that ended an episode, by termination or truncation [N, T, E]."""
+        return self.terminated | self.truncated
+
+    def flat_obs(self) -> Tensor:
+        """Return the observations as samples [N, S, O]."""
+        return self.obs.flatten(1, 2)
 
 
 class Answer(NamedTuple):
@@ -55,19 +90,44 @@ ExtraLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]
 
 
 State = dict[str, Tensor]
-"""A component's checkpoint state: named tensors whose first axis is the learner."""
+"""A component's checkpoint state: named tensors."""
 
 
-class Stateful(Protocol):
-    """A component that is saved in checkpoints."""
+class Stateful:
+    """A component that is saved in checkpoints: its future depends on the attributes in `STATE`.
+
+    An attribute is a tensor, a number, or another component, whose state is stored as `name.key`.
+    """
+
+    STATE: ClassVar[tuple[str, ...]] = ()
 
     def state(self) -> State:
-        """Return everything the component's future depends on; tensors may be live."""
-        ...
+        """Return the component's state; its tensors are live."""
+        state: State = {}
+        for name in self.STATE:
+            value = getattr(self, name)
+            if isinstance(value, Stateful):
+                state |= nest(**{name: value.state()})
+            elif isinstance(value, Tensor):
+                state[name] = value.detach()
+            else:
+                dtype = torch.float64 if isinstance(value, float) else None
+                state[name] = torch.tensor(value, dtype=dtype)
+        return state
 
     def load_state(self, state: State) -> None:
-        """Restore a state. Raises ValueError if names, shapes or dtypes differ."""
-        ...
+        """Restore a state. Raises ValueError if names, shapes or dtypes differ.
+
+        A component changes nothing of its own before it has checked all of it.
+        """
+        own = {name: x for name, x in self.state().items() if name in self.STATE}
+        put_back(own, {name: x for name, x in state.items() if "." not in name})
+        for name in self.STATE:
+            value = getattr(self, name)
+            if isinstance(value, Stateful):
+                value.load_state(part(state, name))
+            elif not isinstance(value, Tensor):
+                setattr(self, name, type(value)(state[name].item()))
 
 
 def nest(**states: State) -> State:
@@ -78,17 +138,6 @@ def nest(**states: State) -> State:
 def part(state: State, name: str) -> State:
     """Return the state that `nest` merged under a name."""
     return {k.removeprefix(f"{name}."): x for k, x in state.items() if k.startswith(f"{name}.")}
-
-
-def state_of(parts: Mapping[str, Stateful]) -> State:
-    """Return the merged state of named components."""
-    return nest(**{name: component.state() for name, component in parts.items()})
-
-
-def load_parts(parts: Mapping[str, Stateful], state: State) -> None:
-    """Restore the components of a state that `state_of` returned."""
-    for name, component in parts.items():
-        component.load_state(part(state, name))
 
 
 def put_back(live: State, saved: State) -> None:
@@ -108,12 +157,9 @@ def put_back(live: State, saved: State) -> None:
         x.copy_(saved[name])
 
 
-def per_row(values: Sequence[float], default: float, seeds: Sequence[Sequence[int]]) -> Tensor:
-    """Return a setting of every learner [N], float64: `values` by peer number, else `default`.
-
-    The last integer of a learner's seeds is its peer number.
-    """
-    chosen = [values[seed[-1]] if values else default for seed in seeds]
+def per_row(values: Sequence[float], default: float, ids: Sequence[LearnerId]) -> Tensor:
+    """Return a setting of every learner [N], float64: `values` by peer number, else `default`."""
+    chosen = [values[peer] if values else default for _, peer in ids]
     return torch.tensor(chosen, dtype=torch.float64)
 
 

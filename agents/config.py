@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 if TYPE_CHECKING:
     import torch
 
+    from dpd.agents.base import LearnerId
     from dpd.agents.learners import Learners
 
 
@@ -70,14 +71,14 @@ class LearnerConfig:
         self,
         obs_dim: int,
         act_dim: int,
-        seeds: Sequence[Sequence[int]],
+        ids: Sequence[LearnerId],
         device: torch.device | None = None,
     ) -> Learners:
-        """Return a stack of learners, one for each of `seeds`, on a device (None: the CPU)."""
+        """Return a stack of learners, one for each of `ids`, on a device (None: the CPU)."""
         from dpd.agents.base import CPU
         from dpd.agents.build import LEARNER_CLASSES  # here: settings must not import torch
 
-        return LEARNER_CLASSES[type(self)](self, obs_dim, act_dim, seeds, device=device or CPU)
+        return LEARNER_CLASSES[type(self)](self, obs_dim, act_dim, ids, device=device or CPU)
 
     @property
     def samples(self) -> int:

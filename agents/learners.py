@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,30 +15,28 @@ from dpd.agents.base import (
     Answer,
     Batch,
     ExtraLoss,
+    LearnerId,
     Metrics,
+    Rollout,
     State,
     Stateful,
-    load_parts,
     per_row,
     put_back,
-    state_of,
 )
+from dpd.agents.config import PPOConfig, StudentConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.graphs import Graphs
-from dpd.agents.nets import StackedNets
+from dpd.agents.nets import Shapes, StackedNets, mlp_shapes
 from dpd.agents.norm import ObsNorm
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.rollout import Rollout
 
 
-class Learners(ABC):
-    """N learners, each with its own discount, learning rate, normaliser and random numbers.
+class Learners(Stateful, ABC):
+    """N learners, each with its own discount, learning rate, normaliser and random numbers."""
 
-    `seeds` holds one sequence of integers per learner. All of the learner's random numbers derive
-    from it, and its last integer is the learner's peer number within its group.
-    """
+    STATE: ClassVar[tuple[str, ...]] = ("nets", "optimizer", "explore", "obs_norm", "lr")
 
     config: Any
     """The algorithm's settings; subclasses narrow the type."""
@@ -46,35 +45,31 @@ class Learners(ABC):
     optimizer: StackedAdam
     """The optimizer of `nets`."""
     replay: Replay | None = None
+    """Not part of the state: a checkpoint appends its new steps to files."""
 
     def __init__(
         self,
         config: Any,
         obs_dim: int,
         act_dim: int,
-        seeds: Sequence[Sequence[int]],
+        ids: Sequence[LearnerId],
         dtype: torch.dtype = torch.float32,
         device: torch.device = CPU,
     ) -> None:
-        n = self.n_learners = len(seeds)
+        n = self.n_learners = len(ids)
         self.config = config
         self.obs_dim, self.act_dim, self.dtype, self.device = obs_dim, act_dim, dtype, device
         self.graphs = Graphs(device)
-        self.explore = RowRandom(seeds, Stream.EXPLORE, device)
-        gamma = per_row(config.peer_gamma, config.gamma, seeds)
+        self.explore = RowRandom(ids, Stream.EXPLORE, device)
+        gamma = per_row(config.peer_gamma, config.gamma, ids)
         self.gamma = gamma.to(device, dtype).unsqueeze(1)  # [N, 1]
-        self.lr = per_row(config.peer_lr, config.lr, seeds)
+        self.lr = per_row(config.peer_lr, config.lr, ids)
         self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs, device)
-        self._make(seeds)
+        self._make(ids)
 
     @abstractmethod
-    def _make(self, seeds: Sequence[Sequence[int]]) -> None:
+    def _make(self, ids: Sequence[LearnerId]) -> None:
         """Create `nets`, the `optimizer` and everything else that the algorithm needs."""
-
-    @property
-    def journal(self) -> Replay | None:
-        """The replay. It is not part of `state`: a checkpoint appends its new steps to files."""
-        return self.replay
 
     @property
     def warming_up(self) -> bool:
@@ -114,9 +109,12 @@ class Learners(ABC):
     def ask(self, obs: Tensor) -> Answer:
         """Return the policy and the values at raw obs [N, B, O]; values in raw reward units."""
 
-    @abstractmethod
+    @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
-        """Store or process a rollout; return the batch that `update` learns from."""
+        """Store a rollout in the replay; return its states, or all that `update` learns from."""
+        assert self.replay is not None
+        self.replay.push(rollout)
+        return Batch(None, rollout.flat_obs(), None, rollout.valid.flatten(1))
 
     @abstractmethod
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
@@ -130,27 +128,8 @@ class Learners(ABC):
         """Update the normalisers with a rollout, after its last use."""
         self.obs_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
 
-    def _parts(self) -> dict[str, Stateful]:
-        return {
-            "nets": self.nets,
-            "optimizer": self.optimizer,
-            "explore": self.explore,
-            "obs_norm": self.obs_norm,
-        }
-
-    def _own_state(self) -> State:
-        """Return the state that belongs to none of `_parts`."""
-        return {"lr": self.lr}
-
-    def state(self) -> State:
-        """Return everything that the learners' future depends on, except the replay."""
-        return state_of(self._parts()) | self._own_state()
-
     def load_state(self, state: State) -> None:
-        """Restore a state. Raises ValueError if it does not fit these learners."""
-        load_parts(self._parts(), state)
-        own = self._own_state()
-        put_back(own, {name: state[name] for name in own})
+        super().load_state(state)
         self.graphs.forget()  # a recording keeps the numbers it was made with
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
@@ -170,3 +149,44 @@ class Learners(ABC):
     @abstractmethod
     def export(self, n: int) -> dict[str, Tensor]:
         """Return learner n's policy and normaliser in the format of a policy file."""
+
+
+class GaussianLearners(Learners):
+    """N policies N(actor(obs), exp(log_std)).
+
+    The `nets` of a subclass hold at least `actor` and `log_std`.
+    """
+
+    config: PPOConfig | StudentConfig
+
+    def _policy_shapes(self, hidden: Sequence[int]) -> Shapes:
+        actor = mlp_shapes("actor", [self.obs_dim, *hidden, self.act_dim])
+        return actor | {"log_std": (1, self.act_dim)}
+
+    def _initialise(self, prefix: str, last_gain: float, rng: RowRandom) -> None:
+        """Initialise an MLP as Stable-Baselines3 does, and the deviations."""
+        trunk = len(self.nets.layers[prefix]) - 1
+        self.nets.init_orthogonal(prefix, [math.sqrt(2)] * trunk + [last_gain], rng.generators)
+        self.nets.views["log_std"].fill_(self.config.log_std_init)
+
+    def dist(self, obs: Tensor) -> DiagGaussian:
+        mean, log_std = self.nets(obs, "actor", "log_std")
+        return DiagGaussian(mean, log_std)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Sample actions from raw obs [N, E, O] and noise [N, E, A] -> [N, E, A], unclipped."""
+        return self.dist(self.obs_norm(obs)).sample(noise)
+
+    def _policy(self, n: int) -> dict[str, Tensor]:
+        """Return views of learner n's policy parameters, without those of a value function."""
+        names = [k for k in self.nets.views if k.split(".")[0] in ("actor", "log_std")]
+        return {k: self.nets.own(n, k) for k in names}
+
+    def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
+        own = self._policy(n)
+        put_back(own, {k: policy[k] for k in own})
+        self.obs_norm.start_from(n, policy)
+
+    def export(self, n: int) -> dict[str, Tensor]:
+        return self._policy(n) | self.obs_norm.export(n)

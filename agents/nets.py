@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dpd.agents.base import CPU, State, put_back
+from dpd.agents.base import CPU, State, Stateful
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -116,7 +116,7 @@ class Tape(NamedTuple):
     inputs: list[list[Tensor]]  # of every layer; empty for a plain parameter
 
 
-class StackedNets:
+class StackedNets(Stateful):
     """The parameters and MLPs of N learners as one leaf [N, D] with named views.
 
     One leaf means one gradient, one norm and one optimizer step for all learners and layers.
@@ -124,6 +124,8 @@ class StackedNets:
     gradient for two learners takes 1.28 ms with autograd and 0.88 ms without. Calling the networks
     makes one node of autograd's graph; `run` and `gradient` bypass autograd.
     """
+
+    STATE = ("flat",)
 
     def __init__(
         self,
@@ -175,22 +177,15 @@ class StackedNets:
         """Return row n of a parameter as a view without padding."""
         return self.views[name][n][tuple(map(slice, self.rows[n][name]))]
 
-    def state(self) -> State:
-        """Return the parameters, as a live tensor."""
-        return {"flat": self.flat.detach()}
-
     def load_state(self, state: State) -> None:
-        """Restore parameters. Raises ValueError if the saved rows have other widths."""
-        self._refuse_other_widths(state)
-        put_back(self.state(), state)
-
-    def _refuse_other_widths(self, state: State) -> None:
-        """Raise ValueError for saved weights in the padding: padded units would become active."""
-        flat = state.get("flat")
-        if self.padding is None or flat is None or flat.shape != self.padding.shape:
-            return
-        if bool(flat[self.padding].any()):
+        if self._would_wake_padding(state.get("flat")):
             raise ValueError("the saved networks' rows have other widths than these")
+        super().load_state(state)
+
+    def _would_wake_padding(self, flat: Tensor | None) -> bool:
+        if self.padding is None or flat is None or flat.shape != self.padding.shape:
+            return False
+        return bool(flat[self.padding].any())
 
     def __call__(self, x: Tensor | None, *names: str) -> tuple[Tensor, ...]:
         """Return the output of each named MLP on x [N, B, in], or the named parameter itself.

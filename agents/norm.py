@@ -7,26 +7,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, State, nest, put_back
+from dpd.agents.base import CPU, State, Stateful
 
 EPSILON = 1e-8  # Stable-Baselines3's VecNormalize
 CLIP = 10.0  # likewise
 
 
-class RunningMoments:
+class RunningMoments(Stateful):
     """Running mean and variance per learner and dimension, in float64.
 
     They start as Stable-Baselines3's RunningMeanStd: mean 0, variance 1, weight 1e-4.
     """
 
+    STATE = ("mean", "var", "count")
+
     def __init__(self, n: int, dim: int, device: torch.device = CPU) -> None:
         self.mean = torch.zeros(n, dim, dtype=torch.float64, device=device)
         self.var = torch.ones_like(self.mean)
         self.count = torch.full((n, 1), 1e-4, dtype=torch.float64, device=device)
-
-    def state(self) -> State:
-        """Return the statistics, as live tensors."""
-        return {"mean": self.mean, "var": self.var, "count": self.count}
 
     def update(self, x: Tensor, valid: Tensor | None = None) -> None:
         """Add a batch [N, B, dim] (Chan et al. 1979), only where valid [N, B]."""
@@ -43,8 +41,10 @@ class RunningMoments:
         self.count = total
 
 
-class ObsNorm:
+class ObsNorm(Stateful):
     """Normalise observations by each learner's running statistics, clipped to +-10."""
+
+    STATE = ("moments",)
 
     def __init__(
         self,
@@ -60,11 +60,8 @@ class ObsNorm:
         self.scale = torch.empty_like(self.mean)
         self._refresh()
 
-    def state(self) -> State:
-        return self.moments.state()
-
     def load_state(self, state: State) -> None:
-        put_back(self.state(), state)
+        super().load_state(state)
         self._refresh()
 
     def export(self, n: int) -> State:
@@ -97,7 +94,7 @@ class ObsNorm:
             self._refresh()
 
 
-class ReturnNorm:
+class ReturnNorm(Stateful):
     """Scale rewards by the running standard deviation of the discounted return; no centring.
 
     Scaled rewards are clipped to +-10, as in VecNormalize. The clip has no inverse: a value times
@@ -105,18 +102,13 @@ class ReturnNorm:
     rare outliers of the first iterations are).
     """
 
+    STATE = ("moments", "ret")
+
     def __init__(self, n: int, n_envs: int, gamma: Tensor, enabled: bool = True) -> None:
         self.moments = RunningMoments(n, 1, gamma.device)
         self.gamma = gamma.double()  # [N, 1]
         self.ret = self.gamma.new_zeros(n, n_envs)  # discounted returns of running episodes
         self.enabled = enabled
-
-    def state(self) -> State:
-        """Return the statistics and the returns of running episodes."""
-        return nest(moments=self.moments.state(), running={"ret": self.ret})
-
-    def load_state(self, state: State) -> None:
-        put_back(self.state(), state)
 
     @property
     def scale(self) -> Tensor:

@@ -2,50 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dpd.agents.base import (
-    Answer,
-    Batch,
-    ExtraLoss,
-    Metrics,
-    Minibatch,
-    State,
-    Stateful,
-    per_row,
-)
+from dpd.agents.base import Answer, Batch, ExtraLoss, LearnerId, Metrics, Minibatch, per_row
 from dpd.agents.config import OffPolicyConfig
 from dpd.agents.learners import Learners
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
-from dpd.agents.noise import uniform_from_normal
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay, Transitions
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.rollout import Rollout
-from dpd.agents.td_loss import critic_loss
 
 BLOCK = 64  # updates whose random numbers are drawn at once
 
-MethodGradient = Callable[[], tuple[Tensor | None, Metrics]]
-"""Returns a method's gradient [N, D] of the policies' parameters (None: none), and metrics [N]."""
+
+def uniform_from_normal(noise: Tensor) -> Tensor:
+    """Map standard normals to numbers uniform in [-1, 1]."""
+    return torch.erf(noise * math.sqrt(0.5))
 
 
-class PerLearner:
-    """Wraps a component with C rows per learner, so that its state has the shape [N, C, ...]."""
+class Loss(NamedTuple):
+    """A loss [N], its metrics, and the gradients of its sum over learners."""
 
-    def __init__(self, part: Stateful, n: int) -> None:
-        self.part, self.n = part, n
+    loss: Tensor
+    metrics: Metrics
+    grads: tuple[Tensor, ...]
 
-    def state(self) -> State:
-        return {k: x.unflatten(0, (self.n, -1)) for k, x in self.part.state().items()}
 
-    def load_state(self, state: State) -> None:
-        self.part.load_state({k: x.flatten(0, 1) for k, x in state.items()})
+def critic_loss(q: Tensor, target: Tensor, coef: float) -> Loss:
+    """Return coef times the sum over critics of mean_B (Q - y)^2; q [N, C, B], target [N, B].
+
+    coef is 1 for TD3 and 1/2 for SAC, as in Stable-Baselines3. The gradient is that of q [N, C, B].
+    """
+    error = q - target.unsqueeze(1)
+    loss = error.square().mean(2).sum(1).mul_(coef)
+    metrics = {"loss/critic": loss, "train/q": q.mean((1, 2))}
+    return Loss(loss, metrics, (error * (2 * coef / error.shape[2]),))
+
+
+class Ascent(NamedTuple):
+    """A policy update before it is taken."""
+
+    tape: Tape
+    of_output: Tensor  # gradient of the actor's output
+    metrics: Metrics
 
 
 class OffPolicy(Learners):
@@ -54,24 +59,33 @@ class OffPolicy(Learners):
     The critics of learner n are rows nC to nC + C - 1 of one stack.
     """
 
+    STATE: ClassVar[tuple[str, ...]] = (
+        *Learners.STATE,
+        "critics",
+        "target_critics",
+        "critic_optimizer",
+        "critic_lr",
+        "batches",
+        "n_updates",
+    )
     config: OffPolicyConfig
     replay: Replay
 
-    def _make(self, seeds: Sequence[Sequence[int]]) -> None:
+    def _make(self, ids: Sequence[LearnerId]) -> None:
         config, dtype, device = self.config, self.dtype, self.device
         n, c = self.n_learners, config.n_critics
-        init = RowRandom(seeds, Stream.INIT).generators
+        init = RowRandom(ids, Stream.INIT).generators
         self.nets = StackedNets(self._actor_shapes(), n, config.activation, dtype, device)
         self.nets.init_uniform("actor", init)
         shapes = mlp_shapes("critic", [self.obs_dim + self.act_dim, *config.hidden, 1])
         self.critics = StackedNets(shapes, n * c, config.activation, dtype, device)
         self.critics.init_uniform("critic", [g for g in init for _ in range(c)])
         self.target_critics = self.critics.twin()
-        self.critic_lr = per_row(config.peer_lr, config.critic_lr or config.lr, seeds)
+        self.critic_lr = per_row(config.peer_lr, config.critic_lr or config.lr, ids)
         self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())
         self.critic_optimizer = StackedAdam(self.critics.flat, [config.lr] * n * c)
-        self.batches = RowRandom(seeds, Stream.BATCH, device)
-        sharers = 1 + max(seed[-1] for seed in seeds) if config.share_replay else 1
+        self.batches = RowRandom(ids, Stream.BATCH, device)
+        sharers = 1 + max(peer for _, peer in ids) if config.share_replay else 1
         self.replay = Replay(config, n, self.obs_dim, self.act_dim, dtype, sharers, device)
         self.n_updates = 0
 
@@ -98,8 +112,12 @@ class OffPolicy(Learners):
         """Draw the noise of a number of updates [N, updates, ...]."""
 
     @abstractmethod
-    def _step(self, sample: Transitions, noise: Tensor, method: MethodGradient) -> Metrics:
-        """Run one update on a sample with normalised observations."""
+    def _step(self, sample: Transitions, noise: Tensor) -> tuple[Metrics, Ascent | None]:
+        """Update the critics on a normalised sample; return the policy's update if it is due."""
+
+    @abstractmethod
+    def _improve(self, obs_act: Tensor, noise: Tensor) -> Ascent:
+        """Return a policy update at the states of obs_act [N, B, O + A]."""
 
     @property
     def warming_up(self) -> bool:
@@ -128,12 +146,6 @@ class OffPolicy(Learners):
             obs_act = obs_act.unsqueeze(1).expand(n, c, b, size).reshape(n * c, b, size)
         (q,), tape = critics.run(obs_act, "critic")
         return q.view(n, c, b), tape
-
-    @torch.no_grad()
-    def prepare(self, rollout: Rollout) -> Batch:
-        """Store a rollout in the replay; return its states for the distillation method."""
-        self.replay.push(rollout)
-        return Batch(None, rollout.flat_obs(), None, rollout.valid.flatten(1))
 
     @torch.no_grad()
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
@@ -173,46 +185,27 @@ class OffPolicy(Learners):
         """Run one update on samples [N, B] of the replay, recorded unless a method adds a loss."""
 
         def work(samples: Tensor, noise: Tensor) -> Metrics:
-            sample, method = self._read(samples, extra)
-            return self._step(sample, noise, method)
+            return self._learn(self.replay.take(samples, self.gamma), noise, extra)
 
         if extra is not None:
             return work(samples, noise)
         return self.graphs.run(self._moves_policy, work, samples, noise)
 
-    def _read(self, samples: Tensor, extra: ExtraLoss | None) -> tuple[Transitions, MethodGradient]:
-        """Return the transitions at samples [N, B], normalised, and a method's gradient there."""
-        raw = self.replay.take(samples, self.gamma)
-        raw_obs = raw.obs_act[..., : self.obs_dim]
-        return self._normalised(raw), partial(self._method_gradient, raw_obs, extra)
-
-    def _method_gradient(
-        self, raw_obs: Tensor, extra: ExtraLoss | None
-    ) -> tuple[Tensor | None, Metrics]:
-        """Return the gradient of a method's loss at raw_obs [N, B, O], and its metrics."""
-        if extra is None:
-            return None, {}
-        with torch.enable_grad():
-            dist = self.dist(self.obs_norm(raw_obs))
-            # a replay has no old policy to compare with
-            ratio = dist.mean.new_ones(raw_obs.shape[:2])
-            loss, metrics = extra(Minibatch(dist, ratio, raw_obs=raw_obs))
-            if not loss.requires_grad:
-                return None, metrics
-            (grad,) = torch.autograd.grad(loss.sum(), self.nets.flat)
-        return grad, metrics
+    def _learn(self, raw: Transitions, noise: Tensor, extra: ExtraLoss | None) -> Metrics:
+        """Run one update on a minibatch of raw transitions."""
+        metrics, ascent = self._step(self._normalised(raw), noise)
+        if ascent is not None:
+            metrics |= self._update_policy(ascent, raw.obs_act, extra)
+            self._follow()
+        return metrics
 
     def _train_policy_alone(self, extra: ExtraLoss | None) -> None:
         """Run `extra_policy_updates` policy-only updates."""
         for _ in range(self.config.extra_policy_updates):
             samples = self.replay.draw(self.batches, self.config.minibatch_size)
-            sample, method = self._read(samples, extra)
-            improved = self._improve(sample.obs_act, self._draw(1)[:, 0])
-            self._update_policy(*improved, method)
-
-    @abstractmethod
-    def _improve(self, obs_act: Tensor, noise: Tensor) -> tuple[Tape, Tensor, Metrics]:
-        """Return a policy update: the tape, the gradient of the actor's output, and metrics."""
+            raw = self.replay.take(samples, self.gamma)
+            ascent = self._improve(self._normalised(raw).obs_act, self._draw(1)[:, 0])
+            self._update_policy(ascent, raw.obs_act, extra)
 
     def _normalised(self, sample: Transitions) -> Transitions:
         if not self.obs_norm.enabled:
@@ -236,34 +229,27 @@ class OffPolicy(Learners):
         return metrics
 
     def _update_policy(
-        self, tape: Tape, of_output: Tensor, metrics: Metrics, method: MethodGradient
+        self, ascent: Ascent, raw_obs_act: Tensor, extra: ExtraLoss | None
     ) -> Metrics:
-        """Take a policy step along its gradient plus a method's."""
-        grad, _ = self.nets.gradient(tape, [of_output])
-        added, method_metrics = method()
-        self.optimizer.step(grad if added is None else grad + added)
-        return metrics | method_metrics
+        """Take a policy step along its gradient plus that of a method's loss."""
+        grad, _ = self.nets.gradient(ascent.tape, [ascent.of_output])
+        if extra is None:
+            self.optimizer.step(grad)
+            return ascent.metrics
+        raw_obs = raw_obs_act[..., : self.obs_dim]
+        with torch.enable_grad():
+            dist = self.dist(self.obs_norm(raw_obs))
+            # a replay has no old policy to compare with
+            ratio = dist.mean.new_ones(raw_obs.shape[:2])
+            loss, metrics = extra(Minibatch(dist, ratio, raw_obs=raw_obs))
+            if loss.requires_grad:
+                grad += torch.autograd.grad(loss.sum(), self.nets.flat)[0]
+        self.optimizer.step(grad)
+        return ascent.metrics | metrics
 
-    def _follow(self, target: StackedNets, nets: StackedNets) -> None:
+    def _follow(self) -> None:
         """Move target networks towards the trained ones (Polyak averaging)."""
-        target.flat.detach().lerp_(nets.flat.detach(), self.config.tau)
-
-    def _parts(self) -> dict[str, Stateful]:
-        n = self.n_learners
-        return super()._parts() | {
-            "critics": PerLearner(self.critics, n),
-            "target_critics": PerLearner(self.target_critics, n),
-            "critic_optimizer": PerLearner(self.critic_optimizer, n),
-            "batches": self.batches,
-        }
-
-    def _own_state(self) -> State:
-        updates = torch.full((self.n_learners,), self.n_updates)
-        return super()._own_state() | {"critic_lr": self.critic_lr, "n_updates": updates}
-
-    def load_state(self, state: State) -> None:
-        super().load_state(state)
-        self.n_updates = int(state["n_updates"][0])
+        self.target_critics.flat.detach().lerp_(self.critics.flat.detach(), self.config.tau)
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
         super().retry(rows, attempt)

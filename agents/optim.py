@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, State, put_back
+from dpd.agents.base import CPU, Stateful
 
 
 def clip_grad_norm(grad: Tensor, max_norm: float) -> Tensor:
@@ -24,14 +24,17 @@ def require_rates(param: Tensor, lr: Sequence[float]) -> int:
     return len(lr)
 
 
-class StackedAdam:
+class StackedAdam(Stateful):
     """Adam (Kingma & Ba 2015) on one leaf [N, D] with a learning rate and a step count per row.
 
     A row whose `active` is false stays unchanged: parameters, moments and step count. Rows of
     equal learning rate share one call of the fused kernel of `torch.optim.Adam(fused=True)`,
     without the overhead of that class (26 instead of 97 us for 2 rows). On a GPU the rates are
-    read from device memory, so that a recorded step uses the current ones.
+    read from device memory, so that a recorded step uses the current ones. The caller stores the
+    rates: they are not part of the state.
     """
+
+    STATE = ("exp_avg", "exp_avg_sq", "steps")
 
     def __init__(
         self,
@@ -63,13 +66,6 @@ class StackedAdam:
         self._lr = list(rates)
         if self._rates is not None:
             self._rates.copy_(torch.tensor(self._lr), non_blocking=True)  # or the host waits
-
-    def state(self) -> State:
-        """Return moments and step counts, as live tensors; the caller stores the learning rates."""
-        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "steps": self.steps}
-
-    def load_state(self, state: State) -> None:
-        put_back(self.state(), state)
 
     @torch.no_grad()
     def step(self, grad: Tensor, active: Sequence[bool] | Tensor | None = None) -> None:

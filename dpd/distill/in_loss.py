@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch
+from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch, Rollout
 from dpd.agents.config import OffPolicyConfig
-from dpd.agents.dist import DiagGaussian, divergence
-from dpd.agents.rollout import Rollout
 from dpd.distill.config import GradientConfig, KickstartConfig, ProximalConfig
 from dpd.distill.method import Context
-from dpd.distill.teaching import Answers, TeacherMethod
+from dpd.distill.targets import Answers, distance, samples_at
+from dpd.distill.teaching import TeacherMethod
 
 
 class InLoss(TeacherMethod):
@@ -42,15 +41,13 @@ class InLoss(TeacherMethod):
 
     @property
     def loss(self) -> ExtraLoss | None:
-        """The weighted divergence from the teacher at the samples of the update."""
         return self._minibatch_loss if self.asks else None
 
     def _minibatch_loss(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         answers = self._answers_at(batch)
-        target = DiagGaussian(answers.mean, answers.log_std, batch.dist.squashed)
-        distance = divergence(self.divergence, batch.dist, target, answers.sample)
-        loss = (self._weight(batch) * distance).mean(1)
-        return self.coef * loss, {"distill/loss": distance.detach().mean(1)}
+        off = distance(self.divergence, batch.dist, answers)
+        loss = (self._weight(batch) * off).mean(1)
+        return self.coef * loss, {"distill/loss": off.detach().mean(1)}
 
     @torch.no_grad()
     def _answers_at(self, batch: Minibatch) -> Answers:
@@ -58,7 +55,7 @@ class InLoss(TeacherMethod):
         if batch.raw_obs is not None:
             return self.ask(batch.raw_obs)
         assert self.answers is not None and batch.idx is not None
-        return self.answers.at(batch.idx)
+        return samples_at(self.answers, batch.idx)
 
     def _weight(self, batch: Minibatch) -> Tensor:
         """Return the weight of each sample [N, B]."""
@@ -67,7 +64,6 @@ class InLoss(TeacherMethod):
         return torch.ones_like(batch.ratio)
 
     def step(self) -> Metrics:
-        """Report; the learners take the gradient steps."""
         return self._with_queries(self.metrics | {"distill/coef": self._repeat(self.coef)})
 
 
@@ -83,8 +79,7 @@ class TrueGradient(InLoss):
         obs = rollout.next_obs.view(n, steps * envs, size)
         answers = self.ask(obs)
         student = self.agent.dist(self.agent.obs_norm(obs))
-        target = DiagGaussian(answers.mean, answers.log_std, student.squashed)
-        ell = divergence(self.divergence, student, target, answers.sample).view_as(rollout.reward)
+        ell = distance(self.divergence, student, answers).view_as(rollout.reward)
         corrected = self._coef(0.0) * next_divergence_reward(ell, rollout.terminated)
         rollout.reward.mul_(self.config.reward_coef).add_(corrected)
 

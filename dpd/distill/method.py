@@ -11,9 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dpd.agents.base import Batch, ExtraLoss, Metrics, State
+from dpd.agents.base import Batch, ExtraLoss, LearnerId, Metrics, Rollout, State, Stateful
 from dpd.agents.learners import Learners
-from dpd.agents.rollout import Rollout
 from dpd.distill.teacher import Teacher
 from dpd.policies.memory import MemoryMeta
 
@@ -41,8 +40,7 @@ class Context:
     groups: int
     peers: int
     """Peers of a group, over all its stacks."""
-    seeds: Sequence[Sequence[int]]
-    """One sequence per student: its group's seed and its peer number."""
+    ids: Sequence[LearnerId]
     teacher: Teacher | None = None
     stacks: Sequence[PeerStack] = ()
     """All stacks that hold peers of a group; empty: only the students'."""
@@ -55,7 +53,7 @@ class Context:
     @property
     def peer_numbers(self) -> list[int]:
         """Number of every student within its group."""
-        return [seed[-1] for seed in self.seeds]
+        return [peer for _, peer in self.ids]
 
 
 class Actor(Protocol):
@@ -70,23 +68,7 @@ class Actor(Protocol):
         ...
 
 
-class DeployedPolicy(Protocol):
-    """The policies to evaluate and save, if a method changes the learners' own."""
-
-    def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
-        ...
-
-    def export(self, n: int) -> State:
-        """Return learner n's policy as a policy file stores it."""
-        ...
-
-    def memory_meta(self, n: int) -> MemoryMeta | None:
-        """Describe learner n's retrieval memory, if its policy has one."""
-        ...
-
-
-class Method:
+class Method(Stateful):
     """A distillation method; a subclass overrides the hooks it needs.
 
     In every iteration the loop lets `actor` collect, then calls `on_rollout` and `on_batch`, passes
@@ -112,14 +94,14 @@ class Method:
         """Take the method's own gradient steps; return metrics [N]."""
         return {}
 
-    @property
-    def policy(self) -> DeployedPolicy | None:
-        """The policies to evaluate and save; None: the learners' own."""
+    def mode(self, obs: Tensor) -> Tensor:
+        """Let the policies to evaluate act on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
+        return self.agent.mode(obs)
+
+    def export(self, n: int) -> State:
+        """Return learner n's policy as a policy file stores it."""
+        return self.agent.export(n)
+
+    def memory_meta(self, n: int) -> MemoryMeta | None:
+        """Describe learner n's retrieval memory, if its policy has one."""
         return None
-
-    def state(self) -> State:
-        """Return everything that a checkpoint must hold."""
-        return {}
-
-    def load_state(self, state: State) -> None:
-        """Restore a state."""

@@ -20,25 +20,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import (
-    Batch,
-    ExtraLoss,
-    Metrics,
-    Minibatch,
-    State,
-    Stateful,
-    load_parts,
-    put_back,
-    state_of,
-)
+from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch
 from dpd.agents.config import OffPolicyConfig
-from dpd.agents.dist import DiagGaussian, as_target, divergence
+from dpd.agents.dist import DiagGaussian, as_target
 from dpd.agents.learners import Learners
 from dpd.agents.optim import StackedAdam
 from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import DrawnStates, PeerExchange, action_distance, pick
 from dpd.distill.method import Context, Method
-from dpd.distill.targets import Targets, descend, order
+from dpd.distill.targets import Targets, descend, distance, minibatch, order, samples_at
 
 
 class DualDistillation(Method):
@@ -47,6 +37,8 @@ class DualDistillation(Method):
     Targets and weights are chosen once per iteration. For learners with a replay whose loss holds
     the term (dose `loss`), they are chosen for the minibatch of every policy update.
     """
+
+    STATE = ("optimizer", "exchange", "mean_square", "iteration")
 
     def __init__(self, config: DPDConfig, context: Context) -> None:
         super().__init__(context)
@@ -57,8 +49,7 @@ class DualDistillation(Method):
         self.has_replay = isinstance(self.agent.config, OffPolicyConfig)
         self.dose = dose_of(config, self.agent)
         self.exchange = PeerExchange(context, config.states, config.peer_share, config.memory)
-        n = self.agent.n_learners
-        self.optimizer = StackedAdam(self.agent.nets.flat, [self.dose.lr] * n)
+        self.optimizer = StackedAdam(self.agent.nets.flat, [self.dose.lr] * self.agent.n_learners)
         self.is_student = torch.tensor(students(config, context), device=self.agent.device)  # [N]
         self.levels = self.agent.gamma.new_tensor([0.1, 0.5, 0.9])
         self.mean_square = torch.zeros_like(self.agent.gamma)  # of xi, running [N, 1]
@@ -140,9 +131,7 @@ class DualDistillation(Method):
     def distillation_loss(self, targets: Targets) -> Tensor:
         """Return L_i of every student [N] (paper, Eq. 11)."""
         student = self.agent.dist(targets.obs)
-        target = DiagGaussian(targets.mean, targets.log_std, student.squashed)
-        distance = divergence(self.config.divergence, student, target, targets.sample)
-        return dpd_loss(distance, targets.weight)
+        return dpd_loss(distance(self.config.divergence, student, targets), targets.weight)
 
     @property
     def _is_in_loss(self) -> bool:
@@ -151,14 +140,12 @@ class DualDistillation(Method):
 
     @property
     def loss(self) -> ExtraLoss | None:
-        """The distillation loss on new states at every call, if it is part of the RL loss."""
         return self._loss_in_update if self._is_in_loss else None
 
     def _loss_in_update(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         targets, metrics = self._targets_for(batch)
         loss = self.distillation_loss(targets)
-        metrics = metrics | {"distill/loss": loss.detach()}
-        return self.config.coef * self.strength * loss, metrics
+        return self.config.coef * self.strength * loss, metrics | {"distill/loss": loss.detach()}
 
     def _targets_for(self, batch: Minibatch) -> tuple[Targets, Metrics]:
         """Return the targets for a minibatch of the learners, and metrics of a new choice."""
@@ -166,9 +153,7 @@ class DualDistillation(Method):
             return self.choose(self.exchange.draw_beside(batch.raw_obs))
         if self.targets is None:
             raise RuntimeError("on_batch() chose no targets")
-        size = self.agent.config.minibatch_size
-        n_parts = self.targets.weight.shape[1] // size
-        part = self.targets.batch(self.cursor % n_parts, size)
+        part = minibatch(self.targets, self.cursor, self.agent.config.minibatch_size)
         self.cursor += 1
         return part, {}
 
@@ -199,8 +184,8 @@ class DualDistillation(Method):
             optimizer, coef = self.optimizer, 1.0
             optimizer.lr = [dose.lr * self.strength] * len(optimizer.lr)
         k = targets.weight.shape[1]
-        drawn = targets.at(order(self.exchange.rng, k, dose.steps * min(dose.batch_size, k)))
-        leaf = self.agent.nets.flat, optimizer
+        idx = order(self.exchange.rng, k, dose.steps * min(dose.batch_size, k))
+        leaf, drawn = (self.agent.nets.flat, optimizer), samples_at(targets, idx)
         loss, bound = self.distillation_loss, dose.max_grad_norm
         return descend(leaf, loss, drawn, dose.steps, bound, coef, self.is_student)
 
@@ -216,20 +201,6 @@ class DualDistillation(Method):
             "distill/ess": effective_sample_size(weight),
             "distill/action_distance": action_distance(policies, student, peer),
         }
-
-    def _parts(self) -> dict[str, Stateful]:
-        return {"optimizer": self.optimizer, "exchange": self.exchange}
-
-    def state(self) -> State:
-        """Return the optimizer, the exchange, the running gap and the iteration."""
-        own = {"mean_square": self.mean_square, "iteration": torch.tensor(self.iteration)}
-        return state_of(self._parts()) | own
-
-    def load_state(self, state: State) -> None:
-        """Restore a state."""
-        load_parts(self._parts(), state)
-        put_back({"mean_square": self.mean_square}, {"mean_square": state["mean_square"]})
-        self.iteration = int(state["iteration"])
 
 
 def gap(value: Tensor, peer_value: Tensor) -> Tensor:
@@ -398,3 +369,31 @@ def dose_of(config: DPDConfig, agent: Learners) -> Dose:
         paper = Dose(1e-5, 40, 256, 0.5)
     named = {name: getattr(config, name) for name in Dose._fields}
     return paper._replace(**{k: v for k, v in named.items() if v is not None})
+
+
+MEASURED_STATES = 256  # states per learner and iteration
+
+
+class Independent(Method):
+    """Peers that ignore each other; logs how far apart they are and who is ahead."""
+
+    STATE = ("exchange",)
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.exchange = PeerExchange(context, "peer", 1.0, None)
+
+    def on_batch(self, batch: Batch, progress: float) -> None:
+        self.exchange.remember(batch)
+
+    def step(self) -> Metrics:
+        x = self.exchange
+        if x.peers == 1 or not x.ready:
+            return {}
+        states = x.draw(MEASURED_STATES)
+        policies, values = x.ask(states.obs)
+        metrics = {"distill/action_distance": action_distance(policies, x.student, states.source)}
+        if len(x.peer_stacks) > 1:  # values of unlike learners estimate different quantities
+            return metrics
+        student = x.student.expand_as(states.source)
+        return metrics | gap_metrics(gap(pick(values, student), pick(values, states.source)))

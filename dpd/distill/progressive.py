@@ -14,9 +14,11 @@ import torch
 from dpd.agents.base import Batch, Metrics, State
 from dpd.distill.config import ProgressiveConfig
 from dpd.distill.method import Context
-from dpd.distill.supervised import Supervised
 from dpd.distill.teacher import Teacher, number_of
+from dpd.distill.teaching import Supervised
 from dpd.policies.policyfile import Policy
+
+WINDOW = 5  # iterations over which the switch `saturate` compares a stage's losses
 
 
 def equal_return(returns: Sequence[float], n: int) -> list[int]:
@@ -63,11 +65,9 @@ def stage_at(progress: float, n: int, final_share: float) -> int:
     return int(progress / early * n)
 
 
-def has_settled(losses: Sequence[float], window: int = 5, gain: float = 0.01) -> bool:
-    """Say whether a stage's loss fell by less than `gain` of itself over the last `window`."""
-    if len(losses) <= window:
-        return False
-    return bool(losses[-1 - window] - losses[-1] < gain * abs(losses[-1 - window]))
+def has_settled(losses: Sequence[float], gain: float = 0.01) -> bool:
+    """Say whether the last loss is less than `gain` of the first below it; NaN: not known yet."""
+    return bool(losses[0] - losses[-1] < gain * abs(losses[0]))
 
 
 def _rising(positions: Sequence[int], n_checkpoints: int) -> list[int]:
@@ -82,37 +82,36 @@ def _rising(positions: Sequence[int], n_checkpoints: int) -> list[int]:
 class Progressive(Supervised):
     """Supervised distillation whose teacher is one checkpoint after the other."""
 
+    STATE = (*Supervised.STATE, "stage", "losses")
     config: ProgressiveConfig
 
     def __init__(self, config: ProgressiveConfig, context: Context) -> None:
         super().__init__(config, context)
-        chosen = choose_checkpoints(config, self.teacher.history, int(context.seeds[0][0]))
+        chosen = choose_checkpoints(config, self.teacher.history, int(context.ids[0][0]))
         self.stages = [self.teacher.history[k] for k in chosen] + [self.teacher.policies[0]]
-        self.losses: list[float] = []  # of the current stage, for the switch `saturate`
         self._enter(0)
 
     def _enter(self, stage: int) -> None:
-        self.stage, self.losses = stage, []
+        self.stage = stage
+        self.losses = torch.full((WINDOW + 1,), torch.nan, dtype=torch.float64)  # of this stage
         asked = self.current.n_queries
         self.current = self.mixture.teacher = Teacher([self.stages[stage]])
         self.current.n_queries = asked
 
     def on_batch(self, batch: Batch, progress: float) -> None:
-        """Keep the iteration's states."""
         super().on_batch(batch, progress)
         last = len(self.stages) - 1
         due = stage_at(progress, last, self.config.final_share)
         if self.config.switch == "saturate" and due < last:
-            due = min(self.stage + has_settled(self.losses), last)
+            due = min(self.stage + has_settled(self.losses.tolist()), last)
         if due > self.stage:
             self._enter(due)
 
     def step(self) -> Metrics:
-        """Take the iteration's gradient steps towards the current checkpoint."""
         metrics = super().step()
         loss = metrics["distill/loss"]
         if self.config.switch == "saturate":  # reading a loss waits for the device
-            self.losses.append(float(loss.mean()))
+            self.losses = torch.cat([self.losses[1:], loss.mean().double().view(1).cpu()])
         numbers = {
             "stage": self.stage,
             "stage_return": number_of(self.stages[self.stage], "eval_return"),
@@ -120,16 +119,9 @@ class Progressive(Supervised):
         known = {k: v for k, v in numbers.items() if v is not None}
         return metrics | {f"distill/{k}": torch.full_like(loss, v) for k, v in known.items()}
 
-    def state(self) -> State:
-        """Return what a checkpoint must hold."""
-        losses = torch.tensor(self.losses, dtype=torch.float64)
-        return super().state() | {"stage": torch.tensor(self.stage), "losses": losses}
-
     def load_state(self, state: State) -> None:
-        """Restore a state."""
         self._enter(int(state["stage"]))
         super().load_state(state)
-        self.losses = state["losses"].tolist()
 
 
 def choose_checkpoints(

@@ -1,35 +1,154 @@
-"""Retrieval: a student that mixes its action with those of a teacher in a memory of states."""
+"""Retrieval: a student that mixes its action with those of a teacher in a memory of states.
+
+In its embedding, states with similar teacher actions get similar keys. z are keys and x queries
+[N, B, d], of length 1. No state is compared with itself: its similarity to itself would outweigh
+all others.
+"""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, Metrics, State, nest, part, put_back, take
+from dpd.agents.base import Batch, Metrics, State, Stateful, take
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.learners import Learners
+from dpd.agents.nets import StackedNets
+from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.config import RetrievalConfig
-from dpd.distill.embedding import Embedding, others_answer, relational_loss
-from dpd.distill.method import Context, DeployedPolicy
-from dpd.distill.supervised import Supervised
-from dpd.distill.targets import Targets, distance, order, take_steps
-from dpd.distill.teaching import spread
+from dpd.distill.method import Context
+from dpd.distill.targets import Targets, distance, minibatch, order, samples_at, take_steps
+from dpd.distill.teacher import Teacher
+from dpd.distill.teaching import Supervised, spread
 from dpd.policies import memory
 from dpd.policies.memory import MemoryMeta, Neighbours
+from dpd.policies.metadata import n_features
 
 WEIGHTS = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)
 """Of the student's own action. The first of equals is taken: no memory where it gains nothing."""
 CHECKED = 512  # of an iteration's states, on which the weight is chosen
 
 
-class RetrievalBatch(NamedTuple):
-    """Targets and keys that the student learns from."""
+def contrastive_loss(z: Tensor, actions: Tensor, bandwidth: Tensor, tau: float) -> Tensor:
+    """Return -sum_j w_ij log softmax_j(z_i z_j / tau) [N], the mean over i.
 
-    targets: Targets
-    keys: Tensor  # [N, K, d] the teacher's
+    Supervised contrastive learning (Khosla et al. 2020) with the kernel of actions [N, B, A],
+    w_ij ~ exp(-|a_i - a_j|^2 / 2 h^2), in the place of equal labels; bandwidth h [N].
+    """
+    alike = torch.cdist(actions, actions).square() / (-2 * bandwidth.view(-1, 1, 1).square())
+    weight = _softmax(alike)
+    logp = (z @ z.mT / tau).masked_fill(_own(z), -torch.inf).log_softmax(-1)
+    return -(weight * logp.masked_fill(_own(z), 0)).sum(-1).mean(1)
+
+
+def relational_loss(x: Tensor, z: Tensor, tau: float) -> Tensor:
+    """Return KL between softmax_j(z_i z_j / tau) and softmax_j(x_i z_j / tau) [N], z constant."""
+    z = z.detach()
+    p = (z @ z.mT / tau).masked_fill(_own(z), -torch.inf).log_softmax(-1)
+    q = (x @ z.mT / tau).masked_fill(_own(z), -torch.inf).log_softmax(-1)
+    difference = (p - q).masked_fill(_own(z), 0)  # -inf less -inf
+    return (p.exp() * difference).sum(-1).mean(1)
+
+
+def others_answer(x: Tensor, z: Tensor, actions: Tensor, tau: float) -> Tensor:
+    """Return what the other states of a batch say at each [N, B, A], weighted by similarity."""
+    return _softmax(x @ z.detach().mT / tau) @ actions
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Return weights of all others [N, B, B]: the diagonal is 0."""
+    return logits.masked_fill(_own(logits), -torch.inf).softmax(-1)
+
+
+def _own(like: Tensor) -> Tensor:
+    """Return where a state meets itself [B, B]."""
+    return torch.eye(like.shape[1], dtype=torch.bool, device=like.device)
+
+
+MEDIAN_OF = 512  # actions, for the median of their distances
+
+
+class Embedding(Stateful):
+    """Each learner's projections: the teacher's gives keys, the student's its queries."""
+
+    STATE = ("rng", "teachers", "optimizer", "students", "student_optimizer")
+
+    def __init__(
+        self, config: RetrievalConfig, agent: Learners, teacher: Teacher, rng: RowRandom
+    ) -> None:
+        self.config, self.agent, self.teacher, self.rng = config, agent, teacher, rng
+        (policy,) = teacher.policies
+        theirs, own = n_features(policy.meta), agent.nets.layers["actor"][-1][0].shape[1]
+        self.teachers, self.students = self._drawn(theirs), self._drawn(own)
+        n = agent.n_learners
+        for row in range(n):  # or units that it lacks would get a gradient, and come to life
+            self.students.views["projection"][row, self._width(row) :] = 0
+        self.optimizer = StackedAdam(self.teachers.flat, [config.embed_lr] * n)
+        self.student_optimizer = StackedAdam(self.students.flat, agent.optimizer.lr)
+
+    def _drawn(self, width: int) -> StackedNets:
+        """Return random projections [N, width, d]."""
+        shape, n = (width, self.config.dim), self.agent.n_learners
+        nets = StackedNets({"projection": shape}, n, "tanh", self.agent.dtype, self.agent.device)
+        drawn = self.rng.normal(*shape, dtype=self.agent.dtype)
+        nets.views["projection"].copy_(drawn * width**-0.5)
+        return nets
+
+    @property
+    def moved(self) -> tuple[Tensor, StackedAdam]:
+        """Parameters that are trained with the students, and their optimizer."""
+        return self.students.flat, self.student_optimizer
+
+    def project(self, features: Tensor) -> Tensor:
+        """Return the students' queries [N, B, d] of their last hidden layer [N, B, H]."""
+        return _projected(self.students, features)
+
+    @torch.no_grad()
+    def keys(self, obs: Tensor) -> Tensor:
+        """Return the teacher's keys at raw obs [N, B, O] -> [N, B, d]."""
+        return _projected(self.teachers, self.teacher.features(obs))
+
+    def projection(self, n: int) -> Tensor:
+        """Return student n's own projection [H, d], without the widths it lacks."""
+        return self.students.views["projection"][n, : self._width(n)]
+
+    def _width(self, n: int) -> int:
+        """Return the width of student n's last hidden layer."""
+        last = len(self.agent.nets.layers["actor"]) - 1
+        return self.agent.nets.rows[n][f"actor.{last}.weight"][0]
+
+    def fit(self, obs: Tensor) -> Tensor:
+        """Bring keys of alike actions together at raw obs [N, K, O]; return the last loss [N]."""
+        c, size = self.config, self.agent.config.minibatch_size
+        features = self.teacher.features(obs)
+        actions = self.teacher.ask(obs, torch.zeros_like(obs[..., 0], dtype=torch.int64)).mode()
+        bandwidth = self._bandwidth(actions)
+        last = obs.new_zeros(len(obs))
+
+        def loss_at(i: int) -> Tensor:
+            idx = self.rng.integers(obs.shape[1], size)
+            z = _projected(self.teachers, take(features, idx))
+            loss = contrastive_loss(z, take(actions, idx), bandwidth, c.tau)
+            last.copy_(loss.detach())
+            return loss
+
+        take_steps(loss_at, c.embed_steps, [(self.teachers.flat, self.optimizer)], c.max_grad_norm)
+        return last
+
+    def _bandwidth(self, actions: Tensor) -> Tensor:
+        """Return the distance of alike actions [N]."""
+        if self.config.bandwidth is not None:
+            return torch.full_like(actions[:, 0, 0], self.config.bandwidth)
+        some = actions[:, :MEDIAN_OF]
+        median = torch.cdist(some, some).flatten(1).median(1).values
+        return 0.25 * median.clamp(min=1e-3)  # a teacher may do the same everywhere
+
+
+def _projected(nets: StackedNets, features: Tensor) -> Tensor:
+    (projection,) = nets(None, "projection")
+    return memory.unit(features @ projection)
 
 
 class Retrieval(Supervised):
@@ -39,13 +158,14 @@ class Retrieval(Supervised):
     learn bit for bit as DAgger's.
     """
 
+    STATE = (*Supervised.STATE, "embedding", "weight", "iteration")
     config: RetrievalConfig
 
     def __init__(self, config: RetrievalConfig, context: Context) -> None:
         super().__init__(config, context)
         if len(self.teacher.policies) > 1:
             raise ValueError("retrieval has the embedding of one teacher; give one --teacher")
-        rng = RowRandom(context.seeds, Stream.DISTILL, self.agent.device)
+        rng = RowRandom(context.ids, Stream.DISTILL, self.agent.device)
         self.embedding = Embedding(config, self.agent, self.teacher, rng)
         fixed = 1.0 if config.student_weight is None else config.student_weight
         self.weight = self._repeat(fixed)
@@ -54,9 +174,8 @@ class Retrieval(Supervised):
         self.kept: Neighbours | None = None  # what follows from the replay is in no checkpoint
 
     def on_batch(self, batch: Batch, progress: float) -> None:
-        """Keep the iteration's states; what was remembered of earlier ones is out of date."""
         super().on_batch(batch, progress)
-        self.kept = None
+        self.kept = None  # made of earlier states
 
     def _learn(self, obs: Tensor, size: int) -> Metrics:
         """Embed the teacher if that is not done, choose the memory's weight, take the steps."""
@@ -73,11 +192,11 @@ class Retrieval(Supervised):
         c, agent = self.config, self.agent
         targets, keys = self._targets(obs), self.embedding.keys(obs)
         idx = order(self.rng, obs.shape[1], size)
-        lesson, each = RetrievalBatch(targets.at(idx), take(keys, idx)), agent.config.minibatch_size
+        targets, keys, each = samples_at(targets, idx), take(keys, idx), agent.config.minibatch_size
         relation = torch.zeros_like(self.weight)
 
         def loss_at(i: int) -> Tensor:
-            loss, related = self._loss(lesson.targets.batch(i, each), lesson.keys.split(each, 1)[i])
+            loss, related = self._loss(minibatch(targets, i, each), keys.split(each, 1)[i])
             relation.add_(related / c.steps)
             return loss
 
@@ -144,8 +263,8 @@ class Retrieval(Supervised):
 
     @property
     def _replay(self) -> Replay:
-        assert isinstance(self.agent.journal, Replay)
-        return self.agent.journal
+        assert isinstance(self.agent.replay, Replay)
+        return self.agent.replay
 
     @torch.no_grad()
     def _remember(self, skip: Tensor) -> Neighbours:
@@ -183,9 +302,8 @@ class Retrieval(Supervised):
         return self.embedding.project(features)
 
     @property
-    def policy(self) -> DeployedPolicy | None:
-        """The students with their memories, if the memories have any weight."""
-        return self if bool((self.weight < 1).any()) and self.iteration > 0 else None
+    def _asks_memory(self) -> bool:
+        return bool((self.weight < 1).any()) and self.iteration > 0
 
     @property
     def _memories(self) -> Neighbours:
@@ -195,14 +313,13 @@ class Retrieval(Supervised):
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [N, B, O] -> [N, B, A] in [-1, 1]."""
-        return memory.mix(
-            self.agent.mode(obs), self._memories.answer(self._query(obs)), self.weight
-        )
+        own = self.agent.mode(obs)
+        if not self._asks_memory:
+            return own
+        return memory.mix(own, self._memories.answer(self._query(obs)), self.weight)
 
     def memory_meta(self, n: int) -> MemoryMeta | None:
-        """Describe learner n's memory, if its policy asks it."""
-        if self.weight[n] == 1:
+        if self.weight[n] == 1 or not self._asks_memory:
             return None
         kept = self._memories
         return MemoryMeta(
@@ -215,7 +332,6 @@ class Retrieval(Supervised):
         )
 
     def export(self, n: int) -> State:
-        """Return learner n's policy as a policy file holds it, and its memory."""
         meta, policy = self.memory_meta(n), self.agent.export(n)
         if meta is None:
             return policy
@@ -227,14 +343,6 @@ class Retrieval(Supervised):
             kept["memory.projection"] = self.embedding.projection(n)
         return policy | kept
 
-    def state(self) -> State:
-        """Return what a checkpoint must hold."""
-        own = {"weight": self.weight, "iteration": torch.tensor(self.iteration)}
-        return super().state() | own | nest(embedding=self.embedding.state())
-
     def load_state(self, state: State) -> None:
-        """Restore a state."""
         super().load_state(state)
-        put_back({"weight": self.weight}, {"weight": state["weight"]})
-        self.embedding.load_state(part(state, "embedding"))
-        self.iteration, self.kept = int(state["iteration"]), None
+        self.kept = None

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpd.agents.base import Metrics, State, Stateful, load_parts, put_back, state_of, take
+from dpd.agents.base import Metrics
 from dpd.agents.dist import LOG_2PI, STD_FLOOR, DiagGaussian
 from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.optim import StackedAdam
 from dpd.agents.rng import RowRandom, Stream
 from dpd.distill.config import ScaffoldConfig
 from dpd.distill.method import Context
-from dpd.distill.supervised import Supervised
-from dpd.distill.targets import order, take_steps
+from dpd.distill.targets import minibatch, order, samples_at, take_steps
+from dpd.distill.teaching import Supervised
 
 MOST_ERROR = 5.0  # the error that counts at most in the budget (DiSK: max_ce)
 
@@ -79,15 +79,6 @@ class GuideBatch(NamedTuple):
     label: Tensor  # which of the two the likelihood is of
     log_broad: Tensor  # [N, K] log b(label)
 
-    def at(self, idx: Tensor) -> GuideBatch:
-        """Return those at positions idx [N, B]."""
-        return GuideBatch(*(take(x, idx) for x in self))
-
-    def batch(self, i: int, size: int) -> GuideBatch:
-        """Return the i-th of equal parts of K, around again after the last; without a copy."""
-        i %= self.log_broad.shape[1] // size
-        return GuideBatch(*(x[:, i * size : (i + 1) * size] for x in self))
-
 
 class StudentFit(NamedTuple):
     """Fit of a student with fixed deviation to the labels of a batch [N, B]."""
@@ -100,6 +91,7 @@ class StudentFit(NamedTuple):
 class Scaffold(Supervised):
     """Supervised distillation by a mixture likelihood; student and guide learn in turn."""
 
+    STATE = (*Supervised.STATE, "guide", "guide_optimizer", "multiplier")
     config: ScaffoldConfig
 
     def __init__(self, config: ScaffoldConfig, context: Context) -> None:
@@ -107,17 +99,17 @@ class Scaffold(Supervised):
         agent, n = self.agent, self.agent.n_learners
         sizes = [agent.obs_dim + agent.act_dim, *config.guide_hidden, 1]
         self.guide = StackedNets(mlp_shapes("guide", sizes), n, "elu", agent.dtype, agent.device)
-        self.guide.init_uniform("guide", RowRandom(context.seeds, Stream.DISTILL).generators)
+        self.guide.init_uniform("guide", RowRandom(context.ids, Stream.DISTILL).generators)
         self.guide_optimizer = StackedAdam(self.guide.flat, [config.guide_lr] * n)
         self.multiplier = self._repeat(config.multiplier)
 
     def _learn(self, obs: Tensor, size: int) -> Metrics:
         """Take the student's steps, then the guide's, on the same states."""
         c, batch_size = self.config, self.agent.config.minibatch_size
-        lesson = self._lesson(obs).at(order(self.rng, obs.shape[1], size))
+        lesson = samples_at(self._lesson(obs), order(self.rng, obs.shape[1], size))
         is_warm = self.progress < c.warm_up
         loss = take_steps(
-            lambda i: self._student_loss(lesson.batch(i, batch_size), is_warm),
+            lambda i: self._student_loss(minibatch(lesson, i, batch_size), is_warm),
             c.steps,
             [(self.agent.nets.flat, self.agent.optimizer)],
             c.max_grad_norm,
@@ -125,12 +117,12 @@ class Scaffold(Supervised):
         metrics = {"distill/loss": loss}
         if not is_warm:
             metrics["distill/loss_guide"] = take_steps(
-                lambda i: self._guide_loss(lesson.batch(i, batch_size)),
+                lambda i: self._guide_loss(minibatch(lesson, i, batch_size)),
                 c.guide_steps,
                 [(self.guide.flat, self.guide_optimizer)],
                 c.max_grad_norm,
             )
-        last = lesson.batch(c.steps - 1, batch_size)
+        last = minibatch(lesson, c.steps - 1, batch_size)
         g = self._log_g(last, is_warm).detach().exp()
         self._fit_deviation(last, 1 - g)
         return metrics | self._describe(last, g)
@@ -218,19 +210,6 @@ class Scaffold(Supervised):
             "distill/mse_kept": _weighted_mean(told.square, 1 - g),
             "distill/mse_censored": _weighted_mean(told.square, g),
         }
-
-    def _parts(self) -> dict[str, Stateful]:
-        return {"guide": self.guide, "guide_optimizer": self.guide_optimizer}
-
-    def state(self) -> State:
-        """Return what a checkpoint must hold."""
-        return super().state() | state_of(self._parts()) | {"multiplier": self.multiplier}
-
-    def load_state(self, state: State) -> None:
-        """Restore a state."""
-        super().load_state(state)
-        load_parts(self._parts(), state)
-        put_back({"multiplier": self.multiplier}, {"multiplier": state["multiplier"]})
 
 
 def _weighted_mean(x: Tensor, weight: Tensor) -> Tensor:

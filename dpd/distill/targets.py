@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,16 +23,31 @@ class Targets(NamedTuple):
     sample: Tensor
     weight: Tensor  # [N, K]
 
-    def at(self, idx: Tensor) -> Targets:
-        """Return the targets at positions idx [N, B]."""
-        return Targets(*(take(x, idx) for x in self))
 
-    def batch(self, i: int, size: int) -> Targets:
-        """Return the i-th of equal parts of K, without a copy."""
-        return Targets(*(x[:, i * size : (i + 1) * size] for x in self))
+class Answers(NamedTuple):
+    """The teacher's policy at states [N, K, ...], all constant."""
+
+    mean: Tensor
+    log_std: Tensor
+    sample: Tensor  # the action that `mse` and `nll` compare with
 
 
-def distance(kind: str, student: DiagGaussian, targets: Targets) -> Tensor:
+SampleTuple = TypeVar("SampleTuple", bound=tuple[Tensor, ...])
+"""A named tuple of samples [N, K, ...]."""
+
+
+def samples_at(samples: SampleTuple, idx: Tensor) -> SampleTuple:
+    """Return the samples at positions idx [N, B]."""
+    return type(samples)(*(take(x, idx) for x in samples))
+
+
+def minibatch(samples: SampleTuple, i: int, size: int) -> SampleTuple:
+    """Return the i-th of equal parts of K, from the first again after the last; without a copy."""
+    i %= samples[0].shape[1] // size
+    return type(samples)(*(x[:, i * size : (i + 1) * size] for x in samples))
+
+
+def distance(kind: str, student: DiagGaussian, targets: Targets | Answers) -> Tensor:
     """Return the divergence of every student from its targets [N, B]."""
     target = DiagGaussian(targets.mean, targets.log_std, student.squashed)
     return divergence(kind, student, target, targets.sample)
@@ -69,7 +84,7 @@ def descend(
     active = used.tolist() if used.device == CPU else used.unbind(0)
 
     def loss_at(i: int) -> Tensor:
-        return loss_of(drawn.batch(i, size))
+        return loss_of(minibatch(drawn, i, size))
 
     return take_steps(loss_at, steps, [leaf], max_grad_norm, coef, active)
 

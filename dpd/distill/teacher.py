@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from dpd.agents.base import Stateful
 from dpd.agents.dist import DiagGaussian, as_target
 from dpd.agents.learners import Learners
 from dpd.agents.rng import RowRandom
@@ -45,12 +46,14 @@ class Returns(NamedTuple):
         return (returns - self.floor) / ahead if ahead > 0 else None
 
 
-class Teacher:
+class Teacher(Stateful):
     """One or more saved policies with one action space; of several, each state gets one's answer.
 
     `history`: the checkpoints of the only one, oldest first. `n_queries` counts the states they
     were asked about. `returns` is there once it is measured.
     """
+
+    STATE = ("n_queries",)
 
     def __init__(self, policies: Sequence[Policy], history: Sequence[Policy] = ()) -> None:
         self.policies, self.history = policies, history
@@ -93,11 +96,13 @@ class Teacher:
         )
 
 
-class Mixture:
+class Mixture(Stateful):
     """At every step the teacher acts with probability `beta`, otherwise the student (DAgger).
 
     The student explores, or acts without noise; the teacher draws from its policy.
     """
+
+    STATE = ("beta",)
 
     def __init__(self, agent: Learners, teacher: Teacher, rng: RowRandom, explores: bool) -> None:
         self.agent, self.teacher, self.rng, self.explores = agent, teacher, rng, explores

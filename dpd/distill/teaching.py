@@ -1,35 +1,27 @@
-"""Base of the methods with a teacher: asking it, and measuring how closely students follow."""
+"""Methods with a teacher: their base, and supervised ones (cloning, DAgger, on-policy)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, Metrics, State, take
+from dpd.agents.base import Batch, Metrics
 from dpd.agents.rng import RowRandom, Stream
-from dpd.distill.config import TeachingConfig
+from dpd.distill.config import SupervisedConfig, TeachingConfig
+from dpd.distill.exchange import state_source
 from dpd.distill.method import Context, Method
-from dpd.distill.teacher import Teacher
+from dpd.distill.targets import Answers, Targets, descend, distance, order, samples_at
+from dpd.distill.teacher import Mixture, Teacher
 
 MEASURED = 256  # states of an iteration on which agreement is measured, at most
 
 
-class Answers(NamedTuple):
-    """The teacher's policy at states [N, K, ...], all constant."""
-
-    mean: Tensor
-    log_std: Tensor
-    sample: Tensor  # the action that `mse` and `nll` compare with
-
-    def at(self, idx: Tensor) -> Answers:
-        """Return the answers at positions idx [N, B]."""
-        return Answers(*(take(x, idx) for x in self))
-
-
 class TeacherMethod(Method):
     """Asks the teacher, counts the questions, and measures how closely the students follow."""
+
+    STATE: ClassVar[tuple[str, ...]] = ("rng", "progress", "current")
 
     def __init__(self, config: TeachingConfig, context: Context) -> None:
         super().__init__(context)
@@ -42,7 +34,7 @@ class TeacherMethod(Method):
         for policy in self.teacher.policies:
             config.refuse_unfit_teacher(policy.meta.squashed, context.agent.config)
         self.divergence = config.divergence
-        self.rng = RowRandom(context.seeds, Stream.TEACHER, self.agent.device)
+        self.rng = RowRandom(context.ids, Stream.TEACHER, self.agent.device)
         self.progress = 0.0
         self.metrics: Metrics = {}
 
@@ -83,18 +75,6 @@ class TeacherMethod(Method):
         """Repeat a number for every learner [N]."""
         return torch.full_like(self.agent.gamma.squeeze(1), number)
 
-    def state(self) -> State:
-        """Return generators, progress and the number of questions."""
-        progress = torch.tensor(self.progress, dtype=torch.float64)
-        queries = torch.tensor(self.current.n_queries)
-        return self.rng.state() | {"progress": progress, "queries": queries}
-
-    def load_state(self, state: State) -> None:
-        """Restore a state."""
-        self.rng.load_state({"generators": state["generators"]})
-        self.progress = float(state["progress"])
-        self.current.n_queries = int(state["queries"])
-
 
 def spread(obs: Tensor, n: int) -> Tensor:
     """Return n positions spread evenly over the samples of obs [N, S, O], without repetition.
@@ -103,3 +83,57 @@ def spread(obs: Tensor, n: int) -> Tensor:
     """
     size = obs.shape[1]
     return torch.linspace(0, size - 1, min(n, size), device=obs.device).round().long()
+
+
+class Supervised(TeacherMethod):
+    """Students learn from the teacher's answers alone, on states that a mixture of both visits."""
+
+    STATE: ClassVar[tuple[str, ...]] = (*TeacherMethod.STATE, "mixture")
+
+    def __init__(self, config: SupervisedConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.config = config
+        self.actor = self.mixture = Mixture(self.agent, self.current, self.rng, config.explores)
+        self.mixture.beta = config.beta(0.0)
+        self.memory = state_source(self.agent, 0) if config.WHOLE_MEMORY else None
+        self.batch: Batch | None = None
+
+    def on_batch(self, batch: Batch, progress: float) -> None:
+        super().on_batch(batch, progress)
+        self.batch = batch
+
+    def step(self) -> Metrics:
+        assert self.batch is not None
+        size = self.config.steps * self.agent.config.minibatch_size
+        learnt = self._learn(self._states(self.batch, size), size)
+        beta = self._repeat(self.mixture.beta)
+        self.mixture.beta = self.config.beta(self.progress)
+        return self._with_queries(self.metrics | learnt | {"distill/beta": beta})
+
+    def _learn(self, obs: Tensor, size: int) -> Metrics:
+        """Take the steps on `size` of the raw states [N, K, O] of each learner."""
+        c, agent = self.config, self.agent
+        drawn = samples_at(self._targets(obs), order(self.rng, obs.shape[1], size))
+        leaf = agent.nets.flat, agent.optimizer
+        loss = descend(leaf, self.imitation_loss, drawn, c.steps, c.max_grad_norm)
+        return {"distill/loss": loss}
+
+    def imitation_loss(self, targets: Targets) -> Tensor:
+        """Return the mean divergence of every student from the teacher [N]."""
+        student = self.agent.dist(targets.obs)
+        return distance(self.config.divergence, student, targets).mean(1)
+
+    def _states(self, batch: Batch, size: int) -> Tensor:
+        """Return the raw states to learn from [N, K, O]."""
+        if self.memory is None:
+            return batch.raw_obs
+        rows = torch.arange(self.agent.n_learners, device=self.agent.device)
+        own = rows.unsqueeze(1).expand(-1, size)
+        obs, _ = self.memory.draw(self.rng, own)
+        return obs
+
+    @torch.no_grad()
+    def _targets(self, obs: Tensor) -> Targets:
+        """Label raw states [N, K, O]."""
+        answers = self.ask(obs)
+        return Targets(self.agent.obs_norm(obs), *answers, weight=obs.new_ones(obs.shape[:2]))

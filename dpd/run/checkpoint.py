@@ -151,7 +151,7 @@ class JournalFiles:
                 (self.dir / segment.name).unlink(missing_ok=True)
 
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 CHECKPOINT_KEY = "dpd checkpoint"
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, State, put_back
-from dpd.agents.rollout import Rollout
+from dpd.agents.base import CPU, Rollout, State, put_back
 from dpd.distill.method import Actor
 from dpd.envs.base import Env
 

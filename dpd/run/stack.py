@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, Metrics, State, Stateful, load_parts, nest, part, state_of
+from dpd.agents.base import CPU, Metrics, State, nest, part
 from dpd.agents.learners import Learners
 from dpd.agents.rng import Stream
 from dpd.config import StackConfig
-from dpd.distill.method import DeployedPolicy, Method, PeerStack
+from dpd.distill.method import Method, PeerStack
 from dpd.envs.base import Env, NonFiniteAction
 from dpd.run.collect import EpisodeStatistics, collect
 from dpd.run.nan_guard import NanGuard, NonFinite, SeedPeer
@@ -66,11 +66,6 @@ class LearnerStack:
         self.rollout = self.agent.new_rollout()
         self.obs = self._begin()
         self.has_observed = False  # True once a rollout has updated the normalizers
-
-    @property
-    def policy(self) -> DeployedPolicy | Learners:
-        """The policies to evaluate and save: the method's, or else those of the learners."""
-        return self.agent if self.method.policy is None else self.method.policy
 
     def _shaped(self, obs: Tensor) -> Tensor:
         return obs.view(len(self.ids), self.config.algo.n_envs, -1)
@@ -135,19 +130,19 @@ class LearnerStack:
         self.episodes.add(self.rollout)
         self.method.on_rollout(self.rollout)
 
-    def _parts(self) -> dict[str, Stateful]:
-        return {"agent": self.agent, "method": self.method, "episodes": self.episodes}
-
     def state(self) -> State:
         """Return the checkpoint state; simulators are included if the backend can copy them."""
-        state = state_of(self._parts())
+        agent, method = self.agent.state(), self.method.state()
+        state = nest(agent=agent, method=method, episodes=self.episodes.state())
         if not self.env.spec.can_snapshot:
             return state
         return state | nest(env={k: torch.from_numpy(v) for k, v in self.env.snapshot().items()})
 
     def load_state(self, state: State, iteration: int) -> None:
         """Restore a state; if it contains no simulators, new episodes begin."""
-        load_parts(self._parts(), state)
+        self.agent.load_state(part(state, "agent"))
+        self.method.load_state(part(state, "method"))
+        self.episodes.load_state(part(state, "episodes"))
         self.has_observed = iteration > 0
         if simulators := part(state, "env"):
             obs = self.env.restore({k: v.numpy() for k, v in simulators.items()})

@@ -89,7 +89,7 @@ class Training:
     @property
     def journals(self) -> list[Replay | None]:
         """The replays of the stacks; they are stored apart from the state."""
-        return [stack.agent.journal for stack in self.stacks]
+        return [stack.agent.replay for stack in self.stacks]
 
     def begin(self) -> None:
         """Load the policies of --init-from into the learners. Raises BadInput if one does not fit.
@@ -169,10 +169,10 @@ class Training:
     def mode(self, obs: Tensor) -> Tensor:
         """Return actions without noise [N, K, A] for raw obs [N, K, O]; both on the CPU."""
         if len(self.stacks) == 1:
-            return self.stacks[0].policy.mode(obs.to(self.device)).cpu()
+            return self.stacks[0].method.mode(obs.to(self.device)).cpu()
         act = torch.empty(*obs.shape[:2], self.spec.act_dim, dtype=obs.dtype)
         for stack, rows in zip(self.stacks, self.rows, strict=True):
-            act[rows] = stack.policy.mode(obs[rows].to(self.device)).cpu()
+            act[rows] = stack.method.mode(obs[rows].to(self.device)).cpu()
         return act
 
     def trouble(self) -> list[str]:
@@ -200,10 +200,9 @@ class Training:
     def export(self, row: int) -> tuple[StackConfig, Mapping[str, Tensor]]:
         """Return the settings of a row's stack, and the tensors of its policy file."""
         stack, n = self.places[self.ids[row]]
-        return stack.config, stack.policy.export(n)
+        return stack.config, stack.method.export(n)
 
     def memory(self, row: int) -> MemoryMeta | None:
         """Return the metadata of a row's retrieval memory, if its policy has one."""
         stack, n = self.places[self.ids[row]]
-        deployed = stack.method.policy
-        return None if deployed is None else deployed.memory_meta(n)
+        return stack.method.memory_meta(n)

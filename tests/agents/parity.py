@@ -14,10 +14,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
-from dpd.agents.base import Batch
+from dpd.agents.base import Batch, Rollout
 from dpd.agents.learners import Learners
 from dpd.agents.nets import StackedNets
-from dpd.agents.rollout import Rollout
 from dpd.agents.sac import SAC
 from dpd.agents.td3 import TD3
 

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from dpd.agents.base import take
+from dpd.agents.base import Rollout, take
 from dpd.agents.config import PPOConfig
-from dpd.agents.ppo import PPO
-from dpd.agents.rollout import Rollout, gae
+from dpd.agents.ppo import PPO, gae
 
 
 def column(*numbers: float) -> Tensor:
@@ -132,7 +131,7 @@ def test_a_rollouts_returns_and_advantages_are_those_of_stable_baselines3() -> N
     # SB3 adds gamma V(last observation) to the reward of a truncated step, then takes it for an end
     t, e, o, a = 24, 3, 4, 2
     config = PPOConfig(n_steps=t, n_envs=e, minibatch_size=t * e, norm_obs=False, norm_reward=False)
-    agent = PPO(config, o, a, [(5,)])
+    agent = PPO(config, o, a, [(5, 0)])
     rollout = agent.new_rollout()
     episode_data(rollout, seed=0)
     assert rollout.terminated.sum() > 3 and rollout.truncated.sum() > 3

@@ -42,8 +42,8 @@ def iterate(agent: Any) -> dict[str, torch.Tensor]:
     for t in range(agent.config.n_steps):
         rollout.act[:, t] = agent.act(rollout.obs[:, t], noise[:, t])
     batch = agent.prepare(rollout)
-    if agent.journal is not None:
-        agent.journal._ready = True  # the one thing that is waited for, until it is true
+    if agent.replay is not None:
+        agent.replay._ready = True  # the one thing that is waited for, until it is true
     metrics = agent.update(batch, 0.5)
     agent.observe(rollout)
     agent.ask(rollout.obs[:, 0]), agent.mode(rollout.obs[:, 0])

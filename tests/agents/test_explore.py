@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from dpd.agents.config import TD3Config
-from dpd.agents.noise import ParameterNoise, uniform_from_normal
+from dpd.agents.offpolicy import uniform_from_normal
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.td3 import TD3
+from dpd.agents.td3 import TD3, ParameterNoise
 
 O, A = 3, 2  # noqa: E741
 SEEDS = [(0, 0), (0, 1)]
@@ -82,7 +82,7 @@ def test_parameter_noise_adapts_to_the_distance_of_actions_it_is_to_have() -> No
 
 def acting(agent: TD3) -> Tensor:
     """Return the parameters that act in each environment [N, E, D]."""
-    return agent.exploration.state()["perturbed"].clone()
+    return agent.exploration.state()["perturbed.flat"].unflatten(0, (agent.n_learners, -1)).clone()
 
 
 def test_every_environment_acts_with_a_policy_of_its_own_and_a_row_is_left_to_itself() -> None:

@@ -11,10 +11,9 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from dpd.agents.base import Batch, Metrics, Minibatch
+from dpd.agents.base import Batch, Metrics, Minibatch, Rollout
 from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO, Samples, mean_kl
-from dpd.agents.rollout import Rollout
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy, bounds
 from tests.toy import probe_envs as probes
@@ -177,7 +176,7 @@ def test_an_update_moves_every_parameter_as_stable_baselines3_does(
         norm_obs=False,
         norm_reward=False,
     )
-    ours = PPO(config, O, A, [(1,)], dtype)
+    ours = PPO(config, O, A, [(1, 0)], dtype)
     before = {k: v.clone() for k, v in sb3_parameters(theirs.policy).items()}
     assert before.keys() == ours.nets.views.keys()
     for name, value in before.items():

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dpd.agents.base import Rollout
 from dpd.agents.config import SACConfig
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.rollout import Rollout
 
 SEEDS = [(0, 0), (0, 1)]
 GAMMA = torch.full((2, 1), 0.5, dtype=torch.float64)

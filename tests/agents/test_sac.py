@@ -18,7 +18,7 @@ SMALL = SACConfig(
 
 def copy_of(model: SB3SAC, config: SACConfig) -> SAC:
     """Return one learner with the weights of a model of Stable-Baselines3."""
-    agent = SAC(config, O, A, [(1,)], parity.F64)
+    agent = SAC(config, O, A, [(1, 0)], parity.F64)
     trunk = parity.linear(model.actor.latent_pi)
     means = parity.named("actor", [*trunk, *parity.linear(model.actor.mu)])
     log_stds = parity.named("actor", [*trunk, *parity.linear(model.actor.log_std)])
@@ -79,7 +79,7 @@ def test_updates_move_every_parameter_as_stable_baselines3_does(
 
 def test_the_temperature_falls_where_the_entropy_is_above_its_target_and_rises_below() -> None:
     for target, sign in ((-50.0, -1), (50.0, 1)):
-        agent = SAC(replace(SMALL, target_entropy=target), O, A, [(1,), (2,)], parity.F64)
+        agent = SAC(replace(SMALL, target_entropy=target), O, A, [(1, 0), (2, 0)], parity.F64)
         before = agent.log_alpha.clone()
         agent.update(agent.prepare(parity.filled(agent, [1, 2])), 0.0)
         # Adam's steps are of the learning rate's length while the gradient keeps its sign
@@ -89,6 +89,6 @@ def test_the_temperature_falls_where_the_entropy_is_above_its_target_and_rises_b
 
 
 def test_a_fixed_temperature_stays() -> None:
-    agent = SAC(replace(SMALL, alpha=0.2), O, A, [(1,)], parity.F64)
+    agent = SAC(replace(SMALL, alpha=0.2), O, A, [(1, 0)], parity.F64)
     metrics = agent.update(agent.prepare(parity.filled(agent, [1])), 0.0)
     assert metrics["train/alpha"].tolist() == pytest.approx([0.2])

@@ -20,7 +20,7 @@ PLAIN = DDPGConfig(
 
 def copy_of(model: SB3TD3, config: TD3Config) -> TD3:
     """Return one learner with the weights of a model of Stable-Baselines3."""
-    agent = TD3(config, O, A, [(1,)], parity.F64)
+    agent = TD3(config, O, A, [(1, 0)], parity.F64)
     parity.load(agent.nets, 0, parity.named("actor", parity.linear(model.actor.mu)))
     target = parity.named("actor", parity.linear(model.actor_target.mu))
     parity.load(agent.target_nets, 0, target)

@@ -16,7 +16,7 @@ from dpd.agents.td3 import TD3
 from dpd.distill.config import DPDConfig
 from dpd.distill.method import Context
 from dpd.distill.peers import DualDistillation
-from dpd.distill.targets import Targets
+from dpd.distill.targets import Targets, samples_at
 
 O, A, S = 4, 2, 64  # noqa: E741
 ALGO = PPOConfig(n_envs=4, n_steps=16, minibatch_size=16, epochs=2, hidden=(16, 16))
@@ -125,7 +125,7 @@ class Setup:
     def loss(self, targets: Targets) -> Tensor:
         """Return the weighted divergence [N] over all states."""
         idx = torch.arange(targets.weight.shape[1]).expand(targets.weight.shape)
-        return self.method.distillation_loss(targets.at(idx))
+        return self.method.distillation_loss(samples_at(targets, idx))
 
     def distil(self, progress: float = 0.0) -> Tensor:
         """Run one iteration of the method alone; return how all parameters moved [N, D]."""

@@ -89,8 +89,8 @@ def on_meta(algo: Any, seeds: Sequence[tuple[int, int]] = SEEDS) -> Learners:
     """Return learners that record their updates as they would on a GPU."""
     agent: Learners = algo.build(O, ACT, seeds, META)
     agent.graphs = Graphs(torch.device("cuda"), record=Recorded)
-    if agent.journal is not None:
-        agent.journal._ready = True  # what is waited for, until true
+    if agent.replay is not None:
+        agent.replay._ready = True  # what is waited for, until true
     return agent
 
 

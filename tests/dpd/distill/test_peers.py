@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from dpd.distill.config import DPDConfig
-from dpd.distill.independent import Independent
 from dpd.distill.method import Context
+from dpd.distill.peers import Independent
 from tests.toy.peers import DIVERGENCES, F64, LOSS, SHARED, STEP, A, O, S, Setup, vary
 
 
@@ -273,7 +273,7 @@ def test_what_a_checkpoint_holds_grows_with_the_method() -> None:
     setup.distil()
     state = setup.method.state()
     assert int(state["iteration"]) == 1
-    assert state["exchange.memory"].shape == (2, S, O)
+    assert state["exchange.source0.memory"].shape == (2, S, O)
     assert state["optimizer.steps"].tolist() == [4, 4]
     assert state["mean_square"].gt(0).all()
 

@@ -60,7 +60,7 @@ def test_the_relational_loss_makes_a_memory_useful_and_only_a_true_one():
     # and each run has chosen so, by states it had not seen
     assert with_it.method.weight.item() < 1 and with_it.last["distill/gain_mse"].item() > 0
     assert without.method.weight.item() == shuffled.method.weight.item() == 1
-    assert without.method.policy is None and shuffled.method.policy is None
+    assert without.method.memory_meta(0) is None and shuffled.method.memory_meta(0) is None
 
 
 def room(dtype: torch.dtype = torch.float32, groups: int = 2, first: int = 0, **settings):
@@ -82,7 +82,7 @@ def of_file(room: Classroom, n: int) -> Policy:
         hidden=room.agent.config.hidden_of(room.seeds[n][1]),
         memory=room.method.memory_meta(n),
     )
-    deployed = room.method.policy or room.agent
+    deployed = room.method
     box = {k: TEACHER.tensors[k] for k in ("act_low", "act_high")}
     return Policy({k: x.float() for k, x in deployed.export(n).items()} | box, meta)
 
@@ -91,7 +91,7 @@ def of_file(room: Classroom, n: int) -> Policy:
 def test_what_is_saved_acts_as_what_is_evaluated(keys):
     some = room(keys=keys)
     some.teach(3)
-    acted = some.method.policy.mode(PROBE.expand(4, -1, -1))
+    acted = some.method.mode(PROBE.expand(4, -1, -1))
     assert not torch.allclose(acted, some.agent.mode(PROBE.expand(4, -1, -1)), atol=0.01)
     for n in range(4):
         torch.testing.assert_close(of_file(some, n).mode(PROBE), acted[n], rtol=0, atol=1e-6)
@@ -100,7 +100,6 @@ def test_what_is_saved_acts_as_what_is_evaluated(keys):
 def test_weight_one_is_bit_for_bit_the_plain_student():
     some = room(student_weight=1.0)
     some.teach(3)
-    assert some.method.policy is None
     assert some.method.memory_meta(0) is None
     assert torch.equal(of_file(some, 0).mode(PROBE), some.agent.mode(PROBE.expand(4, -1, -1))[0])
 
@@ -110,7 +109,7 @@ def test_rows_that_decline_act_bit_for_bit_as_they_are_beside_rows_that_ask():
     some.teach(3)
     some.method.weight[1] = 1.0
     obs = PROBE.expand(4, -1, -1)
-    assert torch.equal(some.method.policy.mode(obs)[1], some.agent.mode(obs)[1])
+    assert torch.equal(some.method.mode(obs)[1], some.agent.mode(obs)[1])
     assert some.method.memory_meta(1) is None and "memory.keys" not in some.method.export(1)
     assert "memory.keys" in some.method.export(0)
 

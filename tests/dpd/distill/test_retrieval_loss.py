@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dpd.distill.embedding import contrastive_loss, others_answer, relational_loss
+from dpd.distill.retrieval import contrastive_loss, others_answer, relational_loss
 from dpd.policies.memory import unit
 
 F64 = torch.float64

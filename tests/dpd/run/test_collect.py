@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpd.agents.rollout import Rollout
+from dpd.agents.base import Rollout
 from dpd.run.collect import EpisodeStatistics
 from tests.toy.meta_device import META, Elsewhere
 

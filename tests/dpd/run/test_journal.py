@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from dpd.agents.base import Rollout
 from dpd.agents.config import SACConfig
 from dpd.agents.replay import Replay
-from dpd.agents.rollout import Rollout
 from dpd.run.checkpoint import BadFile, CheckpointInfo, Checkpoints, JournalFiles
 
 CONFIG = SACConfig(capacity=10, n_envs=1, n_steps=2, minibatch_size=1, learning_starts=0)

@@ -52,8 +52,8 @@ def test_an_iteration_waits_at_its_end_alone(algo: str, place: str) -> None:
     env = env if place == "there" else OnDevice(env, META)
     stack = LearnerStack(config, WHO, env, lambda seeds: env, Clock(), META)
     stack.method = DPDConfig(steps=2, batch_size=8).build(Context(stack.agent, 1, 2, WHO))
-    if stack.agent.journal is not None:
-        stack.agent.journal._ready = True  # waited for until true
+    if stack.agent.replay is not None:
+        stack.agent.replay._ready = True  # waited for until true
     settled = []
     stack.guard.check_pending = lambda: settled.append(1)  # type: ignore[method-assign]
     with on_device():

@@ -3,8 +3,15 @@ import torch
 from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.sac import LOG_STD_MAX, gaussian, gaussian_gradient
-from dpd.agents.td_loss import critic_loss, deterministic_loss, soft_loss, temperature_gradient
+from dpd.agents.offpolicy import critic_loss
+from dpd.agents.sac import (
+    LOG_STD_MAX,
+    gaussian,
+    gaussian_gradient,
+    soft_loss,
+    temperature_gradient,
+)
+from dpd.agents.td3 import deterministic_loss
 
 N, C, B, A = 2, 3, 8, 4
 
