@@ -292,7 +292,7 @@ def write_cooperation_events(outcome: Cooperation, folder: Path) -> None:
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    from dpd.log.tensorboard import add_scalars
+    from dpd.log.log import add_scalars
 
     for within in ("", "peer*/"):
         for old in folder.glob(f"{within}events.out.tfevents.*"):

@@ -348,7 +348,7 @@ def write_student_events(result: Audit, entry: StudentAudit, folder: Path) -> No
     """Write a student's measurements as one TensorBoard run; an earlier audit's are replaced."""
     from torch.utils.tensorboard import SummaryWriter
 
-    from dpd.log.tensorboard import add_scalars
+    from dpd.log.log import add_scalars
 
     run = folder / ("fidelity-" + re.sub(r"[^\w.-]+", "-", entry.subject.name))
     for old in run.glob("events.out.tfevents.*"):

@@ -32,7 +32,7 @@ class PolicySaver:
         export: Callable[[int], tuple[StackConfig, Mapping[str, Tensor]]],
         memory: Callable[[int], MemoryMeta | None] = lambda n: None,
     ) -> None:
-        self.dir, self.names = run_dir / "policies", peer_names(config, run_dir)
+        self.dir, self.names = run_dir / "policies", peer_names(config)
         self.config, self.spec, self.export, self.memory = config, spec, export, memory
         self.n = config.run.seeds * config.run.peers
         self.best = torch.full((self.n,), -torch.inf, dtype=torch.float64)

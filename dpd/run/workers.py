@@ -23,8 +23,8 @@ from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
 from dpd.envs.physics import n_cores
 from dpd.log.csv import CSV_FIELDS, metrics_name
-from dpd.log.display import Board, Display, MetricValue
 from dpd.log.naming import display_names, peer_names
+from dpd.log.terminal import Board, Display, MetricValue
 from dpd.run.device import gpu_memory_bytes, n_devices, nth_device, require_device
 from dpd.run.directory import claim, locked, resume_command, run_path, write_settings
 from dpd.run.settings import saved_settings

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from dpd.cli import main, parse_train
 from dpd.log.csv import read_rows
-from dpd.log.display import Board
+from dpd.log.terminal import Board
 from dpd.run.checkpoint import Checkpoints, read
 from dpd.run.workers import Progress, share
 from tests.dpd.run.test_resume import (
