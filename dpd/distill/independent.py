@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpd.agents.base import Batch, Metrics, State
+from dpd.agents.learners import Learners
 from dpd.distill.exchange import PeerExchange, action_distance, pick
 from dpd.distill.method import Context, Method
 from dpd.distill.peers import gap, gap_metrics
@@ -19,7 +20,11 @@ class Independent(Method):
 
     def on_batch(self, batch: Batch, progress: float) -> None:
         """Store the states of the iteration to measure on."""
-        self.exchange.remember(batch)
+        self.exchange.remember(self.agent, batch)
+
+    def on_peer_batch(self, agent: Learners, batch: Batch) -> None:
+        """Store the states of peers in another stack."""
+        self.exchange.remember(agent, batch)
 
     def step(self) -> Metrics:
         """Return the distance and the gap between peers at each other's states [N]."""

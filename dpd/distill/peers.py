@@ -71,7 +71,7 @@ class DualDistillation(Method):
     def on_batch(self, batch: Batch, progress: float) -> None:
         """Store the states of the iteration; choose targets if they go into the learners' loss."""
         c = self.config
-        self.exchange.remember(batch)
+        self.exchange.remember(self.agent, batch)
         self.targets, self.metrics, self.cursor = None, {}, 0
         due = progress >= c.warmup and self.iteration % c.every == 0 and self.exchange.ready
         falling = (1 - progress) / (1 - c.warmup) if c.warmup < 1 else 0.0
@@ -80,6 +80,10 @@ class DualDistillation(Method):
         if self._is_in_loss and not self.has_replay:
             states = self.exchange.draw(self.agent.config.samples)
             self.targets, self.metrics = self.choose(states)
+
+    def on_peer_batch(self, agent: Learners, batch: Batch) -> None:
+        """Store the states of peers in another stack."""
+        self.exchange.remember(agent, batch)
 
     @torch.no_grad()
     def choose(self, states: DrawnStates) -> tuple[Targets, Metrics]:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from dpd.errors import BadInput
 from dpd.log.csv import read_rows
 from dpd.policies.policyfile import Policy, load
-from dpd.run.nan_guard import SeedPeer
 from dpd.run.settings import read_config
 from dpd.run.sources import find_policies, is_best, is_zip
+from dpd.run.stack import SeedPeer
 
 ReturnsByStep = dict[int, list[float]]
 """The values of all seeds at each step."""

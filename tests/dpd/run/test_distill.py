@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import dpd
 from dpd.cli import main, parse_run
-from dpd.run.train import make_training
+from dpd.run.train import iterate, make_training
 from tests.toy.runs import ENDS, ROLLOUT, STUDENT, distil, logged, run, train_teacher
 
 
@@ -114,7 +114,7 @@ def test_students_of_one_depth_share_a_stack_and_keep_their_sizes(
     assert [p.meta.hidden for p in policies] == [(4, 4), (8, 8), (8, 8)]
     assert policies[0].tensors["actor.1.weight"].shape == (4, 4)
     training = make_training(config)
-    training.iterate(), training.iterate()
+    iterate(training), iterate(training)
     acts = training.mode(torch.from_numpy(OBS).expand(3, 50, 8))
     for k, policy in enumerate(policies):
         # the same run, of 768 / 3 / 128 = 2 iterations; Swimmer's bounds are -1 and 1
