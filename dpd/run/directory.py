@@ -18,7 +18,7 @@ from rich.console import Console
 
 from dpd import __version__
 from dpd.agents.base import State, nest, part
-from dpd.config import TrainConfig, as_name, flag, refuse_changes
+from dpd.config import MAY_CHANGE, TrainConfig, as_name, flag, refuse_changes
 from dpd.distill.teacher import Teacher
 from dpd.errors import BadInput, OtherVersion
 from dpd.files import replacing
@@ -78,7 +78,7 @@ def opened(
 def refuse_unlike(path: Path, config: TrainConfig) -> None:
     """Raise BadInput if these settings cannot resume the run in a directory."""
     saved, current = saved_settings(path), config.as_json()
-    if missing := flattened(current).keys() - flattened(saved).keys():
+    if missing := flattened(current).keys() - flattened(saved).keys() - MAY_CHANGE:
         raise OtherVersion(path, f"its settings lack {flag(min(missing))}")
     refuse_changes(saved, config)
     done = max(map(step_of, (path / "checkpoints").rglob("step-*.safetensors")), default=0)

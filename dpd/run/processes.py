@@ -274,8 +274,8 @@ def report_failures(path: Path, statuses: Sequence[int], display: Display) -> in
     """Print the last output line of every worker that failed; return the first bad status, or 0."""
     for part, status in enumerate(statuses):
         if status:
-            lines = log_path(path, part).read_text(errors="replace").split("\n")
-            last = next((line for line in reversed(lines) if line.strip()), "no output")
+            output = log_path(path, part).read_text(errors="replace").strip() or "no output"
+            last = output.splitlines()[-1]
             display.notice(f"dpd: worker {part} exited with status {status}: {last}", style="red")
     return next((status for status in statuses if status), 0)
 
@@ -308,16 +308,12 @@ class WorkerProgress:
             file.seek(self.offsets[part])
             whole, newline, _ = file.read().rpartition(b"\n")
         self.offsets[part] += len(whole) + len(newline)
-        for row in csv.reader(whole.decode().splitlines()):
-            if row != list(CSV_FIELDS):
-                self._store(part, *row)
+        for step, seed, peer, metric, value in csv.reader(whole.decode().splitlines()):
+            if step == CSV_FIELDS[0]:
+                continue
+            self.steps[part] = int(step)
+            if not seed:
+                self.values[metric] = float(value)
+            elif isinstance(row := self.values.setdefault(metric, [None] * self.n), list):
+                row[(int(seed) - self.seed) * self.peers + int(peer)] = float(value)
         return bool(newline)
-
-    def _store(self, part: int, step: str, seed: str, peer: str, metric: str, value: str) -> None:
-        self.steps[part] = int(step)
-        if not seed:
-            self.values[metric] = float(value)
-            return
-        row = self.values.setdefault(metric, [None] * self.n)
-        if isinstance(row, list):
-            row[(int(seed) - self.seed) * self.peers + int(peer)] = float(value)

@@ -95,12 +95,6 @@ class Training:
         run, kwargs = self.run, self.run.parsed_env_kwargs()
         return make(run.env, len(seeds), seeds, run.backend, kwargs, run.threads, self.device)
 
-    def _make_on_cpu(self, seeds: list[int]) -> Env:
-        """Make environments for evaluation, which always uses MuJoCo itself, not warp."""
-        run, kwargs = self.run, self.run.parsed_env_kwargs()
-        backend = "auto" if run.backend == "warp" else run.backend
-        return make(run.env, len(seeds), seeds, backend, kwargs, run.threads)
-
     @property
     def spec(self) -> EnvSpec:
         """The specification of the environment."""
@@ -192,10 +186,14 @@ class Training:
         Raises EvaluationStopped if a stop is requested; `evaluation_due` remains True until an
         evaluation of this iteration is complete.
         """
-        self.evaluation_due, n_episodes = True, self.run.eval_episodes
-        seeds = [k for s, _ in self.ids for k in episode_seeds(s, n_episodes, self.iteration)]
+        self.evaluation_due, run = True, self.run
+        seeds = [
+            k for s, _ in self.ids for k in episode_seeds(s, run.eval_episodes, self.iteration)
+        ]
+        backend = "auto" if run.backend == "warp" else run.backend  # MuJoCo itself evaluates
         with self.clock("eval"):
-            env = self._make_on_cpu(seeds)
+            kwargs = run.parsed_env_kwargs()
+            env = make(run.env, len(seeds), seeds, backend, kwargs, run.threads)
             try:
                 episodes = run_episodes(env, self.mode, len(self.ids), stop_requested)
             finally:
