@@ -35,6 +35,7 @@ from dpd.envs.make import make
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, load_model, observe
 from dpd.envs.warp import WarpEnv
+from dpd.run.train import iterate
 from dpd.run.training import Training
 
 Record = dict[str, Any]
@@ -137,15 +138,16 @@ def nothing_waits(device: torch.device, quick: bool) -> Record:
     """Run iterations in which waiting for the device raises an error."""
     sizes = ["--n-envs", "64"] if quick else list(SOME)
     argv = [CHEETAH, "--backend", "warp", "--device", str(device), *sizes]
-    (stack,) = Training(parse_train(argv)).stacks
-    stack.iterate(0.0)
+    training = Training(parse_train(argv))
+    (stack,) = training.stacks
+    iterate(training)
     settle, on_gpu = stack.guard.check_pending, device.type == "cuda"
     stack.guard.check_pending = lambda: None  # type: ignore[method-assign] # the one wait, at the end
     if on_gpu:
         torch.cuda.set_sync_debug_mode("error")
     try:
-        for k in (0.1, 0.2):
-            stack.iterate(k)
+        for _ in range(2):
+            iterate(training)
     finally:
         if on_gpu:
             torch.cuda.set_sync_debug_mode("default")
@@ -159,11 +161,11 @@ def goes_on(device: torch.device) -> Record:
     argv += ["32768"]
     whole, stopped = (Training(parse_train(argv)) for _ in range(2))
     for training in (whole, stopped):
-        training.iterate(), training.iterate()
+        iterate(training), iterate(training)
     resumed = Training(parse_train(argv))
     resumed.load_state({name: x.detach().cpu().clone() for name, x in stopped.state().items()})
     for training in (whole, resumed):
-        training.iterate()
+        iterate(training)
     ours, theirs = resumed.stacks[0].agent.nets.flat, whole.stacks[0].agent.nets.flat
     return {"largest_difference": float((ours - theirs).detach().abs().max())}
 

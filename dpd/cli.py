@@ -34,7 +34,7 @@ from dpd.config import (
 )
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
 from dpd.distill import METHODS
-from dpd.errors import BadInput
+from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
 from dpd.run.settings import as_flags, parse, preset_settings, read_config, saved_settings
 from dpd.study.config import CompareConfig, StudyConfig
@@ -102,8 +102,8 @@ STUDENT_STEPS = 200_000
 """Default number of environment steps per student; --total-steps overrides the sum."""
 
 
-def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]]:
-    """Read the flags that determine the others, and the configuration file."""
+def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any], Path | None]:
+    """Read the flags that determine the others, the configuration file, and the run to resume."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("algo", "method", "preset", "config", "resume", "student-sizes"):
         peek.add_argument(f"--{name}")
@@ -122,7 +122,16 @@ def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]
     kind = SELECTIONS[command]
     names = {f.name: settings.pop(f.name, None) for f in fields(kind) if f.name != "config"}
     chosen = {k: getattr(given, k) or v for k, v in names.items()}
-    return kind(**{k: v for k, v in chosen.items() if v}), settings
+    run_dir = Path(given.resume) if given.resume else None
+    return kind(**{k: v for k, v in chosen.items() if v}), settings, run_dir
+
+
+def refuse_other_version(run_dir: Path, flags: Any, saved: Sequence[str], default: Any) -> None:
+    """Raise OtherVersion if the saved settings of a run are not settings of this version."""
+    try:
+        parse(flags, saved, "dpd", default)
+    except BadInput as error:
+        raise OtherVersion(run_dir, str(error).partition(";")[0]) from error
 
 
 def refuse_other_command(command: str, run_dir: str, method: object) -> None:
@@ -156,7 +165,7 @@ def sizes_of(selection: Selection) -> list[str]:
 
 def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     """Return a run's settings. Precedence, lowest first: default, preset, file, flag."""
-    selection, settings = select(argv, command)
+    selection, settings, run_dir = select(argv, command)
     ours = {name: kind for name, kind in METHODS.items() if command == kind.COMMAND}
     method = METHODS.get(selection.method) or choose("method", selection.method, ours)
     if command != method.COMMAND:
@@ -169,7 +178,12 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     run = replace(defaults(selection, algos), env=settings.pop("env", RunConfig.env))
     words += as_flags(settings)
     flags, default = run_flags(selection, run, algos, method, command)
-    args = parse(flags, [*words, *argv], f"dpd {command}", default)
+    try:
+        args = parse(flags, [*words, *argv], f"dpd {command}", default)
+    except BadInput:
+        if run_dir is not None:
+            refuse_other_version(run_dir, flags, words, default)
+        raise
     given = [
         (name, getattr(args, group))
         for group, (name, _) in zip(groups_of(algos), algos, strict=True)

@@ -63,7 +63,7 @@ class IndependentConfig:
 
     def build(self, context: Context) -> Method:
         """Return the method for a stack of learners."""
-        from dpd.distill.peers import Independent
+        from dpd.distill.independent import Independent
 
         return Independent(context)
 

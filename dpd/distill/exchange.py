@@ -150,12 +150,10 @@ class PeerExchange(Stateful):
         """Number of states per learner to draw from."""
         return min(source.size for source in self.sources)
 
-    def remember(self, batch: Batch) -> None:
-        """Store the students' states of an iteration, and the latest of the other stacks."""
-        for stack, source in zip(self.peer_stacks, self.sources, strict=True):
-            latest = batch if stack.agent is self.agent else stack.batch
-            if latest is not None:
-                source.remember(latest)
+    def remember(self, agent: Learners, batch: Batch) -> None:
+        """Store the states of an iteration of a stack's learners."""
+        k = [stack.agent for stack in self.peer_stacks].index(agent)
+        self.sources[k].remember(batch)
 
     def state(self) -> State:
         sources = {f"source{k}": source.state() for k, source in enumerate(self.sources)}

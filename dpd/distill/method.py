@@ -17,14 +17,12 @@ from dpd.distill.teacher import Teacher
 from dpd.policies.memory import MemoryMeta
 
 
-@dataclass
+@dataclass(frozen=True)
 class PeerStack:
     """A stack of learners, and the numbers of its peers within every group."""
 
     agent: Learners
     peers: Sequence[int]
-    batch: Batch | None = None
-    """The latest batch of the stack; peers in other stacks draw states from it."""
 
     def to_rows(self, x: Tensor) -> Tensor:
         """Repeat values of groups for every peer of the stack: [G, K, ...] -> [N, K, ...]."""
@@ -84,6 +82,9 @@ class Method(Stateful):
 
     def on_batch(self, batch: Batch, progress: float) -> None:
         """Choose states, targets and weights; `progress` of the run is in [0, 1]."""
+
+    def on_peer_batch(self, agent: Learners, batch: Batch) -> None:
+        """Read the latest batch of peers in another stack, whose learners are `agent`."""
 
     @property
     def loss(self) -> ExtraLoss | None:

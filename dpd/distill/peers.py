@@ -62,7 +62,7 @@ class DualDistillation(Method):
     def on_batch(self, batch: Batch, progress: float) -> None:
         """Store the states of the iteration; choose targets if they go into the learners' loss."""
         c = self.config
-        self.exchange.remember(batch)
+        self.exchange.remember(self.agent, batch)
         self.targets, self.metrics, self.cursor = None, {}, 0
         due = progress >= c.warmup and self.iteration % c.every == 0 and self.exchange.ready
         falling = (1 - progress) / (1 - c.warmup) if c.warmup < 1 else 0.0
@@ -71,6 +71,10 @@ class DualDistillation(Method):
         if self._is_in_loss and not self.has_replay:
             states = self.exchange.draw(self.agent.config.samples)
             self.targets, self.metrics = self.choose(states)
+
+    def on_peer_batch(self, agent: Learners, batch: Batch) -> None:
+        """Store the states of peers in another stack."""
+        self.exchange.remember(agent, batch)
 
     @torch.no_grad()
     def choose(self, states: DrawnStates) -> tuple[Targets, Metrics]:
@@ -369,31 +373,3 @@ def dose_of(config: DPDConfig, agent: Learners) -> Dose:
         paper = Dose(1e-5, 40, 256, 0.5)
     named = {name: getattr(config, name) for name in Dose._fields}
     return paper._replace(**{k: v for k, v in named.items() if v is not None})
-
-
-MEASURED_STATES = 256  # states per learner and iteration
-
-
-class Independent(Method):
-    """Peers that ignore each other; logs how far apart they are and who is ahead."""
-
-    STATE = ("exchange",)
-
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self.exchange = PeerExchange(context, "peer", 1.0, None)
-
-    def on_batch(self, batch: Batch, progress: float) -> None:
-        self.exchange.remember(batch)
-
-    def step(self) -> Metrics:
-        x = self.exchange
-        if x.peers == 1 or not x.ready:
-            return {}
-        states = x.draw(MEASURED_STATES)
-        policies, values = x.ask(states.obs)
-        metrics = {"distill/action_distance": action_distance(policies, x.student, states.source)}
-        if len(x.peer_stacks) > 1:  # values of unlike learners estimate different quantities
-            return metrics
-        student = x.student.expand_as(states.source)
-        return metrics | gap_metrics(gap(pick(values, student), pick(values, states.source)))

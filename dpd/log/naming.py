@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from dpd.config import TrainConfig
 
 BEST = "best"
-_NUMBERED = re.compile(r"seed\d+-peer\d+")
 _FILE = re.compile(r"(?P<learner>.+?)(?:-(?P<best>best)|-(?P<steps>\d{12}))?")
 
 
@@ -47,17 +45,14 @@ def parse_policy_name(stem: str) -> PolicyName:
     return PolicyName(match["learner"], match["best"] is not None, int(steps) if steps else None)
 
 
-def peer_names(config: TrainConfig, run_dir: Path | None = None) -> list[str]:
+def peer_names(config: TrainConfig) -> list[str]:
     """Name the peers of a run: peer0, peer1, ..., or by algorithm and size if these differ.
 
     Students are named by size (64x64), and also by algorithm if they have different ones. The names
     of peers in `dpd train` include the number that their flags use (--peer1.hidden): peer0-ppo,
-    peer1-sac. If an earlier version of dpd started the run in `run_dir` with plain numbers, the
-    resumed run keeps them.
+    peer1-sac.
     """
     numbers = [f"peer{peer}" for peer in range(config.run.peers)]
-    if run_dir is not None and _is_numbered(run_dir):
-        return numbers
     traits = _distinguishing_traits(config)
     if not any(traits):
         return numbers
@@ -89,9 +84,3 @@ def _distinguishing_traits(config: TrainConfig) -> list[str]:
         "-".join([algo] * by_algo + [size] * by_size)
         for algo, size in (traits[peer] for peer in sorted(traits))
     ]
-
-
-def _is_numbered(run_dir: Path) -> bool:
-    """Return True if a run's policy files are named by peer numbers alone."""
-    stems = (file.stem for file in (run_dir / "policies").glob("seed*.safetensors"))
-    return any(_NUMBERED.fullmatch(stem) for stem in stems)

@@ -216,7 +216,7 @@ def write_events(folder: Path, runs: Mapping[str, Events]) -> None:
     """Write TensorBoard runs by their folder's name; the events that these held are replaced."""
     from torch.utils.tensorboard import SummaryWriter
 
-    from dpd.log.tensorboard import add_scalars
+    from dpd.log.log import add_scalars
 
     for run, events in runs.items():
         for old in (folder / run).glob("events.out.tfevents.*"):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dpd.agents.base import State
 from dpd.agents.replay import Replay
+from dpd.errors import OtherVersion
 from dpd.files import DRAFT, replacing
 
 
@@ -100,11 +101,11 @@ class JournalFiles:
 
     def __init__(self, folder: Path, stack: int = 0) -> None:
         self.dir, self.stack = folder, stack
-        self.pattern = re.compile(rf"replay{stack}-(\d{{12}})-(\d{{12}})\.safetensors")
 
     def segments(self) -> list[Segment]:
         """Return the segments on disk, oldest first."""
-        matches = (self.pattern.fullmatch(file.name) for file in self.dir.glob("replay*"))
+        pattern = re.compile(rf"replay{self.stack}-(\d{{12}})-(\d{{12}})\.safetensors")
+        matches = (pattern.fullmatch(file.name) for file in self.dir.glob("replay*"))
         return sorted(Segment(int(m[1]), int(m[2]), self.stack) for m in matches if m)
 
     def save(self, journal: Replay) -> list[str]:
@@ -113,8 +114,7 @@ class JournalFiles:
         These are the names that `load` needs.
         """
         oldest = journal.total - journal.held
-        written = max((s.end for s in self.segments()), default=0)
-        begin = max(written, oldest)
+        begin = max([oldest, *(s.end for s in self.segments())])
         if begin < journal.total:
             path = self.dir / Segment(begin, journal.total, self.stack).name
             write_tensors(path, {"rows": journal.since(begin)}, SEGMENT_KEY, {})
@@ -125,16 +125,15 @@ class JournalFiles:
 
         Raises BadFile if one is missing or corrupt.
         """
-        expected = [name for name in names if self.pattern.fullmatch(name)]  # of this stack
-        wanted = [s for s in self.segments() if s.name in expected]
-        if len(wanted) < len(expected):
-            missing = len(expected) - len(wanted)
+        expected = sum(name.startswith(f"replay{self.stack}-") for name in names)
+        found = [s for s in self.segments() if s.name in names]
+        if missing := expected - len(found):
             raise BadFile(f"{self.dir} lacks {missing} replay files of the checkpoint")
-        rows = [read_tensors(self.dir / s.name, SEGMENT_KEY)[0]["rows"] for s in wanted]
-        return wanted[0].begin if wanted else 0, rows
+        rows = [read_tensors(self.dir / s.name, SEGMENT_KEY)[0]["rows"] for s in found]
+        return found[0].begin if found else 0, rows
 
     def load(self, journal: Replay, names: Collection[str]) -> None:
-        """Restore the journal from the named files, and remove the other ones up to its last step.
+        """Restore the journal from the named files, and remove those that end after its last step.
 
         Raises BadFile as `read` does.
         """
@@ -183,43 +182,55 @@ def file_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:012d}.safetensors"
 
 
+def step_of(file: Path) -> int:
+    """Return the step of a checkpoint from its name."""
+    return int(file.stem.removeprefix("step-"))
+
+
 class Checkpoints:
-    """Checkpoints of a run or of one of its workers: the latest few, the best, their replays."""
+    """Checkpoints of a run or of one of its workers: the latest few, the best, their replays.
 
-    def __init__(self, run_dir: Path, keep: int, part: int | None = None) -> None:
+    `journals` are the replays of the stacks; None for a stack without one.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        keep: int,
+        part: int | None = None,
+        journals: Sequence[Replay | None] = (),
+    ) -> None:
         self.dir, self.keep = folder_of(run_dir, part), keep
-        self.journals: list[JournalFiles] = []
-
-    def _replays(self, journals: Sequence[Replay | None]) -> list[tuple[JournalFiles, Replay]]:
-        """Return the replay files and the journal of every stack that has a replay."""
-        self.journals = [JournalFiles(self.dir, k) for k in range(len(journals))]
-        both = zip(self.journals, journals, strict=True)
-        return [(files, journal) for files, journal in both if journal is not None]
+        self.journals = [
+            (JournalFiles(self.dir, k), journal)
+            for k, journal in enumerate(journals)
+            if journal is not None
+        ]
 
     def files(self) -> list[Path]:
         """Return the paths of the checkpoints, newest first."""
         return sorted(self.dir.glob("step-*.safetensors"), reverse=True)
 
-    def save(
-        self, state: State, info: CheckpointInfo, journals: Sequence[Replay | None] = ()
-    ) -> Path:
+    def save(self, state: State, info: CheckpointInfo) -> None:
         """Write a checkpoint, then remove those that are no longer needed."""
-        path = file_of(self.dir, info.step)
-        names = [name for files, replay in self._replays(journals) for name in files.save(replay)]
         # The segments come first: a checkpoint never refers to files that do not exist.
-        write_tensors(path, state, CHECKPOINT_KEY, asdict(replace(info, replay=names)))
+        names = [name for files, journal in self.journals for name in files.save(journal)]
+        metadata = asdict(replace(info, replay=names))
+        write_tensors(file_of(self.dir, info.step), state, CHECKPOINT_KEY, metadata)
         self._remove_old()
-        return path
 
     def _remove_old(self) -> None:
-        known = {f: info for f in self.files() if (info := _info_if_intact(f)) is not None}
+        known: dict[Path, CheckpointInfo] = {}
+        for file in self.files():
+            with suppress(BadFile, OtherVersion):  # removed with the others; reading it complains
+                known[file] = _parse_info(file, read_metadata(file, CHECKPOINT_KEY))
         scores = {f: info.score for f, info in known.items() if info.score is not None}
         best = max(scores, key=scores.__getitem__, default=None)
         for file in self.files()[self.keep :]:
             if file != best:
                 file.unlink(missing_ok=True)
                 known.pop(file, None)
-        for files in self.journals:
+        for files, _ in self.journals:
             files.remove({name for info in known.values() for name in info.replay})
 
     def clear_drafts(self) -> None:
@@ -228,19 +239,17 @@ class Checkpoints:
             with suppress(OSError):
                 draft.unlink()
 
-    def load_newest(
-        self, load: Callable[[State], None], journals: Sequence[Replay | None]
-    ) -> tuple[CheckpointInfo, list[str]] | None:
+    def load_newest(self, load: Callable[[State], None]) -> tuple[CheckpointInfo, list[str]] | None:
         """Load the newest intact checkpoint; return None if there is no checkpoint at all.
 
         Returns its metadata and a complaint about each corrupt one that was skipped. Raises BadFile
-        if all are corrupt.
+        if all are corrupt, OtherVersion if another version of dpd wrote the newest.
         """
         complaints: list[str] = []
         for file in self.files():
             try:
                 state, info = read(file)
-                for files, journal in self._replays(journals):
+                for files, journal in self.journals:
                     files.load(journal, info.replay)
             except BadFile as error:
                 complaints.append(str(error))
@@ -252,24 +261,16 @@ class Checkpoints:
         return None
 
 
-def _info_if_intact(path: Path) -> CheckpointInfo | None:
-    try:
-        return _parse_info(path, read_metadata(path, CHECKPOINT_KEY))
-    except BadFile:
-        return None  # removed like the others; an attempt to read it reports the error
-
-
 def read(path: Path) -> tuple[State, CheckpointInfo]:
-    """Read a checkpoint. Raises BadFile if it is corrupt."""
+    """Read a checkpoint. Raises BadFile if it is corrupt, OtherVersion if its format differs."""
     state, metadata = read_tensors(path, CHECKPOINT_KEY)
     return state, _parse_info(path, metadata)
 
 
 def _parse_info(path: Path, metadata: dict[str, Any]) -> CheckpointInfo:
     if (version := metadata.get("format")) != CHECKPOINT_FORMAT:
-        raise BadFile(
-            f"{path} has checkpoint format {version}; this version reads {CHECKPOINT_FORMAT}"
-        )
+        reason = f"checkpoint format {version}, and this version reads {CHECKPOINT_FORMAT}"
+        raise OtherVersion(path, reason)
     try:
         return CheckpointInfo(**{k: v for k, v in metadata.items() if k != "digest"})
     except TypeError as error:

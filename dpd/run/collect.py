@@ -46,9 +46,8 @@ class EpisodeStatistics:
         self.returns = self.ret.new_full((n, window), torch.nan)  # of completed ones
         self.lengths = torch.full_like(self.returns, torch.nan)
         self.ended = torch.zeros(n, dtype=torch.int64, device=device)
-        self.skipped = torch.zeros_like(
-            self.ret, dtype=torch.bool
-        )  # True: do not count the running one
+        # True: do not count the running episode
+        self.skipped = torch.zeros_like(self.ret, dtype=torch.bool)
 
     def add(self, rollout: Rollout) -> None:
         """Add a rollout, without synchronizing with the device."""
@@ -88,14 +87,7 @@ class EpisodeStatistics:
 
     def state(self) -> State:
         """Return all statistics as live tensors."""
-        return {
-            "ret": self.ret,
-            "length": self.length,
-            "returns": self.returns,
-            "lengths": self.lengths,
-            "ended": self.ended,
-            "skipped": self.skipped,
-        }
+        return dict(vars(self))
 
     def load_state(self, state: State) -> None:
         """Restore the statistics."""

@@ -7,24 +7,27 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import mujoco
 import torch
+from rich.console import Console
 
 from dpd import __version__
 from dpd.agents.base import State, nest, part
-from dpd.config import TrainConfig, as_name, refuse_changes
-from dpd.errors import BadInput
+from dpd.config import MAY_CHANGE, TrainConfig, as_name, flag, refuse_changes
+from dpd.distill.teacher import Teacher
+from dpd.errors import BadInput, OtherVersion
 from dpd.files import replacing
 from dpd.log.csv import metrics_name
-from dpd.run.checkpoint import CheckpointInfo, Checkpoints
+from dpd.log.log import flattened
+from dpd.run.checkpoint import CheckpointInfo, Checkpoints, step_of
 from dpd.run.policies import PolicySaver
 from dpd.run.settings import saved_settings
-from dpd.run.teachers import keep_teacher, read_run_teacher
+from dpd.run.teachers import keep_returns, keep_teacher
 from dpd.run.training import Training
 
 MAX_ROLLBACKS = 5
@@ -44,25 +47,43 @@ def resume_command(path: Path, config: TrainConfig) -> str:
     return f"dpd {config.command} --resume {shlex.quote(str(path))}"
 
 
-def claim(path: Path, config: TrainConfig) -> None:
-    """Write the settings and the teachers of a new run into its directory.
+@contextmanager
+def opened(
+    config: TrainConfig, teacher: Teacher | None, console: Console
+) -> Iterator[tuple[Path, int]]:
+    """Lock a run's directory and store its settings and teachers; yield it and the lock.
 
-    Raises BadInput if the directory already contains a run.
+    The lock is that of `locked`. Raises BadInput if the directory of a new run already contains
+    one, or if these settings cannot resume the run.
     """
-    if (path / "config.json").exists():
-        raise BadInput(
-            f"{path} already contains a run; resume it with {resume_command(path, config)}, "
-            "or give --out another directory"
-        )
-    if (teacher := read_run_teacher(config)) is not None:
-        keep_teacher(path, teacher)
-    write_settings(path, config)
+    path = run_path(config)
+    with locked(path) as lock:
+        if config.run.resume is not None:
+            refuse_unlike(path, config)
+        elif (path / "config.json").exists():
+            raise BadInput(
+                f"{path} already contains a run; resume it with {resume_command(path, config)}, "
+                "or give --out another directory"
+            )
+        elif teacher is not None:
+            keep_teacher(path, teacher)
+        with replacing(path / "config.json") as draft:
+            draft.write_text(json.dumps(config.as_json(), indent=2) + "\n")
+        if teacher is not None:
+            with console.status("measuring the teacher"):
+                keep_returns(path, teacher, config)
+        yield path, lock
 
 
-def write_settings(path: Path, config: TrainConfig) -> None:
-    """Write config.json, which `--config` and `--resume` read."""
-    with replacing(path / "config.json") as draft:
-        draft.write_text(json.dumps(config.as_json(), indent=2) + "\n")
+def refuse_unlike(path: Path, config: TrainConfig) -> None:
+    """Raise BadInput if these settings cannot resume the run in a directory."""
+    saved, current = saved_settings(path), config.as_json()
+    if missing := flattened(current).keys() - flattened(saved).keys() - MAY_CHANGE:
+        raise OtherVersion(path, f"its settings lack {flag(min(missing))}")
+    refuse_changes(saved, config)
+    done = max(map(step_of, (path / "checkpoints").rglob("step-*.safetensors")), default=0)
+    if done > config.iterations * config.steps_per_iteration:
+        raise BadInput(f"{path} has already done {done:,} steps; --total-steps must not be less")
 
 
 class RunDir:
@@ -71,9 +92,9 @@ class RunDir:
     def __init__(
         self, path: Path, config: TrainConfig, training: Training, part: int | None = None
     ) -> None:
-        self.path, self.config, self.training, self.part = path, config, training, part
+        self.path, self.config, self.training = path, config, training
         self.saver = PolicySaver(path, config, training.spec, training.export, training.memory)
-        self.checkpoints = Checkpoints(path, config.run.keep, part)
+        self.checkpoints = Checkpoints(path, config.run.keep, part, training.journals)
         self.metrics = metrics_name(part)
         self.rollbacks = 0
         self._saved_at = time.monotonic()
@@ -83,42 +104,18 @@ class RunDir:
         """The shell command that resumes this run."""
         return resume_command(self.path, self.config)
 
-    def begin(self) -> None:
-        """Claim the directory for a new run. Raises BadInput if it already contains one."""
-        claim(self.path, self.config)
-
-    def resume(self, notify: Callable[[str], None]) -> None:
+    def resume(self) -> list[str]:
         """Resume from the newest intact checkpoint; start from the beginning if there is none.
 
-        Raises BadInput if the settings differ, BadFile if all checkpoints are corrupt.
+        Returns what the user must know. Raises BadFile if all checkpoints are corrupt.
         """
-        if self.part is None:  # otherwise it was done before the workers started
-            refuse_changes(saved_settings(self.path), self.config)
         self.checkpoints.clear_drafts()
         if (newest := self._load_newest()) is None:
             self.training.begin()
-            return
-        info, complaints = newest
-        if info.iteration > self.config.iterations:
-            raise BadInput(
-                f"{self.path} has already done {info.step:,} steps; --total-steps must not be less"
-            )
+            return []
+        info, lines = newest
         self.rollbacks = info.rollbacks
-        if self.part is None:
-            write_settings(self.path, self.config)
-        for line in [*complaints, *self._resume_notes(info)]:
-            notify(line)
-
-    def _load_newest(self) -> tuple[CheckpointInfo, list[str]] | None:
-        def load(state: State) -> None:
-            self.training.load_state(part(state, "training"))
-            self.saver.load_state(part(state, "saver"))
-
-        return self.checkpoints.load_newest(load, self.training.journals)
-
-    def _resume_notes(self, info: CheckpointInfo) -> list[str]:
-        """Return what the user must know about a resumed run."""
-        lines = [f"resumed at {info.step:,} steps"]
+        lines.append(f"resumed at {info.step:,} steps")
         spec, now = self.training.spec, self._info(None)
         if not spec.can_snapshot:
             lines.append(
@@ -130,6 +127,13 @@ class RunDir:
         if info.versions != now.versions:
             lines.append(f"{now.versions}, previously {info.versions}: rounding may differ")
         return lines
+
+    def _load_newest(self) -> tuple[CheckpointInfo, list[str]] | None:
+        def load(state: State) -> None:
+            self.training.load_state(part(state, "training"))
+            self.saver.load_state(part(state, "saver"))
+
+        return self.checkpoints.load_newest(load)
 
     def _info(self, score: float | None) -> CheckpointInfo:
         return CheckpointInfo(
@@ -148,7 +152,7 @@ class RunDir:
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint; `score` is the learners' mean evaluation, if there was one."""
         state = nest(training=self.training.state(), saver=self.saver.state())
-        self.checkpoints.save(state, self._info(score), self.training.journals)
+        self.checkpoints.save(state, self._info(score))
         self._saved_at = time.monotonic()
 
     def can_roll_back(self) -> bool:

@@ -83,30 +83,6 @@ def run_episodes(
     return EvalResult(returns.reshape(n, -1), lengths.reshape(n, -1))
 
 
-class Evaluator:
-    """Evaluate learners on fresh episodes each time, the same ones for all peers of a seed."""
-
-    def __init__(
-        self, make_env: Callable[[list[int]], Env], seeds: Sequence[int], peers: int, episodes: int
-    ) -> None:
-        self.make_env, self.episodes = make_env, episodes
-        self.seeds = [seed for seed in seeds for _ in range(peers)]  # of each learner
-
-    def __call__(
-        self,
-        mode: Callable[[Tensor], Tensor],
-        purpose: int,
-        stop_requested: Callable[[], bool] = lambda: False,
-    ) -> EvalResult:
-        """Return the episodes of all learners; `purpose` selects the episode seeds.
-
-        Raises EvaluationStopped if a stop is requested.
-        """
-        seeds = [s for seed in self.seeds for s in episode_seeds(seed, self.episodes, purpose)]
-        with closing(self.make_env(seeds)) as env:
-            return run_episodes(env, mode, len(self.seeds), stop_requested)
-
-
 def evaluate_policy(
     policy: Policy, env_id: str, episodes: int, seed: int, threads: int | None = None
 ) -> EvalResult:

@@ -32,7 +32,7 @@ class PolicySaver:
         export: Callable[[int], tuple[StackConfig, Mapping[str, Tensor]]],
         memory: Callable[[int], MemoryMeta | None] = lambda n: None,
     ) -> None:
-        self.dir, self.names = run_dir / "policies", peer_names(config, run_dir)
+        self.dir, self.names = run_dir / "policies", peer_names(config)
         self.config, self.spec, self.export, self.memory = config, spec, export, memory
         seeds = range(config.run.seed, config.run.seed + config.run.seeds)
         self.ids = [(seed, peer) for seed in seeds for peer in range(config.run.peers)]

@@ -12,12 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpd.agents.base import LearnerId
 from dpd.config import NO_STATISTICS, ForeignConfig
 from dpd.errors import BadInput
 from dpd.log.csv import read_rows
 from dpd.log.naming import parse_policy_name
 from dpd.policies.policyfile import Policy, load
-from dpd.run.nan_guard import SeedPeer
 from dpd.run.settings import read_config
 from dpd.sb3.zip import load_zip
 
@@ -199,7 +199,7 @@ class SavedLearner(NamedTuple):
 class Records(NamedTuple):
     """Contents of a metrics.csv."""
 
-    evaluations: dict[SeedPeer, dict[int, float]]
+    evaluations: dict[LearnerId, dict[int, float]]
     """The eval/return of every learner at each step."""
     interval: int
     """Environment steps between two records."""
@@ -246,7 +246,7 @@ class Run:
         return {} if self.records is None else peer_means(self.records.evaluations)
 
 
-def peer_means(evaluations: Mapping[SeedPeer, Mapping[int, float]]) -> ReturnsByStep:
+def peer_means(evaluations: Mapping[LearnerId, Mapping[int, float]]) -> ReturnsByStep:
     """Average over the peers of each seed, at the steps at which all learners were evaluated."""
     if not evaluations:
         return {}
@@ -286,7 +286,7 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def read_learner(
-    file: Path, evaluations: Mapping[SeedPeer, Mapping[int, float]], is_single: bool
+    file: Path, evaluations: Mapping[LearnerId, Mapping[int, float]], is_single: bool
 ) -> SavedLearner:
     """Read a policy and its last evaluation. A single file may lack a seed; it counts as seed 0."""
     policy = load(file)
@@ -302,7 +302,7 @@ def read_learner(
 
 def read_records(path: Path) -> Records:
     """Read the evaluations in a metrics.csv, ignoring a line that a run is still writing."""
-    evaluations: dict[SeedPeer, dict[int, float]] = {}
+    evaluations: dict[LearnerId, dict[int, float]] = {}
     first: int | None = None
     for row in read_rows(path):
         step, value = int(row["step"]), float(row["value"])

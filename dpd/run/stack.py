@@ -1,42 +1,57 @@
-"""One stack of learners with its environments and its method: an iteration, and all state."""
+"""One stack of learners with its environments, its method and the checks of its numbers."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, Metrics, State, nest, part
+from dpd.agents.base import LearnerId, Metrics, State, nest, part
 from dpd.agents.learners import Learners
 from dpd.agents.rng import Stream
 from dpd.config import StackConfig
-from dpd.distill.method import Method, PeerStack
+from dpd.distill.method import Method
 from dpd.envs.base import Env, NonFiniteAction
 from dpd.run.collect import EpisodeStatistics, collect
-from dpd.run.nan_guard import NanGuard, NonFinite, SeedPeer
 
 
-class Clock:
-    """Measure the seconds spent in each phase of an iteration."""
+class NonFinite(RuntimeError):
+    """A quantity of a learner became NaN or infinite in training."""
 
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
+    def __init__(self, quantity: str, learner: LearnerId) -> None:
+        seed, peer = learner
+        super().__init__(f"{quantity} of seed {seed}'s peer {peer} is NaN or infinite")
+        self.quantity, self.learner = quantity, learner
 
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Add the duration of the `with` block to a phase."""
-        start = time.perf_counter()
-        yield
-        self.spent[phase] = self.spent.get(phase, 0.0) + time.perf_counter() - start
 
-    def flush(self) -> dict[str, float]:
-        """Return seconds per phase since the last flush."""
-        spent, self.spent = self.spent, {}
-        return {f"time/{k}": v for k, v in spent.items()}
+class NanGuard:
+    """Check the quantities of an iteration; on the CPU, immediately.
+
+    On a GPU, checks are deferred to `check_pending` at the end of the iteration, to avoid a
+    synchronization for each; an iteration that hits a NaN is then discarded.
+    """
+
+    def __init__(self, learners: Sequence[LearnerId], device: torch.device) -> None:
+        self.learners, self.at_once = learners, device.type == "cpu"
+        self.pending: list[tuple[str, Tensor]] = []
+
+    def require(self, quantity: str, value: Tensor) -> None:
+        """Raise NonFinite, now or in `check_pending`, if a value [N, ...] is not finite."""
+        self.pending.append((quantity, torch.isfinite(value).reshape(len(value), -1).all(1)))
+        if self.at_once:
+            self.check_pending()
+
+    def check_pending(self) -> None:
+        """Raise NonFinite for the first quantity that is not finite, if any."""
+        pending, self.pending = self.pending, []
+        if not pending:
+            return
+        results = torch.stack([good for _, good in pending]).tolist()  # one synchronization
+        for (quantity, _), good in zip(pending, results, strict=True):
+            if not all(good):
+                raise NonFinite(quantity, self.learners[good.index(False)])
 
 
 class LearnerStack:
@@ -45,27 +60,21 @@ class LearnerStack:
     `ids` are the seed and the peer of each learner (a row of the stack).
     """
 
-    method: Method
-
     def __init__(
         self,
         config: StackConfig,
-        ids: Sequence[SeedPeer],
+        ids: Sequence[LearnerId],
         env: Env,
         make_env: Callable[[list[int]], Env],
-        clock: Clock,
-        device: torch.device = CPU,
+        agent: Learners,
+        method: Method,
     ) -> None:
-        self.config, self.ids, self.clock = config, ids, clock
+        self.config, self.ids, self.agent, self.method = config, ids, agent, method
         self.env, self.make_env = env, make_env
-        spec = env.spec
-        self.agent: Learners = config.algo.build(spec.obs_dim, spec.act_dim, self.ids, device)
-        self.guard = NanGuard(self.ids, device)
-        self.peer_stack = PeerStack(self.agent, config.peers)
-        self.episodes = EpisodeStatistics(len(self.ids), config.algo.n_envs, device)
-        self.rollout = self.agent.new_rollout()
+        self.guard = NanGuard(ids, agent.device)
+        self.episodes = EpisodeStatistics(len(ids), config.algo.n_envs, agent.device)
+        self.rollout = agent.new_rollout()
         self.obs = self._begin()
-        self.has_observed = False  # True once a rollout has updated the normalizers
 
     def _shaped(self, obs: Tensor) -> Tensor:
         return obs.view(len(self.ids), self.config.algo.n_envs, -1)
@@ -79,47 +88,8 @@ class LearnerStack:
             self.episodes.skip_running()
         return obs
 
-    def iterate(self, progress: float) -> Metrics:
-        """Collect, learn and distil for one iteration of the run; return metrics [N].
-
-        Metrics are means over the stack's rounds.
-        """
-        history = [self._round(progress) for _ in range(self.config.rounds)]
-        if len(history) == 1:
-            return history[0]
-        names = dict.fromkeys(name for metrics in history for name in metrics)
-        values = {name: [m[name] for m in history if name in m] for name in names}
-        return {name: torch.stack(series).mean(0) for name, series in values.items()}
-
-    def _round(self, progress: float) -> Metrics:
-        with self.clock("collect"):
-            self._collect()
-        with self.clock("update"):
-            # The first rollout updates the statistics before it is used: otherwise the critic
-            # would start on a reward scale that it never sees again.
-            if not self.has_observed:
-                self.agent.observe(self.rollout)
-            batch = self.peer_stack.batch = self.agent.prepare(self.rollout)
-        with self.clock("distill"):
-            self.method.on_batch(batch, progress)
-        with self.clock("update"):
-            metrics = self.agent.update(batch, progress, self.method.loss)
-            # Check before distillation: a peer must not learn from a learner that has diverged.
-            self.guard.require("parameters after the update", self.agent.nets.flat)
-        with self.clock("distill"):
-            metrics |= self.method.step()
-        with self.clock("update"):
-            if self.has_observed:
-                self.agent.observe(self.rollout)
-            self.has_observed = True
-        self.guard.require("parameters after distillation", self.agent.nets.flat)
-        for name, value in metrics.items():
-            if name.startswith(("loss/", "distill/loss")):
-                self.guard.require(name, value)
-        self.guard.check_pending()
-        return metrics
-
-    def _collect(self) -> None:
+    def collect(self) -> None:
+        """Fill the rollout, and let the method read it. Raises NonFinite."""
         try:
             self.obs = collect(self.env, self.method.actor, self.obs, self.rollout)
         except NonFiniteAction as error:
@@ -129,6 +99,14 @@ class LearnerStack:
         self.guard.require("reward", self.rollout.reward)
         self.episodes.add(self.rollout)
         self.method.on_rollout(self.rollout)
+
+    def check(self, metrics: Metrics) -> None:
+        """Raise NonFinite if a learner has diverged in this iteration."""
+        self.guard.require("parameters after distillation", self.agent.nets.flat)
+        for name, value in metrics.items():
+            if name.startswith(("loss/", "distill/loss")):
+                self.guard.require(name, value)
+        self.guard.check_pending()
 
     def state(self) -> State:
         """Return the checkpoint state; simulators are included if the backend can copy them."""
@@ -143,7 +121,6 @@ class LearnerStack:
         self.agent.load_state(part(state, "agent"))
         self.method.load_state(part(state, "method"))
         self.episodes.load_state(part(state, "episodes"))
-        self.has_observed = iteration > 0
         if simulators := part(state, "env"):
             obs = self.env.restore({k: v.numpy() for k, v in simulators.items()})
             self.obs = self._shaped(obs)
@@ -152,13 +129,8 @@ class LearnerStack:
             self.env = self.make_env(env_seeds(self.ids, self.config.algo.n_envs, iteration))
             self.obs = self._begin(iteration)
 
-    def retry(self, seed: int, attempt: int) -> None:
-        """Restart a seed's learners after one of them diverged, with half the learning rate."""
-        rows = [row for row, (owner, _) in enumerate(self.ids) if owner == seed]
-        self.agent.retry(rows, attempt)
 
-
-def first_ages(ids: Sequence[SeedPeer], n_envs: int, *since: int) -> np.ndarray:
+def first_ages(ids: Sequence[LearnerId], n_envs: int, *since: int) -> np.ndarray:
     """Draw the age of each environment's first episode, as a fraction of its time limit.
 
     Learner-major [M], in [0, 1). A learner's draw does not depend on the other learners.
@@ -170,7 +142,7 @@ def first_ages(ids: Sequence[SeedPeer], n_envs: int, *since: int) -> np.ndarray:
     return np.concatenate(ages)
 
 
-def env_seeds(ids: Sequence[SeedPeer], n_envs: int, *since: int) -> list[int]:
+def env_seeds(ids: Sequence[LearnerId], n_envs: int, *since: int) -> list[int]:
     """Return a seed per environment, learner-major; no two learners share one.
 
     `since` is the iteration in which new episodes begin, if that is in mid-run.

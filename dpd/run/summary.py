@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from dpd.config import StackConfig, TrainConfig
+from dpd.config import TrainConfig
 from dpd.distill.teacher import Teacher
 from dpd.envs.base import EnvSpec
 from dpd.log.csv import read_rows
@@ -20,7 +20,7 @@ from dpd.report.figures import learning_curves
 from dpd.report.report import Report, Section, Table, print_report
 from dpd.run.episodes import EvalResult, evaluate_together
 from dpd.run.sources import Place, find_policies, is_best
-from dpd.run.teachers import LAST_EPISODES, keep_returns
+from dpd.run.teachers import LAST_EPISODES
 
 STUDENTS, FIDELITY = "students.png", "fidelity.json"
 PHASES = {
@@ -57,7 +57,10 @@ def start_facts(
         "budget": f"{run.total_steps:,} environment steps = {shares}"
         + (f", for each of {run.seeds} seeds" if run.seeds > 1 else ""),
         "learners": f"{n} in {where}, {seeds}",
-        "iteration": "; ".join(iteration_plan(stack) for stack in config.stacks),
+        "iteration": "; ".join(
+            (f"{stack.rounds} x " if stack.rounds > 1 else "") + stack.algo.plan
+            for stack in config.stacks
+        ),
         "replay": f"{replay_bytes / 1e6:,.0f} MB in memory"
         + (" at the end" if run.device == "cpu" else ""),  # a GPU buffer is allocated at once
         "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions"
@@ -67,15 +70,6 @@ def start_facts(
         "watch": f"tensorboard --logdir {run_dir / 'tb'}",
     }
     return {k: v for k, v in facts.items() if replay_bytes or k != "replay"}
-
-
-def measure_teacher(
-    run_dir: Path, teacher: Teacher | None, config: TrainConfig, console: Console
-) -> None:
-    """Measure the returns of a run's teachers, unless they are already stored."""
-    if teacher is not None:
-        with console.status("measuring the teacher"):
-            keep_returns(run_dir, teacher, config)
 
 
 def teacher_facts(config: TrainConfig, teacher: Teacher | None) -> dict[str, object]:
@@ -95,14 +89,21 @@ def teacher_facts(config: TrainConfig, teacher: Teacher | None) -> dict[str, obj
     return facts
 
 
-def iteration_plan(stack: StackConfig) -> str:
-    """Describe what a stack does in one iteration of the run."""
-    rounds = f"{stack.rounds} x " if stack.rounds > 1 else ""
-    return f"{rounds}{stack.algo.plan}"
-
-
 StudentReport = Callable[[TrainConfig, Path, Mapping[Path, EvalResult], Console], None]
 """A function that compares the last policies of a run, and their returns, with the teacher."""
+
+
+def report_end(
+    config: TrainConfig,
+    run_dir: Path,
+    status: int,
+    console: Console,
+    report_students: StudentReport | None,
+) -> None:
+    """Report the policies of a run that is complete; print the paths of the files of any run."""
+    if status == 0:
+        report_run(config, run_dir, console, report_students)
+    print_paths(config, run_dir, console)
 
 
 def report_run(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 
 from dpd.agents.base import Metrics
@@ -13,24 +15,23 @@ from dpd.agents.graphs import NotRecorded
 from dpd.config import TrainConfig
 from dpd.envs.physics import n_cores
 from dpd.errors import BadInput
-from dpd.log.log import RunLog
+from dpd.log.log import Metric, RunLog
 from dpd.log.naming import display_names, peer_names
 from dpd.log.terminal import make_console
-from dpd.run.directory import RunDir, locked, run_path
+from dpd.run.directory import RunDir, opened, run_path
 from dpd.run.episodes import EvaluationStopped
-from dpd.run.nan_guard import NonFinite
-from dpd.run.stop import Stopped, StopRequest
-from dpd.run.summary import (
-    StudentReport,
-    measure_teacher,
-    print_paths,
-    report_run,
-    start_facts,
-    title,
+from dpd.run.processes import (
+    Stopped,
+    StopRequest,
+    follow_parent,
+    part_number,
+    share,
+    supervise,
+    train_ranks,
 )
-from dpd.run.torchrun import launched, train_ranks
+from dpd.run.stack import LearnerStack, NonFinite
+from dpd.run.summary import StudentReport, report_end, start_facts, title
 from dpd.run.training import Training
-from dpd.run.workers import follow_parent, part_number, share, supervise
 
 TOO_LARGE = "the GPU's memory is too small for this run; lower --n-envs, --seeds or --capacity"
 
@@ -41,7 +42,7 @@ def train(config: TrainConfig, report_students: StudentReport | None = None) -> 
     `report_students` compares students with their teacher at the end of `dpd distill`. Returns the
     exit status: 0, 130 after Ctrl-C, 143 after SIGTERM, 3 after a NaN.
     """
-    if launched():
+    if dist.is_torchelastic_launched():
         return train_ranks(config, train_part, report_students)
     console = make_console(highlight=False)
     if config.run.workers > 1:
@@ -49,25 +50,20 @@ def train(config: TrainConfig, report_students: StudentReport | None = None) -> 
             return supervise(config, console, report_students)
         follow_parent()
         return train_part(config, run_path(config), part, console)
-    training = make_training(config)
-    if config.run.resume is None:
+    training, is_new = make_training(config), config.run.resume is None
+    if is_new:
         training.begin()  # before the directory exists: a refused run leaves nothing behind
-    with locked(path := run_path(config)):
+    with opened(config, training.teacher, console) as (path, _):
         run = RunDir(path, config, training)
-        if config.run.resume is None:
-            run.begin()
-        elif not load_latest(run, console):
+        if not is_new and not load_latest(run, console):
             return 0
-        measure_teacher(path, training.teacher, config, console)
-        status = run_to_end(run, console, is_new=config.run.resume is None)
-        if status == 0:
-            report_run(config, path, console, report_students)
-        print_paths(config, path, console)
-        return status
+        status = run_to_end(run, console, is_new)
+        report_end(config, path, status, console, report_students)
+    return status
 
 
 def train_part(config: TrainConfig, path: Path, part: int, console: Console) -> int:
-    """Train a worker's share of the seeds, in a directory that another process has locked."""
+    """Train a process's share of the seeds, in a directory that another process has opened."""
     config = share(config, part)
     run = RunDir(path, config, make_training(config), part)
     return run_to_end(run, console, is_new=False) if load_latest(run, console) else 0
@@ -85,9 +81,24 @@ def make_training(config: TrainConfig) -> Training:
         raise BadInput(TOO_LARGE) from error
 
 
+def learner_threads(config: TrainConfig) -> int:
+    """Return how many threads an update can use.
+
+    For small minibatches, a second thread only adds waiting. Measured on two cores: ten 64-64
+    learners are 8 % faster with one thread (bench/train.py; ten DDPG learners, by a third:
+    bench/learners.py), twenty are 8 % faster with two.
+    """
+    elements = [
+        config.run.seeds * len(stack.peers) * stack.algo.minibatch_size * max(stack.algo.hidden)
+        for stack in config.stacks
+    ]
+    return n_cores() if max(elements) > 65536 else 1
+
+
 def load_latest(run: RunDir, console: Console) -> bool:
     """Load the newest checkpoint; return False if the run is already complete."""
-    run.resume(lambda line: console.print(line, soft_wrap=True, highlight=False))
+    for line in run.resume():
+        console.print(line, soft_wrap=True, highlight=False)
     if run.training.iteration < run.config.iterations or run.training.evaluation_due:
         return True
     console.print(f"all {run.training.steps:,} steps are done; raise --total-steps")
@@ -119,11 +130,11 @@ def run_to_end(run: RunDir, console: Console, is_new: bool) -> int:
 
 def run_once(run: RunDir, console: Console, start_step: int | None) -> int | None:
     """Run the training loop; return the exit status, or None after a rollback."""
-    training, config = run.training, run.config
+    training, config, names = run.training, run.config, peer_names(run.config)
     log = RunLog(
         run.path,
         training.seeds,
-        peer_names(config, run.path),
+        names,
         config.run.total_steps,
         config.as_json(),
         title(config),
@@ -139,13 +150,18 @@ def run_once(run: RunDir, console: Console, start_step: int | None) -> int | Non
         try:
             loop(run, log, stop)
         except NonFinite as error:
-            log.notice(f"dpd: {nan_message(error, training)}", style="red")
+            seed, peer = error.learner
+            log.notice(
+                f"dpd: {error.quantity} of seed {seed}'s {display_names(names)[peer]} became NaN "
+                f"or infinite after {training.steps:,} steps; lower --lr or look at the "
+                "environment's rewards",
+                style="red",
+            )
             if not run.can_roll_back():
                 log.notice(
                     f"to retry from the last checkpoint: {run.resume_command} --on-nan rollback"
                 )
                 return 3
-            seed, _ = error.learner
         else:
             if stop.signum is None:
                 return 0
@@ -154,22 +170,18 @@ def run_once(run: RunDir, console: Console, start_step: int | None) -> int | Non
                 f"resume with: {run.resume_command}"
             )
             return 128 + stop.signum
-    run.roll_back(seed)
-    text = (
-        f"rolled back to {training.steps:,} steps: seed {seed}'s peers continue with half their "
-        "learning rate"
-    )
-    console.print(text, soft_wrap=True, highlight=False)
+    roll_back(run, seed, console)
     return None
 
 
-def nan_message(error: NonFinite, training: Training) -> str:
-    """Return the message for a NaN, with the display name of its learner."""
-    seed, peer = error.learner
-    name = display_names(peer_names(training.config))[peer]
-    return (
-        f"{error.quantity} of seed {seed}'s {name} became NaN or infinite "
-        f"after {training.steps:,} steps; lower --lr or look at the environment's rewards"
+def roll_back(run: RunDir, seed: int, console: Console) -> None:
+    """Return to the last checkpoint after a seed's learners diverged, and say so."""
+    run.roll_back(seed)
+    console.print(
+        f"rolled back to {run.training.steps:,} steps: seed {seed}'s peers continue with half "
+        "their learning rate",
+        soft_wrap=True,
+        highlight=False,
     )
 
 
@@ -178,32 +190,80 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
     training, config = run.training, run.config
     eval_every = max(1, config.iterations // config.run.evals)
     record_every = -(-config.iterations // config.run.records)
-    score: float | None = None
+    evaluated: Metrics | None = None
     if training.evaluation_due and (evaluated := evaluate(run, log, stop)) is not None:
-        score = float(evaluated["eval/return"].mean())
         log.record(training.steps, evaluated)
         log.flush()
-        run.save(score)
+        run.save(score_of(evaluated))
     while training.iteration < config.iterations and stop.signum is None:
         start = time.perf_counter()
-        metrics = training.iterate()
+        metrics = iterate(training)
         left = config.iterations - training.iteration
-        score, is_due = None, left % eval_every == 0
-        if is_due and (evaluated := evaluate(run, log, stop)) is not None:
-            metrics |= evaluated
-            score = float(evaluated["eval/return"].mean())
+        is_due = left % eval_every == 0
+        evaluated = evaluate(run, log, stop) if is_due else None
         spent = training.clock.flush()
         busy = time.perf_counter() - start - spent.get("time/eval", 0.0)
         total = config.steps_per_iteration * config.run.seeds
-        record = {**metrics, **spent, "time/steps_per_s": total / busy}
+        record = {**metrics, **(evaluated or {}), **spent, "time/steps_per_s": total / busy}
         log.record(training.steps, record, keep=is_due or left % record_every == 0)
-        if score is not None or run.is_due():
+        if evaluated is not None or run.is_due():
             log.flush()
-            run.save(score)
-    if stop.signum is not None and score is None:
+            run.save(score_of(evaluated))
+    if stop.signum is not None and evaluated is None:
         log.flush()
         run.saver.save_last(training.steps)
         run.save()
+
+
+def iterate(training: Training) -> dict[str, Metric]:
+    """Let every stack collect, learn and distil; return metrics [N], or of some rows."""
+    metrics = []
+    for stack in training.stacks:
+        # Stacks with fewer steps between updates take several rounds.
+        rounds = [
+            learn(training, stack, is_first=training.iteration == k == 0)
+            for k in range(stack.config.rounds)
+        ]
+        metrics.append(mean_metrics(rounds) | stack.episodes.metrics())
+    training.iteration += 1
+    return training.joined(metrics)
+
+
+def learn(training: Training, stack: LearnerStack, is_first: bool) -> Metrics:
+    """Collect, learn and distil once with a stack; return metrics [N]."""
+    clock, agent, method = training.clock, stack.agent, stack.method
+    with clock("collect"):
+        stack.collect()
+    with clock("update"):
+        # The first rollout updates the statistics before it is used: otherwise the critic
+        # would start on a reward scale that it never sees again.
+        if is_first:
+            agent.observe(stack.rollout)
+        batch = agent.prepare(stack.rollout)
+    with clock("distill"):
+        for other in training.stacks:
+            if other is not stack:
+                other.method.on_peer_batch(agent, batch)
+        method.on_batch(batch, training.progress)
+    with clock("update"):
+        metrics = agent.update(batch, training.progress, method.loss)
+        # Check before distillation: a peer must not learn from a learner that has diverged.
+        stack.guard.require("parameters after the update", agent.nets.flat)
+    with clock("distill"):
+        metrics |= method.step()
+    with clock("update"):
+        if not is_first:
+            agent.observe(stack.rollout)
+    stack.check(metrics)
+    return metrics
+
+
+def mean_metrics(rounds: Sequence[Metrics]) -> Metrics:
+    """Average each metric over the rounds that have it."""
+    if len(rounds) == 1:
+        return rounds[0]
+    names = dict.fromkeys(name for metrics in rounds for name in metrics)
+    return {name: torch.stack([m[name] for m in rounds if name in m]).mean(0) for name in names}
 
 
 def evaluate(run: RunDir, log: RunLog, stop: StopRequest) -> Metrics | None:
@@ -216,21 +276,12 @@ def evaluate(run: RunDir, log: RunLog, stop: StopRequest) -> Metrics | None:
         evaluated = training.evaluate(lambda: stop.signum is not None)
     except EvaluationStopped:
         return None
-    for line in training.trouble():
+    for line in training.warnings():
         log.notice(f"warning: {line}", style="yellow")
     run.saver.save(training.steps, evaluated["eval/return"])
     return evaluated
 
 
-def learner_threads(config: TrainConfig) -> int:
-    """Return how many threads an update can use.
-
-    For small minibatches, a second thread only adds waiting. Measured on two cores: ten 64-64
-    learners are 8 % faster with one thread (bench/train.py; ten DDPG learners, by a third:
-    bench/learners.py), twenty are 8 % faster with two.
-    """
-    elements = [
-        config.run.seeds * len(stack.peers) * stack.algo.minibatch_size * max(stack.algo.hidden)
-        for stack in config.stacks
-    ]
-    return n_cores() if max(elements) > 65536 else 1
+def score_of(evaluated: Metrics | None) -> float | None:
+    """Return the mean evaluation return of all learners, if they were evaluated."""
+    return None if evaluated is None else float(evaluated["eval/return"].mean())

@@ -1,17 +1,19 @@
-"""The stacks of a run, put together: one iteration, evaluation, and the checkpoint state."""
+"""The stacks of a run, put together: their metrics, evaluation and checkpoint state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Metrics, State, nest, part
+from dpd.agents.base import LearnerId, Metrics, State, nest, part
 from dpd.agents.replay import Replay
 from dpd.config import StackConfig, TrainConfig
-from dpd.distill.method import Context
+from dpd.distill.method import Context, PeerStack
 from dpd.envs.base import Env, EnvSpec
 from dpd.envs.make import make
 from dpd.errors import BadInput
@@ -19,15 +21,32 @@ from dpd.log.log import Metric, Partial
 from dpd.policies import policyfile
 from dpd.policies.memory import MemoryMeta
 from dpd.policies.metadata import PolicyMeta
-from dpd.run.device import configure_device, gpu_memory_bytes, require_device
-from dpd.run.episodes import Evaluator
-from dpd.run.nan_guard import SeedPeer
-from dpd.run.stack import Clock, LearnerStack, env_seeds
+from dpd.run.episodes import episode_seeds, run_episodes
+from dpd.run.stack import LearnerStack, env_seeds
 from dpd.run.teachers import read_run_teacher, refuse_unfit
 
 
+class Clock:
+    """Measure the seconds spent in each phase of an iteration."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the time in the `with` block to a phase."""
+        start = time.perf_counter()
+        yield
+        self.spent[phase] = self.spent.get(phase, 0.0) + time.perf_counter() - start
+
+    def flush(self) -> dict[str, float]:
+        """Return seconds per phase since the last flush."""
+        spent, self.spent = self.spent, {}
+        return {f"time/{k}": v for k, v in spent.items()}
+
+
 class Training:
-    """The stacks of a run, its teachers and its evaluator, made from its settings.
+    """The stacks of a run and its teachers, made from its settings.
 
     Outside the stacks, learners are indexed across the run: row n is peer n % P of seed n // P.
     """
@@ -36,50 +55,45 @@ class Training:
         run = self.run = config.run
         self.config, self.clock = config, Clock()
         self.device = require_device(run.device)
-        configure_device(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            # TF32 has ten bits of mantissa and is several times faster.
+            torch.set_float32_matmul_precision("high")
         self.seeds = [run.seed + g for g in range(run.seeds)]
-        self.ids: list[SeedPeer] = [(s, peer) for s in self.seeds for peer in range(run.peers)]
+        self.ids: list[LearnerId] = [(s, peer) for s in self.seeds for peer in range(run.peers)]
         self.stacks = self._make_stacks()
         self.places = {ids: (stack, n) for stack in self.stacks for n, ids in enumerate(stack.ids)}
         self.rows = [torch.tensor([self.ids.index(i) for i in s.ids]) for s in self.stacks]
-        peer_stacks = [stack.peer_stack for stack in self.stacks]
-        teacher = None if self.teacher is None else self.teacher.on(self.device)
-        for stack in self.stacks:
-            context = Context(stack.agent, run.seeds, run.peers, stack.ids, teacher, peer_stacks)
-            stack.method = config.distill.build(context)
-        self.evaluator = Evaluator(self._make_on_cpu, self.seeds, run.peers, run.eval_episodes)
         self.iteration = 0
         self.evaluation_due = False  # True if a stop cut this iteration's evaluation short
 
     def _make_stacks(self) -> list[LearnerStack]:
-        made = []
-        for config in self.config.stacks:
-            ids = [(seed, peer) for seed in self.seeds for peer in config.peers]
-            made.append((config, ids, self._make(env_seeds(ids, config.algo.n_envs))))
-        spec = made[0][2].spec
+        configs, run = self.config.stacks, self.run
+        ids = [[(seed, peer) for seed in self.seeds for peer in c.peers] for c in configs]
+        envs = [self._make(env_seeds(i, c.algo.n_envs)) for c, i in zip(configs, ids, strict=True)]
+        spec = envs[0].spec
         self.teacher = read_run_teacher(self.config)
         if self.teacher is not None:
             refuse_unfit(self.teacher, self.config, spec)
         # Check the size of the replays before the learners allocate them.
         self.replay_bytes = self.config.replay_bytes(spec, gpu_memory_bytes(self.device))
-        stacks = [
-            LearnerStack(config, ids, env, self._make, self.clock, self.device)
-            for config, ids, env in made
+        agents = [
+            c.algo.build(spec.obs_dim, spec.act_dim, i, self.device)
+            for c, i in zip(configs, ids, strict=True)
         ]
-        if not self.run.record_updates:
-            for stack in stacks:
-                stack.agent.graphs.enabled = False
+        peers = [PeerStack(agent, c.peers) for agent, c in zip(agents, configs, strict=True)]
+        teacher = None if self.teacher is None else self.teacher.on(self.device)
+        stacks = []
+        for c, i, env, agent in zip(configs, ids, envs, agents, strict=True):
+            agent.graphs.enabled &= run.record_updates
+            context = Context(agent, run.seeds, run.peers, i, teacher, peers)
+            method = self.config.distill.build(context)
+            stacks.append(LearnerStack(c, i, env, self._make, agent, method))
         return stacks
 
     def _make(self, seeds: list[int]) -> Env:
         run, kwargs = self.run, self.run.parsed_env_kwargs()
         return make(run.env, len(seeds), seeds, run.backend, kwargs, run.threads, self.device)
-
-    def _make_on_cpu(self, seeds: list[int]) -> Env:
-        """Make environments for evaluation, which always uses MuJoCo itself, not warp."""
-        run, kwargs = self.run, self.run.parsed_env_kwargs()
-        backend = "auto" if run.backend == "warp" else run.backend
-        return make(run.env, len(seeds), seeds, backend, kwargs, run.threads)
 
     @property
     def spec(self) -> EnvSpec:
@@ -105,19 +119,9 @@ class Training:
                 stack.agent.start_from(n, policies[k].tensors)
 
     def _refuse_unfit(self, file: Path, meta: PolicyMeta, stack: StackConfig) -> None:
-        algo = stack.algo
-        required = {
-            "obs_dim": self.spec.obs_dim,
-            "act_dim": self.spec.act_dim,
-            "hidden": algo.hidden,
-            "activation": algo.activation,
-            "norm_obs": algo.norm_obs,
-            "squashed": algo.squashed,
-            "tanh_mean": algo.tanh_mean,
-            "state_std": algo.state_std,
-            "memory": None,
-        }
-        for name, value in required.items():
+        names = ("hidden", "activation", "norm_obs", "squashed", "tanh_mean", "state_std")
+        required = {"obs_dim": self.spec.obs_dim, "act_dim": self.spec.act_dim, "memory": None}
+        for name, value in (required | {k: getattr(stack.algo, k) for k in names}).items():
             if (other := getattr(meta, name)) != value:
                 raise BadInput(
                     f"--init-from {file} has {name} {other}; these learners have {value}"
@@ -143,14 +147,12 @@ class Training:
         """Environment steps of one seed's peers so far."""
         return self.iteration * self.config.steps_per_iteration
 
-    def iterate(self) -> dict[str, Metric]:
-        """Collect, learn and distil once; return metrics [N], or of some rows if stacks differ."""
-        progress = self.iteration / self.config.iterations
-        metrics = [stack.iterate(progress) | stack.episodes.metrics() for stack in self.stacks]
-        self.iteration += 1
-        return self._joined(metrics)
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, in [0, 1]."""
+        return self.iteration / self.config.iterations
 
-    def _joined(self, metrics: list[Metrics]) -> dict[str, Metric]:
+    def joined(self, metrics: list[Metrics]) -> dict[str, Metric]:
         """Assign the metrics of all stacks to rows of the run."""
         if len(metrics) == 1:
             return dict(metrics[0])
@@ -164,30 +166,38 @@ class Training:
     def retry(self, seed: int, attempt: int) -> None:
         """Restart a seed's learners after one of them diverged, with half the learning rate."""
         for stack in self.stacks:
-            stack.retry(seed, attempt)
+            rows = [row for row, (owner, _) in enumerate(stack.ids) if owner == seed]
+            stack.agent.retry(rows, attempt)
 
     def mode(self, obs: Tensor) -> Tensor:
         """Return actions without noise [N, K, A] for raw obs [N, K, O]; both on the CPU."""
-        if len(self.stacks) == 1:
-            return self.stacks[0].method.mode(obs.to(self.device)).cpu()
         act = torch.empty(*obs.shape[:2], self.spec.act_dim, dtype=obs.dtype)
         for stack, rows in zip(self.stacks, self.rows, strict=True):
             act[rows] = stack.method.mode(obs[rows].to(self.device)).cpu()
         return act
 
-    def trouble(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Return warnings about the simulations."""
         return [line for stack in self.stacks for line in stack.env.trouble()]
 
     def evaluate(self, stop_requested: Callable[[], bool] = lambda: False) -> Metrics:
-        """Evaluate all learners without noise.
+        """Evaluate all learners without noise, on new episodes that the peers of a seed share.
 
         Raises EvaluationStopped if a stop is requested; `evaluation_due` remains True until an
         evaluation of this iteration is complete.
         """
-        self.evaluation_due = True
+        self.evaluation_due, run = True, self.run
+        seeds = [
+            k for s, _ in self.ids for k in episode_seeds(s, run.eval_episodes, self.iteration)
+        ]
+        backend = "auto" if run.backend == "warp" else run.backend  # MuJoCo itself evaluates
         with self.clock("eval"):
-            episodes = self.evaluator(self.mode, self.iteration, stop_requested)
+            kwargs = run.parsed_env_kwargs()
+            env = make(run.env, len(seeds), seeds, backend, kwargs, run.threads)
+            try:
+                episodes = run_episodes(env, self.mode, len(self.ids), stop_requested)
+            finally:
+                env.close()
         self.evaluation_due = False
         returns = torch.tensor(episodes.returns.mean(1))
         lengths = torch.tensor(episodes.lengths.mean(1))
@@ -206,3 +216,28 @@ class Training:
         """Return the metadata of a row's retrieval memory, if its policy has one."""
         stack, n = self.places[self.ids[row]]
         return stack.method.memory_meta(n)
+
+
+def require_device(name: str) -> torch.device:
+    """Return the device with this name. Raises BadInput if the machine has none."""
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise BadInput(
+            f"--device {name}: PyTorch {torch.__version__} finds no CUDA device; install the CUDA "
+            "build from pytorch.org, or leave --device out. A run that began on a GPU can only be "
+            "resumed on a GPU; --init-from starts a new run from its policies"
+        )
+    count = torch.cuda.device_count()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= count:
+        raise BadInput(f"--device {name}: there are {count} CUDA devices, counted from 0")
+    return torch.device("cuda", index)
+
+
+def gpu_memory_bytes(device: torch.device, n: int = 1) -> int | None:
+    """Return the total memory of n such GPUs; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    return n * int(torch.cuda.get_device_properties(device).total_memory)

@@ -26,8 +26,7 @@ def train_teacher(out: Path) -> Path:
 def run(*argv: str) -> None:
     """Run `dpd distill`, without the table and the picture at the end, which take most time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dpd.run.train, "report_run", lambda *given: None)
-        patch.setattr(dpd.run.train, "print_paths", lambda *given: None)
+        patch.setattr(dpd.run.train, "report_end", lambda *given: None)
         assert main(["distill", *argv]) == 0
 
 

@@ -13,8 +13,9 @@ from dpd.agents.base import Batch
 from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
 from dpd.distill.config import DPDConfig
+from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method
-from dpd.distill.peers import DualDistillation, Independent
+from dpd.distill.peers import DualDistillation
 from tests.toy import probe_envs as probes
 from tests.toy.point_mass import (
     GAMMA,

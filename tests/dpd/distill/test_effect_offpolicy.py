@@ -15,8 +15,9 @@ from dpd.agents.config import DDPGConfig, SACConfig, TD3Config
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.td3 import TD3
 from dpd.distill.config import DPDConfig
+from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method
-from dpd.distill.peers import DualDistillation, Independent
+from dpd.distill.peers import DualDistillation
 from tests.toy import probe_envs as probes
 from tests.toy.point_mass import (
     DT,

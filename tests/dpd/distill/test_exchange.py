@@ -29,7 +29,7 @@ def test_states_come_from_other_peers_of_the_same_group_only(memory: int | None)
         Context(setup.agent, 2, 3, setup.rows), states="peer", peer_share=1.0, memory=memory
     )
     tag = torch.arange(6, dtype=F64).view(6, 1, 1).expand(6, 1000, O)
-    exchange.remember(holding(tag))
+    exchange.remember(setup.agent, holding(tag))
     states = exchange.draw(1000)
     for n in range(6):
         group, own = divmod(n, 3)
@@ -45,7 +45,9 @@ def test_states_come_from_other_peers_of_the_same_group_only(memory: int | None)
 def test_own_and_mixed_states_have_the_share_asked_for(states: str, share: float) -> None:
     setup = Setup(STEP)
     exchange = PeerExchange(Context(setup.agent, 1, 2, setup.rows), states, share, memory=0)
-    exchange.remember(holding(torch.arange(2, dtype=F64).view(2, 1, 1).expand(2, 4000, O)))
+    exchange.remember(
+        setup.agent, holding(torch.arange(2, dtype=F64).view(2, 1, 1).expand(2, 4000, O))
+    )
     drawn = exchange.draw(4000).obs[..., 0]
     from_peer = torch.stack([drawn[0] == 1, drawn[1] == 0]).double().mean(1)
     # 4000 draws, standard error 0.007
@@ -109,7 +111,7 @@ def test_on_policy_states_are_the_current_iterations_or_the_most_recent(
     exchange = PeerExchange(setup.context, "peer", 1.0, memory)
     for first in (0, 2):
         number = torch.arange(first, first + 2, dtype=F64).view(1, 2, 1)
-        exchange.remember(holding(number.expand(2, 2, O)))
+        exchange.remember(setup.agent, holding(number.expand(2, 2, O)))
     assert set(exchange.draw(200).obs[..., 0].flatten().tolist()) == expected
 
 

@@ -161,7 +161,10 @@ def test_peers_of_unlike_algorithms_teach_each_other_on_the_device() -> None:
     with on_device():
         for k in range(2):
             for member, method in zip(members, methods, strict=True):
-                member.batch = member.agent.prepare(member.agent.new_rollout())
+                batch = member.agent.prepare(member.agent.new_rollout())
+                for other in methods:
+                    if other is not method:
+                        other.on_peer_batch(member.agent, batch)
                 iterate(member.agent, method, k / 2)
 
 

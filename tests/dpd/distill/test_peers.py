@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from dpd.distill.config import DPDConfig
+from dpd.distill.independent import Independent
 from dpd.distill.method import Context
-from dpd.distill.peers import Independent
 from tests.toy.peers import DIVERGENCES, F64, LOSS, SHARED, STEP, A, O, S, Setup, vary
 
 

@@ -11,7 +11,7 @@ from dpd.agents.base import Minibatch, State
 from dpd.agents.dist import STD_FLOOR
 from dpd.agents.offpolicy import OffPolicy
 from dpd.distill.config import DPDConfig
-from dpd.distill.peers import Independent
+from dpd.distill.independent import Independent
 from tests.toy.peers import DIVERGENCES, F64, LOSS, REPLAYED, SHARED, STEP, A, O, S, Setup, vary
 
 RULERS = ("value", "action", "lcb", "critics")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from dpd.agents.base import Batch
+from dpd.agents.learners import Learners
 from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import PeerExchange, States
 from dpd.distill.method import Context, PeerStack
@@ -18,24 +20,34 @@ from tests.toy.peers import ALGO, F64, KINDS, REPLAYED, STEP, A, O, Setup, vary
 ROWS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def apart(config: DPDConfig, *algos: Any) -> tuple[list[DualDistillation], list[PeerStack]]:
+class Peers(NamedTuple):
+    """The learners of one stack, and the batch of an iteration."""
+
+    agent: Learners
+    batch: Batch
+
+
+def apart(config: DPDConfig, *algos: Any) -> tuple[list[DualDistillation], list[Peers]]:
     """Return the methods of two groups of two peers, each peer in a stack of its own."""
-    stacks = []
+    peers, stacks = [], []
     for peer, algo in enumerate(algos):
         seeds = [row for row in ROWS if row[1] == peer]
         setup = Setup(DPDConfig(), peers=2, algo=algo)  # fills rollouts; its learners are not used
         setup.rows, setup.agent = seeds, KINDS[type(algo)](algo, O, A, seeds, F64)
         setup.agent.nets.views["actor.2.weight"].mul_(20 if algo is ALGO else 3)
-        stacks.append(PeerStack(setup.agent, [peer], setup.iterate()))
+        stacks.append(PeerStack(setup.agent, [peer]))
+        peers.append(Peers(setup.agent, setup.iterate()))
     methods = []
     for peer, each in enumerate(stacks):
         seeds = [row for row in ROWS if row[1] == peer]
         methods.append(DualDistillation(config, Context(each.agent, 2, 2, seeds, stacks=stacks)))
-    return methods, stacks
+        for other in peers:
+            if other.agent is not each.agent:
+                methods[-1].on_peer_batch(*other)
+    return methods, peers
 
 
-def chosen(method: DualDistillation, members: PeerStack) -> Targets:
-    assert members.batch is not None
+def chosen(method: DualDistillation, members: Peers) -> Targets:
     method.on_batch(members.batch, 0.0)
     return method.choose_for_steps()[0]
 
@@ -91,7 +103,7 @@ def test_the_critics_of_those_who_have_any_judge_the_actions_of_all() -> None:
     config = DPDConfig(ruler="action", gate="hard", steps=4, batch_size=16)
     methods, (ppo, sac) = apart(config, ALGO, REPLAYED["sac"])
     for method in methods:
-        method.on_batch((ppo if method.agent is ppo.agent else sac).batch, 0.0)  # type: ignore[arg-type]
+        method.on_batch((ppo if method.agent is ppo.agent else sac).batch, 0.0)
     for peer, method in enumerate(methods):
         exchange = method.exchange
         states = exchange.draw(7)
@@ -108,11 +120,10 @@ def test_states_come_from_the_peer_they_are_said_to_come_from() -> None:
     config = DPDConfig(ruler="action", gate="hard", states="mixed", steps=4, batch_size=16)
     methods, (ppo, sac) = apart(config, ALGO, REPLAYED["td3"])
     method = methods[1]
-    method.on_batch(sac.batch, 0.0)  # type: ignore[arg-type]
+    method.on_batch(sac.batch, 0.0)
     states = method.exchange.draw(64)
     for n in (0, 1):
         for peer, members in ((0, ppo), (1, sac)):
-            assert members.batch is not None
             there = {tuple(x) for x in members.batch.raw_obs[n].tolist()}
             mine = states.obs[n][states.source[n] == peer].float().double()
             seen = {tuple(x) for x in members.batch.raw_obs[n].float().double().tolist()} | there
@@ -124,7 +135,6 @@ def test_each_stack_moves_its_own_learners_alone_and_towards_the_other() -> None
     methods, stacks = apart(config, ALGO, REPLAYED["sac"])
     for k, (method, members) in enumerate(zip(methods, stacks, strict=True)):
         before = [each.agent.nets.flat.detach().clone() for each in stacks]
-        assert members.batch is not None
         method.on_batch(members.batch, 0.0)
         first = method.step()["distill/action_distance"].clone()
         for _ in range(5):

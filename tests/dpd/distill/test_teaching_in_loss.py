@@ -17,8 +17,8 @@ from dpd.agents.replay import Transitions
 from dpd.config import AlgoConfig
 from dpd.distill.config import KickstartConfig, ProximalConfig, TeachingConfig
 from dpd.distill.in_loss import InLoss, proximal_weight
+from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method
-from dpd.distill.peers import Independent
 from dpd.distill.teacher import Teacher
 from dpd.policies.policyfile import Policy
 from tests.toy.students import PLAIN, SAC, STUDENT, TD3, A, O, School, constant, drawn

@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from dpd.log.display import Board, Display, MetricValue, StepRate, duration
+from dpd.log.terminal import RATE_WINDOW_S, Board, Display, MetricValue
 
 TOTAL = 1000
 
@@ -53,7 +53,7 @@ def test_a_plain_line_says_everything_and_never_wraps() -> None:
             display.update(step, values)
             clock.now += 2
     assert screen.getvalue().splitlines()[-1] == (
-        " 30.0 %  300/1,000 steps  50 steps/s x 3 seeds  0:14 left  train 1234.5/2.0"
+        " 30.0 %  300/1,000 steps  50 steps/s x 3 seeds  0:00:14 left  train 1234.5/2.0"
         "  eval 1500.0/7.0  disagreement 0.43  peer ahead 51 %  agreement 85 %"
     )
 
@@ -104,31 +104,30 @@ def test_a_diverged_loss_is_shown() -> None:
     assert board.cell("loss/policy", 0, 0) == "nan"
 
 
-def test_the_first_interval_does_not_count_for_the_pace() -> None:
-    clock = Clock()
-    pace = StepRate(0, clock)
-    pace.advance(0)
-    clock.now = 60.0  # compilation
-    pace.advance(100)
-    assert pace.value is None
-    clock.now = 61.0
-    pace.advance(200)
-    assert pace.value == pytest.approx(100)
-    assert pace.seconds_left(TOTAL) == pytest.approx(8)
+def test_the_first_interval_does_not_count_for_the_rate() -> None:
+    display, clock, screen = plain()
+    with display:
+        display.update(0, {})
+        clock.now = 60.0  # compilation
+        display.update(100, {})
+        assert "steps/s" not in screen.getvalue()
+        clock.now = 61.0
+        display.update(200, {})
+    # 100 steps in the second interval of 1 s; 800 steps are left
+    assert "100 steps/s  0:00:08 left" in screen.getvalue().splitlines()[-1]
 
 
-def test_the_pace_follows_a_lasting_change_smoothly() -> None:
-    clock = Clock()
-    pace, rates, step = StepRate(0, clock), [], 0
-    for second in range(300):
-        clock.now += 1
-        step += 100 if second < 150 else 50
-        pace.advance(step)
-        rates.append(pace.value)
-    assert rates[149] == pytest.approx(100)
-    # One slow second among the thirty remembered moves the estimate by 50 / 30.
-    assert rates[150] == pytest.approx(100 - 50 / 30, abs=0.1)
-    assert rates[-1] == pytest.approx(50, rel=0.02)
+def test_the_rate_follows_a_lasting_change() -> None:
+    display, clock, screen = plain()
+    with display:
+        for step in (100, 200):
+            clock.now += 10
+            display.update(step, {})
+        clock.now += RATE_WINDOW_S + 1  # the samples before are too old to count
+        for step in (300, 320):
+            clock.now += 10
+            display.update(step, {})
+    assert "  2 steps/s  0:05:40 left" in screen.getvalue().splitlines()[-1]
 
 
 def test_a_resumed_run_does_not_take_old_steps_for_speed() -> None:
@@ -138,14 +137,6 @@ def test_a_resumed_run_does_not_take_old_steps_for_speed() -> None:
             clock.now += 10
             display.update(step, {})
     assert "10 steps/s" in screen.getvalue().splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0:00"), (102, "1:42"), (59.7, "1:00"), (3723, "1:02:03"), (90000, "1 d 1:00:00")],
-)
-def test_durations_read_as_on_a_clock(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_the_live_table_has_a_row_per_learner_when_they_are_few() -> None:
@@ -192,15 +183,10 @@ def test_a_notice_stands_above_the_live_table_and_is_no_markup() -> None:
 def test_the_cursor_comes_back_when_drawing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     display, _, screen = live()
 
-    def fail(self: Board) -> None:
+    def fail(self: Board, width: int) -> None:
         raise ValueError("broken board")
 
     with pytest.raises(ValueError, match="broken board"), display:
-        monkeypatch.setattr(Board, "rows", fail)
+        monkeypatch.setattr(Board, "table", fail)
         display.update(500, {"eval/return": [1.0, 2.0]})
     assert "\x1b[?25h" in screen.getvalue().split("\x1b[?25l")[-1]
-
-
-def test_a_run_of_no_steps_is_refused() -> None:
-    with pytest.raises(ValueError, match="total_steps is 0"):
-        Display(Board((0,), 1), 0, "run", Console(quiet=True))

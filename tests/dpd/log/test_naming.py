@@ -62,14 +62,3 @@ def test_the_history_of_a_student_is_not_that_of_one_whose_name_begins_alike(
     for file in ("seed0-8x8", "seed0-8x8-best"):
         found = history_of(tmp_path / f"{file}.safetensors")
         assert [f.name for f in found] == ["seed0-8x8-000000000064.safetensors"]
-
-
-def test_a_run_that_an_earlier_version_began_keeps_its_names(tmp_path: Path) -> None:
-    config = parse_run(["--teacher", "t", "--student-sizes", "8,64x64"], "distill")
-    (tmp_path / "policies").mkdir()
-    assert peer_names(config, tmp_path) == ["8x8", "64x64"]
-    (tmp_path / "policies/seed0-8x8.safetensors").touch()
-    (tmp_path / "policies/seed0-64x64-best.safetensors").touch()
-    assert peer_names(config, tmp_path) == ["8x8", "64x64"]
-    (tmp_path / "policies/seed0-peer1.safetensors").touch()
-    assert peer_names(config, tmp_path) == ["peer0", "peer1"]

@@ -8,7 +8,8 @@ import torch
 from dpd.cli import main, parse_train
 from dpd.envs.make import check
 from dpd.errors import BadInput
-from dpd.run.device import gpu_memory_bytes, n_devices, nth_device, require_device
+from dpd.run.processes import n_devices, nth_device
+from dpd.run.training import gpu_memory_bytes, require_device
 
 
 def test_without_cuda_one_line_says_what_to_install(

@@ -184,7 +184,8 @@ def test_no_checkpoint_goes_before_a_newer_one_is_safe(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
 def test_a_checkpoint_that_is_not_whole_is_never_read(tmp_path, damage):
     kept = Checkpoints(tmp_path, keep=1)
-    file = kept.save({"x": torch.arange(100.0)}, facts(1))
+    kept.save({"x": torch.arange(100.0)}, facts(1))
+    (file,) = kept.files()
     data = file.read_bytes()
     flipped = data[:-7] + bytes([data[-7] ^ 1]) + data[-6:]
     file.write_bytes({"cut": data[:-8], "flip": flipped, "empty": b"", "foreign": b"PK"}[damage])

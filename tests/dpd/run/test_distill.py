@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 import dpd
 from dpd.cli import main, parse_run
-from dpd.run.train import make_training
+from dpd.run.train import iterate, make_training
 from tests.toy.runs import ENDS, ROLLOUT, STUDENT, distil, logged, run, train_teacher
 
 
@@ -114,7 +111,7 @@ def test_students_of_one_depth_share_a_stack_and_keep_their_sizes(
     assert [p.meta.hidden for p in policies] == [(4, 4), (8, 8), (8, 8)]
     assert policies[0].tensors["actor.1.weight"].shape == (4, 4)
     training = make_training(config)
-    training.iterate(), training.iterate()
+    iterate(training), iterate(training)
     acts = training.mode(torch.from_numpy(OBS).expand(3, 50, 8))
     for k, policy in enumerate(policies):
         # the same run, of 768 / 3 / 128 = 2 iterations; Swimmer's bounds are -1 and 1
@@ -138,29 +135,6 @@ def test_students_are_called_by_size_in_files_tables_and_tensorboard(
     assert "peer0" not in said and "peer 1" not in said
     found = json.loads((out / "fidelity.json").read_text())["sizes"]
     assert [size["students"][0]["policy"] for size in found] == list(names)
-
-
-def test_a_run_begun_by_an_earlier_version_goes_on_under_its_own_names(
-    teacher: Path, tmp_path: Path
-) -> None:
-    out = distil(tmp_path / "run", teacher, "--student-sizes", "4,8x4", *STUDENT)
-    for peer, size in enumerate(("4x4", "8x4")):  # as it was written before
-        for file in (out / "policies").glob(f"seed0-{size}*"):
-            file.rename(file.with_name(file.name.replace(size, f"peer{peer}")))
-    shutil.rmtree(out / "tb")
-    with SummaryWriter(out / "tb" / "seed0") as writer:
-        writer.add_scalar("eval/return/peer1", 1.0, 128)
-    before = {f.name for f in (out / "policies").iterdir()}
-    run("--resume", str(out), "--total-steps", "1024")
-    assert {f.name for f in (out / "policies").iterdir()} == before
-    assert {run.name for run in (out / "tb").iterdir()} == {"run", "seed0-peer0", "seed0-peer1"}
-    events = EventAccumulator(str(out / "tb/seed0-peer1")).Reload().Scalars("eval/return")
-    with (out / "metrics.csv").open() as table:
-        rows = [row for row in csv.DictReader(table) if row["metric"] == "eval/return"]
-    expected = [(int(row["step"]), float(row["value"])) for row in rows if row["peer"] == "1"]
-    assert [event.step for event in events] == [step for step, _ in expected]
-    np.testing.assert_allclose([e.value for e in events], [v for _, v in expected], rtol=1e-6)
-    assert len(expected) > 1
 
 
 NAMES = ("4x4x4", "8x8")

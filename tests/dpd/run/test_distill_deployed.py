@@ -14,7 +14,7 @@ from dpd.distill.teacher import Returns
 from dpd.fidelity.policies import ComparedPolicy
 from dpd.fidelity.sizes import SizeComparison, SizeGroup, compare_student, size_notes
 from dpd.policies import policyfile
-from dpd.run.train import make_training
+from dpd.run.train import iterate, make_training
 from tests.toy import policies as made
 from tests.toy.runs import STUDENT, distil, logged
 
@@ -36,7 +36,7 @@ def test_a_run_evaluates_what_it_saves(teacher: Path, tmp_path: Path) -> None:
     argv = ["Swimmer-v5", "--teacher", str(teacher), *flags, "--total-steps", "1024"]
     training = make_training(parse_run([*argv, "--threads", "1"], "distill"))
     for _ in range(4):
-        training.iterate()
+        iterate(training)
     obs = torch.randn(2, 30, 8)
     acted = training.mode(obs)
     for n, name in enumerate(("8x8", "6x6")):

@@ -10,7 +10,7 @@ import torch
 
 from dpd.cli import parse_run
 from dpd.policies import policyfile
-from dpd.run.train import make_training
+from dpd.run.train import iterate, make_training
 from tests.toy import policies as made
 from tests.toy.runs import ROLLOUT, STUDENT
 
@@ -59,14 +59,14 @@ def test_what_is_resumed_ends_where_the_whole_ends(flags: list[str], teacher: Pa
     config = parse_run([*argv, "--total-steps", str(ITERATIONS * once)], "distill")
     whole, resumed = make_training(config), make_training(config)
     for _ in range(STOP):
-        whole.iterate()
+        iterate(whole)
     before = float(whole.state().get("stack0.method.stage", 0))
     for old, new in zip(whole.journals, resumed.journals, strict=True):
         if old is not None and new is not None:
             new.extend(old.since(0))
     resumed.load_state({name: x.clone() for name, x in whole.state().items()})
     for _ in range(ITERATIONS - STOP):
-        expected, found = whole.iterate(), resumed.iterate()
+        expected, found = iterate(whole), iterate(resumed)
         assert str(expected) == str(found)  # what is logged is the same too
     if "progressive" in flags:
         assert expected["distill/stage"].min() > before  # type: ignore[union-attr]

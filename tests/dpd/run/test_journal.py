@@ -39,14 +39,16 @@ def names(kept: Checkpoints) -> list[str]:
 
 
 def test_each_checkpoint_writes_only_what_is_new_and_keeps_what_is_still_held(tmp_path):
-    kept, memory = Checkpoints(tmp_path, keep=1), replay()
+    memory = replay()
+    kept = Checkpoints(tmp_path, 1, None, [memory])
     for many in (3, 4, 2, 6):
         add(memory, many)
-        kept.save({}, facts(memory.total), [memory])
+        kept.save({}, facts(memory.total))
     # 15 steps, of which 5 to 14 are held: the file of 0-3 went with the checkpoint before
     assert names(kept) == ["3-7", "7-9", "9-15"]
     again = replay()
-    found = kept.load_newest(lambda state: None, [again])
+    kept = Checkpoints(tmp_path, kept.keep, None, [again])
+    found = kept.load_newest(lambda state: None)
     assert found is not None and found[1] == []
     assert numbers(again) == numbers(memory) == [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
     for each in (memory, again):
@@ -55,36 +57,40 @@ def test_each_checkpoint_writes_only_what_is_new_and_keeps_what_is_still_held(tm
 
 
 def test_the_best_checkpoint_keeps_its_own_part_of_the_replay(tmp_path):
-    kept, memory = Checkpoints(tmp_path, keep=1), replay()
+    memory = replay()
+    kept = Checkpoints(tmp_path, 1, None, [memory])
     add(memory, 4)
-    kept.save({}, facts(4, score=9.0), [memory])
+    kept.save({}, facts(4, score=9.0))
     for _ in range(4):
         add(memory, 6)
-        kept.save({}, facts(memory.total, score=1.0), [memory])
+        kept.save({}, facts(memory.total, score=1.0))
     # the newest holds 18 to 27; the best, at 4, needs its own
     assert names(kept) == ["0-4", "16-22", "22-28"]
 
 
 def test_going_back_drops_what_came_after(tmp_path):
-    kept, memory = Checkpoints(tmp_path, keep=3), replay()
+    memory = replay()
+    kept = Checkpoints(tmp_path, 3, None, [memory])
     for many in (4, 4):
         add(memory, many)
-        kept.save({}, facts(memory.total), [memory])
+        kept.save({}, facts(memory.total))
     kept.files()[0].write_bytes(b"")  # broken: the one before it is taken
     again = replay()
-    found = kept.load_newest(lambda state: None, [again])
+    kept = Checkpoints(tmp_path, kept.keep, None, [again])
+    found = kept.load_newest(lambda state: None)
     assert found is not None and found[0].step == 4 and len(found[1]) == 1
     assert numbers(again) == [0, 1, 2, 3] and names(kept) == ["0-4"]
     add(again, 3)
-    kept.save({}, facts(7), [again])
+    kept.save({}, facts(7))
     assert names(kept) == ["0-4", "4-7"]
 
 
 def test_a_replay_that_lacks_a_file_is_refused(tmp_path):
-    kept, memory = Checkpoints(tmp_path, keep=1), replay()
+    memory = replay()
+    kept = Checkpoints(tmp_path, 1, None, [memory])
     for _ in range(2):
         add(memory, 3)
-        kept.save({}, facts(memory.total), [memory])
+        kept.save({}, facts(memory.total))
     (kept.dir / JournalFiles(kept.dir).segments()[0].name).unlink()
     with pytest.raises(BadFile, match="lacks 1 replay files"):
-        kept.load_newest(lambda state: None, [replay()])
+        Checkpoints(tmp_path, 1, None, [replay()]).load_newest(lambda state: None)

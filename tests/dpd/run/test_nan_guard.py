@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpd.run.nan_guard import NanGuard, NonFinite
+from dpd.run.stack import NanGuard, NonFinite
 
 WHO = [(7, 0), (7, 1)]
 BAD = torch.tensor([1.0, float("nan")])

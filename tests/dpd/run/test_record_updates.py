@@ -9,6 +9,7 @@ import torch
 
 from dpd.agents.graphs import Graphs, NotRecorded
 from dpd.cli import main, parse_train
+from dpd.run.train import iterate
 from dpd.run.training import Training
 from tests.toy.meta_device import Recorded
 
@@ -30,7 +31,7 @@ def test_updates_are_recorded_unless_a_flag_turns_it_off(
 ) -> None:
     before = Recorded.made
     training = Training(parse_train([*FEW, *flags]))
-    training.iterate()
+    iterate(training)
     assert (Recorded.made > before) == is_recorded
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 import dpd
-import dpd.run.episodes
+import dpd.run.training
 from dpd.cli import main, parse_train
 from dpd.config import refuse_changes
-from dpd.run.checkpoint import Checkpoints, read
+from dpd.run.checkpoint import CHECKPOINT_KEY, Checkpoints, read, write_tensors
 from dpd.run.settings import saved_settings
 from tests.toy.gpu_runs import as_on_a_gpu
 
@@ -146,7 +147,7 @@ def test_a_stop_ends_an_evaluation_which_the_resumed_run_takes_again(
     flags = [*QUICK, "--lr-schedule", "constant", "--evals", str(iterations)]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(command(whole, *flags, iterations=iterations)) == 0
-    play, calls = dpd.run.episodes.run_episodes, []
+    play, calls = dpd.run.training.run_episodes, []
 
     def interrupted(env, act, n, *stop):
         def act_and_signal(obs):
@@ -162,7 +163,7 @@ def test_a_stop_ends_an_evaluation_which_the_resumed_run_takes_again(
         return outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(dpd.run.episodes, "run_episodes", interrupted)
+        patch.setattr(dpd.run.training, "run_episodes", interrupted)
         assert main(command(parts, *flags, iterations=iterations)) == 128 + signal.SIGTERM
     assert main(["train", "--resume", str(parts)]) == 0
     assert_same(whole, parts)
@@ -210,12 +211,12 @@ def assert_ends_as_never_stopped(parts: Path, whole: Path) -> None:
 ANNOUNCED = """
 import sys
 from dpd.cli import main
-from dpd.run.training import Training
-iterate = Training.iterate
-def announced(self):
+import dpd.run.train
+iterate = dpd.run.train.iterate
+def announced(training):
     print("begun", flush=True)
-    return iterate(self)
-Training.iterate = announced
+    return iterate(training)
+dpd.run.train.iterate = announced
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -290,6 +291,41 @@ def test_what_a_resumed_run_may_not_change_is_refused(tmp_path, capsys):
     assert "are done" in capsys.readouterr().out
     assert main(["train", "--resume", str(tmp_path / "nothing")]) == 2
     assert "no run to resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda saved: saved | {"foo": 1}, "(Unrecognized options: --foo, 1)"),
+        (lambda saved: saved | {"distill": {}}, "(its settings lack --distill.alpha)"),
+        (lambda saved: {k: v for k, v in saved.items() if k != "gamma"}, "lack --gamma)"),
+    ],
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_run_of_another_version_is_refused_and_nothing_is_written(
+    tmp_path, capsys, change, says, workers
+):
+    config = parse_train(command(tmp_path, "--seeds", "2", "--workers", workers, iterations=1)[1:])
+    saved = json.dumps(change(json.loads(json.dumps(config.as_json()))))
+    (tmp_path / "config.json").write_text(saved)
+    assert main(["train", "--resume", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert (
+        told.startswith(f"dpd: {tmp_path} was written by another version of dpd") and says in told
+    )
+    assert "with that version" in told and "--init-from" in told and told.count("\n") == 1
+    assert (tmp_path / "config.json").read_text() == saved
+
+
+def test_a_checkpoint_of_another_format_is_not_called_corrupt(tmp_path, capsys):
+    assert main(command(tmp_path, iterations=1)) == 0
+    for file in Checkpoints(tmp_path, 1).files():
+        state, info = read(file)
+        metadata = asdict(info) | {"format": 1}
+        write_tensors(file, state, CHECKPOINT_KEY, metadata)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(tmp_path)]) == 2
+    assert "another version of dpd (checkpoint format 1" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_on_another_gpu_and_not_on_another_kind_of_device(tmp_path, capsys):

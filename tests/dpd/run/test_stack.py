@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from dpd.cli import main, parse_train
 from dpd.run.stack import first_ages
+from dpd.run.train import iterate
 from dpd.run.training import Training
 
 SIZES = ["--n-envs", "8", "--n-steps", "16", "--total-steps", "4096", "--minibatch-size", "16"]
@@ -39,7 +40,7 @@ def test_staggered_environments_are_cut_at_times_of_their_own() -> None:
     assert torch.equal(stack.obs, plain.stacks[0].obs)  # their states are as ever
     assert not plain.stacks[0].env.snapshot()["elapsed"].any()
     for _ in range(4):  # 64 steps
-        staggered.iterate()
+        iterate(staggered)
     expected = np.where(ages + 64 >= 1000, ages + 64 - 1000, ages + 64)
     assert stack.env.snapshot()["elapsed"].tolist() == expected.tolist()
     # a shortened episode is none to report
@@ -49,7 +50,7 @@ def test_staggered_environments_are_cut_at_times_of_their_own() -> None:
 def test_environments_that_cannot_be_copied_are_staggered_again_at_a_resume() -> None:
     run = training("--stagger", "--backend", "gymnasium", "--n-envs", "2")
     state = {k: x.clone() for k, x in run.state().items()}
-    run.iterate()
+    iterate(run)
     run.load_state(state | {"iteration": torch.tensor(5)})
     (stack,) = run.stacks
     ages = np.floor(1000 * first_ages(stack.ids, 2, 5)).astype(int)

@@ -13,7 +13,9 @@ from dpd.config import AlgoConfig, StackConfig
 from dpd.distill.config import DPDConfig
 from dpd.distill.method import Context
 from dpd.envs.base import OnDevice, Step
-from dpd.run.stack import Clock, LearnerStack
+from dpd.run.stack import LearnerStack
+from dpd.run.train import learn
+from dpd.run.training import Clock
 from tests.toy.meta_device import META, on_device
 
 O, A = 4, 2  # noqa: E741
@@ -50,14 +52,16 @@ def test_an_iteration_waits_at_its_end_alone(algo: str, place: str) -> None:
     config = StackConfig(algo, ALGOS[algo], (0, 1), 1)
     env: Any = Nowhere(6, META if place == "there" else torch.device("cpu"))
     env = env if place == "there" else OnDevice(env, META)
-    stack = LearnerStack(config, WHO, env, lambda seeds: env, Clock(), META)
-    stack.method = DPDConfig(steps=2, batch_size=8).build(Context(stack.agent, 1, 2, WHO))
+    agent = config.algo.build(O, A, WHO, META)
+    method = DPDConfig(steps=2, batch_size=8).build(Context(agent, 1, 2, WHO))
+    stack = LearnerStack(config, WHO, env, lambda seeds: env, agent, method)
     if stack.agent.replay is not None:
         stack.agent.replay._ready = True  # waited for until true
     settled = []
     stack.guard.check_pending = lambda: settled.append(1)  # type: ignore[method-assign]
     with on_device():
         for k in range(2):
-            metrics = stack.iterate(k / 2) | stack.episodes.metrics()
+            run: Any = SimpleNamespace(stacks=[stack], clock=Clock(), progress=k / 2)
+            metrics = learn(run, stack, is_first=k == 0) | stack.episodes.metrics()
     assert len(settled) == 2
     assert all(x.device == META for x in metrics.values())

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import dpd
+from dpd.agents.base import Batch
 from dpd.cli import main, parse_train
 from dpd.run.stack import env_seeds
+from dpd.run.train import iterate
 from dpd.run.training import Training
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--total-steps", "1024", "--evals", "2"]
@@ -87,7 +89,7 @@ def test_a_directory_that_holds_a_run_is_refused(run_dir, capsys):
 def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     def losses(seed):
         training = Training(parse_train(["Swimmer-v5", *SMALL, "--seed", seed]))
-        return torch.stack([torch.as_tensor(training.iterate()["loss/policy"]) for _ in range(3)])
+        return torch.stack([torch.as_tensor(iterate(training)["loss/policy"]) for _ in range(3)])
 
     assert torch.equal(losses("0"), losses("0"))
     assert not torch.equal(losses("0"), losses("1"))
@@ -98,7 +100,7 @@ def test_a_group_learns_the_same_alone_and_beside_another():
     both = Training(parse_train(["Swimmer-v5", *SMALL, "--seeds", "2", "--seed", "0"]))
     alone = Training(parse_train(["Swimmer-v5", *SMALL, "--seeds", "1", "--seed", "1"]))
     for _ in range(2):
-        both.iterate(), alone.iterate()
+        iterate(both), iterate(alone)
     torch.testing.assert_close(
         both.stacks[0].agent.nets.flat[2:], alone.stacks[0].agent.nets.flat, rtol=1e-4, atol=1e-4
     )
@@ -108,13 +110,15 @@ def test_the_first_rollout_is_normalised_by_itself_and_later_ones_by_those_befor
     training = Training(parse_train(["Swimmer-v5", *SMALL]))
     training.begin()
     (stack,) = training.stacks
-    training.iterate()
+    batches: list[Batch] = []
+    stack.method.on_batch = lambda batch, progress: batches.append(batch)  # type: ignore[method-assign]
+    iterate(training)
     first = stack.rollout.flat_obs().double()  # 2 envs x 64 steps
     assert stack.agent.obs_norm.moments.count.flatten().tolist() == [128.0001] * 2  # once
-    assert_normalised(stack.peer_stack.batch, first, first)
-    training.iterate()
+    assert_normalised(batches[0], first, first)
+    iterate(training)
     assert stack.agent.obs_norm.moments.count.flatten().tolist() == [256.0001] * 2
-    assert_normalised(stack.peer_stack.batch, stack.rollout.flat_obs().double(), first)
+    assert_normalised(batches[1], stack.rollout.flat_obs().double(), first)
 
 
 def assert_normalised(batch, obs, seen):
@@ -151,7 +155,7 @@ def test_learners_start_from_saved_policies(run_dir, tmp_path):
     torch.testing.assert_close(
         training.stacks[0].agent.obs_norm.moments.count[:, 0].float(), torch.full((4,), 512.0)
     )
-    training.iterate()
+    iterate(training)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 
 import dpd
 from dpd.cli import main, parse_train
-from dpd.run.train import make_training
+from dpd.run.train import iterate, make_training
 from dpd.run.training import Training
 
 PEERS = ["--algo", "ppo,sac", "--preset", "modern", "--seeds", "2"]
@@ -82,19 +82,24 @@ for each in ("--peer0", "--peer1"):
     TWO_PPO += [f"{each}.n-envs", "2", f"{each}.n-steps", "64", f"{each}.lr-schedule", "constant"]
 
 
-@pytest.mark.parametrize("flags", [PEERS, [*TWO_PPO, "--distill.steps", "4"]])
+FEW = ["--distill.steps", "4"]
+
+
+@pytest.mark.parametrize(
+    "flags", [PEERS, [*TWO_PPO, *FEW], [*TWO_PPO, *FEW, "--distill.memory", "300"]]
+)
 def test_what_is_resumed_ends_where_the_whole_ends(flags: list[str]) -> None:
     def training() -> Training:
         return make_training(parse_train(["Swimmer-v5", *flags, "--total-steps", "1112"]))
 
     whole, resumed = training(), training()
-    whole.iterate(), whole.iterate()
+    iterate(whole), iterate(whole)
     for old, new in zip(whole.journals, resumed.journals, strict=True):
         if old is not None and new is not None:
             new.extend(old.since(0))
     resumed.load_state({name: x.clone() for name, x in whole.state().items()})
     for each in (whole, resumed):
-        each.iterate(), each.iterate()
+        iterate(each), iterate(each)
     found, expected = resumed.state(), whole.state()
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 

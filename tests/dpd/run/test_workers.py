@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from dpd.cli import main, parse_train
 from dpd.log.csv import read_rows
-from dpd.log.display import Board
+from dpd.log.terminal import Board
 from dpd.run.checkpoint import Checkpoints, read
-from dpd.run.workers import Progress, share
+from dpd.run.processes import WorkerProgress, share
 from tests.dpd.run.test_resume import (
     ENDLESS,
     LONG,
@@ -120,7 +120,7 @@ def test_a_part_that_fails_is_named_with_what_it_said(tmp_path, capfd):
 
 def test_progress_is_read_as_it_is_written(tmp_path):
     config = parse_train(["Swimmer-v5", *THREE, "--workers", "2"])
-    progress = Progress(config, tmp_path)
+    progress = WorkerProgress(config, tmp_path)
     assert not progress.read_new()
     first, second = tmp_path / "metrics.csv", tmp_path / "metrics-1.csv"
     first.write_text("step,seed,peer,metric,value\n100,5,1,train/return,2.5\n200,4,0,train/re")
