@@ -31,8 +31,7 @@ from scipy.stats import trim_mean
 from timing import machine, write_json
 from torch import Tensor
 
-from dpd.agents.config import OffPolicyConfig, PPOConfig
-from dpd.config import ALGORITHMS
+from dpd.agents.config import ALGORITHMS, OffPolicyConfig, PPOConfig
 from dpd.envs.make import make
 from dpd.log.csv import read_rows
 from dpd.log.terminal import make_console
@@ -54,7 +53,7 @@ Record = dict[str, Any]
 def train_sb3(args: argparse.Namespace, seed: int) -> Record:
     """Train one run of SB3 on one thread; return its record."""
     torch.set_num_threads(1)
-    config = ALGORITHMS[args.algo]()
+    config = ALGORITHMS[args.algo].settings()
     model = make_sb3(args, seed)
     curve: list[tuple[int, float]] = []
 
@@ -83,7 +82,7 @@ def train_sb3(args: argparse.Namespace, seed: int) -> Record:
 
 def make_sb3(args: argparse.Namespace, seed: int) -> BaseAlgorithm:
     """Return an SB3 model with its environments."""
-    config = ALGORITHMS[args.algo]()
+    config = ALGORITHMS[args.algo].settings()
     kind = "native" if args.native else "dummy"
     venv = make_vec(kind, args.env, config.n_envs, seed, 1)
     if isinstance(config, OffPolicyConfig):
@@ -125,7 +124,7 @@ def train_all(args: argparse.Namespace, console: Console) -> Record:
     seeds = range(args.seed, args.seed + args.seeds)
     names = ("env", "algo", "native", "until", "episodes", "eval_seed")
     settings = {name: getattr(args, name) for name in names}
-    config = asdict(ALGORITHMS[args.algo]())
+    config = asdict(ALGORITHMS[args.algo].settings())
     data: Record = {"settings": settings, "algo": config, "machine": machine(), "sb3": []}
     # Spawn: a forked copy of torch's thread pool hangs.
     with ProcessPoolExecutor(args.at_once, get_context("spawn")) as pool:
@@ -300,7 +299,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ours", type=Path, nargs="+", metavar="RUN_DIR", help="runs of dpd")
     parser.add_argument("--json", type=Path, help="write returns, curves and versions here")
     args = parser.parse_args()
-    least = ALGORITHMS[args.algo]().samples
+    least = ALGORITHMS[args.algo].settings().samples
     if args.total_steps < least:
         parser.error(f"--total-steps must be at least {least}")
     if args.seeds < 0 or args.at_once < 1 or args.episodes < 1:

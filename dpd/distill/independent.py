@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpd.agents.base import Batch, Metrics, State
+from dpd.distill.config import IndependentConfig
 from dpd.distill.exchange import PeerExchange, action_distance, pick
 from dpd.distill.method import Context, Method
 from dpd.distill.peers import gap, gap_metrics
@@ -13,7 +14,7 @@ MEASURED_STATES = 256  # states per learner and iteration
 class Independent(Method):
     """Peers that ignore each other; logs how far apart they are and who is ahead."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, config: IndependentConfig, context: Context) -> None:
         super().__init__(context)
         self.exchange = PeerExchange(context, "peer", 1.0, None)
 
