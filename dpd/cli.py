@@ -27,8 +27,8 @@ from dpd.config import (
     absolute_paths,
     choose,
     flag,
-    listed,
     near,
+    one_of,
     rl_algorithms,
     with_sizes,
 )
@@ -71,10 +71,7 @@ example
 STUDENT_STEPS = 200_000
 """Default number of environment steps per student; --total-steps overrides the sum."""
 Plain = tyro.conf.OmitArgPrefixes
-Help = tyro.conf.arg
 Kinds = TypeVar("Kinds")
-OneKind = Annotated[LearnerConfig, Plain]
-OneKindPerPeer = Annotated[dict[str, LearnerConfig], tyro.conf.arg(name="")]
 
 
 def methods_of(command: str) -> dict[str, MethodSpec]:
@@ -94,21 +91,11 @@ class SettingsFile:
 class Selection:
     """Options that determine the remaining flags."""
 
-    algo: Annotated[
-        str | None,
-        Help(
-            help=f"Algorithm of the learners: {listed(rl_algorithms())}; None: "
-            f"{MethodConfig.ALGO}. To mix algorithms, list one per peer, for example ppo,sac; each "
-            "peer then has its own flags: --peer0.lr, --peer1.hidden."
-        ),
-    ] = None
-    method: Annotated[
-        str,
-        Help(
-            help=f"Distillation method: {listed(methods_of('train'))}. With none, the peers train "
-            "independently."
-        ),
-    ] = "dpd"
+    algo: Annotated[str | None, tyro.conf.arg(metavar=one_of(rl_algorithms()))] = None
+    """Algorithm of the learners; None: ppo. To mix algorithms, list one per peer, for example
+    ppo,sac; each peer then has its own flags: --peer0.lr, --peer1.hidden."""
+    method: Annotated[str, tyro.conf.arg(metavar=one_of(methods_of("train")))] = "dpd"
+    """Distillation method, or none to train the peers independently."""
     preset: str | None = None
     """Named settings: paper, released or modern for the method; large for the learners (thousands
     of environments, for a GPU). Separate several with commas: paper,large; later ones win."""
@@ -120,28 +107,14 @@ class Selection:
 class DistillSelection(Selection):
     """Options that determine the remaining flags."""
 
-    algo: Annotated[
-        str | None,
-        Help(
-            help=f"Algorithm of the students: {listed(ALGORITHMS)}. A student learns from the "
-            "teacher only. None: the one that the method needs."
-        ),
-    ] = None
-    method: Annotated[
-        str,
-        Help(
-            help=f"Distillation method: {listed(methods_of('distill'))}. With one of these and "
-            "--help, this text describes it."
-        ),
-    ] = "dagger"
+    algo: Annotated[str | None, tyro.conf.arg(metavar=one_of(ALGORITHMS))] = None
+    """Algorithm of the students; `student` learns from the teacher only. None: the one that the
+    method needs."""
+    method: Annotated[str, tyro.conf.arg(metavar=one_of(methods_of("distill")))] = "dagger"
+    """Distillation method; --method NAME --help describes it."""
     student_sizes: str | None = None
     """Hidden layers of several students that differ in size only, for example 16,32,64x64. A single
     width applies to all layers."""
-
-    @property
-    def sizes(self) -> list[str]:
-        """The sizes of the students, if they are given."""
-        return [] if self.student_sizes is None else self.student_sizes.split(",")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +142,13 @@ def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]
     settings: dict[str, Any] = {}
     if file.resume is not None:
         settings = saved_settings(file.resume)
-        refuse_other_command(command, file.resume, settings.get("method"))
+        row = METHODS.get(str(settings.get("method")))
+        if row is not None and command != row.settings.COMMAND:
+            made_by = f"dpd {row.settings.COMMAND}"
+            run_dir = shlex.quote(str(file.resume))
+            raise BadInput(
+                f"{file.resume} is a run of {made_by}; resume it with {made_by} --resume {run_dir}"
+            )
     elif file.config is not None:
         settings = read_config(file.config)
     names = [f.name for f in fields(kind) if f.name in settings]
@@ -181,16 +160,6 @@ def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]
     return selection, settings
 
 
-def refuse_other_command(command: str, run_dir: Path, method: object) -> None:
-    """Raise BadInput if another command made the run that is being resumed."""
-    made_by = METHODS[method].settings.COMMAND if method in METHODS else command
-    if made_by != command:
-        raise BadInput(
-            f"{run_dir} is a run of dpd {made_by}; resume it with "
-            f"dpd {made_by} --resume {shlex.quote(str(run_dir))}"
-        )
-
-
 def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     """Return a run's settings. Precedence, lowest first: default, preset, file, flag."""
     selection, settings = select(argv, command)
@@ -200,26 +169,27 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     if command != method.COMMAND:
         raise BadInput(f"method {selection.method} belongs to dpd {method.COMMAND}")
     names = (selection.algo or method.ALGO).split(",")
-    sizes = selection.sizes if isinstance(selection, DistillSelection) else []
+    given = getattr(selection, "student_sizes", None)
+    sizes = [] if given is None else given.split(",")
     if sizes and len(names) > 1:
         raise BadInput("--student-sizes needs a single algorithm; give one --algo")
     algos = [default_learners(name, method) for name in names]
     if selection.preset is not None:
         preset = preset_settings(selection.preset, selection.method, ",".join(names))
         settings = merge(preset, settings)
+    kinds = [f"peer{k}" for k in range(len(algos))] if algos[1:] else ["learners"]
     groups = {
         "run": default_run(command, len(sizes) or len(names)),
         "selection": selection,
         **({"teachers": TeacherConfig()} if command == "distill" else {}),
-        **({f"peer{k}": x for k, x in enumerate(algos)} if algos[1:] else {"learners": algos[0]}),
+        **dict(zip(kinds, algos, strict=True)),
         "distill": method(),
     }
-    args = parse_groups(with_settings(groups, settings), argv, command)
-    learners = args.learners.values() if algos[1:] else [args.learners]
-    given = tuple(zip(names, learners, strict=True))
+    args = parse_groups(with_settings(groups, settings), kinds, argv, command)
+    learners = tuple(zip(names, args.learners.values(), strict=True))
     return TrainConfig(
         run=with_absolute_paths(args.run),
-        algos=tuple(with_sizes(*given[0], sizes)) if sizes else given,
+        algos=tuple(with_sizes(*learners[0], sizes)) if sizes else learners,
         method=selection.method,
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
@@ -262,15 +232,16 @@ def with_settings(groups: dict[str, Any], settings: dict[str, Any]) -> dict[str,
     }
 
 
-def parse_groups(groups: dict[str, Any], argv: Sequence[str], command: str) -> Any:
-    """Parse the flags of a run, with defaults for every group of them."""
-    peers = {name: group for name, group in groups.items() if name.startswith("peer")}
-    others = {name: group for name, group in groups.items() if name not in peers}
+def parse_groups(
+    groups: dict[str, Any], kinds: Sequence[str], argv: Sequence[str], command: str
+) -> Any:
+    """Parse the flags of a run; `kinds` are the groups of its learners."""
+    learners = {name: groups[name] for name in kinds}
+    others = {name: group for name, group in groups.items() if name not in kinds}
     flags: Any = DistillFlags if command == "distill" else TrainFlags
-    if peers:
-        default = flags(learners=peers, **others)
-        return parse(flags[OneKindPerPeer], argv, f"dpd {command}", default)
-    return parse(flags[OneKind], argv, f"dpd {command}", flags(**others))
+    kind = Annotated[dict[str, LearnerConfig], tyro.conf.arg(name="")]
+    kind = flags[kind if kinds[1:] else Annotated[kind, Plain]]
+    return parse(kind, argv, f"dpd {command}", flags(learners=learners, **others))
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:
@@ -279,10 +250,9 @@ def with_absolute_paths(run: RunConfig) -> RunConfig:
     A resumed run keeps its arguments unchanged.
     """
     kwargs = run.parsed_env_kwargs()
-    absolute = absolute_paths(kwargs)
-    if run.resume is not None or absolute == kwargs:
+    if run.resume is not None or absolute_paths(kwargs) == kwargs:
         return run
-    return replace(run, env_kwargs=json.dumps(absolute))
+    return replace(run, env_kwargs=json.dumps(absolute_paths(kwargs)))
 
 
 def parse_train(argv: Sequence[str]) -> TrainConfig:

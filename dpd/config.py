@@ -389,10 +389,9 @@ def rl_algorithms() -> dict[str, AlgorithmSpec]:
     return {name: row for name, row in rows if not issubclass(row.settings, StudentConfig)}
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return names as one phrase: a, b or c."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+def one_of(names: Iterable[str]) -> str:
+    """Return the choices of a flag as help texts show them: {a,b,c}."""
+    return f"{{{','.join(names)}}}"
 
 
 def with_sizes(

@@ -52,6 +52,9 @@ WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "alpha": ("gate", ("soft",)),
     "scale": ("gate", ("soft",)),
     "max_weight": ("gate", ("soft",)),
+    "weight_clip": ("gate", ("soft",)),
+    "match_dose": ("gate", ("uniform",)),
+    "target": ("divergence", ("mse",)),
     "peer_share": ("states", ("mixed",)),
 }
 """Setting -> the setting that must have one of these values, or the first has no effect."""
@@ -194,12 +197,8 @@ class DPDConfig(MethodConfig):
         reverses_dose = self.match_dose and self.control == "reversed"
         if self.gate == "uniform" and self.control != "none" and not reverses_dose:
             raise ValueError("distill.control does nothing to a uniform gate; choose soft or hard")
-        if self.match_dose and self.gate != "uniform":
-            raise ValueError("distill.match_dose is for the uniform gate")
-        if self.target == "sample" and self.divergence != "mse":
-            raise ValueError("distill.target sample is for divergence mse")
-        if clip is not None and (self.gate != "soft" or not 0 < clip[0] < clip[1]):
-            raise ValueError("distill.weight_clip is for the soft gate, lower bound first")
+        if clip is not None and not 0 < clip[0] < clip[1]:
+            raise ValueError("distill.weight_clip needs two positive numbers, the lower one first")
         if bound is not None and bound <= 1:
             raise ValueError("distill.max_weight must be more than 1, the mean of all weights")
         if clip is not None and bound not in (None, type(self).max_weight):

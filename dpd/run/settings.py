@@ -187,4 +187,4 @@ def _unboxed(box: str) -> str:
     text = " ".join(text.partition("For full helptext")[0].split())
     # The group of an error that one of our dataclasses raised says nothing, except for a peer's,
     # because every peer may have its own settings.
-    return re.sub(r"^Error parsing (?:[\w.]*(peer\d+: )|\w+: )", r"\1", text)
+    return re.sub(r"^Error parsing (?:[\w.]*\b(peer\d+: )|[\w.]+: )", r"\1", text)

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from dpd.agents.config import ALGORITHMS, OffPolicyConfig, require
-from dpd.config import Paths, as_name, choose, flag, listed, rl_algorithms
+from dpd.config import Paths, as_name, choose, flag, one_of, rl_algorithms
 from dpd.errors import BadInput
 
 Envs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV ...")]
@@ -65,9 +65,8 @@ class StudyConfig:
 
     envs: Envs = ("HalfCheetah-v5",)
     """Gymnasium environment ids; for several, differences are also tested over all of them."""
-    algo: Annotated[
-        str, tyro.conf.arg(help=f"Algorithm of the learners: {listed(rl_algorithms())}.")
-    ] = "ppo"
+    algo: Annotated[str, tyro.conf.arg(metavar=one_of(rl_algorithms()))] = "ppo"
+    """Algorithm of the learners."""
     arms: tuple[str, ...] = ()
     """Arms among dpd, independent, one, uniform, shuffled, reversed, hard, one-way, modern and
     released; with a replay also shared-replay and extra-updates. Default: all but modern and

@@ -83,12 +83,12 @@ def test_an_algorithm_and_a_method_take_one_row_each(tmp_path, capsys, monkeypat
     with pytest.raises(SystemExit):
         main([*argv, "--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "learners: ppo, td3, ddpg, sac or own" in shown
-    assert "method: dpd, none or watch" in shown
+    assert "--algo {ppo,td3,ddpg,sac,own}" in shown
+    assert "--method {dpd,none,watch}" in shown
     assert "--patience INT" in shown and "--distill.pace FLOAT" in shown
     with pytest.raises(SystemExit):
         main(["study", "--help"])
-    assert "ppo, td3, ddpg, sac or own" in " ".join(capsys.readouterr().out.split())
+    assert "--algo {ppo,td3,ddpg,sac,own}" in capsys.readouterr().out
     assert "did you mean own" in refusal(["train", "--algo", "owm"], capsys)
     assert "small" in refusal([*argv, "--preset", "smal"], capsys)
     assert "--algo ppo, own, not sac" in refusal(
