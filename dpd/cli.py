@@ -239,7 +239,7 @@ def parse_groups(
     learners = {name: groups[name] for name in kinds}
     others = {name: group for name, group in groups.items() if name not in kinds}
     flags: Any = DistillFlags if command == "distill" else TrainFlags
-    kind = Annotated[dict[str, LearnerConfig], tyro.conf.arg(name="")]
+    kind: Any = Annotated[dict[str, LearnerConfig], tyro.conf.arg(name="")]
     kind = flags[kind if kinds[1:] else Annotated[kind, Plain]]
     return parse(kind, argv, f"dpd {command}", flags(learners=learners, **others))
 
