@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dpd.agents.presets import DDPG_PRESETS, OFF_POLICY_PRESETS, PPO_PRESETS, Presets
 
 if TYPE_CHECKING:
     import torch
 
     from dpd.agents.base import LearnerId
     from dpd.agents.learners import Learners
+
+BOUNDS: dict[str, Callable[[float], bool]] = {
+    "be positive": lambda x: x > 0,
+    "not be negative": lambda x: x >= 0,
+    "be at least 1": lambda x: x >= 1,
+    "lie in [0, 1]": lambda x: 0 <= x <= 1,
+    "lie in (0, 1]": lambda x: 0 < x <= 1,
+    "lie in (0, 1)": lambda x: 0 < x < 1,
+}
+
+
+def require(config: Any, bound: str, *names: str, called: Callable[[str], str] = str) -> None:
+    """Raise ValueError unless settings keep one of BOUNDS: every number of a tuple, None always.
+
+    `called` turns the name of a setting into the one that the message shows.
+    """
+    for name in names:
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(x is None or BOUNDS[bound](x) for x in numbers):
+            raise ValueError(f"{called(name)} must {bound}, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +73,10 @@ class LearnerConfig:
     """Normalise observations by running statistics (VecNormalize)."""
 
     def __post_init__(self) -> None:
-        self._require_positive("lr", "n_envs", "n_steps", "minibatch_size")
-        if self.peer_lr and min(self.peer_lr) <= 0:
-            raise ValueError(f"peer_lr must be positive, not {self.peer_lr}")
-        if not all(0 <= gamma <= 1 for gamma in (self.gamma, *self.peer_gamma)):
-            raise ValueError(f"gamma must lie in [0, 1], not {self.gamma} or {self.peer_gamma}")
+        require(self, "be positive", "lr", "peer_lr", "n_envs", "n_steps", "minibatch_size")
+        require(self, "lie in [0, 1]", "gamma", "peer_gamma")
         if not self.hidden or min(self.hidden) <= 0:
             raise ValueError(f"hidden must name positive layer sizes, not {self.hidden}")
-
-    def _require_positive(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-
-    def _require_not_negative(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 
     def build(
         self,
@@ -75,15 +86,25 @@ class LearnerConfig:
         device: torch.device | None = None,
     ) -> Learners:
         """Return a stack of learners, one for each of `ids`, on a device (None: the CPU)."""
-        from dpd.agents.base import CPU
-        from dpd.agents.build import LEARNER_CLASSES  # here: settings must not import torch
+        from dpd.agents.base import CPU  # here: settings must not import torch
 
-        return LEARNER_CLASSES[type(self)](self, obs_dim, act_dim, ids, device=device or CPU)
+        row = next(row for row in ALGORITHMS.values() if row.settings is type(self))
+        kind: type[Learners] = resolve_name(row.learners)
+        return kind(self, obs_dim, act_dim, ids, device=device or CPU)
 
     @property
     def samples(self) -> int:
         """Samples per learner and iteration."""
         return self.n_envs * self.n_steps
+
+    @property
+    def plan(self) -> str:
+        """A description of one iteration for the start-up table."""
+        return f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} per learner"
+
+    def hidden_of(self, peer: int) -> tuple[int, ...]:
+        """Return the hidden layers of a peer's policy."""
+        return self.hidden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +157,8 @@ class PPOConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("epochs", "max_grad_norm")
-        if self.value_clip is not None and self.value_clip <= 0:
-            raise ValueError(f"value_clip must be positive, not {self.value_clip}")
-        if not 0 <= self.lam <= 1:
-            raise ValueError(f"lam must lie in [0, 1], not {self.lam}")
+        require(self, "be positive", "epochs", "max_grad_norm", "value_clip")
+        require(self, "lie in [0, 1]", "lam")
         if self.samples % self.minibatch_size:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "
@@ -149,11 +167,7 @@ class PPOConfig(LearnerConfig):
 
     @property
     def plan(self) -> str:
-        """A description of one iteration for the start-up table."""
-        return (
-            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} per learner, "
-            f"{self.epochs} epochs of {self.minibatch_size}"
-        )
+        return f"{super().plan}, {self.epochs} epochs of {self.minibatch_size}"
 
 
 EXTRA_COLUMNS = 4
@@ -169,11 +183,11 @@ class ReplayConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("capacity")
+        require(self, "be positive", "capacity")
         sizes = {"minibatch_size": self.minibatch_size, "n_envs * n_steps": self.samples}
-        self._require_capacity(sizes)
+        self._require_capacity(**sizes)
 
-    def _require_capacity(self, sizes: Mapping[str, int]) -> None:
+    def _require_capacity(self, **sizes: int) -> None:
         for name, least in sizes.items():
             if self.capacity < least:
                 raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
@@ -233,19 +247,13 @@ class OffPolicyConfig(ReplayConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("updates_per_step", "n_step", "n_critics")
-        if self.critic_lr is not None and self.critic_lr <= 0:
-            raise ValueError(f"critic_lr must be positive, not {self.critic_lr}")
-        self._require_not_negative("learning_starts", "extra_policy_updates")
+        require(self, "be positive", "updates_per_step", "n_step", "n_critics", "critic_lr")
+        require(self, "not be negative", "learning_starts", "extra_policy_updates")
+        require(self, "lie in (0, 1]", "tau")
         if self.peer_lr and self.critic_lr is not None:
             raise ValueError("peer_lr sets the critics' learning rates too; leave critic_lr out")
-        if not 0 < self.tau <= 1:
-            raise ValueError(f"tau must lie in (0, 1], not {self.tau}")
-        steps = {
-            "learning_starts": self.learning_starts,
-            "n_envs * n_step": self.n_envs * self.n_step,
-        }
-        self._require_capacity(steps)
+        targets = {"n_envs * n_step": self.n_envs * self.n_step}
+        self._require_capacity(learning_starts=self.learning_starts, **targets)
         if self.samples * self.updates_per_step < 1:
             raise ValueError(
                 f"updates_per_step {self.updates_per_step} makes less than one update in the "
@@ -254,10 +262,8 @@ class OffPolicyConfig(ReplayConfig):
 
     @property
     def plan(self) -> str:
-        """A description of one iteration for the start-up table."""
         return (
-            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} per learner, "
-            f"{self.updates:,} updates of {self.minibatch_size}; "
+            f"{super().plan}, {self.updates:,} updates of {self.minibatch_size}; "
             f"the first {self.learning_starts:,} steps at random"
         )
 
@@ -295,10 +301,8 @@ class TD3Config(OffPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("policy_delay", "noise_std", "ou_theta")
-        self._require_not_negative("target_noise", "target_noise_clip")
-        if self.peer_noise_std and min(self.peer_noise_std) <= 0:
-            raise ValueError(f"peer_noise_std must be positive, not {self.peer_noise_std}")
+        require(self, "be positive", "policy_delay", "noise_std", "peer_noise_std", "ou_theta")
+        require(self, "not be negative", "target_noise", "target_noise_clip")
         if self.updates < self.policy_delay:
             raise ValueError(
                 f"{self.updates} updates an iteration are fewer than policy_delay "
@@ -340,10 +344,8 @@ class SACConfig(OffPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha is not None and self.alpha < 0:
-            raise ValueError(f"alpha must not be negative, not {self.alpha}")
-        if self.alpha_init <= 0:
-            raise ValueError(f"alpha_init must be positive, not {self.alpha_init}")
+        require(self, "not be negative", "alpha")
+        require(self, "be positive", "alpha_init")
         if self.alpha is not None:
             for name in ("alpha_init", "target_entropy"):
                 if getattr(self, name) != getattr(type(self), name):
@@ -393,11 +395,7 @@ class StudentConfig(ReplayConfig):
 
     @property
     def plan(self) -> str:
-        """A description of one iteration for the start-up table."""
-        return (
-            f"{self.n_envs} envs x {self.n_steps} steps = {self.samples:,} per learner, "
-            f"the latest {self.capacity:,} stored"
-        )
+        return f"{super().plan}, the latest {self.capacity:,} stored"
 
 
 def layers_of(word: str, depth: int) -> tuple[int, ...]:
@@ -407,3 +405,27 @@ def layers_of(word: str, depth: int) -> tuple[int, ...]:
         raise ValueError(f"sizes must be words such as 64x64 or 64, not {word!r}")
     layers = tuple(map(int, widths))
     return layers * depth if len(layers) == 1 else layers
+
+
+@dataclass(frozen=True)
+class AlgorithmSpec:
+    """An algorithm: a row of ALGORITHMS."""
+
+    settings: type[Any]
+    """A class of settings, derived from LearnerConfig."""
+    learners: str
+    """Import path of the stack of learners, `module:class`; the module may import torch."""
+    presets: Presets = field(default_factory=dict)
+    """Settings of the learners under named presets."""
+    sb3: str = ""
+    """Name of the counterpart among the policies of Stable-Baselines3 (dpd/sb3/kinds.py)."""
+
+
+ALGORITHMS: dict[str, AlgorithmSpec] = {
+    "ppo": AlgorithmSpec(PPOConfig, "dpd.agents.ppo:PPO", PPO_PRESETS, "ppo"),
+    "td3": AlgorithmSpec(TD3Config, "dpd.agents.td3:TD3", OFF_POLICY_PRESETS, "td3"),
+    "ddpg": AlgorithmSpec(DDPGConfig, "dpd.agents.td3:TD3", DDPG_PRESETS, "ddpg"),
+    "sac": AlgorithmSpec(SACConfig, "dpd.agents.sac:SAC", OFF_POLICY_PRESETS, "sac"),
+    "student": AlgorithmSpec(StudentConfig, "dpd.agents.student:Student"),
+}
+"""All algorithms, by the name that `--algo` takes."""

@@ -31,8 +31,8 @@ from rich.table import Table
 from sb3_baseline import make_offpolicy, make_ppo, make_vec
 from timing import machine, write_json
 
-from dpd.agents.config import OffPolicyConfig, PPOConfig
-from dpd.config import ALGORITHMS, NO_STATISTICS, ForeignConfig
+from dpd.agents.config import ALGORITHMS, OffPolicyConfig, PPOConfig
+from dpd.config import NO_STATISTICS, ForeignConfig
 from dpd.log.csv import read_rows
 from dpd.log.terminal import make_console
 from dpd.report.figures import (
@@ -64,7 +64,7 @@ Record = dict[str, Any]
 def train_sb3(args: argparse.Namespace, seed: int) -> Record:
     """Train one run of SB3 on one thread; return its record."""
     torch.set_num_threads(1)
-    config = ALGORITHMS[args.algo]()
+    config = ALGORITHMS[args.algo].settings()
     model = make_sb3(args, seed)
     curve: list[tuple[int, float]] = []
 
@@ -87,7 +87,7 @@ def train_sb3(args: argparse.Namespace, seed: int) -> Record:
 
 def make_sb3(args: argparse.Namespace, seed: int) -> BaseAlgorithm:
     """Return an SB3 model with its environments."""
-    config = ALGORITHMS[args.algo]()
+    config = ALGORITHMS[args.algo].settings()
     kind = "native" if args.native else "dummy"
     venv = make_vec(kind, args.env, config.n_envs, seed, 1)
     if isinstance(config, OffPolicyConfig):
@@ -118,7 +118,7 @@ def train_all(args: argparse.Namespace, console: Console) -> Record:
     seeds = range(args.seed, args.seed + args.seeds)
     names = ("env", "algo", "native", "until", "episodes", "eval_seed")
     settings = {name: getattr(args, name) for name in names}
-    config = asdict(ALGORITHMS[args.algo]())
+    config = asdict(ALGORITHMS[args.algo].settings())
     data: Record = {"settings": settings, "algo": config, "machine": machine(), "sb3": []}
     # Spawn: a forked copy of torch's thread pool hangs.
     with ProcessPoolExecutor(args.at_once, get_context("spawn")) as pool:
@@ -302,7 +302,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.plot) != bool(args.out):
         parser.error("--plot and --out belong together")
-    least = ALGORITHMS[args.algo]().samples
+    least = ALGORITHMS[args.algo].settings().samples
     if args.total_steps < least:
         parser.error(f"--total-steps must be at least {least}")
     if args.seeds < 0 or args.at_once < 1 or args.episodes < 1:

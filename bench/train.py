@@ -45,9 +45,10 @@ from timing import (
 
 import dpd.run.train
 from dpd.cli import parse_train
+from dpd.config import flag
 from dpd.log.log import Metric, RunLog
 from dpd.log.terminal import make_console
-from dpd.run.settings import as_flags, preset_settings
+from dpd.run.settings import preset_settings
 
 HERE = Path(__file__).resolve().parent
 ENV = "HalfCheetah-v5"
@@ -156,7 +157,8 @@ def without_distillation(preset: str) -> Setup:
     rest = {k: v for k, v in preset_settings(preset, "dpd", "ppo").items() if k != "distill"}
     if not rest:
         return ALONE
-    flags = f"{shlex.join(as_flags(rest))} {ALONE.flags}"
+    words = " ".join(f"{flag(name)} {value}" for name, value in rest.items())
+    flags = f"{words} {ALONE.flags}"
     return Setup(f"dpd, two peers, no distillation, {preset}'s learners", 2, flags, ours=True)
 
 

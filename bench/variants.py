@@ -41,7 +41,7 @@ import dpd.agents.nets
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.td3 import TD3
 from dpd.config import RunConfig, TrainConfig
-from dpd.distill import METHODS
+from dpd.distill.config import METHODS
 from dpd.envs.make import make
 from dpd.log.terminal import make_console
 from dpd.run.collect import collect
@@ -56,8 +56,8 @@ def threads_of(case: str) -> int:
     """Return the threads that `dpd train` would give these learners."""
     n, config = CASES[case]
     run = RunConfig(peers=n)
-    method = METHODS["none"]()
-    settings = TrainConfig(run=run, algos=((case, config),), method="none", distill=method)  # type: ignore[arg-type]
+    method = METHODS["none"].settings()
+    settings = TrainConfig(run=run, algos=((case, config),), method="none", distill=method)
     return learner_threads(settings)
 
 

@@ -68,7 +68,7 @@ def choices(
         words = [f"--{flag}", name] if flag == "method" else ["--method", "none", "--algo", name]
         if name == "student":  # learns only from a teacher, so `dpd train` does not offer it
             method, words = cli.METHODS["bc"], ["--method", "bc"]
-        found = [g for g in groups_of(method.COMMAND, *words) if g.title.startswith(group)]
+        found = [g for g in groups_of(method.settings.COMMAND, *words) if g.title.startswith(group)]
         heading = f"### --{flag} {name} {{: #{flag}-{name} }}"
         if not found:
             yield f"\n{heading}\n\nNo flags.\n"

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from pkgutil import resolve_name
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from dpd import __version__
+from dpd.agents.config import ALGORITHMS, LearnerConfig
 from dpd.config import (
-    ALGORITHMS,
-    AlgoConfig,
     EvaluateConfig,
     ExportConfig,
     RunConfig,
@@ -29,14 +28,22 @@ from dpd.config import (
     choose,
     flag,
     near,
-    taught_by,
+    one_of,
+    rl_algorithms,
     with_sizes,
 )
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
-from dpd.distill import METHODS
+from dpd.distill.config import METHODS, MethodConfig, MethodSpec
 from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
-from dpd.run.settings import as_flags, parse, preset_settings, read_config, saved_settings
+from dpd.run.settings import (
+    merge,
+    parse,
+    preset_settings,
+    read_config,
+    saved_settings,
+    updated,
+)
 from dpd.study.config import CompareConfig, StudyConfig
 
 USAGE = f"""\
@@ -61,15 +68,34 @@ example
 """
 
 
+STUDENT_STEPS = 200_000
+"""Default number of environment steps per student; --total-steps overrides the sum."""
+Plain = tyro.conf.OmitArgPrefixes
+Kinds = TypeVar("Kinds")
+
+
+def methods_of(command: str) -> dict[str, MethodSpec]:
+    """Return the methods that a command offers."""
+    return {name: row for name, row in METHODS.items() if command == row.settings.COMMAND}
+
+
+@dataclass(frozen=True)
+class SettingsFile:
+    """Files with settings: those of a new run, or a run to resume."""
+
+    config: Path | None = None
+    resume: Path | None = None
+
+
 @dataclass(frozen=True)
 class Selection:
     """Options that determine the remaining flags."""
 
-    algo: str | None = None
-    """Algorithm of the learners: ppo (the default), td3, ddpg or sac. To mix algorithms, list one
-    per peer, for example ppo,sac; each peer then has its own flags: --peer0.lr, --peer1.hidden."""
-    method: str = "dpd"
-    """Distillation method: dpd, or none to train the peers independently."""
+    algo: Annotated[str | None, tyro.conf.arg(metavar=one_of(rl_algorithms()))] = None
+    """Algorithm of the learners; None: ppo. To mix algorithms, list one per peer, for example
+    ppo,sac; each peer then has its own flags: --peer0.lr, --peer1.hidden."""
+    method: Annotated[str, tyro.conf.arg(metavar=one_of(methods_of("train")))] = "dpd"
+    """Distillation method, or none to train the peers independently."""
     preset: str | None = None
     """Named settings: paper, released or modern for the method; large for the learners (thousands
     of environments, for a GPU). Separate several with commas: paper,large; later ones win."""
@@ -81,120 +107,147 @@ class Selection:
 class DistillSelection(Selection):
     """Options that determine the remaining flags."""
 
-    algo: str | None = None
-    """Algorithm of the students: student (learns from the teacher only), ppo, td3, ddpg or sac.
-    None: the one that the method needs."""
-    method: str = "dagger"
-    """Distillation method. Supervised: bc, dagger, on-policy, progressive, scaffold, retrieval.
-    Combined with reinforcement learning: kickstart, ppd. True gradients of a distillation
-    objective: n-distill, reverse-kl."""
+    algo: Annotated[str | None, tyro.conf.arg(metavar=one_of(ALGORITHMS))] = None
+    """Algorithm of the students; `student` learns from the teacher only. None: the one that the
+    method needs."""
+    method: Annotated[str, tyro.conf.arg(metavar=one_of(methods_of("distill")))] = "dagger"
+    """Distillation method; --method NAME --help describes it."""
     student_sizes: str | None = None
     """Hidden layers of several students that differ in size only, for example 16,32,64x64. A single
     width applies to all layers."""
 
 
-SELECTIONS = {"train": Selection, "distill": DistillSelection}
-HEADINGS = {
-    "train": "Train peers that teach each other while they learn.",
-    "distill": "Distil a trained policy into students.",
-}
-STUDENT_STEPS = 200_000
-"""Default number of environment steps per student; --total-steps overrides the sum."""
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(Generic[Kinds]):
+    """Train peers that teach each other while they learn."""
+
+    run: Annotated[RunConfig, Plain]
+    selection: Annotated[Selection, Plain]
+    learners: Kinds
+    distill: MethodConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillFlags(TrainFlags[Kinds]):
+    """Distil a trained policy into students."""
+
+    selection: Annotated[DistillSelection, Plain]
+    teachers: Annotated[TeacherConfig, Plain]
 
 
 def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any], Path | None]:
     """Read the flags that determine the others, the configuration file, and the run to resume."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("algo", "method", "preset", "config", "resume", "student-sizes"):
-        peek.add_argument(f"--{name}")
-    try:
-        given, _ = peek.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise BadInput(str(error)) from error
-    if given.resume:
-        settings = saved_settings(Path(given.resume))
-        refuse_other_command(command, given.resume, settings.get("method"))
-        for name in ("config", "preset", "algo", "method", "student_sizes"):
-            if getattr(given, name) not in (None, settings.get(name)):
-                raise BadInput(f"--resume uses the run's saved settings; leave {flag(name)} out")
-    else:
-        settings = read_config(Path(given.config)) if given.config else {}
-    kind = SELECTIONS[command]
-    names = {f.name: settings.pop(f.name, None) for f in fields(kind) if f.name != "config"}
-    chosen = {k: getattr(given, k) or v for k, v in names.items()}
-    run_dir = Path(given.resume) if given.resume else None
-    return kind(**{k: v for k, v in chosen.items() if v}), settings, run_dir
-
-
-def refuse_other_version(run_dir: Path, flags: Any, saved: Sequence[str], default: Any) -> None:
-    """Raise OtherVersion if the saved settings of a run are not settings of this version."""
-    try:
-        parse(flags, saved, "dpd", default)
-    except BadInput as error:
-        raise OtherVersion(run_dir, str(error).partition(";")[0]) from error
-
-
-def refuse_other_command(command: str, run_dir: str, method: object) -> None:
-    """Raise BadInput if another command made the run that is being resumed."""
-    made_by = METHODS[method].COMMAND if method in METHODS else command
-    if made_by != command:
-        raise BadInput(
-            f"{run_dir} is a run of dpd {made_by}; resume it with "
-            f"dpd {made_by} --resume {shlex.quote(run_dir)}"
-        )
-
-
-def learners(selection: Selection) -> list[tuple[str, AlgoConfig]]:
-    """Return name and settings of the selected algorithms: one for all peers, or one per peer.
-
-    The settings are the algorithm's defaults, changed to those the method requires.
-    """
-    method = choose("method", selection.method, METHODS)
-    names = (selection.algo or method.ALGO).split(",")
-    if names[1:] and sizes_of(selection):
-        raise BadInput("--student-sizes needs a single algorithm; give one --algo")
-    kinds = [choose("algorithm", name, ALGORITHMS) for name in names]
-    return [(name, taught_by(method, kind)) for name, kind in zip(names, kinds, strict=True)]
-
-
-def sizes_of(selection: Selection) -> list[str]:
-    """Return the student sizes given on the command line, if any."""
-    words = selection.student_sizes if isinstance(selection, DistillSelection) else None
-    return [] if words is None else words.split(",")
+    prog, kind = f"dpd {command}", DistillSelection if command == "distill" else Selection
+    file = parse(SettingsFile, argv, prog, ignore_others=True)
+    settings: dict[str, Any] = {}
+    if file.resume is not None:
+        settings = saved_settings(file.resume)
+        row = METHODS.get(str(settings.get("method")))
+        if row is not None and command != row.settings.COMMAND:
+            made_by = f"dpd {row.settings.COMMAND}"
+            run_dir = shlex.quote(str(file.resume))
+            raise BadInput(
+                f"{file.resume} is a run of {made_by}; resume it with {made_by} --resume {run_dir}"
+            )
+    elif file.config is not None:
+        settings = read_config(file.config)
+    names = [f.name for f in fields(kind) if f.name in settings]
+    saved = updated(kind(), {name: settings.pop(name) for name in names})
+    selection = parse(kind, argv, prog, saved, ignore_others=True)
+    if file.resume is not None and selection != saved:
+        changed = next(k for k, v in vars(saved).items() if getattr(selection, k) != v)
+        raise BadInput(f"--resume uses the run's saved settings; leave {flag(changed)} out")
+    return selection, settings, file.resume
 
 
 def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     """Return a run's settings. Precedence, lowest first: default, preset, file, flag."""
     selection, settings, run_dir = select(argv, command)
-    ours = {name: kind for name, kind in METHODS.items() if command == kind.COMMAND}
-    method = METHODS.get(selection.method) or choose("method", selection.method, ours)
+    if selection.method not in METHODS:
+        choose("method", selection.method, methods_of(command))
+    method = METHODS[selection.method].settings
     if command != method.COMMAND:
         raise BadInput(f"method {selection.method} belongs to dpd {method.COMMAND}")
-    algos = learners(selection)
-    kinds = ",".join(name for name, _ in algos)
-    words = []
+    names = (selection.algo or method.ALGO).split(",")
+    given = getattr(selection, "student_sizes", None)
+    sizes = [] if given is None else given.split(",")
+    if sizes and len(names) > 1:
+        raise BadInput("--student-sizes needs a single algorithm; give one --algo")
+    algos = [default_learners(name, method) for name in names]
     if selection.preset is not None:
-        words += as_flags(preset_settings(selection.preset, selection.method, kinds))
-    run = replace(defaults(selection, algos), env=settings.pop("env", RunConfig.env))
-    words += as_flags(settings)
-    flags, default = run_flags(selection, run, algos, method, command)
+        preset = preset_settings(selection.preset, selection.method, ",".join(names))
+        settings = merge(preset, settings)
+    kinds = [f"peer{k}" for k in range(len(algos))] if algos[1:] else ["learners"]
+    groups = {
+        "run": default_run(command, len(sizes) or len(names)),
+        "selection": selection,
+        **({"teachers": TeacherConfig()} if command == "distill" else {}),
+        **dict(zip(kinds, algos, strict=True)),
+        "distill": method(),
+    }
     try:
-        args = parse(flags, [*words, *argv], f"dpd {command}", default)
-    except BadInput:
-        if run_dir is not None:
-            refuse_other_version(run_dir, flags, words, default)
-        raise
-    given = [
-        (name, getattr(args, group))
-        for group, (name, _) in zip(groups_of(algos), algos, strict=True)
-    ]
+        groups = with_settings(groups, settings)
+    except BadInput as error:
+        if run_dir is None:
+            raise
+        raise OtherVersion(run_dir, str(error).partition(";")[0]) from error
+    args = parse_groups(groups, kinds, argv, command)
+    learners = tuple(zip(names, args.learners.values(), strict=True))
     return TrainConfig(
         run=with_absolute_paths(args.run),
-        algos=tuple(with_sizes(*given[0], sizes) if (sizes := sizes_of(selection)) else given),
+        algos=tuple(with_sizes(*learners[0], sizes)) if sizes else learners,
         method=selection.method,
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
     )
+
+
+def default_learners(name: str, method: type[MethodConfig]) -> LearnerConfig:
+    """Return an algorithm's default settings, with those that the method requires."""
+    kind = choose("algorithm", name, ALGORITHMS).settings
+    names = {f.name for f in fields(kind)}
+    learners: LearnerConfig = kind(**{k: v for k, v in method.SETTINGS.items() if k in names})
+    return learners
+
+
+def default_run(command: str, learners: int) -> RunConfig:
+    """Return the default run settings, which depend on the number of learners."""
+    if command == "distill":
+        return RunConfig(peers=learners, total_steps=learners * STUDENT_STEPS)
+    return RunConfig(peers=learners) if learners > 1 else RunConfig()
+
+
+def with_settings(groups: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return groups of settings with the values of a configuration file, or of a preset.
+
+    In it, those of the method and of unlike peers are nested; those of other groups are not.
+    """
+    nested = {name for name in groups if re.fullmatch(r"distill|peer\d+", name)}
+    owners = {f.name: k for k, group in groups.items() if k not in nested for f in fields(group)}
+    split: dict[str, dict[str, Any]] = {name: {} for name in groups}
+    for name, value in settings.items():
+        if name in nested and isinstance(value, dict):
+            split[name] = value
+        elif name in owners:
+            split[owners[name]][name] = value
+        else:
+            raise BadInput(f"unknown setting {flag(name)}{near(name, [*owners, *nested])}")
+    return {
+        name: updated(group, split[name], f"{name}." if name in nested else "")
+        for name, group in groups.items()
+    }
+
+
+def parse_groups(
+    groups: dict[str, Any], kinds: Sequence[str], argv: Sequence[str], command: str
+) -> Any:
+    """Parse the flags of a run; `kinds` are the groups of its learners."""
+    learners = {name: groups[name] for name in kinds}
+    others = {name: group for name, group in groups.items() if name not in kinds}
+    flags: Any = DistillFlags if command == "distill" else TrainFlags
+    kind: Any = Annotated[dict[str, LearnerConfig], tyro.conf.arg(name="")]
+    kind = flags[kind if kinds[1:] else Annotated[kind, Plain]]
+    return parse(kind, argv, f"dpd {command}", flags(learners=learners, **others))
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:
@@ -203,48 +256,9 @@ def with_absolute_paths(run: RunConfig) -> RunConfig:
     A resumed run keeps its arguments unchanged.
     """
     kwargs = run.parsed_env_kwargs()
-    absolute = absolute_paths(kwargs)
-    if run.resume is not None or absolute == kwargs:
+    if run.resume is not None or absolute_paths(kwargs) == kwargs:
         return run
-    return replace(run, env_kwargs=json.dumps(absolute))
-
-
-def groups_of(algos: Sequence[tuple[str, AlgoConfig]]) -> list[str]:
-    """Return the flag groups of the learners' settings: one for all peers, or one per peer."""
-    return [f"peer{k}" for k in range(len(algos))] if algos[1:] else ["learners"]
-
-
-def defaults(selection: Selection, algos: Sequence[tuple[str, AlgoConfig]]) -> RunConfig:
-    """Return the default run settings, which depend on the number of learners."""
-    several = len(sizes_of(selection)) or len(algos)
-    if isinstance(selection, DistillSelection):
-        return RunConfig(peers=several, total_steps=several * STUDENT_STEPS)
-    return RunConfig(peers=several) if several > 1 else RunConfig()
-
-
-def run_flags(
-    selection: Selection,
-    run: RunConfig,
-    algos: Sequence[tuple[str, AlgoConfig]],
-    method: Any,
-    command: str,
-) -> tuple[Any, Any]:
-    """Return a dataclass with a field per group of flags, and an instance with the defaults."""
-    plain = tyro.conf.OmitArgPrefixes
-    kinds: list[tuple[str, Any, Any]] = [("run", Annotated[RunConfig, plain], run)]
-    kinds += [("selection", Annotated[type(selection), plain], selection)]
-    if command == "distill":
-        kinds += [("teachers", Annotated[TeacherConfig, plain], TeacherConfig())]
-    for name, (_, config) in zip(groups_of(algos), algos, strict=True):
-        kind = type(config)
-        kinds += [(name, kind if algos[1:] else Annotated[kind, plain], config)]
-    kinds += [("distill", method, method())]
-    flags = make_dataclass(
-        command.capitalize(),
-        [(name, kind) for name, kind, _ in kinds],
-        namespace={"__doc__": HEADINGS[command]},
-    )
-    return flags, flags(*(default for _, _, default in kinds))
+    return replace(run, env_kwargs=json.dumps(absolute_paths(kwargs)))
 
 
 def parse_train(argv: Sequence[str]) -> TrainConfig:
@@ -256,7 +270,7 @@ def saved_run(run_dir: Path) -> TrainConfig:
     """Return the settings of the run in `run_dir`, made by `dpd train` or `dpd distill`."""
     file = run_dir / "config.json"
     method = choose("method", str(read_config(file).get("method")), METHODS)
-    return parse_run(["--config", str(file)], method.COMMAND)
+    return parse_run(["--config", str(file)], method.settings.COMMAND)
 
 
 def train_command(argv: Sequence[str], command: str = "train") -> int:
@@ -283,30 +297,6 @@ def cooperate_command(argv: Sequence[str]) -> int:
     return cooperate_paths(config)
 
 
-def evaluate_command(argv: Sequence[str]) -> int:
-    """Evaluate policy files and run directories."""
-    config = parse(EvaluateConfig, argv, "dpd evaluate")
-    from dpd.evaluate import evaluate_paths
-
-    return evaluate_paths(config)
-
-
-def export_command(argv: Sequence[str]) -> int:
-    """Export a policy to another format."""
-    config = parse(ExportConfig, argv, "dpd export")
-    from dpd.export import export_policy
-
-    return export_policy(config)
-
-
-def compare_command(argv: Sequence[str]) -> int:
-    """Compare runs and policies."""
-    config = parse(CompareConfig, argv, "dpd compare")
-    from dpd.study.compare import compare_paths
-
-    return compare_paths(config)
-
-
 def study_command(argv: Sequence[str]) -> int:
     """Train a method and its controls, and compare them."""
     end = argv.index("--") if "--" in argv else len(argv)
@@ -324,24 +314,26 @@ def fidelity_command(argv: Sequence[str]) -> int:
     return fidelity_paths(config, saved_run)
 
 
-def sweep_command(argv: Sequence[str]) -> int:
-    """Measure what makes students follow their teacher."""
-    config = parse(SweepConfig, argv, "dpd sweep")
-    from dpd.fidelity.sweep import sweep_teacher
+def plain_command(name: str, kind: type, function: str, argv: Sequence[str]) -> int:
+    """Parse the flags of a command and call its function, `module:function`."""
+    config = parse(kind, argv, f"dpd {name}")
+    status: int = resolve_name(function)(config)
+    return status
 
-    return sweep_teacher(config)
 
-
+PLAIN_COMMANDS = {
+    "evaluate": (EvaluateConfig, "dpd.evaluate:evaluate_paths"),
+    "compare": (CompareConfig, "dpd.study.compare:compare_paths"),
+    "sweep": (SweepConfig, "dpd.fidelity.sweep:sweep_teacher"),
+    "export": (ExportConfig, "dpd.export:export_policy"),
+}
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "distill": partial(train_command, command="distill"),
     "cooperate": cooperate_command,
-    "evaluate": evaluate_command,
-    "compare": compare_command,
     "study": study_command,
     "fidelity": fidelity_command,
-    "sweep": sweep_command,
-    "export": export_command,
+    **{name: partial(plain_command, name, *row) for name, row in PLAIN_COMMANDS.items()},
 }
 
 

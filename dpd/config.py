@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 
 from dpd.agents.config import (
-    DDPGConfig,
+    ALGORITHMS,
+    AlgorithmSpec,
+    LearnerConfig,
     OffPolicyConfig,
-    PPOConfig,
-    SACConfig,
+    ReplayConfig,
     StudentConfig,
-    TD3Config,
     layers_of,
+    require,
 )
-from dpd.distill.config import DPDConfig, IndependentConfig, TeachingConfig
+from dpd.distill.config import DPDConfig, MethodConfig
 from dpd.errors import BadInput
 
 if TYPE_CHECKING:
@@ -63,19 +64,6 @@ def absolute_paths(value: Any) -> Any:
         return [absolute_paths(inner) for inner in value]
     is_path = isinstance(value, str) and os.sep in value and os.path.exists(value)
     return os.path.abspath(value) if is_path else value
-
-
-AT_LEAST_1 = (
-    "peers",
-    "seeds",
-    "total_steps",
-    "evals",
-    "eval_episodes",
-    "final_episodes",
-    "workers",
-    "records",
-    "keep",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +121,10 @@ class RunConfig:
     """Resume the run in this directory with its saved settings; --total-steps may be raised."""
 
     def __post_init__(self) -> None:
-        for name in AT_LEAST_1:
-            if getattr(self, name) < 1:
-                raise BadInput(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
-        if self.checkpoint_every < 0:
-            raise BadInput(f"--checkpoint-every must not be negative, not {self.checkpoint_every}")
+        at_least_1 = ("peers", "seeds", "total_steps", "evals", "eval_episodes", "final_episodes")
+        require(self, "be at least 1", *at_least_1, called=flag)
+        require(self, "be at least 1", "threads", "workers", "records", "keep", called=flag)
+        require(self, "not be negative", "seed", "checkpoint_every", called=flag)
         if self.workers > self.seeds:
             raise BadInput(
                 f"--workers {self.workers} for {self.seeds} seeds: peers of a seed train in one "
@@ -148,10 +135,6 @@ class RunConfig:
                 f"--init-from has {len(self.init_from)} policies for {self.peers} peers; "
                 "give one for all, or one per peer"
             )
-        if self.seed < 0:
-            raise BadInput(f"--seed must not be negative, not {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise BadInput(f"--threads must be at least 1, not {self.threads}")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise BadInput(f"--device must be cpu, cuda or for example cuda:1, not '{self.device}'")
         self.parsed_env_kwargs()
@@ -180,32 +163,8 @@ class TeacherConfig:
     teacher_activation: Literal["tanh", "relu", "elu"] | None = None
     """Activation of a .zip whose activation cannot be read from the file."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the settings in the shape that `--config` reads."""
-        return {
-            "teacher": [str(path) for path in self.teacher],
-            "teacher_vecnormalize": [str(path) for path in self.teacher_vecnormalize],
-            "teacher_activation": self.teacher_activation,
-        }
 
-
-AlgoConfig = PPOConfig | TD3Config | SACConfig | StudentConfig
-ALGORITHMS: dict[str, type[AlgoConfig]] = {
-    "ppo": PPOConfig,
-    "td3": TD3Config,
-    "ddpg": DDPGConfig,
-    "sac": SACConfig,
-    "student": StudentConfig,
-}
-DistillConfig = DPDConfig | IndependentConfig | TeachingConfig
 T = TypeVar("T")
-
-
-def taught_by(method: type[DistillConfig], kind: type[AlgoConfig]) -> AlgoConfig:
-    """Return an algorithm's default settings, overridden by those that the method requires."""
-    names = [f.name for f in fields(kind) if f.name in method.SETTINGS]
-    return kind(**{name: method.SETTINGS[name] for name in names})
-
 
 MAY_CHANGE = {
     "total_steps",
@@ -230,15 +189,14 @@ class StackConfig:
 
     name: str
     """Name of the algorithm."""
-    algo: AlgoConfig
+    algo: LearnerConfig
     peers: tuple[int, ...]
     rounds: int
     """Times that the stack collects and learns in one iteration of the run."""
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer's policy."""
-        algo = self.algo
-        return algo.hidden_of(peer) if isinstance(algo, StudentConfig) else algo.hidden
+        return self.algo.hidden_of(peer)
 
     @property
     def steps(self) -> int:
@@ -251,10 +209,10 @@ class TrainConfig:
     """All settings of a run, resolved."""
 
     run: RunConfig
-    algos: tuple[tuple[str, AlgoConfig], ...]
+    algos: tuple[tuple[str, LearnerConfig], ...]
     """Algorithm name and settings: one entry for all peers, or one per peer."""
     method: str
-    distill: DistillConfig
+    distill: MethodConfig
     teachers: TeacherConfig | None = None
 
     @property
@@ -278,7 +236,7 @@ class TrainConfig:
             name, algo = self.algos[0]
             return (StackConfig(name, algo, tuple(range(self.run.peers)), 1),)
         longest = max(algo.samples for _, algo in self.algos)
-        peers: dict[tuple[str, AlgoConfig], list[int]] = {}
+        peers: dict[tuple[str, LearnerConfig], list[int]] = {}
         for peer, kind in enumerate(self.algos):
             peers.setdefault(kind, []).append(peer)
         return tuple(
@@ -372,7 +330,7 @@ class TrainConfig:
 
     def _replay_bytes(self, stack: StackConfig, spec: EnvSpec, at_once: bool) -> int:
         algo = stack.algo
-        if not isinstance(algo, OffPolicyConfig | StudentConfig):
+        if not isinstance(algo, ReplayConfig):
             return 0
         full = algo.replay_bytes(spec.obs_dim, spec.act_dim, self.run.seeds * len(stack.peers))
         used = algo.capacity if at_once else min(algo.capacity, self.steps_of(stack))
@@ -390,28 +348,28 @@ class TrainConfig:
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings in the shape that `--config` reads."""
-        nested = {"algo": self.algo_name, "method": self.method}
-        run = asdict(self.run) | {"init_from": [str(file) for file in self.run.init_from]}
+        learners = [asdict(algo) for _, algo in self.algos]
+        settings: dict[str, Any] = {
+            "algo": self.algo_name,
+            "method": self.method,
+            **asdict(self.run),
+            **(asdict(self.teachers) if self.teachers else {}),
+            **({f"peer{k}": x for k, x in enumerate(learners)} if learners[1:] else learners[0]),
+            "distill": asdict(self.distill),
+        }
         for name in ("out", "resume"):  # so that the file, given to --config, makes a new run
-            run.pop(name)
-        algos = [asdict(algo) for _, algo in self.algos]
-        algo = algos[0] if len(algos) == 1 else {f"peer{k}": algo for k, algo in enumerate(algos)}
-        teachers = {} if self.teachers is None else self.teachers.as_json()
-        return nested | run | teachers | algo | {"distill": asdict(self.distill)}
+            del settings[name]
+        as_read: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+        return as_read
 
 
 def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
     """Return the current values of settings that affect learning and differ from a saved run's."""
-    now = json.loads(json.dumps(config.as_json()))
+    now, device = config.as_json(), str(saved.get("device"))
     changed = {k: v for k, v in now.items() if k not in MAY_CHANGE and v != saved.get(k)}
-    if kind_of(now["device"]) == kind_of(str(saved.get("device"))):
+    if config.run.device.partition(":")[0] == device.partition(":")[0]:  # cuda:1 for cuda:0
         changed.pop("device", None)
     return changed
-
-
-def kind_of(device: str) -> str:
-    """Return the type of a device: cuda for cuda:1."""
-    return device.partition(":")[0]
 
 
 def refuse_changes(saved: Mapping[str, Any], config: TrainConfig) -> None:
@@ -425,7 +383,20 @@ def refuse_changes(saved: Mapping[str, Any], config: TrainConfig) -> None:
         )
 
 
-def with_sizes(name: str, config: AlgoConfig, sizes: Sequence[str]) -> list[tuple[str, AlgoConfig]]:
+def rl_algorithms() -> dict[str, AlgorithmSpec]:
+    """Return the algorithms that learn from rewards."""
+    rows = ALGORITHMS.items()
+    return {name: row for name, row in rows if not issubclass(row.settings, StudentConfig)}
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Return the choices of a flag as help texts show them: {a,b,c}."""
+    return f"{{{','.join(names)}}}"
+
+
+def with_sizes(
+    name: str, config: LearnerConfig, sizes: Sequence[str]
+) -> list[tuple[str, LearnerConfig]]:
     """Return the settings of learners that differ in size only.
 
     Sizes of equal depth share one stack if the algorithm supports it.
@@ -516,8 +487,7 @@ class EvaluateConfig:
     """Also record one episode of the first policy to this .mp4 file (needs a renderer)."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise BadInput(f"--episodes must be at least 1, not {self.episodes}")
+        require(self, "be at least 1", "episodes", called=flag)
         if not self.paths:
             raise BadInput("dpd evaluate needs a PATH: a policy file or a run directory")
 

@@ -11,34 +11,25 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from dpd.agents.config import require
 from dpd.config import ForeignConfig, flag
 from dpd.errors import BadInput
 
 NOT_FOREIGN = ForeignConfig()
 Policies = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="POLICY ...")]
-AT_LEAST_ONE = (
-    "total_steps",
-    "rounds",
-    "probes",
-    "probe_envs",
-    "probe_steps",
-    "horizon",
-    "proxy_steps",
-    "cf_steps",
-    "steps",
-    "batch",
-    "episodes",
-)
-POSITIVE = ("proxy_lr", "cf_lr", "cf_box", "lr")
-NOT_NEGATIVE = (
-    "margin",
-    "cf_alpha",
-    "cf_penalty",
-    "cf_distinct",
-    "anchor",
-    "trial_episodes",
-    "seed",
-)
+KEPT = {
+    "be at least 1": (
+        *("total_steps", "rounds", "probes", "probe_envs", "probe_steps", "horizon"),
+        *("proxy_steps", "cf_steps", "steps", "batch", "episodes"),
+    ),
+    "be positive": ("proxy_lr", "cf_lr", "cf_box", "lr"),
+    "not be negative": (
+        *("margin", "cf_alpha", "cf_penalty", "cf_distinct", "anchor", "trial_episodes", "seed"),
+    ),
+    "lie in (0, 1]": ("gamma",),
+    "lie in (0, 1)": ("holdout",),
+}
+"""Bounds of the settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +110,8 @@ class CooperateConfig:
             raise BadInput("--resume uses the policies of the saved run; leave POLICY out")
         if self.resume is None and len(self.paths) < 2:
             raise BadInput("dpd cooperate needs at least two POLICYs, which teach each other")
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise BadInput(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in POSITIVE:
-            if not getattr(self, name) > 0:
-                raise BadInput(f"{flag(name)} must be positive, not {getattr(self, name)}")
-        for name in NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise BadInput(f"{flag(name)} must not be negative, not {getattr(self, name)}")
-        if not 0 < self.gamma <= 1 or not 0 < self.holdout < 1:
-            raise BadInput("--gamma must lie in (0, 1], --holdout between 0 and 1")
+        for bound, names in KEPT.items():
+            require(self, bound, *names, called=flag)
         if self.probes > self.probe_envs * self.probe_steps:
             raise BadInput(
                 f"--probes {self.probes} is more than the states that --probe-envs "

@@ -1,15 +1,24 @@
-"""Settings of the distillation methods; imports no torch."""
+"""Settings of the distillation methods, and the table of all methods; imports no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import inf
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dpd.agents.config import OffPolicyConfig, PPOConfig, StudentConfig, TD3Config
-from dpd.distill.presets import DPD_PRESETS, Presets
+from dpd.agents.config import (
+    ALGORITHMS,
+    LearnerConfig,
+    OffPolicyConfig,
+    PPOConfig,
+    StudentConfig,
+    TD3Config,
+    require,
+)
+from dpd.distill.presets import DPD_PRESETS, MethodPresets
 
 if TYPE_CHECKING:
     from dpd.distill.method import Context, Method
@@ -43,42 +52,51 @@ WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "alpha": ("gate", ("soft",)),
     "scale": ("gate", ("soft",)),
     "max_weight": ("gate", ("soft",)),
+    "weight_clip": ("gate", ("soft",)),
+    "match_dose": ("gate", ("uniform",)),
+    "target": ("divergence", ("mse",)),
     "peer_share": ("states", ("mixed",)),
 }
 """Setting -> the setting that must have one of these values, or the first has no effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndependentConfig:
-    """No distillation: peers train side by side, and their distance is logged."""
+class MethodConfig:
+    """Settings of every method."""
 
-    PRESETS: ClassVar[Presets] = {}
     COMMAND: ClassVar[str] = "train"
+    """Command that runs the method: train or distill."""
     ALGO: ClassVar[str] = "ppo"
+    """Default algorithm of the learners."""
     SETTINGS: ClassVar[dict[str, Any]] = {}
+    """Defaults of the learners under this method, instead of their own."""
+
+    def _require(self, bound: str, *names: str) -> None:
+        require(self, bound, *names, called="distill.{}".format)
 
     def refuse_unfit(self, *learners: Any) -> None:
-        """Raise ValueError if learners of these settings would learn nothing."""
-        refuse_students(*learners)
+        """Raise ValueError if the method cannot work with learners of these settings."""
+        if any(isinstance(each, StudentConfig) for each in learners):
+            raise ValueError("students learn from a teacher alone; see dpd distill --help")
 
     def build(self, context: Context) -> Method:
         """Return the method for a stack of learners."""
-        from dpd.distill.independent import Independent
-
-        return Independent(context)
+        row = next(row for row in METHODS.values() if row.settings is type(self))
+        make: Callable[[MethodConfig, Context], Method] = resolve_name(row.method)
+        return make(self, context)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPDConfig:
+class IndependentConfig(MethodConfig):
+    """No distillation: peers train side by side, and their distance is logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPDConfig(MethodConfig):
     """Dual policy distillation (Lai et al. 2020), for two peers or more.
 
     The defaults are the preset `paper`; None stands for the paper's value for the algorithm.
     """
-
-    PRESETS: ClassVar[Presets] = DPD_PRESETS
-    COMMAND: ClassVar[str] = "train"
-    ALGO: ClassVar[str] = "ppo"
-    SETTINGS: ClassVar[dict[str, Any]] = {}
 
     ruler: Literal["value", "return", "action", "lcb", "critics"] = "value"
     """Measure of the peer's advantage at a state. `value`: difference of the two value functions
@@ -150,21 +168,11 @@ class DPDConfig:
     """Numbers of the peers that imitate; None: all. One of two peers makes it one-way."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "steps", "batch_size", "max_grad_norm", "every", "alpha", "coef"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"distill.{name} must be positive, not {value}")
-        for name in ("memory", "lcb_k"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"distill.{name} must not be negative, not {getattr(self, name)}")
-        for name in ("warmup", "peer_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"distill.{name} must lie in [0, 1], not {getattr(self, name)}")
+        self._require("be positive", "lr", "steps", "batch_size", "max_grad_norm", "every")
+        self._require("be positive", "alpha", "coef")
+        self._require("not be negative", "memory", "lcb_k")
+        self._require("lie in [0, 1]", "warmup", "peer_share")
         self._refuse_idle_settings()
-
-    def _refuse_idle_settings(self) -> None:
-        """Raise ValueError for a setting that would have no effect."""
-        refuse(self._idle())
         for setting, (name, values) in WHERE_IT_MATTERS.items():
             changed = getattr(self, setting) != getattr(type(self), setting)
             if changed and getattr(self, name) not in values:
@@ -173,35 +181,30 @@ class DPDConfig:
                     + " or ".join(f"--distill.{name} {value}" for value in values)
                 )
 
-    def _idle(self) -> dict[str, bool]:
-        """Map every combination of settings without effect to whether it is given."""
-        return {
-            "coef under an Adam of its own cancels; set distill.lr, or --distill.dose loss": (
-                self.dose == "step" and self.coef != 1
-            ),
-            "ruler return needs the peer's own states of this iteration: "
-            "--distill.states peer --distill.memory 0": (
-                self.ruler == "return" and (self.states != "peer" or bool(self.memory))
-            ),
-            "control does nothing to a uniform gate; choose soft or hard": (
-                self.gate == "uniform"
-                and self.control != "none"
-                and not (self.match_dose and self.control == "reversed")
-            ),
-            "match_dose is for the uniform gate": self.match_dose and self.gate != "uniform",
-            "target sample is for divergence mse": (
-                self.target == "sample" and self.divergence != "mse"
-            ),
-            "weight_clip is for the soft gate, lower bound first": self.weight_clip is not None
-            and (self.gate != "soft" or not 0 < self.weight_clip[0] < self.weight_clip[1]),
-            "max_weight must be more than 1, the mean of all weights": (
-                self.max_weight is not None and self.max_weight <= 1
-            ),
-            "max_weight does nothing beside weight_clip, which takes its place": (
-                self.weight_clip is not None
-                and self.max_weight not in (None, type(self).max_weight)
-            ),
-        }
+    def _refuse_idle_settings(self) -> None:
+        """Raise ValueError for a combination in which a setting would have no effect."""
+        clip, bound = self.weight_clip, self.max_weight
+        if self.dose == "step" and self.coef != 1:
+            raise ValueError(
+                "distill.coef under an Adam of its own cancels; set distill.lr, or "
+                "--distill.dose loss"
+            )
+        if self.ruler == "return" and (self.states != "peer" or self.memory):
+            raise ValueError(
+                "distill.ruler return needs the peer's own states of this iteration: "
+                "--distill.states peer --distill.memory 0"
+            )
+        reverses_dose = self.match_dose and self.control == "reversed"
+        if self.gate == "uniform" and self.control != "none" and not reverses_dose:
+            raise ValueError("distill.control does nothing to a uniform gate; choose soft or hard")
+        if clip is not None and not 0 < clip[0] < clip[1]:
+            raise ValueError("distill.weight_clip needs two positive numbers, the lower one first")
+        if bound is not None and bound <= 1:
+            raise ValueError("distill.max_weight must be more than 1, the mean of all weights")
+        if clip is not None and bound not in (None, type(self).max_weight):
+            raise ValueError(
+                "distill.max_weight does nothing beside weight_clip, which takes its place"
+            )
 
     def refuse_unlike_discounts(self, gammas: Sequence[float]) -> None:
         """Raise ValueError if the ruler would compare values of peers with different discounts."""
@@ -213,128 +216,94 @@ class DPDConfig:
 
     def refuse_unfit(self, *learners: Any) -> None:
         """Raise ValueError if learners of these settings lack what the method needs."""
-        refuse_students(*learners)
+        super().refuse_unfit(*learners)
         for each in learners:
             self.refuse_unlike_discounts(each.peer_gamma)
-        replayed = [isinstance(each, OffPolicyConfig) for each in learners]
-        spreadless = any(isinstance(each, TD3Config) for each in learners)
-        no_spread = "which policies of TD3 and DDPG do not have: give --distill."
-        capacities = [x.capacity for x in learners if isinstance(x, OffPolicyConfig)]
-        refuse(
-            {
-                f"ruler {self.ruler} needs critics of actions, which PPO does not have: give "
-                "--distill.ruler value or return": (
-                    not any(replayed) and self.ruler in ("action", "lcb", "critics")
-                ),
-                "ruler return needs the returns of PPO; give --distill.ruler value, action, lcb or "
-                "critics": any(replayed) and self.ruler == "return",
-                f"divergence {self.divergence} needs a spread, {no_spread}divergence mse": (
-                    spreadless and self.divergence != "mse"
-                ),
-                f"target sample needs a spread, {no_spread}target mode": (
-                    spreadless and self.target == "sample"
-                ),
-                "memory is more than the replay's --capacity; 0 is all of it": (
-                    (self.memory or 0) > min(capacities, default=inf)
-                ),
-                "memory does nothing here: with a replay, own states in the loss are those of the "
-                "learner's minibatch; leave it out, or give --distill.states mixed": (
-                    all(replayed)
-                    and self.memory is not None
-                    and (self.states, self.dose) == ("own", "loss")
-                ),
-            }
-        )
+        replays = [each for each in learners if isinstance(each, OffPolicyConfig)]
+        no_spread = "needs a spread, which policies of TD3 and DDPG do not have: give --distill."
+        if not replays and self.ruler in ("action", "lcb", "critics"):
+            raise ValueError(
+                f"distill.ruler {self.ruler} needs critics of actions, which PPO does not have: "
+                "give --distill.ruler value or return"
+            )
+        if replays and self.ruler == "return":
+            raise ValueError(
+                "distill.ruler return needs the returns of PPO; give --distill.ruler value, "
+                "action, lcb or critics"
+            )
+        if any(isinstance(each, TD3Config) for each in learners):
+            if self.divergence != "mse":
+                raise ValueError(f"distill.divergence {self.divergence} {no_spread}divergence mse")
+            if self.target == "sample":
+                raise ValueError(f"distill.target sample {no_spread}target mode")
+        if (self.memory or 0) > min((each.capacity for each in replays), default=inf):
+            raise ValueError("distill.memory is more than the replay's --capacity; 0 is all of it")
+        own_in_loss = (self.states, self.dose) == ("own", "loss")
+        if own_in_loss and self.memory is not None and len(replays) == len(learners):
+            raise ValueError(
+                "distill.memory does nothing here: with a replay, own states in the loss are those "
+                "of the learner's minibatch; leave it out, or give --distill.states mixed"
+            )
         if len(learners) > 1:
             self._refuse_unlike(learners)
 
-    def _refuse_unlike(self, learners: Sequence[PPOConfig | OffPolicyConfig]) -> None:
+    def _refuse_unlike(self, learners: Sequence[LearnerConfig]) -> None:
         """Raise ValueError if peers differ too much for the ruler or the divergence."""
         self.refuse_unlike_discounts([each.gamma for each in learners])
-        kinds = {type(each) for each in learners}
-        refuse(
-            {
-                f"ruler {self.ruler} compares value functions of unlike algorithms, which "
-                "estimate different quantities: give --distill.ruler action": (
-                    self.ruler == "value" and len(kinds) > 1
-                ),
-                "ruler critics compares critics of unlike peers: give --distill.ruler action or "
-                "lcb": self.ruler == "critics",
-                f"divergence {self.divergence} has no meaning between policies that squash their "
-                "actions and that do not: give --distill.divergence mse": (
-                    len({each.squashed for each in learners}) > 1 and self.divergence != "mse"
-                ),
-                "target sample is for peers of one algorithm; give --distill.target mode": (
-                    len(kinds) > 1 and self.target == "sample"
-                ),
-            }
-        )
-
-    def build(self, context: Context) -> Method:
-        """Return the method for a stack of learners."""
-        from dpd.distill.peers import DualDistillation
-
-        return DualDistillation(self, context)
+        several_algorithms = len({type(each) for each in learners}) > 1
+        if self.ruler == "value" and several_algorithms:
+            raise ValueError(
+                "distill.ruler value compares value functions of unlike algorithms, which "
+                "estimate different quantities: give --distill.ruler action"
+            )
+        if self.ruler == "critics":
+            raise ValueError(
+                "distill.ruler critics compares critics of unlike peers: give --distill.ruler "
+                "action or lcb"
+            )
+        if len({each.squashed for each in learners}) > 1 and self.divergence != "mse":
+            raise ValueError(
+                f"distill.divergence {self.divergence} has no meaning between policies that squash "
+                "their actions and that do not: give --distill.divergence mse"
+            )
+        if self.target == "sample" and several_algorithms:
+            raise ValueError(
+                "distill.target sample is for peers of one algorithm; give --distill.target mode"
+            )
 
 
-def refuse_students(*learners: Any) -> None:
-    """Raise ValueError if a learner does not learn from rewards."""
-    if any(isinstance(each, StudentConfig) for each in learners):
-        raise ValueError("students learn from a teacher alone; see dpd distill --help")
-
-
-def refuse(wrong: Mapping[str, bool]) -> None:
-    """Raise ValueError with the first message whose condition holds."""
-    for what, is_so in wrong.items():
-        if is_so:
-            raise ValueError(f"distill.{what}")
-
-
-Learner = PPOConfig | OffPolicyConfig | StudentConfig
-NAMES: dict[type[Learner], str] = {
-    PPOConfig: "ppo",
-    OffPolicyConfig: "td3, ddpg, sac",
-    StudentConfig: "student",
-}
 Divergence = Literal["kl_forward", "kl_reverse", "mse", "nll"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeachingConfig:
+class TeachingConfig(MethodConfig):
     """Settings shared by all methods with a teacher."""
 
-    PRESETS: ClassVar[Presets] = {}
     COMMAND: ClassVar[str] = "distill"
-    LEARNERS: ClassVar[tuple[type[Learner], ...]] = (StudentConfig,)
+    LEARNERS: ClassVar[tuple[type[LearnerConfig], ...]] = (StudentConfig,)
     """Kinds of learners that the method can teach."""
     ALGO: ClassVar[str] = "student"
-    """Default algorithm of the learners."""
-    SETTINGS: ClassVar[dict[str, Any]] = {}
-    """Defaults of the learners under this method, instead of their own."""
 
     divergence: Divergence = "kl_forward"
     """Distance to the teacher: KL(teacher || student), KL(student || teacher), the squared error of
     the mean actions, or the student's -log p of the teacher's samples. Only the last two are
     defined between a policy that squashes its actions and one that does not."""
 
-    def build(self, context: Context) -> Method:
-        """Return the method for a stack of learners."""
-        raise NotImplementedError
-
     def refuse_unfit(self, *learners: Any) -> None:
         """Raise ValueError if the method cannot teach these learners."""
         for each in learners:
             if not isinstance(each, self.LEARNERS):
-                kinds = ", ".join(NAMES[kind] for kind in self.LEARNERS)
-                given = type(each).__name__.removesuffix("Config").lower()
-                raise ValueError(f"this method teaches --algo {kinds}, not {given}")
+                rows = ALGORITHMS.items()
+                fit = ", ".join(n for n, row in rows if issubclass(row.settings, self.LEARNERS))
+                given = next(n for n, row in rows if row.settings is type(each))
+                raise ValueError(f"this method teaches --algo {fit}, not {given}")
             if isinstance(each, TD3Config) and self.divergence != "mse":
                 raise ValueError(
                     f"distill.divergence {self.divergence} needs a spread, which policies of TD3 "
                     "and DDPG do not have: give --distill.divergence mse"
                 )
 
-    def refuse_unfit_teacher(self, squashed: bool, learners: Learner) -> None:
+    def refuse_unfit_teacher(self, squashed: bool, learners: LearnerConfig) -> None:
         """Raise ValueError if the divergence is undefined between teacher and students."""
         if self.divergence in ("kl_forward", "kl_reverse") and squashed != learners.squashed:
             one, other = ("squashes", "do not") if squashed else ("does not squash", "do")
@@ -357,9 +326,7 @@ class SupervisedConfig(TeachingConfig):
     """Bound on the gradient norm of a step."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"distill.{name} must be positive, not {getattr(self, name)}")
+        self._require("be positive", "steps", "max_grad_norm")
 
     def beta(self, progress: float) -> float:
         """Return the probability that the teacher acts."""
@@ -369,12 +336,6 @@ class SupervisedConfig(TeachingConfig):
     def explores(self) -> bool:
         """True if the student acts with exploration noise."""
         return False
-
-    def build(self, context: Context) -> Method:
-        """Return the method for a stack of learners."""
-        from dpd.distill.teaching import Supervised
-
-        return Supervised(self, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,10 +361,8 @@ class DAggerConfig(SupervisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.beta_start <= 1:
-            raise ValueError(f"distill.beta_start must lie in [0, 1], not {self.beta_start}")
-        if not 0 < self.beta_until <= 1:
-            raise ValueError(f"distill.beta_until must lie in (0, 1], not {self.beta_until}")
+        self._require("lie in [0, 1]", "beta_start")
+        self._require("lie in (0, 1]", "beta_until")
 
     def beta(self, progress: float) -> float:
         """Return the probability that the teacher acts."""
@@ -452,28 +411,19 @@ class ProgressiveConfig(SupervisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stages < 1:
-            raise ValueError(f"distill.stages must be at least 1, not {self.stages}")
-        for name in ("final_share", "teacher_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"distill.{name} must lie in [0, 1], not {getattr(self, name)}")
+        self._require("be at least 1", "stages")
+        self._require("lie in [0, 1]", "final_share", "teacher_share")
 
     def beta(self, progress: float) -> float:
         """Return the probability that the teacher acts."""
         return self.teacher_share
-
-    def build(self, context: Context) -> Method:
-        """Return the method for a stack of learners."""
-        from dpd.distill.progressive import Progressive
-
-        return Progressive(self, context)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KickstartConfig(TeachingConfig):
     """Kickstarting: RL with a distillation term that fades (Schmitt et al. 2018)."""
 
-    LEARNERS: ClassVar[tuple[type[Learner], ...]] = (PPOConfig, OffPolicyConfig)
+    LEARNERS: ClassVar[tuple[type[LearnerConfig], ...]] = (PPOConfig, OffPolicyConfig)
     ALGO: ClassVar[str] = "ppo"
 
     coef: float = 1.0
@@ -484,20 +434,12 @@ class KickstartConfig(TeachingConfig):
     """Share of the run at which the schedule ends."""
 
     def __post_init__(self) -> None:
-        if self.coef <= 0:
-            raise ValueError(f"distill.coef must be positive, not {self.coef}")
-        if not 0 < self.until <= 1:
-            raise ValueError(f"distill.until must lie in (0, 1], not {self.until}")
+        self._require("be positive", "coef")
+        self._require("lie in (0, 1]", "until")
 
     def coef_at(self, progress: float) -> float:
         """Return the weight of the divergence."""
         return scheduled(self.schedule, self.coef, self.until, progress)
-
-    def build(self, context: Context) -> Method:
-        """Return the method for a stack of learners."""
-        from dpd.distill.in_loss import InLoss
-
-        return InLoss(self, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -508,7 +450,7 @@ class ProximalConfig(KickstartConfig):
     policy towards actions of states where it agrees.
     """
 
-    LEARNERS: ClassVar[tuple[type[Learner], ...]] = (PPOConfig,)
+    LEARNERS: ClassVar[tuple[type[LearnerConfig], ...]] = (PPOConfig,)
     schedule: Schedule = "constant"
     """Schedule of the weight (published code: constant)."""
 
@@ -524,7 +466,7 @@ class GradientConfig(KickstartConfig):
     take to show; with PPO's 0.99 the signal is mostly noise (docs/results.md).
     """
 
-    LEARNERS: ClassVar[tuple[type[Learner], ...]] = (PPOConfig,)
+    LEARNERS: ClassVar[tuple[type[LearnerConfig], ...]] = (PPOConfig,)
     SETTINGS: ClassVar[dict[str, Any]] = {"norm_adv": False, "gamma": 0.9}
     schedule: Schedule = "constant"
     """Schedule of the weight of both parts."""
@@ -533,8 +475,7 @@ class GradientConfig(KickstartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reward_coef < 0:
-            raise ValueError(f"distill.reward_coef must not be negative, not {self.reward_coef}")
+        self._require("not be negative", "reward_coef")
 
     def refuse_unfit(self, *learners: Any) -> None:
         """Raise ValueError if the method cannot teach these learners."""
@@ -543,12 +484,6 @@ class GradientConfig(KickstartConfig):
             raise ValueError(
                 "this is a gradient only if both of its parts have one scale: leave --norm-adv off"
             )
-
-    def build(self, context: Context) -> Method:
-        """Return the method for a stack of learners."""
-        from dpd.distill.in_loss import TrueGradient
-
-        return TrueGradient(self, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -604,20 +539,12 @@ class RetrievalConfig(DAggerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("gamma", "eta"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"distill.{name} must not be negative, not {getattr(self, name)}")
-        for name in ("dim", "entries", "k", "embed_steps", "embed_lr", "check_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"distill.{name} must be positive, not {getattr(self, name)}")
+        self._require("not be negative", "gamma", "eta")
+        self._require("be positive", "dim", "entries", "k", "embed_steps", "embed_lr")
+        self._require("be positive", "check_every", "bandwidth")
+        self._require("lie in [0, 1]", "student_weight")
         if not 1e-6 <= self.tau <= 1e6:
             raise ValueError(f"distill.tau must lie in [1e-6, 1e6], not {self.tau}")
-        if self.bandwidth is not None and self.bandwidth <= 0:
-            raise ValueError(f"distill.bandwidth must be positive, not {self.bandwidth}")
-        if self.student_weight is not None and not 0 <= self.student_weight <= 1:
-            raise ValueError(
-                f"distill.student_weight must lie in [0, 1], not {self.student_weight}"
-            )
         if self.k > self.entries:
             raise ValueError(f"distill.k {self.k} is more than distill.entries {self.entries}")
 
@@ -625,12 +552,6 @@ class RetrievalConfig(DAggerConfig):
     def relates(self) -> bool:
         """True if the student learns more than the teacher's answers."""
         return self.keys == "teacher" and (self.gamma > 0 or self.eta > 0)
-
-    def build(self, context: Context) -> Method:
-        """Return the method for a stack of learners."""
-        from dpd.distill.retrieval import Retrieval
-
-        return Retrieval(self, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -681,14 +602,10 @@ class ScaffoldConfig(DAggerConfig):
         super().__post_init__()
         if self.divergence != "nll":
             raise ValueError(f"distill.divergence must be nll here, not {self.divergence}")
-        for name in ("std", "kappa", "guide_steps", "guide_lr", "tolerance"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"distill.{name} must be positive, not {getattr(self, name)}")
-        for name in ("aux", "delta_start", "delta_end", "multiplier", "multiplier_lr"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"distill.{name} must not be negative, not {getattr(self, name)}")
-        if not 0 <= self.warm_up <= 1:
-            raise ValueError(f"distill.warm_up must lie in [0, 1], not {self.warm_up}")
+        self._require("be positive", "std", "kappa", "guide_steps", "guide_lr", "tolerance")
+        self._require("not be negative", "aux", "delta_start", "delta_end")
+        self._require("not be negative", "multiplier", "multiplier_lr")
+        self._require("lie in [0, 1]", "warm_up")
         if not 0 <= self.coverage < 1:
             raise ValueError(f"distill.coverage must lie in [0, 1), not {self.coverage}")
         if not self.guide_hidden or min(self.guide_hidden) <= 0:
@@ -699,8 +616,31 @@ class ScaffoldConfig(DAggerConfig):
         fallen = 0.5 * (1 - math.cos(math.pi * min(progress, 1.0)))
         return self.delta_start + fallen * (self.delta_end - self.delta_start)
 
-    def build(self, context: Context) -> Method:
-        """Return the method for a stack of learners."""
-        from dpd.distill.scaffold import Scaffold
 
-        return Scaffold(self, context)
+@dataclass(frozen=True)
+class MethodSpec:
+    """A distillation method: a row of METHODS."""
+
+    settings: type[MethodConfig]
+    method: str
+    """Import path of the method, `module:class`; the module may import torch."""
+    presets: MethodPresets = field(default_factory=dict)
+    """Settings of the method under named presets, which no other method has."""
+
+
+SUPERVISED = "dpd.distill.teaching:Supervised"
+METHODS: dict[str, MethodSpec] = {
+    "dpd": MethodSpec(DPDConfig, "dpd.distill.peers:DualDistillation", DPD_PRESETS),
+    "none": MethodSpec(IndependentConfig, "dpd.distill.independent:Independent"),
+    "bc": MethodSpec(CloningConfig, SUPERVISED),
+    "dagger": MethodSpec(DAggerConfig, SUPERVISED),
+    "on-policy": MethodSpec(OnPolicyConfig, SUPERVISED),
+    "progressive": MethodSpec(ProgressiveConfig, "dpd.distill.progressive:Progressive"),
+    "scaffold": MethodSpec(ScaffoldConfig, "dpd.distill.scaffold:Scaffold"),
+    "retrieval": MethodSpec(RetrievalConfig, "dpd.distill.retrieval:Retrieval"),
+    "kickstart": MethodSpec(KickstartConfig, "dpd.distill.in_loss:InLoss"),
+    "ppd": MethodSpec(ProximalConfig, "dpd.distill.in_loss:InLoss"),
+    "n-distill": MethodSpec(GradientConfig, "dpd.distill.in_loss:TrueGradient"),
+    "reverse-kl": MethodSpec(ReverseGradientConfig, "dpd.distill.in_loss:TrueGradient"),
+}
+"""All methods, by the name that `--method` takes."""

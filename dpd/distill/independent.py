@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dpd.agents.base import Batch, Metrics
 from dpd.agents.learners import Learners
+from dpd.distill.config import IndependentConfig
 from dpd.distill.exchange import PeerExchange, action_distance, pick
 from dpd.distill.method import Context, Method
 from dpd.distill.peers import gap, gap_metrics
@@ -16,7 +17,7 @@ class Independent(Method):
 
     STATE = ("exchange",)
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, config: IndependentConfig, context: Context) -> None:
         super().__init__(context)
         self.exchange = PeerExchange(context, "peer", 1.0, None)
 

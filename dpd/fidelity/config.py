@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from dpd.agents.config import require
 from dpd.config import ForeignConfig, flag
 from dpd.errors import BadInput
 
@@ -42,8 +43,7 @@ class FidelityConfig:
     """Print JSON instead of tables."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise BadInput(f"--episodes must be at least 1, not {self.episodes}")
+        require(self, "be at least 1", "episodes", called=flag)
         if self.states < 2:
             raise BadInput(f"--states must be at least 2, not {self.states}")
         if not self.students:
@@ -87,16 +87,14 @@ class SweepConfig:
     """Print JSON instead of tables."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 10), ("seeds", 1), ("episodes", 1), ("states", 20)):
+        require(self, "be at least 1", "seeds", "episodes", called=flag)
+        require(self, "be positive", "lr", "sgd_lr", called=flag)
+        require(self, "not be negative", "seed", called=flag)
+        for name, least in (("steps", 10), ("states", 20)):
             if getattr(self, name) < least:
                 raise BadInput(f"--{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("lr", "sgd_lr"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"{flag(name)} must be positive, not {getattr(self, name)}")
         if not self.sizes or min(self.sizes) < 20 or len(set(self.sizes)) < len(self.sizes):
             raise BadInput("--sizes must be different numbers of states, 20 at least")
-        if self.seed < 0:
-            raise BadInput(f"--seed must not be negative, not {self.seed}")
 
     def resolved(self) -> SweepConfig:
         """Return the settings with `quick` applied."""

@@ -6,19 +6,36 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
+from copy import copy
+from dataclasses import fields
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
-from dpd.config import choose, flag
-from dpd.distill import METHODS
-from dpd.distill.presets import DOSE, LEARNERS
+from dpd.agents.config import ALGORITHMS, AlgorithmSpec
+from dpd.config import choose, flag, near
+from dpd.distill.config import METHODS
+from dpd.distill.presets import DOSE, MethodPresets
 from dpd.errors import BadInput
 
-NESTED = re.compile(r"distill|peer\d+")
-"""Names of settings whose values are settings themselves."""
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def saved_settings(run_dir: Path) -> dict[str, Any]:
@@ -49,9 +66,7 @@ def preset_settings(names: str, method: str, algo: str) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for name in names.split(","):
-        preset = _one_preset(name, method, algo)
-        nested = {k: merged[k] | v for k, v in preset.items() if isinstance(merged.get(k), dict)}
-        merged |= preset | nested
+        merged = merge(merged, _one_preset(name, method, algo))
     distill = merged.get("distill", {})
     # A preset's settings of the dose `step` apply only if no later preset changes the dose.
     if method == "dpd" and distill.get("dose", "step") == "step":
@@ -60,68 +75,116 @@ def preset_settings(names: str, method: str, algo: str) -> dict[str, Any]:
     return merged | ({"distill": distill} if distill else {})
 
 
+def merge(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings overridden by later ones, within nested settings as well."""
+    nested = {k: settings[k] | v for k, v in later.items() if isinstance(settings.get(k), dict)}
+    return {**settings, **later, **nested}
+
+
 def _one_preset(name: str, method: str, algo: str) -> dict[str, Any]:
-    key, peers = "unlike" if "," in algo else algo, algo.split(",")
-    of_method = {k: v[key] for k, v in METHODS[method].PRESETS.items() if key in v}
-    of_learners = {k: v for k, v in LEARNERS.items() if all(peer in v for peer in peers)}
+    rows = [ALGORITHMS[peer] for peer in algo.split(",")]
+    presets = METHODS[method].presets
+    of_method = [preset for preset in presets if _of_method(presets, preset, rows) is not None]
+    of_methods = {preset for row in METHODS.values() for preset in row.presets}
+    of_learners = [
+        preset
+        for preset in rows[0].presets
+        if preset not in of_methods and all(preset in row.presets for row in rows)
+    ]
     if not of_method and name not in of_learners:
         others = f"; known: {', '.join(of_learners)}" if of_learners else ""
         raise BadInput(f"method {method} has no presets for {algo}; leave --preset out{others}")
-    if name in METHODS[method].PRESETS and name not in of_method:
+    if name in presets and name not in of_method:
         raise BadInput(f"preset {name} is not for {algo}; give --preset {' or '.join(of_method)}")
-    if name not in of_learners:
-        return choose(f"preset of method {method} for {algo}", name, of_method | of_learners)
-    settings = [LEARNERS[name][peer] for peer in peers]
-    return settings[0] if len(settings) == 1 else {f"peer{k}": s for k, s in enumerate(settings)}
+    choose(f"preset of method {method} for {algo}", name, dict.fromkeys(of_method + of_learners))
+    learners = [dict(row.presets.get(name, {})) for row in rows]
+    settings = learners[0] if len(rows) == 1 else {f"peer{k}": x for k, x in enumerate(learners)}
+    distill = _of_method(presets, name, rows)
+    return settings | ({"distill": dict(distill)} if distill else {})
 
 
-def as_flags(settings: Mapping[str, Any]) -> list[str]:
-    """Return the command-line words that set these settings."""
-    flat: dict[str, Any] = {}
+def _of_method(
+    presets: MethodPresets, name: str, rows: Sequence[AlgorithmSpec]
+) -> Mapping[str, Any] | None:
+    """Return a preset of a method for these learners: that of the nearest class of settings."""
+    preset = presets.get(name, {})
+    if len(rows) > 1:
+        return preset.get(None)
+    return next((preset[kind] for kind in rows[0].settings.__mro__ if kind in preset), None)
+
+
+def updated(config: Config, settings: Mapping[str, Any], prefix: str = "") -> Config:
+    """Return a dataclass of settings with some values of a configuration file or a preset.
+
+    It is not validated: the flags that follow may complete it, and tyro makes it anew. Raises
+    BadInput for an unknown setting and for a value of the wrong type.
+    """
+    kinds = get_type_hints(type(config), include_extras=True)
+    changed = copy(config)
     for name, value in settings.items():
-        inner = NESTED.fullmatch(name) and isinstance(value, dict)
-        flat |= {f"{name}.{k}": v for k, v in value.items()} if inner else {name: value}
-    # Lists come first, then at least one plain flag: ENV, which follows, would join the last list.
-    lists = {k: v for k, v in flat.items() if isinstance(v, list)}
-    plain = {"seed": 0} | {k: v for k, v in flat.items() if k not in lists}
-    return [word for k, v in (lists | plain).items() for word in _as_flag(k, v)]
+        if name not in vars(config):
+            raise BadInput(f"unknown setting {flag(prefix + name)}{near(name, vars(config))}")
+        try:
+            vars(changed)[name] = _of_kind(value, kinds[name])
+        except TypeError:
+            (kind,) = (f.type for f in fields(config) if f.name == name)
+            shown = f"{kind}, not {json.dumps(value)}"
+            raise BadInput(f"{flag(prefix + name)} must be {shown}") from None
+    return changed
 
 
-def _as_flag(name: str, value: object) -> list[str]:
-    group, _, key = name.rpartition(".")
-    prefix = f"{group}." if group else ""
-    if isinstance(value, bool):
-        return [flag(prefix + ("" if value else "no-") + key)]
-    if isinstance(value, list):
-        return [flag(name), *map(str, value)]
-    return [flag(name), json.dumps(value) if isinstance(value, dict) else str(value)]
+def _of_kind(value: Any, kind: Any) -> Any:
+    """Return a JSON value as a setting's type. Raises TypeError if it is of another one."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _of_kind(value, args[0])
+    if origin in (Union, UnionType):
+        for option in args:
+            with suppress(TypeError):
+                return _of_kind(value, option)
+    elif origin is tuple and isinstance(value, list):
+        if args[-1] is ... or len(args) == len(value):
+            kinds = repeat(args[0]) if args[-1] is ... else args
+            return tuple(_of_kind(x, inner) for x, inner in zip(value, kinds, strict=False))
+    elif origin is Literal and value in args:
+        return value
+    elif kind is Path and isinstance(value, str):
+        return Path(value)
+    elif kind is float and type(value) in (int, float):
+        return float(value)
+    elif kind is str and isinstance(value, dict):  # --env-kwargs
+        return json.dumps(value)
+    elif type(value) is kind or (value is None and kind is NoneType):
+        return value
+    raise TypeError
 
 
-def parse(kind: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any:
-    """Parse flags with tyro. Raises BadInput with one line in place of tyro's error box."""
+def parse(
+    kind: Any, argv: Sequence[str], prog: str, default: Any = None, ignore_others: bool = False
+) -> Any:
+    """Parse flags with tyro. Raises BadInput with one line in place of tyro's error box.
+
+    `ignore_others`: neither refuse nor answer flags that are not of `kind`, such as --help.
+    """
     box = io.StringIO()
-    kwargs = {} if default is None else {"default": default}
+    kwargs: dict[str, Any] = {} if default is None else {"default": default}
+    if ignore_others:
+        kwargs |= {"add_help": False, "return_unknown_args": True}
     try:
         with redirect_stderr(box):
-            return tyro.cli(kind, prog=prog, args=list(argv), **kwargs)
+            made = tyro.cli(kind, prog=prog, args=list(argv), **kwargs)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise BadInput(one_line(box.getvalue(), prog)) from None
+        raise BadInput(f"{_unboxed(box.getvalue())}; see {prog} --help") from None
+    return made[0] if ignore_others else made
 
 
-def one_line(box: str, prog: str) -> str:
-    """Return the text of an error box without its frame, title and advice."""
-    frame = r"[│╭╮╰╯─]+|^[|+]|[|+]$|-{3,}"  # tyro uses ASCII if the terminal has no box characters
-    lines = [re.sub(frame, " ", x).strip() for x in box.splitlines()[1:]]
-    kept: list[str] = []
-    for line in lines:
-        if line.startswith("For full helptext"):
-            break
-        if line:
-            kept.append(line)
-    text = re.sub(r"\s+", " ", " ".join(kept))
-    # The prefix of an error that one of our dataclasses raised; keep the peer's name, if there is
-    # one, because every peer may have its own settings.
-    text = re.sub(r"^Error parsing (?:(peer\d+: )|\w+: )", r"\1", text)
-    return f"{text}; see {prog} --help"
+def _unboxed(box: str) -> str:
+    """Return the text of tyro's error box, without its frame, title and advice."""
+    # tyro uses ASCII if the terminal has no box characters
+    text = re.sub(r"[│╭╮╰╯─]+|^[|+]|[|+]$|-{3,}", " ", box.partition("\n")[2], flags=re.MULTILINE)
+    text = " ".join(text.partition("For full helptext")[0].split())
+    # The group of an error that one of our dataclasses raised says nothing, except for a peer's,
+    # because every peer may have its own settings.
+    return re.sub(r"^Error parsing (?:[\w.]*\b(peer\d+: )|[\w.]+: )", r"\1", text)

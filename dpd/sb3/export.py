@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor
 
+from dpd.agents.config import ALGORITHMS
 from dpd.agents.nets import ACTIVATIONS
 from dpd.agents.norm import EPSILON
 from dpd.envs.make import check
@@ -112,7 +113,8 @@ def _kind(policy: Policy) -> Kind:
     """Return SB3's counterpart of the algorithm. Raises BadInput if it acts differently."""
     refuse_memory(policy, "a model of Stable-Baselines3")
     meta, instead = policy.meta, "give --format onnx, torchscript or dpd"
-    kind = next((kind for kind in KINDS if kind.algo == meta.algo), None)
+    name = ALGORITHMS[meta.algo].sb3 if meta.algo in ALGORITHMS else None
+    kind = next((kind for kind in KINDS if kind.algo == name), None)
     if kind is None:
         raise BadInput(f"Stable-Baselines3 has no counterpart of {meta.algo:.40}; {instead}")
     for name in ("squashed", "tanh_mean", "state_std"):

@@ -7,11 +7,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from dpd.config import Paths, as_name, choose, flag
+from dpd.agents.config import ALGORITHMS, OffPolicyConfig, require
+from dpd.config import Paths, as_name, choose, flag, one_of, rl_algorithms
 from dpd.errors import BadInput
 
 Envs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV ...")]
@@ -64,7 +65,7 @@ class StudyConfig:
 
     envs: Envs = ("HalfCheetah-v5",)
     """Gymnasium environment ids; for several, differences are also tested over all of them."""
-    algo: Literal["ppo", "td3", "ddpg", "sac"] = "ppo"
+    algo: Annotated[str, tyro.conf.arg(metavar=one_of(rl_algorithms()))] = "ppo"
     """Algorithm of the learners."""
     arms: tuple[str, ...] = ()
     """Arms among dpd, independent, one, uniform, shuffled, reversed, hard, one-way, modern and
@@ -96,19 +97,16 @@ class StudyConfig:
     """Print JSON instead of tables."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "total_steps", "episodes"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
+        choose("algorithm", self.algo, rl_algorithms())
+        require(self, "be at least 1", "seeds", "total_steps", "episodes", called=flag)
+        require(self, "not be negative", "seed", called=flag)
         if self.plan is not None and not 0 < self.plan < math.inf:
             raise BadInput(f"--plan must be a difference of returns above 0, not {self.plan}")
-        if self.seed < 0:
-            raise BadInput(f"--seed must not be negative: {self.seed}")
         if not self.envs or len(set(self.envs)) < len(self.envs):
             raise BadInput("dpd study needs at least one ENV, each given once")
         words = [word.partition("=")[0] for word in self.flags if word.startswith("--")]
-        given = [
-            word.removeprefix("--").replace("_", "-") for word in words
-        ]  # the parser accepts both
+        # the parser accepts underscores as well
+        given = [word.removeprefix("--").replace("_", "-") for word in words]
         if taken := [name for name in given if name in FIXED_FLAGS]:
             raise BadInput(
                 f"--{taken[0]} after -- is set by the study or its arms; give it before the --, "
@@ -124,12 +122,17 @@ class StudyConfig:
         names = self.arms or [n for n, arm in ARMS.items() if self._is_default(arm)]
         names = list(dict.fromkeys([self.subject, *names, *self._own_arms()]))
         arms = {name: choose("arm", name, known) for name in names}
-        if self.algo == "ppo" and (unfit := [n for n, arm in arms.items() if arm.needs_replay]):
-            raise BadInput(f"arm {unfit[0]} needs a replay, which ppo lacks; leave it out")
+        unfit = [name for name, arm in arms.items() if arm.needs_replay]
+        if unfit and not self._has_replay:
+            raise BadInput(f"arm {unfit[0]} needs a replay, which {self.algo} lacks; leave it out")
         return arms
 
+    @property
+    def _has_replay(self) -> bool:
+        return issubclass(ALGORITHMS[self.algo].settings, OffPolicyConfig)
+
     def _is_default(self, arm: Arm) -> bool:
-        return not arm.is_extra and (self.algo != "ppo" or not arm.needs_replay)
+        return not arm.is_extra and (self._has_replay or not arm.needs_replay)
 
     def _own_arms(self) -> dict[str, Arm]:
         arms: dict[str, Arm] = {}
@@ -177,8 +180,7 @@ class CompareConfig:
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise BadInput(f"--episodes must be at least 1, not {self.episodes}")
+        require(self, "be at least 1", "episodes", called=flag)
         if len(self.paths) < 2:
             raise BadInput("dpd compare needs at least two PATHs: run directories or policy files")
         if self.out.suffix != ".png":

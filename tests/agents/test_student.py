@@ -281,7 +281,7 @@ def test_a_width_alone_stands_for_all_layers_of_hidden() -> None:
         ({"minibatch_size": 0}, "minibatch_size must be positive, not 0"),
         ({"peer_lr": (1e-3, 0.0)}, r"peer_lr must be positive, not \(0.001, 0.0\)"),
         ({"gamma": 1.1}, r"gamma must lie in \[0, 1\], not 1.1"),
-        ({"peer_gamma": (0.9, -0.1)}, r"gamma must lie in \[0, 1\], not 0.99 or \(0.9, -0.1\)"),
+        ({"peer_gamma": (0.9, -0.1)}, r"peer_gamma must lie in \[0, 1\], not \(0.9, -0.1\)"),
         ({"hidden": ()}, r"hidden must name positive layer sizes, not \(\)"),
         ({"hidden": (64, 0)}, r"hidden must name positive layer sizes, not \(64, 0\)"),
         ({"sizes": ("64x",)}, "sizes must be words such as 64x64 or 64, not '64x'"),

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from dpd.agents.config import PPOConfig
-from dpd.cli import main, parse_train
+from dpd.agents.config import ALGORITHMS, AlgorithmSpec, PPOConfig
+from dpd.cli import main, parse_train, saved_run
 from dpd.config import ForeignConfig
-from dpd.distill.config import DPDConfig
+from dpd.distill.config import METHODS, DPDConfig, MethodSpec
 from dpd.errors import BadInput
-from dpd.run.settings import as_flags
+from tests.toy.own import OwnConfig, WatchConfig
 
 
 def refusal(argv, capsys):
@@ -53,9 +53,57 @@ def test_an_environment_may_follow_settings_that_end_in_a_list(tmp_path):
     assert (config.run.env, config.algos[0][1].hidden) == ("Hopper-v5", (8, 8))
 
 
-def test_settings_become_flags_with_switches_spelt_out():
-    flags = as_flags({"norm_obs": False, "hidden": [8], "distill": {"match_dose": True}})
-    assert flags == ["--hidden", "8", "--seed", "0", "--no-norm-obs", "--distill.match-dose"]
+def test_a_flag_may_repair_what_a_file_alone_would_get_wrong(tmp_path, capsys):
+    # 100 does not divide 16 x 128 samples, but it divides 10 x 10
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"minibatch_size": 100}))
+    ((_, algo),) = parse_train(["--config", str(file), "--n-envs", "10", "--n-steps", "10"]).algos
+    assert algo.samples == algo.minibatch_size == 100
+    assert "does not divide" in refusal(["train", "--config", str(file)], capsys)
+
+
+def test_help_shows_the_defaults_of_presets_and_files(tmp_path, capsys):
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"epochs": 7}))
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "large", "--config", str(file), "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "per learner. (default: 2048)" in shown
+    assert "Passes over the samples of an iteration. (default: 7)" in shown
+
+
+def test_an_algorithm_and_a_method_take_one_row_each(tmp_path, capsys, monkeypatch):
+    small = {"n_envs": 2, "n_steps": 8, "minibatch_size": 8, "epochs": 1, "hidden": [4]}
+    own = AlgorithmSpec(OwnConfig, "tests.toy.own:OwnLearners", {"small": small}, "ppo")
+    monkeypatch.setitem(ALGORITHMS, "own", own)
+    watch = MethodSpec(WatchConfig, "tests.toy.own:Watch", {"slow": {OwnConfig: {"pace": 0.5}}})
+    monkeypatch.setitem(METHODS, "watch", watch)
+    argv = ["train", "Swimmer-v5", "--algo", "own", "--method", "watch"]
+
+    with pytest.raises(SystemExit):
+        main([*argv, "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--algo {ppo,td3,ddpg,sac,own}" in shown
+    assert "--method {dpd,none,watch}" in shown
+    assert "--patience INT" in shown and "--distill.pace FLOAT" in shown
+    with pytest.raises(SystemExit):
+        main(["study", "--help"])
+    assert "--algo {ppo,td3,ddpg,sac,own}" in capsys.readouterr().out
+    assert "did you mean own" in refusal(["train", "--algo", "owm"], capsys)
+    assert "small" in refusal([*argv, "--preset", "smal"], capsys)
+    assert "--algo ppo, own, not sac" in refusal(
+        ["distill", "--teacher", "t", "--method", "ppd", "--algo", "sac"], capsys
+    )
+
+    out = tmp_path / "run"
+    few = ["--total-steps", "32", "--evals", "1", "--eval-episodes", "1", "--final-episodes", "1"]
+    argv += ["--preset", "slow,small", "--patience", "4", "--threads", "1"]
+    assert main([*argv, *few, "--out", str(out)]) == 0
+    config = saved_run(out)
+    ((name, algo),) = config.algos
+    assert (name, config.method) == ("own", "watch")
+    assert isinstance(algo, OwnConfig) and (algo.patience, algo.n_steps) == (4, 8)
+    assert "distill/pace,0.5" in (out / "metrics.csv").read_text()
 
 
 def test_only_the_flags_of_the_chosen_method_exist():
@@ -135,6 +183,8 @@ def test_an_unknown_key_of_a_file_is_refused_by_name(tmp_path, capsys):
     assert "--hiden" in refusal(["train", "--config", str(file)], capsys)
     file.write_text(json.dumps({"distill": {"gat": "hard"}}))
     assert "--distill.gat" in refusal(["train", "--config", str(file)], capsys)
+    file.write_text(json.dumps({"peers": "two"}))
+    assert '--peers must be int, not "two"' in refusal(["train", "--config", str(file)], capsys)
     file.write_text("[1]")
     assert "JSON object" in refusal(["train", "--config", str(file)], capsys)
 

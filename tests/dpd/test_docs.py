@@ -248,7 +248,10 @@ def test_every_command_method_and_arm_has_its_place() -> None:
     }
     for page, names in (
         ("concepts.md", cli.METHODS),
-        ("guides/distill.md", [n for n, kind in cli.METHODS.items() if kind.COMMAND == "distill"]),
+        (
+            "guides/distill.md",
+            [n for n, kind in cli.METHODS.items() if kind.settings.COMMAND == "distill"],
+        ),
         ("guides/study.md", [name for name in ARMS if name != "dpd"]),
     ):
         text = (docs / page).read_text()

@@ -47,6 +47,7 @@ SETTINGS = {
     "dpd.errors",
     "dpd.config",
     "dpd.agents.config",
+    "dpd.agents.presets",
     "dpd.distill",
     "dpd.distill.config",
     "dpd.distill.presets",

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from dpd.agents.config import ALGORITHMS, LearnerConfig
 from dpd.agents.learners import Learners
-from dpd.config import ALGORITHMS, AlgoConfig, RunConfig, TrainConfig
+from dpd.config import RunConfig, TrainConfig
 from dpd.distill.config import CloningConfig, IndependentConfig
 from dpd.envs.make import check
 from dpd.policies import policyfile
@@ -18,12 +19,12 @@ EVERY = sorted(ALGORITHMS)
 IN_SB3 = [name for name in EVERY if name != "student"]
 
 
-def config_of(algo: str, **settings: Any) -> AlgoConfig:
+def config_of(algo: str, **settings: Any) -> LearnerConfig:
     """Return an algorithm's settings for small networks."""
     small: dict[str, Any] = {"hidden": (16, 8), "norm_obs": True, "minibatch_size": 64}
     small |= {} if algo == "ppo" else {"capacity": 2048}
     small |= {} if algo in ("ppo", "student") else {"learning_starts": 0}
-    return ALGORITHMS[algo](**small | settings)
+    return ALGORITHMS[algo].settings(**small | settings)
 
 
 def learners(algo: str, obs_dim: int, act_dim: int, n: int = 2, **settings: Any) -> Learners:

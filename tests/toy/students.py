@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Metrics
-from dpd.agents.config import PPOConfig, SACConfig, StudentConfig, TD3Config
+from dpd.agents.config import LearnerConfig, PPOConfig, SACConfig, StudentConfig, TD3Config
 from dpd.agents.learners import Learners
-from dpd.config import AlgoConfig
 from dpd.distill.config import TeachingConfig
 from dpd.distill.method import Context, Method
 from dpd.distill.teacher import Teacher
@@ -61,7 +60,7 @@ class DoubleIntegrator(probes.Probe):
         return -self.obs.square().sum(1)
 
 
-def meta_of(config: AlgoConfig, obs_dim: int, act_dim: int, **changes: Any) -> PolicyMeta:
+def meta_of(config: LearnerConfig, obs_dim: int, act_dim: int, **changes: Any) -> PolicyMeta:
     """Describe learners' policies."""
     names = ("activation", "squashed", "tanh_mean", "state_std", "hidden", "norm_obs")
     fields = {name: getattr(config, name) for name in names}
@@ -76,7 +75,7 @@ def policy_of(agent: Learners, n: int = 0) -> Policy:
     return Policy(tensors | ends, meta_of(agent.config, agent.obs_dim, agent.act_dim))
 
 
-def drawn(algo: AlgoConfig = PLAIN, seed: int = 7) -> Policy:
+def drawn(algo: LearnerConfig = PLAIN, seed: int = 7) -> Policy:
     """Return a policy of random weights whose actions cover their range."""
     agent: Learners = algo.build(O, A, [(seed, 0)])
     generator = torch.Generator().manual_seed(seed)
@@ -115,7 +114,7 @@ class School:
     def __init__(
         self,
         config: TeachingConfig,
-        algo: AlgoConfig,
+        algo: LearnerConfig,
         *teachers: Policy,
         groups: int = 1,
         peers: int = 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from dpd.agents.base import Batch
 from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
-from dpd.distill.config import DPDConfig
+from dpd.distill.config import DPDConfig, IndependentConfig
 from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method
 from dpd.distill.peers import DualDistillation
@@ -49,7 +50,7 @@ DOSE = DPDConfig(lr=1e-3, steps=40, batch_size=128)
 def expert() -> PPO:
     """A stack whose row 1 has learnt the probe."""
     trial = Trial(ALGO, probes.ObsTimesAction)
-    trial.train(30, Independent(trial.context))
+    trial.train(30, Independent(IndependentConfig(), trial.context))
     return trial.agent
 
 
@@ -98,7 +99,12 @@ def test_it_learns_nothing_where_the_gate_is_closed_or_there_is_no_method(expert
     config = replace(DOSE, gate="hard", control="reversed")
     method = DualDistillation(config, closed.context)
     assert share_of_return(closed, lambda t: t.distil_only(10, method)) < 0.3
-    assert share_of_return(none, lambda t: t.distil_only(10, Independent(t.context))) < 0.3
+    assert (
+        share_of_return(
+            none, lambda t: t.distil_only(10, Independent(IndependentConfig(), t.context))
+        )
+        < 0.3
+    )
 
 
 def test_inside_the_learners_loss_a_good_peer_teaches_where_no_reward_does(expert: PPO) -> None:
@@ -107,7 +113,10 @@ def test_inside_the_learners_loss_a_good_peer_teaches_where_no_reward_does(exper
     taught, alone = (beside(expert, probes.Silent, value=0.0) for _ in range(2))
     method = DualDistillation(config, taught.context)
     assert share_of_return(taught, lambda t: t.train(10, method)) >= 0.8
-    assert share_of_return(alone, lambda t: t.train(10, Independent(t.context))) < 0.3
+    assert (
+        share_of_return(alone, lambda t: t.train(10, Independent(IndependentConfig(), t.context)))
+        < 0.3
+    )
 
 
 # --- Peers come together ---
@@ -115,7 +124,7 @@ def test_inside_the_learners_loss_a_good_peer_teaches_where_no_reward_does(exper
 
 @pytest.fixture(scope="module")
 def independent_distance() -> float:
-    return final_distance(Independent)
+    return final_distance(partial(Independent, IndependentConfig()))
 
 
 def final_distance(make: Callable[[Context], Method]) -> float:

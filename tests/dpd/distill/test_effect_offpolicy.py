@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from dpd.agents.base import Batch
 from dpd.agents.config import DDPGConfig, SACConfig, TD3Config
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.td3 import TD3
-from dpd.distill.config import DPDConfig
+from dpd.distill.config import DPDConfig, IndependentConfig
 from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method
 from dpd.distill.peers import DualDistillation
@@ -61,7 +62,7 @@ def experts() -> dict[str, OffPolicy]:
     found = {}
     for name, algo in ALGOS.items():
         trial = Trial(algo, probes.ObsTimesAction)
-        trial.train(40, Independent(trial.context))
+        trial.train(40, Independent(IndependentConfig(), trial.context))
         found[name] = trial.agent
     return found
 
@@ -134,7 +135,12 @@ def test_it_learns_nothing_where_the_gate_is_closed_or_there_is_no_method(
     config = replace(DOSE, gate="hard", control="reversed")
     method = DualDistillation(config, closed.context)
     assert share_of_return(closed, lambda t: t.distil_only(10, method)) < 0.3
-    assert share_of_return(none, lambda t: t.distil_only(10, Independent(t.context))) < 0.3
+    assert (
+        share_of_return(
+            none, lambda t: t.distil_only(10, Independent(IndependentConfig(), t.context))
+        )
+        < 0.3
+    )
 
 
 @pytest.mark.parametrize("name", ["td3", "ddpg"])
@@ -145,7 +151,10 @@ def test_inside_the_learners_loss_a_good_peer_teaches_where_no_reward_does(
     taught, alone = (beside(experts, name, probes.Silent, value=0.0) for _ in range(2))
     method = DualDistillation(DPDConfig(dose="loss", students=(0,)), taught.context)
     assert share_of_return(taught, lambda t: t.train(15, method)) >= 0.8
-    assert share_of_return(alone, lambda t: t.train(15, Independent(t.context))) < 0.3
+    assert (
+        share_of_return(alone, lambda t: t.train(15, Independent(IndependentConfig(), t.context)))
+        < 0.3
+    )
 
 
 # --- Peers come together ---
@@ -163,7 +172,7 @@ def test_inside_the_learners_loss_a_good_peer_teaches_where_no_reward_does(
 def test_peers_who_distil_come_closer_than_independent_ones(name: str, config: DPDConfig) -> None:
     # The second action earns nothing, so reinforcement alone has no reason to bring peers together.
     together = final_distance(name, lambda context: DualDistillation(config, context))
-    assert together < 0.5 * final_distance(name, Independent)
+    assert together < 0.5 * final_distance(name, partial(Independent, IndependentConfig()))
 
 
 def final_distance(name: str, make: Callable[[Context], Method]) -> float:

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from dpd import distill
 from dpd.agents.base import Metrics
 from dpd.agents.config import StudentConfig
 from dpd.agents.graphs import Graphs
 from dpd.agents.learners import Learners
-from dpd.distill.config import DPDConfig
+from dpd.distill.config import METHODS, DPDConfig
 from dpd.distill.method import Context, PeerStack
 from dpd.distill.teacher import Teacher
 from dpd.policies.memory import MemoryMeta
@@ -23,7 +22,7 @@ from tests.toy.peers import A as ACT
 from tests.toy.students import PLAIN, drawn
 from tests.toy.students import SAC as SQUASHED
 
-KINDS: dict[str, Any] = distill.METHODS  # their settings differ
+KINDS: dict[str, Any] = {name: row.settings for name, row in METHODS.items()}
 STUDENT = StudentConfig(n_envs=4, n_steps=16, minibatch_size=16, capacity=400, hidden=(16, 16))
 SIZES = replace(STUDENT, hidden=(16, 16), sizes=("16x16", "8x4"))
 SEEDS = [(0, 0), (0, 1), (1, 0), (1, 1)]

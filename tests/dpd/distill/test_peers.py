@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.distill.config import DPDConfig
+from dpd.distill.config import DPDConfig, IndependentConfig
 from dpd.distill.independent import Independent
 from dpd.distill.method import Context
 from tests.toy.peers import DIVERGENCES, F64, LOSS, SHARED, STEP, A, O, S, Setup, vary
@@ -263,7 +263,7 @@ def test_the_logged_action_distance_is_euclidean_between_clipped_means() -> None
     setup.agent.nets.views["actor.2.bias"][:, 0] = torch.tensor([[0.3, 0], [-0.5, 0.6]], dtype=F64)
     setup.choose()
     assert setup.method.metrics["distill/action_distance"].tolist() == pytest.approx([1, 1])
-    independent = Independent(Context(setup.agent, 1, 2, setup.rows))
+    independent = Independent(IndependentConfig(), Context(setup.agent, 1, 2, setup.rows))
     independent.on_batch(setup.batch, 0.0)
     assert independent.step()["distill/action_distance"].tolist() == pytest.approx([1, 1])
 

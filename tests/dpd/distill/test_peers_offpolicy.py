@@ -10,7 +10,7 @@ from torch import Tensor
 from dpd.agents.base import Minibatch, State
 from dpd.agents.dist import STD_FLOOR
 from dpd.agents.offpolicy import OffPolicy
-from dpd.distill.config import DPDConfig
+from dpd.distill.config import DPDConfig, IndependentConfig
 from dpd.distill.independent import Independent
 from tests.toy.peers import DIVERGENCES, F64, LOSS, REPLAYED, SHARED, STEP, A, O, S, Setup, vary
 
@@ -140,7 +140,7 @@ def test_nothing_is_distilled_while_learners_only_collect(dose: str) -> None:
     setup = Setup(vary(STEP, dose=dose), algo=algo)
     assert setup.distil().eq(0).all()
     assert setup.method.loss is None
-    independent = Independent(setup.context)
+    independent = Independent(IndependentConfig(), setup.context)
     independent.on_batch(setup.batch, 0.0)
     assert independent.step() == {}
     setup.batch = setup.iterate(1)  # 128 steps

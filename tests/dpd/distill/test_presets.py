@@ -1,36 +1,33 @@
 """Presets: what each does is held to the paper's words or to the 2020 code's."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from dpd.agents.config import DDPGConfig
-from dpd.config import ALGORITHMS, RunConfig, TrainConfig
+from dpd.agents.config import ALGORITHMS, DDPGConfig
+from dpd.config import RunConfig, TrainConfig
 from dpd.distill.config import DPDConfig
 from dpd.distill.peers import Dose, dose_of, dpd_loss, gate_weight
+from dpd.distill.presets import DPD_PRESETS
+from dpd.run.settings import preset_settings, updated
 from tests.toy.peers import F64, LOSS, REPLAYED, STEP, Setup, f64, vary
-
-PRESETS = DPDConfig.PRESETS
 
 
 def distil(preset: str, algo: str) -> DPDConfig:
     """Return a preset's settings of the distillation."""
-    settings = dict(PRESETS[preset][algo].get("distill", {}))
-    for name, value in settings.items():
-        settings[name] = tuple(value) if isinstance(value, list) else value
-    return DPDConfig(**settings)
+    return updated(DPDConfig(), preset_settings(preset, "dpd", algo).get("distill", {}))
 
 
 def learners(preset: str, algo: str, **more: Any) -> Any:
     """Return a preset's settings of the learners."""
-    settings = {k: v for k, v in PRESETS[preset][algo].items() if k != "distill"}
-    lists = {k: tuple(v) for k, v in settings.items() if isinstance(v, list)}
-    return ALGORITHMS[algo](**{**settings, **lists, **more})
+    settings = {k: v for k, v in preset_settings(preset, "dpd", algo).items() if k != "distill"}
+    return replace(updated(ALGORITHMS[algo].settings(), settings), **more)
 
 
 @pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name != "student"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", DPD_PRESETS)
 def test_every_preset_makes_a_run_of_every_algorithm(preset: str, algo: str) -> None:
     config = TrainConfig(
         run=RunConfig(),
@@ -45,7 +42,7 @@ def test_every_preset_makes_a_run_of_every_algorithm(preset: str, algo: str) -> 
 def test_the_preset_paper_is_what_dpd_does_without_a_preset(algo: str) -> None:
     assert distil("paper", algo) == DPDConfig()
     if algo != "ddpg":  # whose learners' settings are those of the old baselines
-        assert learners("paper", algo) == ALGORITHMS[algo]()
+        assert learners("paper", algo) == ALGORITHMS[algo].settings()
 
 
 def test_the_papers_dose_is_by_family() -> None:

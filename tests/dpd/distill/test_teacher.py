@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dpd.agents.config import LearnerConfig
 from dpd.agents.dist import STD_FLOOR
-from dpd.config import AlgoConfig
 from dpd.distill.config import (
     DAggerConfig,
     GradientConfig,
@@ -110,7 +110,9 @@ HISTORY = [
     ],
     ids=["dagger", "progressive", "kickstart", "sac", "n-distill"],
 )
-def test_a_teacher_never_moves(config: TeachingConfig, algo: AlgoConfig, kind: AlgoConfig) -> None:
+def test_a_teacher_never_moves(
+    config: TeachingConfig, algo: LearnerConfig, kind: LearnerConfig
+) -> None:
     history = HISTORY if isinstance(config, ProgressiveConfig) else []
     policies = [drawn(kind), *history]
     before = [{k: x.clone() for k, x in p.tensors.items()} for p in policies]

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Minibatch
-from dpd.agents.config import PPOConfig
+from dpd.agents.config import LearnerConfig, PPOConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
 from dpd.agents.replay import Transitions
-from dpd.config import AlgoConfig
-from dpd.distill.config import KickstartConfig, ProximalConfig, TeachingConfig
+from dpd.distill.config import (
+    IndependentConfig,
+    KickstartConfig,
+    ProximalConfig,
+    TeachingConfig,
+)
 from dpd.distill.in_loss import InLoss, proximal_weight
 from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method
@@ -23,7 +27,7 @@ from dpd.distill.teacher import Teacher
 from dpd.policies.policyfile import Policy
 from tests.toy.students import PLAIN, SAC, STUDENT, TD3, A, O, School, constant, drawn
 
-LEARNERS: dict[str, tuple[KickstartConfig, AlgoConfig, AlgoConfig]] = {
+LEARNERS: dict[str, tuple[KickstartConfig, LearnerConfig, LearnerConfig]] = {
     "ppo": (KickstartConfig(), PLAIN, PLAIN),
     "ppo, reverse KL": (KickstartConfig(divergence="kl_reverse"), PLAIN, PLAIN),
     "ppo of sac, mse": (KickstartConfig(divergence="mse"), PLAIN, SAC),
@@ -37,7 +41,7 @@ LEARNERS: dict[str, tuple[KickstartConfig, AlgoConfig, AlgoConfig]] = {
 
 @pytest.mark.parametrize(("config", "algo", "kind"), LEARNERS.values(), ids=LEARNERS)
 def test_learners_are_drawn_to_their_teacher(
-    config: KickstartConfig, algo: AlgoConfig, kind: AlgoConfig
+    config: KickstartConfig, algo: LearnerConfig, kind: LearnerConfig
 ) -> None:
     strong = replace(config, coef=10.0, schedule="constant")
     found = School(strong, algo, drawn(kind)).run(15)
@@ -66,7 +70,7 @@ def test_when_the_pull_is_over_learning_is_as_without_a_method(name: str) -> Non
     assert torch.equal(kicked.flat, alone.flat)
     with_teacher = end(kicked, kicked.method, 3)
     assert kicked.iterate(0.9)["distill/coef"].tolist() == [0.0, 0.0]
-    alone_ended = end(alone, Independent(alone.context), 3)
+    alone_ended = end(alone, Independent(IndependentConfig(), alone.context), 3)
     alone.iterate(0.9)
     assert torch.equal(with_teacher, alone_ended) and torch.equal(kicked.flat, alone.flat)
     for x, y in zip(kicked.agent.state().values(), alone.agent.state().values(), strict=True):
@@ -102,7 +106,7 @@ class Noted(Policy):
 
 @pytest.mark.parametrize("algo", [TD3, SAC], ids=["td3", "sac"])
 def test_with_a_replay_every_state_of_every_policy_minibatch_is_taught_once(
-    algo: AlgoConfig, monkeypatch: pytest.MonkeyPatch
+    algo: LearnerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = Noted(drawn(algo))
     school = School(KickstartConfig(divergence="mse", until=1.0), algo, teacher)
@@ -248,7 +252,7 @@ def test_where_the_policy_is_the_old_one_the_weight_is_1(monkeypatch: pytest.Mon
     ],
 )
 def test_learners_that_a_method_cannot_move_are_refused(
-    config: KickstartConfig, algo: AlgoConfig, says: str
+    config: KickstartConfig, algo: LearnerConfig, says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
         School(config, algo, drawn(SAC))

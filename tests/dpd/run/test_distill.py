@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import dpd
+from dpd.agents.config import PPOConfig
 from dpd.cli import main, parse_run
 from dpd.run.train import iterate, make_training
 from tests.toy.runs import ENDS, ROLLOUT, STUDENT, distil, logged, run, train_teacher
@@ -155,7 +156,7 @@ def test_students_that_reinforcement_moves_have_a_stack_for_each_size(teacher: P
     argv = ["--teacher", str(teacher), "--method", "n-distill", "--student-sizes", "4,8x4"]
     config = parse_run([*argv, "--lr", "1e-4"], "distill")
     assert [(s.name, s.algo.hidden) for s in config.stacks] == [("ppo", (4, 4)), ("ppo", (8, 4))]
-    assert not any(s.algo.norm_adv for s in config.stacks)  # type: ignore[union-attr]
+    assert all(isinstance(s.algo, PPOConfig) and not s.algo.norm_adv for s in config.stacks)
     assert [s.algo.lr for s in config.stacks] == [1e-4] * 2  # what is given is for all sizes
     assert (config.run.peers, config.run.total_steps) == (2, 400_000)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dpd.agents.config import PPOConfig, SACConfig
-from dpd.config import AlgoConfig, StackConfig
+from dpd.agents.config import LearnerConfig, PPOConfig, SACConfig
+from dpd.config import StackConfig
 from dpd.distill.config import DPDConfig
 from dpd.distill.method import Context
 from dpd.envs.base import OnDevice, Step
@@ -21,7 +21,7 @@ from tests.toy.meta_device import META, on_device
 O, A = 4, 2  # noqa: E741
 WHO = [(0, 0), (0, 1)]
 SMALL: dict[str, Any] = {"n_envs": 3, "n_steps": 8, "minibatch_size": 8, "hidden": (8, 8)}
-ALGOS: dict[str, AlgoConfig] = {
+ALGOS: dict[str, LearnerConfig] = {
     "ppo": PPOConfig(**SMALL, epochs=2),
     "sac": SACConfig(**SMALL, capacity=96, learning_starts=0, n_step=3),
 }
