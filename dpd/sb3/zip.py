@@ -50,11 +50,7 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
     kind = _recognise(path, data)
     _check_settings(path, data)
     activation = _activation(path, data, kind, foreign)
-    try:
-        weights = read_weights(packed)
-    except ValueError as error:
-        raise NotAPolicy(f"{path} cannot be read: its policy.pth: {error}") from error
-    stack, std = _actor(path, weights, kind)
+    stack, std = _actor(path, packed, kind)
     kwargs = _env_kwargs(path, foreign)
     spec = check(foreign.env, env_kwargs=kwargs)
     require_dims(stack[0][0].shape[1], len(stack[-1][1]), spec, str(path))
@@ -179,8 +175,12 @@ def _activation(path: Path, data: dict[str, Any], kind: Kind, foreign: ForeignCo
     return name
 
 
-def _actor(path: Path, weights: dict[str, Tensor], kind: Kind) -> tuple[Layers, list[Tensor]]:
+def _actor(path: Path, packed: bytes, kind: Kind) -> tuple[Layers, list[Tensor]]:
     """Return the layers of the actor and the tensors of its log standard deviation."""
+    try:
+        weights = read_weights(packed)
+    except ValueError as error:
+        raise NotAPolicy(f"{path} cannot be read: its policy.pth: {error}") from error
     n_trunk = 0
     while f"{kind.trunk}.{2 * n_trunk}.weight" in weights:
         n_trunk += 1
