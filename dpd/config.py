@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import tyro
 
@@ -66,6 +66,16 @@ def absolute_paths(value: Any) -> Any:
     return os.path.abspath(value) if is_path else value
 
 
+class EvaluationPlan(NamedTuple):
+    """How often and on how many episodes a run evaluates."""
+
+    evals: int
+    episodes: int
+    """Episodes per learner in each evaluation."""
+    final_episodes: int
+    """Episodes per policy in the table at the end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Environment, budget, evaluations, checkpoints and hardware of the run."""
@@ -91,12 +101,14 @@ class RunConfig:
     """First seed; the others count up from it."""
     total_steps: int = 1_000_000
     """Environment steps per seed, summed over its peers."""
-    evals: int = 15
-    """Deterministic evaluations during training, evenly spaced; the last one is at the end."""
-    eval_episodes: int = 5
-    """Episodes per learner in each evaluation."""
-    final_episodes: int = 20
-    """Episodes per policy in the table at the end."""
+    evals: int | None = None
+    """Deterministic evaluations during training, evenly spaced; the last one is at the end. None:
+    one per 16,000 steps, at least 3 and at most 15."""
+    eval_episodes: int | None = None
+    """Episodes per learner in each evaluation. None: one per 80,000 steps, at most 5."""
+    final_episodes: int | None = None
+    """Episodes per policy in the table at the end. None: one per 10,000 steps, at least 5 and at
+    most 20."""
     threads: int | None = None
     """CPU threads. None: as many as pay off, at most one per core."""
     workers: int = 1
@@ -138,6 +150,19 @@ class RunConfig:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise BadInput(f"--device must be cpu, cuda or for example cuda:1, not '{self.device}'")
         self.parsed_env_kwargs()
+
+    @property
+    def evaluation(self) -> EvaluationPlan:
+        """Numbers of evaluations and episodes, chosen by the budget where no flag gives them.
+
+        With all of them at their most, a run of 65,000 steps would evaluate for 60 % of its time.
+        """
+        steps = self.total_steps
+        return EvaluationPlan(
+            self.evals or min(max(steps // 16_000, 3), 15),
+            self.eval_episodes or min(max(steps // 80_000, 1), 5),
+            self.final_episodes or min(max(steps // 10_000, 5), 20),
+        )
 
     def seeds_of(self, part: int) -> range:
         """Return the consecutive seeds that worker `part` trains; shares differ by at most one."""

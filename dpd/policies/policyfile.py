@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -54,6 +55,11 @@ class Policy:
     def on(self, device: torch.device) -> Policy:
         """Return the same policy on a device."""
         return Policy({k: v.to(device) for k, v in self.tensors.items()}, self.meta)
+
+    def acts_as(self, other: Policy) -> bool:
+        """Return True if both have the same parameters and description, whatever their origin."""
+        is_alike = replace(self.meta, provenance={}) == replace(other.meta, provenance={})
+        return is_alike and all(torch.equal(x, other.tensors[k]) for k, x in self.tensors.items())
 
     def repeatable_mode(self, obs: Tensor) -> Tensor:
         """Act as `mode` does, but in float64: raw obs [B, O] -> [B, A] float32.

@@ -100,14 +100,20 @@ def evaluate_together(
 ) -> list[EvalResult]:
     """Play the same episodes with several saved policies, all in one vector of environments.
 
+    A policy that is equal to an earlier one, as the best of a run often is to its last, shares its
+    result.
     `env_kwargs` are the environment's arguments; None: those that the first policy was trained
     with. Raises BadInput if a policy does not fit the environment.
     """
-    n = len(policies)
+    first = [next(k for k, p in enumerate(policies) if p.acts_as(policy)) for policy in policies]
+    distinct = {k: policies[k] for k in first}
+    n = len(distinct)
     kwargs = policies[0].meta.env_kwargs if env_kwargs is None else env_kwargs
     env = make(env_id, n * episodes, n * episode_seeds(seed, episodes), "auto", kwargs, threads)
     with closing(env):
         for policy in policies:
             require_fit(policy, env.spec)
-        result = run_episodes(env, side_by_side([p.repeatable_mode for p in policies]), n)
-    return [EvalResult(result.returns[i : i + 1], result.lengths[i : i + 1]) for i in range(n)]
+        acts = [policy.repeatable_mode for policy in distinct.values()]
+        result = run_episodes(env, side_by_side(acts), n)
+    rows = [list(distinct).index(k) for k in first]
+    return [EvalResult(result.returns[i : i + 1], result.lengths[i : i + 1]) for i in rows]

@@ -118,7 +118,7 @@ def report_run(
     place = Place(run.env, run.parsed_env_kwargs())
     with console.status("evaluating the saved policies"):
         results = evaluate_together(
-            policies, run.env, run.final_episodes, run.seed + LAST_EPISODES, run.threads
+            policies, run.env, run.evaluation.final_episodes, run.seed + LAST_EPISODES, run.threads
         )
     rows = [
         summary(file.stem, place, policy, result)

@@ -187,9 +187,8 @@ class Training:
         evaluation of this iteration is complete.
         """
         self.evaluation_due, run = True, self.run
-        seeds = [
-            k for s, _ in self.ids for k in episode_seeds(s, run.eval_episodes, self.iteration)
-        ]
+        n = run.evaluation.episodes
+        seeds = [k for seed, _ in self.ids for k in episode_seeds(seed, n, self.iteration)]
         backend = "auto" if run.backend == "warp" else run.backend  # MuJoCo itself evaluates
         with self.clock("eval"):
             kwargs = run.parsed_env_kwargs()

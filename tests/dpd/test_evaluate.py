@@ -15,6 +15,7 @@ from dpd.envs.make import make
 from dpd.errors import BadInput
 from dpd.evaluate import record_video
 from dpd.policies import policyfile
+from dpd.policies.policyfile import Policy
 from dpd.run.episodes import (
     EvaluationStopped,
     episode_seeds,
@@ -131,9 +132,39 @@ def test_an_episode_is_the_same_whatever_the_threads_and_the_episodes_beside_it(
             found += [evaluate_policy(policy, "Humanoid-v5", episodes, 0).returns[0, :5]]
     finally:
         torch.set_num_threads(n_threads)
-    found += [other.returns[0] for other in evaluate_together([policy] * 3, "Humanoid-v5", 5, 0)]
+    other = Policy({k: 0.9 * x for k, x in policy.tensors.items()}, policy.meta)
+    found += [evaluate_together([other, policy], "Humanoid-v5", 5, 0)[1].returns[0]]
     for returns in found[1:]:
         np.testing.assert_array_equal(returns, found[0])
+
+
+def test_a_policy_that_is_given_twice_is_played_once(tmp_path, monkeypatch):
+    policy = saved(tmp_path, "ppo", "Hopper-v5")
+    older = dataclasses.replace(policy.meta, provenance={"steps": 1})
+    best = Policy(policy.tensors, older)
+    other = Policy({k: 0.9 * x for k, x in policy.tensors.items()}, policy.meta)
+    n_envs = []
+
+    def noting(env_id, n, *args):
+        n_envs.append(n)
+        return make(env_id, n, *args)
+
+    monkeypatch.setattr("dpd.run.episodes.make", noting)
+    one, two, three = evaluate_together([policy, other, best], "Hopper-v5", 4, 0)
+    assert n_envs == [8]  # of the 12 episodes, 4 are those of a policy that was given before
+    np.testing.assert_array_equal(one.returns, three.returns)
+    assert (one.returns != two.returns).any()
+
+
+def test_evaluations_grow_with_the_budget_and_flags_override_them():
+    def plan(steps, *flags):
+        return tuple(parse_train(["--total-steps", str(steps), *flags]).run.evaluation)
+
+    # 50,000 / 16,000 = 3, 50,000 / 80,000 < 1, 50,000 / 10,000 = 5
+    assert plan(50_000) == (3, 1, 5)
+    assert plan(200_000) == (12, 2, 20)
+    assert plan(1_000_000) == (15, 5, 20)
+    assert plan(50_000, "--evals", "7", "--final-episodes", "2") == (7, 1, 2)
 
 
 def test_acting_repeatably_is_acting_to_the_rounding_of_float32(tmp_path):
