@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.rollout import Rollout
 
+if TYPE_CHECKING:
+    from dpd.agents.kernels import Kernels
+
 
 class Learners(ABC):
     """N learners, each with its own discount, learning rate, normaliser and random numbers.
@@ -46,6 +49,8 @@ class Learners(ABC):
     optimizer: StackedAdam
     """The optimizer of `nets`."""
     replay: Replay | None = None
+    kernels: Kernels | None = None
+    """Compiled updates; None: torch's operations."""
 
     def __init__(
         self,
