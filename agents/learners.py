@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,10 @@ from dpd.agents.rollout import Rollout
 
 if TYPE_CHECKING:
     from dpd.agents.kernels import Kernels
+
+FusedImitation = Callable[[Sequence[Tensor], Tensor, float, float], Tensor]
+"""Gradient steps by a kernel: targets, active [steps, N], bound of the gradient's norm, coefficient
+-> mean loss [N]; see `Kernels.imitate`."""
 
 
 class Learners(ABC):
@@ -130,6 +135,14 @@ class Learners(ABC):
         `progress` in [0, 1] is the share of training that is done. `extra` adds a loss to every
         update of the policy, on the same minibatch.
         """
+
+    def fused_imitation(self, kind: str, optimizer: StackedAdam) -> FusedImitation | None:
+        """Return the kernel that takes gradient steps on a divergence of the policies; or None."""
+        return (
+            None
+            if self.kernels is None
+            else partial(self.kernels.imitate, self.nets, optimizer, kind)
+        )
 
     def observe(self, rollout: Rollout) -> None:
         """Update the normalisers with a rollout, after its last use."""

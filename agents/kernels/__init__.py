@@ -188,9 +188,14 @@ class Kernels:
 
 
 def net_table(nets: StackedNets, n: int) -> tuple[NetTable, int]:
-    """Return the positions of `actor`, `critic` and `log_std`, and the tape's length for n rows."""
-    from dpd.agents.kernels.imitation import NetTable
+    """Return the positions of `actor`, `critic` and `log_std`, and the length of a tape.
 
+    The tape is for n rows, or for the rows of a block if there are more.
+    """
+    from dpd.agents.kernels.imitation import NetTable
+    from dpd.agents.kernels.nets import ROWS_AT_ONCE
+
+    n = min(n, ROWS_AT_ONCE)
     at, begin = {}, 0
     for name, shape in nets.shapes.items():
         at[name] = begin
@@ -214,10 +219,10 @@ def net_table(nets: StackedNets, n: int) -> tuple[NetTable, int]:
 def work_memory(nets: StackedNets, table: NetTable, tape: int, n: int) -> Work:
     """Return memory for one learner's passes over n rows."""
     from dpd.agents.kernels.imitation import Work
-    from dpd.agents.kernels.nets import N_IN, N_OUT, NARROW
+    from dpd.agents.kernels.nets import FEW_OUTPUTS, N_IN, N_OUT, ROWS_AT_ONCE
 
     size, real = nets.flat.shape[1], rows_of(nets.flat).dtype
     layers = np.concatenate([table.actor, table.critic])
-    widest = int(layers[:, [N_IN, N_OUT]].max()) * max(n, NARROW)
+    widest = int(layers[:, [N_IN, N_OUT]].max()) * max(min(n, ROWS_AT_ONCE), FEW_OUTPUTS)
     lengths = size, tape, size, widest, widest, widest, n
     return Work(*(np.empty(length, real) for length in lengths))

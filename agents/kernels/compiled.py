@@ -12,8 +12,13 @@ import numba
 from numba.core import event
 
 HERE = Path(__file__).parent
+NUMBA_CONFIG: Any = numba.config  # its stubs know no settings
 # Sums may be reordered, but NaN and infinity stay themselves: the guard against NaN reads them.
-FAST = {"reassoc", "contract", "arcp", "nsz"}
+OPTIONS: Any = {
+    "nogil": True,
+    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+    "error_model": "numpy",
+}
 
 
 @contextmanager
@@ -24,13 +29,13 @@ def _cache_of_this_version() -> Iterator[None]:
     called from another file would go unnoticed.
     """
     text = b"".join(path.read_bytes() for path in sorted(HERE.glob("*.py")))
-    before = numba.config.CACHE_DIR
+    before = NUMBA_CONFIG.CACHE_DIR
     name = f"kernels-{hashlib.sha256(text).hexdigest()[:16]}"
-    numba.config.CACHE_DIR = before or str(HERE / "__pycache__" / name)
+    NUMBA_CONFIG.CACHE_DIR = before or str(HERE / "__pycache__" / name)
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        NUMBA_CONFIG.CACHE_DIR = before
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -39,14 +44,13 @@ def compiled(function: Callable[..., Any]) -> Any:
     The result is kept beside the source or, if that is read-only, in the user's cache directory;
     if neither can be written, every process compiles anew.
     """
-    options = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
     with _cache_of_this_version():
         try:
-            return numba.njit(cache=True, **options)(function)
+            return numba.njit(cache=True, **OPTIONS)(function)
         except RuntimeError as error:
             if "no locator" not in str(error):
                 raise
-            return numba.njit(**options)(function)
+            return numba.njit(**OPTIONS)(function)
 
 
 class CompileListener(event.Listener):

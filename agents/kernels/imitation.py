@@ -9,7 +9,16 @@ import numpy as np
 
 from dpd.agents.kernels.adam import AdamRow, clipped_adam
 from dpd.agents.kernels.compiled import compiled
-from dpd.agents.kernels.nets import N_IN, N_OUT, OUTPUT, add_mlp_gradient, matrix, run_mlp
+from dpd.agents.kernels.nets import (
+    N_IN,
+    N_OUT,
+    OUTPUT,
+    ROWS_AT_ONCE,
+    add_mlp_gradient,
+    matrix,
+    run_mlp,
+    turn_weights,
+)
 
 MSE, KL_FORWARD, KL_REVERSE, NLL = range(4)
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -101,11 +110,24 @@ def add_imitation_gradient(
     nets: NetTable, param: np.ndarray, t: TargetRow, begin: int, n: int, coef: float, work: Work
 ) -> float:
     """Add the gradient of coef * mean(weight * divergence) at n targets; return the mean."""
+    turn_weights(nets.actor, param, work.turned)
+    total = 0.0
+    for first in range(begin, begin + n, ROWS_AT_ONCE):
+        rows = min(ROWS_AT_ONCE, begin + n - first)
+        total += _imitate_block(nets, param, t, first, rows, coef / n, work)
+    return total / n
+
+
+@compiled
+def _imitate_block(
+    nets: NetTable, param: np.ndarray, t: TargetRow, begin: int, n: int, coef: float, work: Work
+) -> float:
+    """Add the gradient of coef * sum(weight * divergence) at n targets; return the sum."""
     last = nets.actor[nets.actor.shape[0] - 1]
-    obs_dim, act_dim = nets.actor[0, N_IN], last[N_OUT]
-    x = matrix(work.tape, 0, n, obs_dim)
+    act_dim = last[N_OUT]
+    x = matrix(work.tape, 0, n, nets.actor[0, N_IN])
     for i in range(n):
-        for j in range(obs_dim):
+        for j in range(x.shape[1]):
             x[i, j] = t.obs[begin + i, j]
     run_mlp(nets.actor, nets.activation, n, param, work.tape, work.turned)
     mean = matrix(work.tape, last[OUTPUT], n, act_dim)
@@ -116,14 +138,14 @@ def add_imitation_gradient(
     for i in range(n):
         weight = t.weight[begin + i]
         total += weight * distance_at(t, begin + i, mean[i], log_std, of_mean[i])
-        scale = coef * weight / n
+        scale = coef * weight
         for j in range(act_dim):
             of_mean[i, j] *= scale
         add_log_std_gradient(t, begin + i, mean[i], log_std, scale, of_log_std)
     add_mlp_gradient(
         nets.actor, nets.activation, n, work.tape, work.turned, work.of_mean, work.spare, work.grad
     )
-    return total / n
+    return total
 
 
 @compiled

@@ -15,14 +15,17 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from dpd.agents.kernels.compiled import FAST, compiled
+from dpd.agents.kernels.compiled import OPTIONS, compiled
 
 WEIGHT, BIAS, N_IN, N_OUT, INPUT, OUTPUT, TURNED = range(7)
 """Columns of a `layers` table [L, 7]: positions in the parameters, sizes, positions on the tape of
 a layer's input and output, and the position of its transposed weights."""
 TANH, RELU, ELU = range(3)
 PANEL = 256  # rows of a product's second factor that stay in the cache
-NARROW = 16  # outputs; below, a vectorised loop over outputs has too few of them
+ROWS_AT_ONCE = (
+    256  # rows that pass through the networks at once, so that activations stay in the cache
+)
+FEW_OUTPUTS = 16  # outputs; below, a vectorised loop over outputs has too few of them
 
 
 @compiled
@@ -95,40 +98,37 @@ def turn(a: np.ndarray, b: np.ndarray) -> None:
             b[j, i] = a[i, j]
 
 
-def tanh_(x: np.ndarray) -> None:
-    """Replace x [K] by its hyperbolic tangent."""
+def tanh_of(x: float) -> float:
+    """Return the hyperbolic tangent."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(tanh_, jit_options={"fastmath": FAST})
-def _tanh_of(x: Any) -> Any:  # Numba requires equal signatures of this and its results
-    if x.dtype == types.float64:
+@overload(tanh_of, jit_options=OPTIONS)
+def _typed_tanh(x: Any) -> Any:  # Numba requires the same signature of this and its results
+    if x == types.float64:
 
-        def exact(x: Any) -> None:
-            for i in range(x.size):
-                x[i] = math.tanh(x[i])
+        def exact(x: Any) -> Any:
+            return math.tanh(x)
 
         return exact
 
-    def rational(x: Any) -> None:
+    def rational(x: Any) -> Any:
         # Eigen's rational approximation, to a few units in the last place of float32; unlike
         # libm's function it is vectorised.
         f = np.float32
-        for i in range(x.size):
-            v = x[i]
-            v = f(7.90531110763549805) if v > f(7.90531110763549805) else v
-            v = f(-7.90531110763549805) if v < f(-7.90531110763549805) else v
-            s = v * v
-            p = f(-2.76076847742355e-16) * s + f(2.00018790482477e-13)
-            p = p * s + f(-8.60467152213735e-11)
-            p = p * s + f(5.12229709037114e-08)
-            p = p * s + f(1.48572235717979e-05)
-            p = p * s + f(6.37261928875436e-04)
-            p = p * s + f(4.89352455891786e-03)
-            q = f(1.19825839466702e-06) * s + f(1.18534705686654e-04)
-            q = q * s + f(2.26843463243900e-03)
-            q = q * s + f(4.89352518554385e-03)
-            x[i] = v * p / q
+        v = f(7.90531110763549805) if x > f(7.90531110763549805) else x
+        v = f(-7.90531110763549805) if v < f(-7.90531110763549805) else v
+        s = v * v
+        p = f(-2.76076847742355e-16) * s + f(2.00018790482477e-13)
+        p = p * s + f(-8.60467152213735e-11)
+        p = p * s + f(5.12229709037114e-08)
+        p = p * s + f(1.48572235717979e-05)
+        p = p * s + f(6.37261928875436e-04)
+        p = p * s + f(4.89352455891786e-03)
+        q = f(1.19825839466702e-06) * s + f(1.18534705686654e-04)
+        q = q * s + f(2.26843463243900e-03)
+        q = q * s + f(4.89352518554385e-03)
+        return v * p / q
 
     return rational
 
@@ -137,14 +137,17 @@ def _tanh_of(x: Any) -> Any:  # Numba requires equal signatures of this and its 
 def activate(kind: int, x: np.ndarray) -> None:
     """Apply an activation to x [K] in place."""
     if kind == TANH:
-        tanh_(x)
+        for i in range(x.size):
+            x[i] = tanh_of(x[i])
     elif kind == RELU:
         for i in range(x.size):
-            x[i] = x.dtype.type(0) if x[i] < 0 else x[i]  # NaN stays
+            x[i] = x.dtype.type(0) if x[i] < 0 else x[i]  # so that NaN stays
     else:
+        half, one, two = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(2)
         for i in range(x.size):
-            if x[i] < 0:
-                x[i] = math.expm1(x[i])
+            v = x[i]
+            t = tanh_of(half * v)
+            x[i] = v if v > 0 else two * t / (one - t)  # exp(v) - 1
 
 
 @compiled
@@ -169,6 +172,17 @@ def matrix(flat: np.ndarray, begin: int, rows: int, columns: int) -> np.ndarray:
 
 
 @compiled
+def turn_weights(layers: np.ndarray, param: np.ndarray, turned: np.ndarray) -> None:
+    """Write every layer's transposed weights to `turned`; the passes below read them."""
+    for k in range(layers.shape[0]):
+        layer = layers[k]
+        n_in, n_out = layer[N_IN], layer[N_OUT]
+        if k > 0 or n_out < FEW_OUTPUTS:
+            across = matrix(turned, layer[TURNED], n_out, n_in)
+            turn(matrix(param, layer[WEIGHT], n_in, n_out), across)
+
+
+@compiled
 def run_mlp(
     layers: np.ndarray, kind: int, n: int, param: np.ndarray, tape: np.ndarray, turned: np.ndarray
 ) -> None:
@@ -177,18 +191,14 @@ def run_mlp(
         layer = layers[k]
         n_in, n_out = layer[N_IN], layer[N_OUT]
         x, y = matrix(tape, layer[INPUT], n, n_in), matrix(tape, layer[OUTPUT], n, n_out)
-        weight = matrix(param, layer[WEIGHT], n_in, n_out)
         bias = param[layer[BIAS] : layer[BIAS] + n_out]
-        across = matrix(turned, layer[TURNED], n_out, n_in)
         for i in range(n):
             for j in range(n_out):
                 y[i, j] = bias[j]
-        if k > 0 or n_out < NARROW:
-            turn(weight, across)
-        if n_out < NARROW:
-            add_dots(x, across, y)
+        if n_out < FEW_OUTPUTS:
+            add_dots(x, matrix(turned, layer[TURNED], n_out, n_in), y)
         else:
-            add_product(x, weight, y)
+            add_product(x, matrix(param, layer[WEIGHT], n_in, n_out), y)
         if k < layers.shape[0] - 1:
             activate(kind, y.reshape(y.size))
 
@@ -199,7 +209,7 @@ def _add_weight_gradient(
 ) -> None:
     """Add x^T grad to total; `spare` is free memory."""
     n_in, n_out = total.shape
-    if n_out >= NARROW:
+    if n_out >= FEW_OUTPUTS:
         add_product(x.T, grad, total)
         return
     across = matrix(spare, 0, n_out, n_in)

@@ -18,7 +18,16 @@ from dpd.agents.kernels.imitation import (
     add_log_std_gradient,
     distance_at,
 )
-from dpd.agents.kernels.nets import N_IN, N_OUT, OUTPUT, add_mlp_gradient, matrix, run_mlp
+from dpd.agents.kernels.nets import (
+    N_IN,
+    N_OUT,
+    OUTPUT,
+    ROWS_AT_ONCE,
+    add_mlp_gradient,
+    matrix,
+    run_mlp,
+    turn_weights,
+)
 
 NO_TERM, OWN_STATES, AT_SAMPLES, PROXIMAL = range(4)
 """Which states a method's term is computed at: none, the targets' states, or the samples' states;
@@ -57,15 +66,11 @@ class TermRow(NamedTuple):
 
 
 @compiled
-def gather_minibatch(
-    x: np.ndarray, adv: np.ndarray, data: SampleRow, ids: np.ndarray, centred: bool
-) -> None:
-    """Copy the samples' observations to x and advantages, normalised if `centred`, to adv."""
+def gather_advantages(data: SampleRow, ids: np.ndarray, centred: bool, adv: np.ndarray) -> None:
+    """Copy the samples' advantages to `adv` [B], normalised if `centred`."""
     n = ids.size
     total = 0.0
     for i in range(n):
-        for j in range(x.shape[1]):
-            x[i, j] = data.obs[ids[i], j]
         adv[i] = data.adv[ids[i]]
         total += adv[i]
     if not centred:
@@ -80,7 +85,7 @@ def gather_minibatch(
 
 
 @compiled
-def policy_loss(
+def add_policy_loss(
     o: LossOptions,
     term: TermRow,
     data: SampleRow,
@@ -92,16 +97,15 @@ def policy_loss(
     of_log_std: np.ndarray,
     ratios: np.ndarray,
 ) -> tuple[float, float]:
-    """Return PPO's policy loss and the mean divergence of a term at the samples.
+    """Return the sums of PPO's policy loss and of the divergences of a term at the samples.
 
     Writes the gradient by the mean [B, A] and the ratios [B]; adds to that by log_std [A].
     """
-    n, size = mean.shape
+    size, n = mean.shape[1], o.minibatch
     policy, distance = 0.0, 0.0
     inv_std = np.exp(-log_std)
     constant = log_std.sum() + HALF_LOG_2PI * size
-    of_log_std -= log_std.dtype.type(o.entropy_coef)
-    for i in range(n):
+    for i in range(ids.size):
         k = ids[i]
         square = 0.0
         for j in range(size):
@@ -115,16 +119,14 @@ def policy_loss(
         of_logp = -gain / n if gain <= bounded else 0.0
         of_mean[i] = 0
         if term.place >= AT_SAMPLES:
-            found, by_logp = _term_at(
-                o, term, k, ratio, n, mean[i], log_std, of_mean[i], of_log_std
-            )
+            found, by_logp = _term_at(o, term, k, ratio, mean[i], log_std, of_mean[i], of_log_std)
             distance += found
             of_logp += by_logp
         for j in range(size):
             z = (data.act[k, j] - mean[i, j]) * inv_std[j]
             of_mean[i, j] += of_logp * z * inv_std[j]
             of_log_std[j] += of_logp * (z * z - 1)
-    return policy / n, distance / n
+    return policy, distance
 
 
 @compiled
@@ -139,20 +141,20 @@ def _term_at(
     term: TermRow,
     k: int,
     ratio: float,
-    n: int,
     mean: np.ndarray,
     log_std: np.ndarray,
     of_mean: np.ndarray,
     of_log_std: np.ndarray,
 ) -> tuple[float, float]:
     """Add a term's gradient at sample k; return its divergence and its gradient by logp."""
+    coef = term.coef / o.minibatch
     distance = distance_at(term.targets, k, mean, log_std, of_mean)
     weight, by_logp = term.targets.weight[k] + 0.0, 0.0
     if term.place == PROXIMAL:  # the weight is max(ratio, 1 - clip), with its gradient
         weight = 1 - o.clip
         if not ratio < weight:
-            weight, by_logp = ratio, term.coef * distance * ratio / n
-    scale = term.coef * weight / n
+            weight, by_logp = ratio, coef * distance * ratio
+    scale = coef * weight
     for j in range(mean.size):
         of_mean[j] *= scale
     add_log_std_gradient(term.targets, k, mean, log_std, scale, of_log_std)
@@ -160,13 +162,12 @@ def _term_at(
 
 
 @compiled
-def value_loss(
+def add_value_loss(
     o: LossOptions, data: SampleRow, ids: np.ndarray, value: np.ndarray, of_value: np.ndarray
 ) -> float:
-    """Return the mean squared error of the values [B], clipped; write its gradient [B]."""
-    n = ids.size
+    """Return the sum of the values' squared errors, clipped; write the gradient [B]."""
     total = 0.0
-    for i in range(n):
+    for i in range(ids.size):
         ret, old = data.ret[ids[i]], data.value[ids[i]]
         error = ret - value[i]
         square = error * error
@@ -175,8 +176,8 @@ def value_loss(
         if not abs(moved) <= o.value_clip and square < bounded * bounded:
             error, square = error * 0, bounded * bounded
         total += square
-        of_value[i] = error * (-2 * o.value_coef / n)
-    return total / n
+        of_value[i] = error * (-2 * o.value_coef / o.minibatch)
+    return total
 
 
 @compiled
@@ -191,27 +192,52 @@ def add_ppo_gradient(
     work: Work,
 ) -> tuple[float, float, float]:
     """Add a minibatch's gradient to work.grad; return policy loss, value error and divergence."""
+    for layers in (nets.actor, nets.critic):
+        turn_weights(layers, param, work.turned)
+    gather_advantages(data, ids, o.norm_adv, work.adv)
+    act_dim = nets.actor[nets.actor.shape[0] - 1, N_OUT]
+    for j in range(act_dim):
+        work.grad[nets.log_std + j] -= o.entropy_coef
+    policy, value_error, distance = 0.0, 0.0, 0.0
+    for begin in range(0, ids.size, ROWS_AT_ONCE):
+        part = slice(begin, min(begin + ROWS_AT_ONCE, ids.size))
+        sums = _ppo_block(nets, o, param, data, ids[part], work.adv[part], term, ratios[part], work)
+        policy += sums[0]
+        value_error += sums[1]
+        distance += sums[2]
+    return policy / ids.size, value_error / ids.size, distance / ids.size
+
+
+@compiled
+def _ppo_block(
+    nets: NetTable,
+    o: LossOptions,
+    param: np.ndarray,
+    data: SampleRow,
+    ids: np.ndarray,
+    adv: np.ndarray,
+    term: TermRow,
+    ratios: np.ndarray,
+    work: Work,
+) -> tuple[float, float, float]:
+    """Add the gradient of some of a minibatch's samples; return the sums of the losses."""
     n, kind = ids.size, nets.activation
     head = nets.actor[nets.actor.shape[0] - 1]
-    value_at = nets.critic[nets.critic.shape[0] - 1, OUTPUT]
-    act_dim = head[N_OUT]
-    gather_minibatch(matrix(work.tape, 0, n, nets.actor[0, N_IN]), work.adv, data, ids, o.norm_adv)
-    run_mlp(nets.actor, kind, n, param, work.tape, work.turned)
-    run_mlp(nets.critic, kind, n, param, work.tape, work.turned)
-    policy, distance = policy_loss(
-        o,
-        term,
-        data,
-        ids,
-        work.adv,
-        matrix(work.tape, head[OUTPUT], n, act_dim),
-        param[nets.log_std : nets.log_std + act_dim],
-        matrix(work.of_mean, 0, n, act_dim),
-        work.grad[nets.log_std : nets.log_std + act_dim],
-        ratios,
+    x = matrix(work.tape, 0, n, nets.actor[0, N_IN])
+    for i in range(n):
+        for j in range(x.shape[1]):
+            x[i, j] = data.obs[ids[i], j]
+    for layers in (nets.actor, nets.critic):
+        run_mlp(layers, kind, n, param, work.tape, work.turned)
+    mean = matrix(work.tape, head[OUTPUT], n, head[N_OUT])
+    of_mean = matrix(work.of_mean, 0, n, head[N_OUT])
+    spread = slice(nets.log_std, nets.log_std + head[N_OUT])
+    policy, distance = add_policy_loss(
+        o, term, data, ids, adv, mean, param[spread], of_mean, work.grad[spread], ratios
     )
+    value_at = nets.critic[nets.critic.shape[0] - 1, OUTPUT]
     value = work.tape[value_at : value_at + n]
-    value_error = value_loss(o, data, ids, value, work.of_value)
+    value_error = add_value_loss(o, data, ids, value, work.of_value)
     for layers, of_output in ((nets.actor, work.of_mean), (nets.critic, work.of_value)):
         add_mlp_gradient(layers, kind, n, work.tape, work.turned, of_output, work.spare, work.grad)
     return policy, value_error, distance
@@ -244,11 +270,9 @@ def ppo_epochs(
         losses = add_ppo_gradient(
             nets, o, row.param, data, ids, term, ratios[begin : begin + n], work
         )
-        policy, value_error, distance = (
-            policy + losses[0],
-            value_error + losses[1],
-            distance + losses[2],
-        )
+        policy += losses[0]
+        value_error += losses[1]
+        distance += losses[2]
         if term.place == OWN_STATES:
             at = (term.first + step) % parts * n
             distance += add_imitation_gradient(

@@ -44,7 +44,8 @@ class Supervised(TeacherMethod):
         c, agent = self.config, self.agent
         drawn = self._targets(obs).at(order(self.rng, obs.shape[1], size))
         leaf = agent.nets.flat, agent.optimizer
-        loss = descend(leaf, self.imitation_loss, drawn, c.steps, c.max_grad_norm)
+        fused = agent.fused_imitation(c.divergence, agent.optimizer)
+        loss = descend(leaf, self.imitation_loss, drawn, c.steps, c.max_grad_norm, fused=fused)
         return {"distill/loss": loss}
 
     def imitation_loss(self, targets: Targets) -> Tensor:

@@ -17,6 +17,7 @@ from dpd.log.naming import display_names, peer_names
 from dpd.log.terminal import make_console
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy
+from dpd.run.device import update_plan
 from dpd.run.episodes import EvalResult, evaluate_together
 from dpd.run.sources import Place, find_policies, is_best
 from dpd.run.teachers import LAST_EPISODES, keep_returns
@@ -57,6 +58,7 @@ def start_facts(
         + (f", for each of {run.seeds} seeds" if run.seeds > 1 else ""),
         "learners": f"{n} in {where}, {seeds}",
         "iteration": "; ".join(iteration_plan(stack) for stack in config.stacks),
+        "updates": update_plan(config),
         "replay": f"{replay_bytes / 1e6:,.0f} MB in memory"
         + (" at the end" if run.device == "cpu" else ""),  # a GPU buffer is allocated at once
         "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions"

@@ -11,11 +11,11 @@ from rich.console import Console
 from dpd.agents.base import Metrics
 from dpd.agents.graphs import NotRecorded
 from dpd.config import TrainConfig
-from dpd.envs.physics import n_cores
 from dpd.errors import BadInput
 from dpd.log.log import RunLog
 from dpd.log.naming import display_names, peer_names
 from dpd.log.terminal import make_console
+from dpd.run.device import learner_threads
 from dpd.run.directory import RunDir, locked, run_path
 from dpd.run.episodes import EvaluationStopped
 from dpd.run.nan_guard import NonFinite
@@ -74,15 +74,17 @@ def train_part(config: TrainConfig, path: Path, part: int, console: Console) -> 
 
 
 def make_training(config: TrainConfig) -> Training:
-    """Set torch's number of threads, then make the parts of a run.
+    """Set torch's number of threads, make the parts of a run, and compile its kernels.
 
     The order matters: rounding of the initial parameters depends on the number of threads.
     """
     torch.set_num_threads(config.run.threads or learner_threads(config))
     try:
-        return Training(config)
+        training = Training(config)
     except torch.OutOfMemoryError as error:
         raise BadInput(TOO_LARGE) from error
+    training.fuse_updates(lambda line: make_console(highlight=False).print(line))
+    return training
 
 
 def load_latest(run: RunDir, console: Console) -> bool:
@@ -220,17 +222,3 @@ def evaluate(run: RunDir, log: RunLog, stop: StopRequest) -> Metrics | None:
         log.notice(f"warning: {line}", style="yellow")
     run.saver.save(training.steps, evaluated["eval/return"])
     return evaluated
-
-
-def learner_threads(config: TrainConfig) -> int:
-    """Return how many threads an update can use.
-
-    For small minibatches, a second thread only adds waiting. Measured on two cores: ten 64-64
-    learners are 8 % faster with one thread (bench/train.py; ten DDPG learners, by a third:
-    bench/learners.py), twenty are 8 % faster with two.
-    """
-    elements = [
-        config.run.seeds * len(stack.peers) * stack.algo.minibatch_size * max(stack.algo.hidden)
-        for stack in config.stacks
-    ]
-    return n_cores() if max(elements) > 65536 else 1

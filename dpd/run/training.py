@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Metrics, State, nest, part
+from dpd.agents.kernels import Kernels
 from dpd.agents.replay import Replay
 from dpd.config import StackConfig, TrainConfig
 from dpd.distill.method import Context
 from dpd.envs.base import Env, EnvSpec
 from dpd.envs.make import make
+from dpd.envs.physics import n_cores
 from dpd.errors import BadInput
 from dpd.log.log import Metric, Partial
 from dpd.policies import policyfile
 from dpd.policies.memory import MemoryMeta
 from dpd.policies.metadata import PolicyMeta
-from dpd.run.device import configure_device, gpu_memory_bytes, require_device
+from dpd.run.device import configure_device, gpu_memory_bytes, require_device, why_not_fused
 from dpd.run.episodes import Evaluator
 from dpd.run.nan_guard import SeedPeer
 from dpd.run.stack import Clock, LearnerStack, env_seeds
@@ -70,6 +72,16 @@ class Training:
             for stack in stacks:
                 stack.agent.graphs.enabled = False
         return stacks
+
+    def fuse_updates(self, say: Callable[[str], None]) -> None:
+        """Let compiled kernels update the stacks that they support; `say` if one is compiled."""
+        fused = [s for s in self.stacks if why_not_fused(self.config, s.config) is None]
+        if not fused:
+            return
+        kernels = Kernels(self.run.threads or n_cores())
+        kernels.warm_up(say)
+        for stack in fused:
+            stack.agent.kernels = kernels
 
     def _make(self, seeds: list[int]) -> Env:
         run, kwargs = self.run, self.run.parsed_env_kwargs()
