@@ -103,9 +103,10 @@ class Kernels:
             return found
 
         means = torch.tensor(self._map(work, ppo.n_learners), dtype=ppo.dtype)
-        names = ["loss/policy", "loss/value", "train/grad_norm"]
-        names += [] if term is None else ["distill/loss"]
-        metrics = dict(zip(names, means.unbind(1), strict=False))
+        policy, value, norm, distance = means.unbind(1)
+        metrics = {"loss/policy": policy, "loss/value": value}
+        metrics |= {} if term is None else {"distill/loss": distance}
+        metrics["train/grad_norm"] = norm  # last, as on the torch path: logs keep the order
         return metrics, ratios.unflatten(1, (-1, c.minibatch_size))
 
     def imitate(
@@ -139,7 +140,7 @@ class Kernels:
 
     def _adam_rows(self, nets: StackedNets, optimizer: StackedAdam, bound: float) -> list[Any]:
         state = nets.flat, optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.steps.unsqueeze(1)
-        param, avg, avg_sq, steps = map(rows_of, state)
+        param, avg, avg_sq, steps = (x.detach().numpy() for x in state)  # live, never a copy
         fixed = *map(float, optimizer.betas), float(optimizer.eps), float(bound)
         return [
             self._adam.AdamRow(param[n], avg[n], avg_sq[n], steps[n], float(lr), *fixed)

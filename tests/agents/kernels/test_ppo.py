@@ -71,7 +71,7 @@ def both_update(
 
 
 def require_equal(expected: Metrics, found: Metrics, bound: float) -> None:
-    assert expected.keys() == found.keys()
+    assert list(expected) == list(found)
     for name, x in expected.items():
         torch.testing.assert_close(found[name], x, rtol=bound, atol=bound, msg=name)
 
