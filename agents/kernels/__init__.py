@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ACTIVATION_KINDS = {"tanh": 0, "relu": 1, "elu": 2}
 DIVERGENCE_KINDS = {"mse": 0, "kl_forward": 1, "kl_reverse": 2, "nll": 3}
-COMPILE_SECONDS = 30
+COMPILE_SECONDS = 15
 """Time that the first compilation takes on one core, about."""
 
 
@@ -225,5 +225,6 @@ def work_memory(nets: StackedNets, table: NetTable, tape: int, n: int) -> Work:
     size, real = nets.flat.shape[1], rows_of(nets.flat).dtype
     layers = np.concatenate([table.actor, table.critic])
     widest = int(layers[:, [N_IN, N_OUT]].max()) * max(min(n, ROWS_AT_ONCE), FEW_OUTPUTS)
-    lengths = size, tape, size, widest, widest, widest, n
+    # twice: the gradient of a narrow layer needs two matrices
+    lengths = size, tape, size, 2 * widest, 2 * widest, 2 * widest, n
     return Work(*(np.empty(length, real) for length in lengths))

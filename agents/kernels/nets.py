@@ -66,7 +66,7 @@ def _one_row(a: np.ndarray, b: np.ndarray, c: np.ndarray, i: int, begin: int, en
 
 @compiled
 def add_product(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
-    """Add a b to c; a [M, K] may be a transposed view, b [K, N] and c [M, N] are contiguous."""
+    """Add a b to c: a [M, K], b [K, N], c [M, N]."""
     m, k = a.shape
     for begin in range(0, k, PANEL):
         end = min(k, begin + PANEL)
@@ -92,8 +92,19 @@ def add_dots(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
 
 @compiled
 def turn(a: np.ndarray, b: np.ndarray) -> None:
-    """Write the transpose of a [M, N] to b [N, M]."""
-    for i in range(a.shape[0]):
+    """Write the transpose of a [M, N] to b [N, M].
+
+    Eight rows at once: one by one, writes of a stride of M leave the cache before they are full.
+    """
+    eights = a.shape[0] - a.shape[0] % 8
+    for i in range(0, eights, 8):
+        a0, a1, a2, a3 = a[i], a[i + 1], a[i + 2], a[i + 3]
+        a4, a5, a6, a7 = a[i + 4], a[i + 5], a[i + 6], a[i + 7]
+        for j in range(a.shape[1]):
+            row = b[j]
+            row[i], row[i + 1], row[i + 2], row[i + 3] = a0[j], a1[j], a2[j], a3[j]
+            row[i + 4], row[i + 5], row[i + 6], row[i + 7] = a4[j], a5[j], a6[j], a7[j]
+    for i in range(eights, a.shape[0]):
         for j in range(a.shape[1]):
             b[j, i] = a[i, j]
 
@@ -208,13 +219,17 @@ def _add_weight_gradient(
     x: np.ndarray, grad: np.ndarray, total: np.ndarray, spare: np.ndarray
 ) -> None:
     """Add x^T grad to total; `spare` is free memory."""
+    n = x.shape[0]
     n_in, n_out = total.shape
     if n_out >= FEW_OUTPUTS:
-        add_product(x.T, grad, total)
+        columns = matrix(spare, 0, n_in, n)
+        turn(x, columns)
+        add_product(columns, grad, total)
         return
-    across = matrix(spare, 0, n_out, n_in)
+    across, columns = matrix(spare, 0, n_out, n_in), matrix(spare, n_out * n_in, n_out, n)
+    turn(grad, columns)
     across[:] = 0
-    add_product(grad.T, x, across)
+    add_product(columns, x, across)
     for i in range(n_in):
         for j in range(n_out):
             total[i, j] += across[j, i]
