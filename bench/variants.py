@@ -45,8 +45,8 @@ from dpd.distill import METHODS
 from dpd.envs.make import make
 from dpd.log.terminal import make_console
 from dpd.run.collect import collect
+from dpd.run.device import learner_threads
 from dpd.run.stack import env_seeds
-from dpd.run.train import learner_threads
 
 PRODUCT = (4, 256, 256)
 """A hidden layer of two learners' critics on a minibatch."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numba
 import pytest
 from numba.core import caching
 
-from dpd.agents.kernels.compiled import announced, compiled
+from dpd.agents.kernels.compiled import NUMBA_CONFIG, announced, compiled
 
 
 def twice(x: float) -> float:
@@ -28,7 +27,7 @@ def test_without_a_place_for_the_cache_functions_compile_all_the_same(
 def test_a_compilation_is_announced_once_and_a_cached_result_not_at_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(NUMBA_CONFIG, "CACHE_DIR", str(tmp_path))
     said: list[str] = []
     for _ in range(2):  # two functions: the second is read from the first one's file
         function = compiled(twice)
@@ -45,4 +44,4 @@ def test_every_change_of_a_kernel_has_a_cache_of_its_own(
     for text in ("a = 1", "a = 2", "a = 2"):
         (tmp_path / "kernel.py").write_text(text)
         places.add(compiled(twice).stats.cache_path)
-    assert len(places) == 2 and numba.config.CACHE_DIR == ""
+    assert len(places) == 2 and NUMBA_CONFIG.CACHE_DIR == ""

@@ -102,7 +102,7 @@ def test_a_whole_update_equals_the_torch_path(name: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("sizes", [{"rows": 1}, {"rows": 5}, {"act_dim": 1}, {"act_dim": 20}])
 def test_learners_and_actions_of_any_number(sizes: dict[str, int]) -> None:
-    both_update(SMALL, F64, **sizes)
+    both_update(SMALL, F64, None, **sizes)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
