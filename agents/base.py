@@ -9,6 +9,7 @@ Row n is peer n % P of group n // P.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -87,6 +88,30 @@ class Minibatch(NamedTuple):
 
 ExtraLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]
 """A method's loss, added to the learner's own: minibatch -> (loss [N], metrics)."""
+
+
+@dataclass(frozen=True)
+class ClosedTerm:
+    """A method's loss whose gradient is known in closed form; calling it computes it by autograd.
+
+    The loss is coef * mean(weight * divergence from the targets); targets [N, K, ...] are at the
+    iteration's samples or, with `obs`, at states of their own, part i of which goes to minibatch i.
+    If `proximal`, the weight is the sample's probability ratio, at least 1 - clip.
+    """
+
+    loss: ExtraLoss
+    coef: float
+    kind: str  # a divergence
+    mean: Tensor
+    log_std: Tensor
+    sample: Tensor
+    weight: Tensor  # [N, K]
+    obs: Tensor | None = None  # normalised
+    proximal: bool = False
+
+    def __call__(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        """Return the loss [N] at a minibatch, and its metrics."""
+        return self.loss(batch)
 
 
 State = dict[str, Tensor]

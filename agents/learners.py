@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,13 @@ from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
 
+if TYPE_CHECKING:
+    from dpd.agents.kernels import Kernels
+
+FusedImitation = Callable[[Sequence[Tensor], Tensor, float, float], Tensor]
+"""Gradient steps by a kernel: targets, active [steps, N], bound of the gradient's norm, coefficient
+-> mean loss [N]; see `Kernels.imitate`."""
+
 
 class Learners(Stateful, ABC):
     """N learners, each with its own discount, learning rate, normaliser and random numbers."""
@@ -46,6 +54,8 @@ class Learners(Stateful, ABC):
     """The optimizer of `nets`."""
     replay: Replay | None = None
     """Not part of the state: a checkpoint appends its new steps to files."""
+    kernels: Kernels | None = None
+    """Compiled updates; None: torch's operations."""
 
     def __init__(
         self,
@@ -123,6 +133,12 @@ class Learners(Stateful, ABC):
         `progress` in [0, 1] is the share of training that is done. `extra` adds a loss to every
         update of the policy, on the same minibatch.
         """
+
+    def fused_imitation(self, kind: str, optimizer: StackedAdam) -> FusedImitation | None:
+        """Return the kernel that takes gradient steps on a divergence of the policies; or None."""
+        if self.kernels is None:
+            return None
+        return partial(self.kernels.imitate, self.nets, optimizer, kind)
 
     def observe(self, rollout: Rollout) -> None:
         """Update the normalisers with a rollout, after its last use."""

@@ -14,6 +14,7 @@ from dpd.agents.base import (
     CPU,
     Answer,
     Batch,
+    ClosedTerm,
     ExtraLoss,
     LearnerId,
     Metrics,
@@ -247,8 +248,14 @@ class PPO(GaussianLearners):
         active = [True] * self.n_learners
         history: list[Metrics] = []
         ratio = torch.ones(0)
-        for _ in range(c.epochs):
-            steps, ratio = self._epoch(batch, active, extra)
+        at_once = c.epochs if self._is_fused(extra) and c.target_kl is None else 1
+        for epoch in range(0, c.epochs, at_once):
+            if self._is_fused(extra):
+                steps, ratio = self._fused_epochs(
+                    batch, range(epoch, epoch + at_once), active, extra
+                )
+            else:
+                steps, ratio = self._epoch(batch, active, extra)
             history += steps
             if c.target_kl is not None:
                 over = (mean_kl(ratio) > 1.5 * c.target_kl).tolist()
@@ -257,6 +264,19 @@ class PPO(GaussianLearners):
                     break
         metrics = {k: torch.stack([m[k] for m in history]).mean(0) for k in history[0]}
         return metrics | self._diagnose(batch.data, ratio)
+
+    def _is_fused(self, extra: ExtraLoss | None) -> bool:
+        return self.kernels is not None and (extra is None or isinstance(extra, ClosedTerm))
+
+    def _fused_epochs(
+        self, batch: Batch, epochs: range, active: list[bool], extra: ExtraLoss | None
+    ) -> tuple[list[Metrics], Tensor]:
+        """Run passes by the kernels; return mean metrics, and the last pass's ratios [N, M, B]."""
+        assert self.kernels is not None and (extra is None or isinstance(extra, ClosedTerm))
+        order = torch.stack([self._shuffle(batch.valid) for _ in epochs], 1)
+        first = epochs.start * (self.config.samples // self.config.minibatch_size)
+        metrics, ratio = self.kernels.ppo_epochs(self, batch.data, order, active, extra, first)
+        return [metrics], ratio
 
     def _epoch(
         self, batch: Batch, active: list[bool], extra: ExtraLoss | None

@@ -46,7 +46,7 @@ from dpd.envs.make import make
 from dpd.log.terminal import make_console
 from dpd.run.collect import collect
 from dpd.run.stack import env_seeds
-from dpd.run.train import learner_threads
+from dpd.run.updates import learner_threads
 
 PRODUCT = (4, 256, 256)
 """A hidden layer of two learners' critics on a minibatch."""

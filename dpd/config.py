@@ -93,6 +93,9 @@ class RunConfig:
     record_updates: bool = True
     """On a GPU, record updates as CUDA graphs. Without, operations are launched one by one, which
     is slower."""
+    kernels: Literal["auto", "torch"] = "auto"
+    """Code of the updates. auto: kernels compiled by Numba, on a CPU, for learners and methods that
+    have them; torch: never. Both give the same results up to rounding."""
     peers: int = 2
     """Learners per seed; they teach each other."""
     seeds: int = 1
@@ -198,6 +201,7 @@ MAY_CHANGE = {
     "final_episodes",
     "threads",
     "record_updates",
+    "kernels",
     "records",
     "checkpoint_every",
     "keep",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch, Rollout
+from dpd.agents.base import Batch, ClosedTerm, ExtraLoss, Metrics, Minibatch, Rollout
 from dpd.agents.config import OffPolicyConfig
 from dpd.distill.config import GradientConfig, KickstartConfig, ProximalConfig
 from dpd.distill.method import Context
@@ -41,7 +41,17 @@ class InLoss(TeacherMethod):
 
     @property
     def loss(self) -> ExtraLoss | None:
-        return self._minibatch_loss if self.asks else None
+        if self.answers is None:
+            return self._minibatch_loss if self.asks else None
+        weight = self._weight_of(self.answers.mean[..., 0])
+        return ClosedTerm(
+            self._minibatch_loss,
+            self.coef,
+            self.divergence,
+            *self.answers,
+            weight,
+            proximal=isinstance(self.config, ProximalConfig),
+        )
 
     def _minibatch_loss(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         answers = self._answers_at(batch)
@@ -61,7 +71,11 @@ class InLoss(TeacherMethod):
         """Return the weight of each sample [N, B]."""
         if isinstance(self.config, ProximalConfig):
             return proximal_weight(batch.ratio, self.agent.config.clip)
-        return torch.ones_like(batch.ratio)
+        return self._weight_of(batch.ratio)
+
+    def _weight_of(self, like: Tensor) -> Tensor:
+        """Return the weights [N, K] that do not depend on the student."""
+        return torch.ones_like(like)
 
     def step(self) -> Metrics:
         return self._with_queries(self.metrics | {"distill/coef": self._repeat(self.coef)})
@@ -83,9 +97,9 @@ class TrueGradient(InLoss):
         corrected = self._coef(0.0) * next_divergence_reward(ell, rollout.terminated)
         rollout.reward.mul_(self.config.reward_coef).add_(corrected)
 
-    def _weight(self, batch: Minibatch) -> Tensor:
-        """Return the weight of each sample [N, B]: the scale of normalised rewards."""
-        return self.agent.reward_scale.reciprocal().expand_as(batch.ratio)
+    def _weight_of(self, like: Tensor) -> Tensor:
+        """Return the weights [N, K]: the scale of normalised rewards."""
+        return self.agent.reward_scale.reciprocal().expand_as(like)
 
     def _coef(self, progress: float) -> float:
         """Return the weight of both parts: rewards are given before the progress is known."""

@@ -138,18 +138,23 @@ class DualDistillation(Method):
         return dpd_loss(distance(self.config.divergence, student, targets), targets.weight)
 
     @property
+    def _coef(self) -> float:
+        return self.config.coef * self.strength
+
+    @property
     def _is_in_loss(self) -> bool:
-        """True if the dose of this iteration is a term in the learners' loss."""
         return self.strength > 0 and self.config.dose == "loss"
 
     @property
     def loss(self) -> ExtraLoss | None:
-        return self._loss_in_update if self._is_in_loss else None
+        if not self._is_in_loss or self.targets is None:
+            return self._loss_in_update if self._is_in_loss else None
+        return self.targets.as_term(self._loss_in_update, self._coef, self.config.divergence)
 
     def _loss_in_update(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         targets, metrics = self._targets_for(batch)
         loss = self.distillation_loss(targets)
-        return self.config.coef * self.strength * loss, metrics | {"distill/loss": loss.detach()}
+        return self._coef * loss, metrics | {"distill/loss": loss.detach()}
 
     def _targets_for(self, batch: Minibatch) -> tuple[Targets, Metrics]:
         """Return the targets for a minibatch of the learners, and metrics of a new choice."""
@@ -171,8 +176,7 @@ class DualDistillation(Method):
             moved = torch.linalg.vector_norm(self.agent.nets.flat.detach() - before, dim=1)
             self.metrics["distill/dose"] = moved
         elif self.strength:
-            coef = c.coef * self.strength
-            self.metrics["distill/dose"] = torch.full_like(self.mean_square[:, 0], coef)
+            self.metrics["distill/dose"] = torch.full_like(self.mean_square[:, 0], self._coef)
         return self.metrics
 
     def choose_for_steps(self) -> tuple[Targets, Metrics]:
@@ -183,7 +187,7 @@ class DualDistillation(Method):
     def _descend(self, targets: Targets) -> Tensor:
         """Take gradient steps on the distillation loss; return its mean [N]."""
         c, dose = self.config, self.dose
-        optimizer, coef = self.agent.optimizer, c.coef * self.strength
+        optimizer, coef = self.agent.optimizer, self._coef
         if c.dose == "step":  # Adam cancels a coefficient, so that the rate carries the strength
             optimizer, coef = self.optimizer, 1.0
             optimizer.lr = [dose.lr * self.strength] * len(optimizer.lr)
@@ -191,7 +195,8 @@ class DualDistillation(Method):
         idx = order(self.exchange.rng, k, dose.steps * min(dose.batch_size, k))
         leaf, drawn = (self.agent.nets.flat, optimizer), samples_at(targets, idx)
         loss, bound = self.distillation_loss, dose.max_grad_norm
-        return descend(leaf, loss, drawn, dose.steps, bound, coef, self.is_student)
+        fused = self.agent.fused_imitation(c.divergence, optimizer)
+        return descend(leaf, loss, drawn, dose.steps, bound, coef, self.is_student, fused)
 
     def _describe(
         self, policies: DiagGaussian, xi: Tensor, weight: Tensor, student: Tensor, peer: Tensor

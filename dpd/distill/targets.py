@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, take
+from dpd.agents.base import CPU, ClosedTerm, ExtraLoss, take
 from dpd.agents.dist import DiagGaussian, divergence
+from dpd.agents.learners import FusedImitation
 from dpd.agents.optim import StackedOptimizer, clip_grad_norm
 from dpd.agents.rng import RowRandom
 
@@ -22,6 +23,11 @@ class Targets(NamedTuple):
     log_std: Tensor
     sample: Tensor
     weight: Tensor  # [N, K]
+
+    def as_term(self, loss: ExtraLoss, coef: float, kind: str) -> ClosedTerm:
+        """Return `loss`, the weighted divergence from these targets, in closed form."""
+        policy = self.mean, self.log_std, self.sample
+        return ClosedTerm(loss, coef, kind, *policy, self.weight, obs=self.obs)
 
 
 class Answers(NamedTuple):
@@ -71,15 +77,18 @@ def descend(
     max_grad_norm: float,
     coef: float = 1.0,
     students: Tensor | None = None,
+    fused: FusedImitation | None = None,
 ) -> Tensor:
     """Take gradient steps on coef * loss_of(equal parts of `drawn`); return the mean loss [N].
 
     Rows outside `students` [N] (None: all rows) stay unchanged, and so do rows whose weights are
-    all zero: otherwise their momentum would move them.
+    all zero: otherwise their momentum would move them. `fused` takes the same steps by a kernel.
     """
     size = drawn.weight.shape[1] // steps
     used = (drawn.weight.unflatten(1, (steps, size)).sum(2) > 0).T
     used = used if students is None else used & students
+    if fused is not None:
+        return fused(drawn, used, max_grad_norm, coef)
     # Lists move rows together on a CPU; reading them from another device would wait for it.
     active = used.tolist() if used.device == CPU else used.unbind(0)
 

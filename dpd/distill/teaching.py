@@ -115,7 +115,8 @@ class Supervised(TeacherMethod):
         c, agent = self.config, self.agent
         drawn = samples_at(self._targets(obs), order(self.rng, obs.shape[1], size))
         leaf = agent.nets.flat, agent.optimizer
-        loss = descend(leaf, self.imitation_loss, drawn, c.steps, c.max_grad_norm)
+        fused = agent.fused_imitation(c.divergence, agent.optimizer)
+        loss = descend(leaf, self.imitation_loss, drawn, c.steps, c.max_grad_norm, fused=fused)
         return {"distill/loss": loss}
 
     def imitation_loss(self, targets: Targets) -> Tensor:

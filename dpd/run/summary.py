@@ -21,6 +21,7 @@ from dpd.report.report import Report, Section, Table, print_report
 from dpd.run.episodes import EvalResult, evaluate_together
 from dpd.run.sources import Place, find_policies, is_best
 from dpd.run.teachers import LAST_EPISODES
+from dpd.run.updates import update_plan
 
 STUDENTS, FIDELITY = "students.png", "fidelity.json"
 PHASES = {
@@ -61,6 +62,7 @@ def start_facts(
             (f"{stack.rounds} x " if stack.rounds > 1 else "") + stack.algo.plan
             for stack in config.stacks
         ),
+        "updates": update_plan(config),
         "replay": f"{replay_bytes / 1e6:,.0f} MB in memory"
         + (" at the end" if run.device == "cpu" else ""),  # a GPU buffer is allocated at once
         "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions"

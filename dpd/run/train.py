@@ -13,7 +13,6 @@ from rich.console import Console
 from dpd.agents.base import Metrics
 from dpd.agents.graphs import NotRecorded
 from dpd.config import TrainConfig
-from dpd.envs.physics import n_cores
 from dpd.errors import BadInput
 from dpd.log.log import Metric, RunLog
 from dpd.log.naming import display_names, peer_names
@@ -32,6 +31,7 @@ from dpd.run.processes import (
 from dpd.run.stack import LearnerStack, NonFinite
 from dpd.run.summary import StudentReport, report_end, start_facts, title
 from dpd.run.training import Training
+from dpd.run.updates import learner_threads
 
 TOO_LARGE = "the GPU's memory is too small for this run; lower --n-envs, --seeds or --capacity"
 
@@ -70,29 +70,17 @@ def train_part(config: TrainConfig, path: Path, part: int, console: Console) -> 
 
 
 def make_training(config: TrainConfig) -> Training:
-    """Set torch's number of threads, then make the parts of a run.
+    """Set torch's number of threads, make the parts of a run, and compile its kernels.
 
     The order matters: rounding of the initial parameters depends on the number of threads.
     """
     torch.set_num_threads(config.run.threads or learner_threads(config))
     try:
-        return Training(config)
+        training = Training(config)
     except torch.OutOfMemoryError as error:
         raise BadInput(TOO_LARGE) from error
-
-
-def learner_threads(config: TrainConfig) -> int:
-    """Return how many threads an update can use.
-
-    For small minibatches, a second thread only adds waiting. Measured on two cores: ten 64-64
-    learners are 8 % faster with one thread (bench/train.py; ten DDPG learners, by a third:
-    bench/learners.py), twenty are 8 % faster with two.
-    """
-    elements = [
-        config.run.seeds * len(stack.peers) * stack.algo.minibatch_size * max(stack.algo.hidden)
-        for stack in config.stacks
-    ]
-    return n_cores() if max(elements) > 65536 else 1
+    training.fuse_updates(lambda line: make_console(highlight=False).print(line))
+    return training
 
 
 def load_latest(run: RunDir, console: Console) -> bool:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import LearnerId, Metrics, State, nest, part
+from dpd.agents.kernels import Kernels
 from dpd.agents.replay import Replay
 from dpd.config import StackConfig, TrainConfig
 from dpd.distill.method import Context, PeerStack
 from dpd.envs.base import Env, EnvSpec
 from dpd.envs.make import make
+from dpd.envs.physics import n_cores
 from dpd.errors import BadInput
 from dpd.log.log import Metric, Partial
 from dpd.policies import policyfile
@@ -24,6 +26,7 @@ from dpd.policies.metadata import PolicyMeta
 from dpd.run.episodes import episode_seeds, run_episodes
 from dpd.run.stack import LearnerStack, env_seeds
 from dpd.run.teachers import read_run_teacher, refuse_unfit
+from dpd.run.updates import why_not_fused
 
 
 class Clock:
@@ -90,6 +93,16 @@ class Training:
             method = self.config.distill.build(context)
             stacks.append(LearnerStack(c, i, env, self._make, agent, method))
         return stacks
+
+    def fuse_updates(self, say: Callable[[str], None]) -> None:
+        """Let compiled kernels update the stacks that they support; `say` if one is compiled."""
+        fused = [s for s in self.stacks if why_not_fused(self.config, s.config) is None]
+        if not fused:
+            return
+        kernels = Kernels(self.run.threads or n_cores())
+        kernels.warm_up(say)
+        for stack in fused:
+            stack.agent.kernels = kernels
 
     def _make(self, seeds: list[int]) -> Env:
         run, kwargs = self.run, self.run.parsed_env_kwargs()

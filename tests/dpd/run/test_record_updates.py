@@ -46,7 +46,7 @@ def test_what_can_not_be_recorded_is_said_in_one_line_and_goes_on_without(
 
     monkeypatch.setattr(Recorded, "__init__", lambda self, work, args: refused(work, args))
     out = tmp_path / "run"
-    assert main(["train", *FEW, *ENDS, "--out", str(out)]) == 2
+    assert main(["train", *FEW, *ENDS, "--kernels", "torch", "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "it is not permitted" in said
     assert f"without CUDA graphs: dpd train --resume {out} --no-record-updates" in said

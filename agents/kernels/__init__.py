@@ -1,0 +1,230 @@
+"""Fused updates on the CPU: whole updates of one learner as one compiled function.
+
+The learners of a stack are independent, so that each is one call, on one of several threads; which
+thread it is changes no bit. The modules beside this one import Numba; this one does so only when a
+`Kernels` is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpd.agents.base import ClosedTerm, Metrics
+from dpd.agents.nets import StackedNets
+from dpd.agents.optim import StackedAdam
+
+if TYPE_CHECKING:
+    from dpd.agents.kernels.imitation import NetTable, TargetRow, Work
+    from dpd.agents.ppo import PPO, Samples
+
+ACTIVATION_KINDS = {"tanh": 0, "relu": 1, "elu": 2}
+DIVERGENCE_KINDS = {"mse": 0, "kl_forward": 1, "kl_reverse": 2, "nll": 3}
+COMPILE_SECONDS = 15
+"""Time that the first compilation takes on one core, about."""
+
+
+def learner_arrays(x: Tensor) -> np.ndarray:
+    """Return a tensor [N, ...] as an array that shares its memory, or a contiguous copy."""
+    return x.detach().contiguous().numpy()
+
+
+class Parts(NamedTuple):
+    """The tensors of targets [N, K, ...] that a kernel reads."""
+
+    obs: Tensor
+    mean: Tensor
+    log_std: Tensor
+    sample: Tensor
+    weight: Tensor
+
+
+class Kernels:
+    """Runs compiled updates of a stack's learners, side by side on threads.
+
+    Raises ImportError if Numba cannot be imported.
+    """
+
+    def __init__(self, threads: int) -> None:
+        from dpd.agents.kernels import adam, imitation, ppo
+
+        self.threads = threads
+        self._adam, self._imitation, self._ppo = adam, imitation, ppo
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def _map(self, work: Callable[[int], Any], n: int) -> list[Any]:
+        """Return the results of work(0) to work(n - 1)."""
+        if self._pool is None or n == 1:
+            return [work(i) for i in range(n)]
+        return list(self._pool.map(work, range(n)))
+
+    def ppo_epochs(
+        self,
+        ppo: PPO,
+        data: Samples,
+        order: Tensor,
+        active: Sequence[bool],
+        term: ClosedTerm | None,
+        first: int,
+    ) -> tuple[Metrics, Tensor]:
+        """Run passes over the samples in `order` [N, epochs, S]; move only active learners.
+
+        Returns the means of every step's metrics [N], and the ratios of the last pass [N, M, B].
+        `first` counts the minibatches before this call, for a term with states of its own.
+        """
+        c, kernel = ppo.config, self._ppo
+        samples = kernel.SampleRow(*map(learner_arrays, data))
+        orders = learner_arrays(order)
+        ratios = torch.empty_like(data.logp)
+        into = ratios.numpy()
+        options = kernel.LossOptions(
+            minibatch=c.minibatch_size,
+            norm_adv=c.norm_adv,
+            clip=float(c.clip),
+            value_clip=math.inf if c.value_clip is None else float(c.value_clip),
+            value_coef=float(c.value_coef),
+            entropy_coef=float(c.entropy_coef),
+        )
+        nets, tape = net_table(ppo.nets, c.minibatch_size)
+        rows = self._adam_rows(ppo.nets, ppo.optimizer, c.max_grad_norm)
+        terms = self._term_rows(ppo, term, first)
+
+        def work(n: int) -> tuple[float, ...]:
+            own = kernel.SampleRow(*(x[n] for x in samples))
+            memory = work_memory(ppo.nets, nets, tape, c.minibatch_size)
+            one = nets, options, rows[n], active[n], own, orders[n], terms[n], into[n], memory
+            found: tuple[float, ...] = kernel.ppo_epochs(*one)
+            return found
+
+        means = torch.tensor(self._map(work, ppo.n_learners), dtype=ppo.dtype)
+        policy, value, norm, distance = means.unbind(1)
+        metrics = {"loss/policy": policy, "loss/value": value}
+        metrics |= {} if term is None else {"distill/loss": distance}
+        metrics["train/grad_norm"] = norm  # last, as on the torch path: logs keep the order
+        return metrics, ratios.unflatten(1, (-1, c.minibatch_size))
+
+    def imitate(
+        self,
+        nets: StackedNets,
+        optimizer: StackedAdam,
+        kind: str,
+        targets: Sequence[Tensor],
+        active: Tensor,
+        max_grad_norm: float,
+        coef: float,
+    ) -> Tensor:
+        """Take gradient steps on coef times the weighted divergence; return the mean loss [N].
+
+        `targets` are the tensors of `Parts`; step i uses the i-th of equal parts, and moves the
+        learners that `active` [steps, N] names.
+        """
+        parts = Parts(*targets)
+        n, size = parts.weight.shape[0], parts.weight.shape[1] // len(active)
+        table, tape = net_table(nets, size)
+        rows = self._adam_rows(nets, optimizer, max_grad_norm)
+        given = self._target_rows(kind, parts)
+        on = learner_arrays(active.T)
+
+        def work(i: int) -> float:
+            memory = work_memory(nets, table, tape, size)
+            one = table, rows[i], given[i], float(coef), on[i], memory
+            return float(self._imitation.imitation_steps(*one))
+
+        return torch.tensor(self._map(work, n), dtype=nets.flat.dtype)
+
+    def _adam_rows(self, nets: StackedNets, optimizer: StackedAdam, bound: float) -> list[Any]:
+        state = nets.flat, optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.steps.unsqueeze(1)
+        param, avg, avg_sq, steps = (x.detach().numpy() for x in state)  # live, never a copy
+        fixed = *map(float, optimizer.betas), float(optimizer.eps), float(bound)
+        return [
+            self._adam.AdamRow(param[n], avg[n], avg_sq[n], steps[n], float(lr), *fixed)
+            for n, lr in enumerate(optimizer.lr)
+        ]
+
+    def _target_rows(self, kind: str, parts: Parts) -> list[TargetRow]:
+        arrays = [learner_arrays(x) for x in parts]
+        code = DIVERGENCE_KINDS[kind]
+        n = len(arrays[0])
+        return [self._imitation.TargetRow(code, *(x[i] for x in arrays)) for i in range(n)]
+
+    def _term_rows(self, ppo: PPO, term: ClosedTerm | None, first: int) -> list[Any]:
+        kernel, n = self._ppo, ppo.n_learners
+        if term is None:
+            none = torch.empty(n, 0, 0, dtype=ppo.dtype)
+            parts = Parts(none, none, none, none, torch.empty(n, 0, dtype=ppo.dtype))
+            return [
+                kernel.TermRow(kernel.NO_TERM, 0.0, t, 0) for t in self._target_rows("mse", parts)
+            ]
+        place = kernel.PROXIMAL if term.proximal else kernel.AT_SAMPLES
+        place = place if term.obs is None else kernel.OWN_STATES
+        obs = term.mean.new_empty(n, 0, 0) if term.obs is None else term.obs
+        parts = Parts(obs, term.mean, term.log_std, term.sample, term.weight)
+        return [
+            kernel.TermRow(place, float(term.coef), t, first)
+            for t in self._target_rows(term.kind, parts)
+        ]
+
+    def warm_up(self, say: Callable[[str], None], dtype: torch.dtype = torch.float32) -> None:
+        """Compile everything, or read it from the cache; `say` one line before compiling."""
+        from dpd.agents.config import PPOConfig
+        from dpd.agents.kernels.compiled import announced
+        from dpd.agents.ppo import PPO, Samples
+
+        line = f"compiling kernels, once, about {COMPILE_SECONDS} s"
+        config = PPOConfig(n_envs=1, n_steps=2, minibatch_size=2, epochs=1, hidden=(1,))
+        ppo = PPO(config, 1, 1, [(0, 0)], dtype)
+        matrix, vector = torch.zeros(1, 2, 1, dtype=dtype), torch.zeros(1, 2, dtype=dtype)
+        data = Samples(matrix, matrix, vector, vector, vector, vector)
+        targets = Parts(matrix, matrix, matrix, matrix, vector)
+        moved = torch.ones(1, 1, dtype=torch.bool)
+        with announced(lambda: say(line)):
+            self.ppo_epochs(ppo, data, torch.tensor([[[0, 1]]]), [True], None, 0)
+            self.imitate(ppo.nets, ppo.optimizer, "mse", targets, moved, 1.0, 1.0)
+
+
+def net_table(nets: StackedNets, n: int) -> tuple[NetTable, int]:
+    """Return the positions of `actor`, `critic` and `log_std`, and the length of a tape.
+
+    The tape is for n rows, or for the rows of a block if there are more.
+    """
+    from dpd.agents.kernels.imitation import NetTable
+    from dpd.agents.kernels.nets import ROWS_AT_ONCE
+
+    n = min(n, ROWS_AT_ONCE)
+    at, begin = {}, 0
+    for name, shape in nets.shapes.items():
+        at[name] = begin
+        begin += math.prod(shape)
+    tape, turned = n * nets.shapes["actor.0.weight"][0], 0
+    tables = []
+    for prefix in ("actor", "critic"):
+        table = np.zeros((len(nets.layers.get(prefix, ())), 7), np.int64)
+        source = 0  # both networks read the observations, at the beginning of the tape
+        for i in range(len(table)):
+            weight = f"{prefix}.{i}.weight"
+            n_in, n_out = nets.shapes[weight]
+            bias = at[f"{prefix}.{i}.bias"]
+            table[i] = at[weight], bias, n_in, n_out, source, tape, turned
+            source, tape, turned = tape, tape + n * n_out, turned + n_in * n_out
+        tables.append(table)
+    kind = ACTIVATION_KINDS[nets.activation]
+    return NetTable(tables[0], tables[1], at["log_std"], kind), tape
+
+
+def work_memory(nets: StackedNets, table: NetTable, tape: int, n: int) -> Work:
+    """Return memory for one learner's passes over n rows."""
+    from dpd.agents.kernels.imitation import Work
+    from dpd.agents.kernels.nets import FEW_OUTPUTS, N_IN, N_OUT, ROWS_AT_ONCE
+
+    size, real = nets.flat.shape[1], learner_arrays(nets.flat).dtype
+    layers = np.concatenate([table.actor, table.critic])
+    widest = int(layers[:, [N_IN, N_OUT]].max()) * max(min(n, ROWS_AT_ONCE), FEW_OUTPUTS)
+    # twice: the gradient of a narrow layer needs two matrices
+    lengths = size, tape, size, 2 * widest, 2 * widest, 2 * widest, n
+    return Work(*(np.empty(length, real) for length in lengths))

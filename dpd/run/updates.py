@@ -1,0 +1,70 @@
+"""The code that computes a stack's updates, compiled kernels or torch, and its threads."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from dpd.agents.config import PPOConfig, StudentConfig
+from dpd.config import StackConfig, TrainConfig
+from dpd.envs.physics import n_cores
+
+MANY_ELEMENTS = 65536
+"""Elements of a layer's joint output, above which torch's threads pay off."""
+METHODS_WITHOUT_KERNELS = ("retrieval", "scaffold")
+"""Methods whose losses have no compiled form."""
+
+
+def joint_elements(config: TrainConfig, stack: StackConfig) -> int:
+    """Return the elements of the widest layer's output for the minibatches of all learners."""
+    n = config.run.seeds * len(stack.peers)
+    return n * stack.algo.minibatch_size * max(stack.algo.hidden)
+
+
+def learner_threads(config: TrainConfig) -> int:
+    """Return how many threads torch can use in an update.
+
+    For small minibatches, a second thread only adds waiting. Measured on two cores: ten 64-64
+    learners are 8 % faster with one thread (bench/train.py; ten DDPG learners, by a third:
+    bench/learners.py), twenty are 8 % faster with two.
+    """
+    elements = max(joint_elements(config, stack) for stack in config.stacks)
+    return n_cores() if elements > MANY_ELEMENTS else 1
+
+
+@cache
+def why_no_numba() -> str | None:
+    """Return why Numba cannot be used; None: it can."""
+    try:
+        import numba  # noqa: F401  (here: it takes half a second)
+    except ModuleNotFoundError:
+        return "numba is not installed: pip install numba"
+    except ImportError as error:
+        return f"numba cannot be imported: {str(error).partition(chr(10))[0]}"
+    return None
+
+
+def why_not_fused(config: TrainConfig, stack: StackConfig) -> str | None:
+    """Return why torch computes a stack's updates; None: compiled kernels do."""
+    run, algo = config.run, stack.algo
+    if run.kernels == "torch":
+        return "--kernels torch"
+    if run.device != "cpu":
+        return "kernels are for the CPU"
+    if not isinstance(algo, PPOConfig | StudentConfig):
+        return f"there are no kernels for {stack.name}"
+    if config.method in METHODS_WITHOUT_KERNELS:
+        return f"there are no kernels for method {config.method}"
+    n = run.seeds * len(stack.peers)
+    if joint_elements(config, stack) > MANY_ELEMENTS and n < (run.threads or n_cores()):
+        return "these minibatches are large enough for more threads than there are learners"
+    return why_no_numba()
+
+
+def update_plan(config: TrainConfig) -> str:
+    """Say, for the start-up table, what computes the updates and why."""
+    plans = []
+    for stack in config.stacks:
+        reason = why_not_fused(config, stack)
+        of = f"{stack.name}: " if config.stacks[1:] else ""
+        plans.append(of + ("fused kernels" if reason is None else f"torch ({reason})"))
+    return "; ".join(dict.fromkeys(plans))
