@@ -192,7 +192,14 @@ class GaussianLearners(Learners):
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Sample actions from raw obs [N, E, O] and noise [N, E, A] -> [N, E, A], unclipped."""
+        if self.kernels is not None:
+            return self.kernels.act(self.nets, self.obs_norm, obs, noise)
         return self.dist(self.obs_norm(obs)).sample(noise)
+
+    def mode(self, obs: Tensor) -> Tensor:
+        if self.kernels is not None:
+            return self.kernels.act(self.nets, self.obs_norm, obs)
+        return super().mode(obs)
 
     def _policy(self, n: int) -> dict[str, Tensor]:
         """Return views of learner n's policy parameters, without those of a value function."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -80,6 +81,11 @@ class ObsNorm(Stateful):
         """Round the statistics to `dtype`, in place: recorded updates read fixed addresses."""
         self.mean.copy_(self.moments.mean.unsqueeze(1))
         self.scale.copy_((self.moments.var + EPSILON).rsqrt().unsqueeze(1))
+
+    @property
+    def clip(self) -> float:
+        """Bound of normalised observations; infinite if they are not normalised."""
+        return CLIP if self.enabled else math.inf
 
     def __call__(self, obs: Tensor) -> Tensor:
         """Return normalised obs [N, B, dim]."""

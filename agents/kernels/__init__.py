@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dpd.agents.base import ClosedTerm, Metrics
 from dpd.agents.nets import StackedNets
+from dpd.agents.norm import ObsNorm
 from dpd.agents.optim import StackedAdam
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ class Parts(NamedTuple):
     weight: Tensor
 
 
+class ActingMemory(NamedTuple):
+    """Positions of a stack's networks, and memory for their forward pass."""
+
+    nets: NetTable
+    tape: np.ndarray
+    turned: np.ndarray
+
+
 class Kernels:
     """Runs compiled updates of a stack's learners, side by side on threads.
 
@@ -52,10 +61,11 @@ class Kernels:
     """
 
     def __init__(self, threads: int) -> None:
-        from dpd.agents.kernels import adam, imitation, ppo
+        from dpd.agents.kernels import acting, adam, imitation, ppo
 
         self.threads = threads
-        self._adam, self._imitation, self._ppo = adam, imitation, ppo
+        self._acting, self._adam, self._imitation, self._ppo = acting, adam, imitation, ppo
+        self._acting_memory: dict[tuple[int, int], ActingMemory] = {}
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def _map(self, work: Callable[[int], Any], n: int) -> list[Any]:
@@ -63,6 +73,37 @@ class Kernels:
         if self._pool is None or n == 1:
             return [work(i) for i in range(n)]
         return list(self._pool.map(work, range(n)))
+
+    @torch.no_grad()
+    def act(
+        self, nets: StackedNets, norm: ObsNorm, obs: Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """Return samples [N, B, A] at raw obs [N, B, O], or without noise the clipped means."""
+        table, tape, turned = self._memory_to_act(nets, obs.shape[1])
+        act = obs.new_empty(*obs.shape[:2], nets.shapes["log_std"][1])
+        self._acting.act_rows(
+            table,
+            nets.flat.detach().numpy(),
+            learner_arrays(obs),
+            norm.mean.numpy(),
+            norm.scale.numpy(),
+            act.numpy().dtype.type(norm.clip),
+            learner_arrays(act[:, :0] if noise is None else noise),
+            tape,
+            turned,
+            act.numpy(),
+        )
+        return act
+
+    def _memory_to_act(self, nets: StackedNets, rows: int) -> ActingMemory:
+        """Return positions and memory for acting on a number of rows, made at the first call."""
+        key = id(nets), rows
+        if key not in self._acting_memory:
+            table, length = net_table(nets, rows)
+            real = learner_arrays(nets.flat).dtype
+            turned = np.empty(nets.flat.shape[1], real)
+            self._acting_memory[key] = ActingMemory(table, np.empty(length, real), turned)
+        return self._acting_memory[key]
 
     def ppo_epochs(
         self,
@@ -184,6 +225,7 @@ class Kernels:
         targets = Parts(matrix, matrix, matrix, matrix, vector)
         moved = torch.ones(1, 1, dtype=torch.bool)
         with announced(lambda: say(line)):
+            self.act(ppo.nets, ppo.obs_norm, matrix)
             self.ppo_epochs(ppo, data, torch.tensor([[[0, 1]]]), [True], None, 0)
             self.imitate(ppo.nets, ppo.optimizer, "mse", targets, moved, 1.0, 1.0)
 

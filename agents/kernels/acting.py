@@ -1,0 +1,96 @@
+"""Compiled policies: normalise observations, run every learner's actor, and sample or clip."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dpd.agents.kernels.compiled import compiled
+from dpd.agents.kernels.imitation import NetTable
+from dpd.agents.kernels.nets import (
+    FEW_OUTPUTS,
+    N_IN,
+    N_OUT,
+    OUTPUT,
+    ROWS_AT_ONCE,
+    TURNED,
+    WEIGHT,
+    matrix,
+    run_mlp,
+    turn,
+)
+
+
+@compiled
+def act_rows(
+    nets: NetTable,
+    param: np.ndarray,
+    obs: np.ndarray,
+    obs_mean: np.ndarray,
+    obs_scale: np.ndarray,
+    clip: float,
+    noise: np.ndarray,
+    tape: np.ndarray,
+    turned: np.ndarray,
+    act: np.ndarray,
+) -> None:
+    """Write the actions of N learners at raw obs [N, B, O] to act [N, B, A].
+
+    param [N, D]; obs_mean and obs_scale [N, 1, O]. With noise [N, B, A], actions are samples; with
+    noise [N, 0, A], they are means, clipped to [-1, 1].
+    """
+    for learner in range(obs.shape[0]):
+        own = param[learner]
+        _turn_narrow_weights(nets.actor, own, turned)
+        for begin in range(0, obs.shape[1], ROWS_AT_ONCE):
+            end = min(begin + ROWS_AT_ONCE, obs.shape[1])
+            x, out = obs[learner, begin:end], act[learner, begin:end]
+            _normalise(x, obs_mean[learner, 0], obs_scale[learner, 0], clip, tape)
+            run_mlp(nets.actor, nets.activation, end - begin, own, tape, turned)
+            head = nets.actor[nets.actor.shape[0] - 1]
+            mean = matrix(tape, head[OUTPUT], out.shape[0], out.shape[1])
+            if noise.shape[1] > 0:
+                std = np.exp(own[nets.log_std : nets.log_std + out.shape[1]])
+                _sample(mean, std, noise[learner, begin:end], out)
+            else:
+                _clip_to_box(mean, out)
+
+
+@compiled
+def _normalise(
+    obs: np.ndarray, mean: np.ndarray, scale: np.ndarray, clip: float, out: np.ndarray
+) -> None:
+    """Write normalised obs [B, O] to the beginning of `out`; an infinite clip copies them."""
+    width = obs.shape[1]
+    for i in range(obs.shape[0]):
+        for j in range(width):
+            v = obs[i, j]
+            if clip < np.inf:
+                v = (v - mean[j]) * scale[j]
+                v = -clip if v < -clip else (clip if v > clip else v)  # NaN stays
+            out[i * width + j] = v
+
+
+@compiled
+def _sample(mean: np.ndarray, std: np.ndarray, noise: np.ndarray, out: np.ndarray) -> None:
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = mean[i, j] + std[j] * noise[i, j]
+
+
+@compiled
+def _clip_to_box(mean: np.ndarray, out: np.ndarray) -> None:
+    one = mean.dtype.type(1)
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            v = mean[i, j]
+            out[i, j] = -one if v < -one else (one if v > one else v)
+
+
+@compiled
+def _turn_narrow_weights(layers: np.ndarray, param: np.ndarray, turned: np.ndarray) -> None:
+    """Write the transposed weights that a forward pass reads: those of layers with few outputs."""
+    for k in range(layers.shape[0]):
+        n_in, n_out = layers[k, N_IN], layers[k, N_OUT]
+        if n_out < FEW_OUTPUTS:
+            across = matrix(turned, layers[k, TURNED], n_out, n_in)
+            turn(matrix(param, layers[k, WEIGHT], n_in, n_out), across)
