@@ -14,10 +14,14 @@ METHODS_WITHOUT_KERNELS = ("retrieval", "scaffold")
 """Methods whose losses have no compiled form."""
 
 
+def learners_of(config: TrainConfig, stack: StackConfig) -> int:
+    """Return how many learners of a stack one process trains, at most."""
+    return len(config.run.seeds_of(0)) * len(stack.peers)
+
+
 def joint_elements(config: TrainConfig, stack: StackConfig) -> int:
-    """Return the elements of the widest layer's output for the minibatches of all learners."""
-    n = config.run.seeds * len(stack.peers)
-    return n * stack.algo.minibatch_size * max(stack.algo.hidden)
+    """Return the elements of the widest layer's output for the minibatches of a process."""
+    return learners_of(config, stack) * stack.algo.minibatch_size * max(stack.algo.hidden)
 
 
 def learner_threads(config: TrainConfig) -> int:
@@ -54,8 +58,8 @@ def why_not_fused(config: TrainConfig, stack: StackConfig) -> str | None:
         return f"there are no kernels for {stack.name}"
     if config.method in METHODS_WITHOUT_KERNELS:
         return f"there are no kernels for method {config.method}"
-    n = run.seeds * len(stack.peers)
-    if joint_elements(config, stack) > MANY_ELEMENTS and n < (run.threads or n_cores()):
+    threads = run.threads or max(1, n_cores() // run.workers)
+    if joint_elements(config, stack) > MANY_ELEMENTS and learners_of(config, stack) < threads:
         return "these minibatches are large enough for more threads than there are learners"
     return why_no_numba()
 

@@ -38,10 +38,8 @@ def test_actions_are_those_of_torch(settings: dict[str, object], rows: int) -> N
         noise = torch.randn(3, 2, rows, ACT, dtype=dtype)[:, 1]  # a step of a block, not contiguous
         sampled, mode = agent.act(obs, noise), agent.mode(obs)
         agent.kernels = Kernels(1)
-        torch.testing.assert_close(
-            agent.act(obs, noise), sampled, rtol=5 * tolerance, atol=tolerance
-        )
-        torch.testing.assert_close(agent.mode(obs), mode, **close)
+        for made, expected in ((agent.act(obs, noise), sampled), (agent.mode(obs), mode)):
+            torch.testing.assert_close(made, expected, rtol=5 * tolerance, atol=tolerance)
 
 
 def test_a_learner_acts_alike_alone_and_beside_others() -> None:

@@ -19,9 +19,13 @@ ALL_KINDS = [("td3", "mse"), ("ddpg", "mse"), *(("sac", d) for d in DIVERGENCES)
 
 
 def everything_else(agent: OffPolicy) -> list[Tensor]:
-    """Return a copy of all that distillation must not move."""
+    """Return a copy of all that distillation must not move.
+
+    Memory of the replay that was never written may hold NaN, which equals nothing.
+    """
     parts = {k: x for k, x in agent.state().items() if not k.startswith(("nets.", "optimizer."))}
-    return [x.clone() for x in (*parts.values(), agent.replay.rows, agent.replay.live)]
+    rows = agent.replay.rows.nan_to_num()
+    return [x.clone() for x in (*parts.values(), rows, agent.replay.live)]
 
 
 def iteration(setup: Setup, number: int) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from dpd.cli import main
-from dpd.errors import BadInput
 from dpd.fidelity.config import SweepConfig
 from dpd.fidelity.sweep import FACTORS
 from tests.toy import policies as made
@@ -93,7 +92,7 @@ def test_the_page_loads_nothing_and_the_tables_fit_80_columns(
     ],
 )
 def test_what_makes_no_sense_is_refused(settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(ValueError, match=says):
         SweepConfig(teacher=Path("x"), **settings)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from dpd.cli import main, parse_train
 from dpd.run import updates
+from dpd.run.processes import share
 from dpd.run.train import make_training
 from dpd.run.updates import update_plan, why_no_numba, why_not_fused
 
@@ -75,6 +76,30 @@ def test_large_minibatches_of_few_learners_are_left_to_threads_of_torch(
         monkeypatch.setattr(updates, "n_cores", lambda cores=cores: cores)
         config = parse_train(large)
         assert (why_not_fused(config, config.stacks[0]) is None) == is_fused
+
+
+def test_the_start_table_of_a_shared_run_says_what_its_workers_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(updates, "n_cores", lambda: 8)
+    large = ["--n-envs", "64", "--minibatch-size", "2048", "--seeds", "2", "--workers", "2"]
+    config = parse_train(["Swimmer-v5", *large])
+    monkeypatch.setattr("dpd.run.processes.n_cores", lambda: 8)
+    # 2 learners of a worker on its 4 cores
+    assert update_plan(config) == update_plan(share(config, 0)) and "torch" in update_plan(config)
+
+
+@pytest.mark.parametrize("flags", [[], ["--student-sizes", "4,8x8"]])
+def test_students_learn_the_same_by_kernels_and_by_torch(flags: list[str], tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    alone = ["--method", "none", "--peers", "1"]
+    assert main(["train", *FEW, *ENDS, *alone, "--out", str(teacher)]) == 0
+    for kernels in ("auto", "torch"):
+        learn = ["--teacher", str(teacher), "--distill.steps", "4", "--kernels", kernels, *flags]
+        argv = [*FEW[:5], *ENDS, *learn, "--out", str(tmp_path / kernels)]
+        assert main(["distill", *argv]) == 0
+    by_kernels, by_torch = logged_updates(tmp_path / "auto"), logged_updates(tmp_path / "torch")
+    assert by_kernels == pytest.approx(by_torch, rel=2e-3, abs=2e-4)
 
 
 def test_without_numba_one_line_says_how_to_get_it(

@@ -296,7 +296,7 @@ def test_what_a_resumed_run_may_not_change_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda saved: saved | {"foo": 1}, "(Unrecognized options: --foo, 1)"),
+        (lambda saved: saved | {"foo": 1}, "(unknown setting --foo)"),
         (lambda saved: saved | {"distill": {}}, "(its settings lack --distill.alpha)"),
         (lambda saved: {k: v for k, v in saved.items() if k != "gamma"}, "lack --gamma)"),
     ],
