@@ -12,13 +12,14 @@ from torch import Tensor
 
 from dpd.agents.base import Answer, Batch, ExtraLoss, LearnerId, Metrics, Minibatch, per_row
 from dpd.agents.config import OffPolicyConfig
-from dpd.agents.learners import Learners
+from dpd.agents.learners import FusedImitation, Learners
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay, Transitions
 from dpd.agents.rng import RowRandom, Stream
 
 BLOCK = 64  # updates whose random numbers are drawn at once
+TRANSITIONS = 32768  # of all learners, which a call of the kernels reads
 
 
 def uniform_from_normal(noise: Tensor) -> Tensor:
@@ -168,12 +169,37 @@ class OffPolicy(Learners):
         """Run a number of updates whose random numbers are drawn at once."""
         samples = self.replay.draw(self.batches, updates, self.config.minibatch_size)
         noise = self._draw(updates)
+        if self._fused(extra):
+            return self._fused_block(samples, noise)
         history = []
         for i in range(updates):
             self.n_updates += 1
             history.append(self._take_one(samples[:, i], noise[:, i], extra))
             if self._moves_policy:
                 self._train_policy_alone(extra)
+        return history
+
+    def _fused(self, extra: ExtraLoss | None) -> bool:
+        """True if kernels compute the updates: none adds a loss or updates of the policy alone."""
+        unlike = extra is not None or self.config.extra_policy_updates > 0
+        return self.kernels is not None and not unlike
+
+    def fused_imitation(self, kind: str, optimizer: StackedAdam) -> FusedImitation | None:
+        """Return None: there is no kernel for policies behind a tanh."""
+        return None
+
+    def _fused_block(self, samples: Tensor, noise: Tensor) -> list[Metrics]:
+        """Run updates on samples [N, U, B] of the replay by the kernels."""
+        assert self.kernels is not None
+        n, updates, size = samples.shape
+        history = []
+        step = max(1, TRANSITIONS // (n * size))
+        for begin in range(0, updates, step):
+            part = slice(begin, min(begin + step, updates))
+            raw = self.replay.take(samples[:, part].flatten(1), self.gamma)
+            self.n_updates += part.stop - begin
+            sample = self._normalised(raw)
+            history += self.kernels.replay_updates(self, sample, noise[:, part])
         return history
 
     @property

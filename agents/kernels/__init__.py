@@ -8,8 +8,9 @@ thread it is changes no bit. The modules beside this one import Numba; this one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,8 +23,11 @@ from dpd.agents.norm import ObsNorm
 from dpd.agents.optim import StackedAdam
 
 if TYPE_CHECKING:
+    from dpd.agents.kernels.adam import AdamRow
     from dpd.agents.kernels.imitation import NetTable, TargetRow, Work
+    from dpd.agents.offpolicy import OffPolicy
     from dpd.agents.ppo import PPO, Samples
+    from dpd.agents.replay import Transitions
 
 ACTIVATION_KINDS = {"tanh": 0, "relu": 1, "elu": 2}
 DIVERGENCE_KINDS = {"mse": 0, "kl_forward": 1, "kl_reverse": 2, "nll": 3}
@@ -61,10 +65,10 @@ class Kernels:
     """
 
     def __init__(self, threads: int) -> None:
-        from dpd.agents.kernels import acting, adam, imitation, ppo
+        from dpd.agents.kernels import acting, imitation, ppo
 
         self.threads = threads
-        self._acting, self._adam, self._imitation, self._ppo = acting, adam, imitation, ppo
+        self._acting, self._imitation, self._ppo = acting, imitation, ppo
         self._acting_memory: dict[tuple[int, int], ActingMemory] = {}
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
@@ -133,7 +137,7 @@ class Kernels:
             entropy_coef=float(c.entropy_coef),
         )
         nets, tape = net_table(ppo.nets, c.minibatch_size)
-        rows = self._adam_rows(ppo.nets, ppo.optimizer, c.max_grad_norm)
+        rows = adam_rows(ppo.nets.flat, ppo.optimizer, c.max_grad_norm)
         terms = self._term_rows(ppo, term, first)
 
         def work(n: int) -> tuple[float, ...]:
@@ -149,6 +153,12 @@ class Kernels:
         metrics |= {} if term is None else {"distill/loss": distance}
         metrics["train/grad_norm"] = norm  # last, as on the torch path: logs keep the order
         return metrics, ratios.unflatten(1, (-1, c.minibatch_size))
+
+    def replay_updates(self, agent: OffPolicy, sample: Transitions, noise: Tensor) -> list[Metrics]:
+        """Run TD3's or SAC's updates on normalised minibatches; see `replayed.run_updates`."""
+        from dpd.agents.kernels.replayed import run_updates
+
+        return run_updates(agent, sample, noise, self._map)
 
     def imitate(
         self,
@@ -168,7 +178,7 @@ class Kernels:
         parts = Parts(*targets)
         n, size = parts.weight.shape[0], parts.weight.shape[1] // len(active)
         table, tape = net_table(nets, size)
-        rows = self._adam_rows(nets, optimizer, max_grad_norm)
+        rows = adam_rows(nets.flat, optimizer, max_grad_norm)
         given = self._target_rows(kind, parts)
         on = learner_arrays(active.T)
 
@@ -178,15 +188,6 @@ class Kernels:
             return float(self._imitation.imitation_steps(*one))
 
         return torch.tensor(self._map(work, n), dtype=nets.flat.dtype)
-
-    def _adam_rows(self, nets: StackedNets, optimizer: StackedAdam, bound: float) -> list[Any]:
-        state = nets.flat, optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.steps.unsqueeze(1)
-        param, avg, avg_sq, steps = (x.detach().numpy() for x in state)  # live, never a copy
-        fixed = *map(float, optimizer.betas), float(optimizer.eps), float(bound)
-        return [
-            self._adam.AdamRow(param[n], avg[n], avg_sq[n], steps[n], float(lr), *fixed)
-            for n, lr in enumerate(optimizer.lr)
-        ]
 
     def _target_rows(self, kind: str, parts: Parts) -> list[TargetRow]:
         arrays = [learner_arrays(x) for x in parts]
@@ -211,23 +212,63 @@ class Kernels:
             for t in self._target_rows(term.kind, parts)
         ]
 
-    def warm_up(self, say: Callable[[str], None], dtype: torch.dtype = torch.float32) -> None:
-        """Compile everything, or read it from the cache; `say` one line before compiling."""
-        from dpd.agents.config import PPOConfig
+    def warm_up(
+        self,
+        say: Callable[[str], None],
+        kinds: Collection[bool] = (False, True),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Compile everything, or read it from the cache; `say` one line before compiling.
+
+        `kinds` has True for what learners with critics of actions need, and False for all others.
+        """
         from dpd.agents.kernels.compiled import announced
-        from dpd.agents.ppo import PPO, Samples
 
         line = f"compiling kernels, once, about {COMPILE_SECONDS} s"
+        with announced(lambda: say(line)):
+            if False in kinds:
+                self._compile_ppo(dtype)
+            if True in kinds:
+                self._compile_replayed(dtype)
+
+    def _compile_ppo(self, dtype: torch.dtype) -> None:
+        from dpd.agents.config import PPOConfig
+        from dpd.agents.ppo import PPO, Samples
+
         config = PPOConfig(n_envs=1, n_steps=2, minibatch_size=2, epochs=1, hidden=(1,))
         ppo = PPO(config, 1, 1, [(0, 0)], dtype)
         matrix, vector = torch.zeros(1, 2, 1, dtype=dtype), torch.zeros(1, 2, dtype=dtype)
         data = Samples(matrix, matrix, vector, vector, vector, vector)
         targets = Parts(matrix, matrix, matrix, matrix, vector)
         moved = torch.ones(1, 1, dtype=torch.bool)
-        with announced(lambda: say(line)):
-            self.act(ppo.nets, ppo.obs_norm, matrix)
-            self.ppo_epochs(ppo, data, torch.tensor([[[0, 1]]]), [True], None, 0)
-            self.imitate(ppo.nets, ppo.optimizer, "mse", targets, moved, 1.0, 1.0)
+        self.act(ppo.nets, ppo.obs_norm, matrix)
+        self.ppo_epochs(ppo, data, torch.tensor([[[0, 1]]]), [True], None, 0)
+        self.imitate(ppo.nets, ppo.optimizer, "mse", targets, moved, 1.0, 1.0)
+
+    def _compile_replayed(self, dtype: torch.dtype) -> None:
+        from dpd.agents.config import SACConfig
+        from dpd.agents.replay import Transitions
+        from dpd.agents.sac import SAC
+
+        config = SACConfig(capacity=10_000, minibatch_size=2, hidden=(1,))
+        sac = SAC(config, 1, 1, [(0, 0)], dtype)
+        vector = torch.zeros(1, 2, dtype=dtype)
+        sample = Transitions(vector.new_zeros(1, 2, 2), vector.unsqueeze(2), vector, vector)
+        self.replay_updates(sac, sample, vector.new_zeros(1, 1, 2, 2, 1))
+
+
+def adam_rows(param: Tensor, optimizer: StackedAdam, max_grad_norm: float) -> list[AdamRow]:
+    """Return every row of param [N, D] and of its optimizer; infinite norms are not bounded."""
+    from dpd.agents.kernels.adam import AdamRow
+
+    state = param, optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.steps.unsqueeze(1)
+    flat, avg, avg_sq, steps = (x.detach().numpy() for x in state)  # live, never a copy
+    beta1, beta2, eps = *map(float, optimizer.betas), float(optimizer.eps)
+    fixed = beta1, beta2, eps, float(max_grad_norm)
+    return [
+        AdamRow(flat[n], avg[n], avg_sq[n], steps[n], float(lr), *fixed)
+        for n, lr in enumerate(optimizer.lr)
+    ]
 
 
 def net_table(nets: StackedNets, n: int) -> tuple[NetTable, int]:
@@ -239,24 +280,33 @@ def net_table(nets: StackedNets, n: int) -> tuple[NetTable, int]:
     from dpd.agents.kernels.nets import ROWS_AT_ONCE
 
     n = min(n, ROWS_AT_ONCE)
-    at, begin = {}, 0
-    for name, shape in nets.shapes.items():
-        at[name] = begin
-        begin += math.prod(shape)
-    tape, turned = n * nets.shapes["actor.0.weight"][0], 0
-    tables = []
-    for prefix in ("actor", "critic"):
-        table = np.zeros((len(nets.layers.get(prefix, ())), 7), np.int64)
-        source = 0  # both networks read the observations, at the beginning of the tape
-        for i in range(len(table)):
-            weight = f"{prefix}.{i}.weight"
-            n_in, n_out = nets.shapes[weight]
-            bias = at[f"{prefix}.{i}.bias"]
-            table[i] = at[weight], bias, n_in, n_out, source, tape, turned
-            source, tape, turned = tape, tape + n * n_out, turned + n_in * n_out
-        tables.append(table)
+    actor, tape, turned = layer_table(nets, "actor", n, n * nets.shapes["actor.0.weight"][0], 0)
+    critic, tape, _ = layer_table(nets, "critic", n, tape, turned)
     kind = ACTIVATION_KINDS[nets.activation]
-    return NetTable(tables[0], tables[1], at["log_std"], kind), tape
+    return NetTable(actor, critic, parameter_positions(nets)["log_std"], kind), tape
+
+
+def parameter_positions(nets: StackedNets) -> dict[str, int]:
+    """Return where each parameter of a learner begins."""
+    sizes = [math.prod(shape) for shape in nets.shapes.values()]
+    return dict(zip(nets.shapes, accumulate(sizes, initial=0), strict=False))
+
+
+def layer_table(
+    nets: StackedNets, prefix: str, n: int, tape: int, turned: int
+) -> tuple[np.ndarray, int, int]:
+    """Return the positions of an MLP for n rows, and the next free ones on the tape and turned.
+
+    Its input is at the beginning of the tape.
+    """
+    at, source = parameter_positions(nets), 0
+    table = np.zeros((len(nets.layers.get(prefix, ())), 7), np.int64)
+    for i in range(len(table)):
+        weight = f"{prefix}.{i}.weight"
+        n_in, n_out = nets.shapes[weight]
+        table[i] = at[weight], at[f"{prefix}.{i}.bias"], n_in, n_out, source, tape, turned
+        source, tape, turned = tape, tape + n * n_out, turned + n_in * n_out
+    return table, tape, turned
 
 
 def work_memory(nets: StackedNets, table: NetTable, tape: int, n: int) -> Work:

@@ -7,16 +7,11 @@ import numpy as np
 from dpd.agents.kernels.compiled import compiled
 from dpd.agents.kernels.imitation import NetTable
 from dpd.agents.kernels.nets import (
-    FEW_OUTPUTS,
-    N_IN,
-    N_OUT,
     OUTPUT,
     ROWS_AT_ONCE,
-    TURNED,
-    WEIGHT,
     matrix,
     run_mlp,
-    turn,
+    turn_narrow_weights,
 )
 
 
@@ -40,7 +35,7 @@ def act_rows(
     """
     for learner in range(obs.shape[0]):
         own = param[learner]
-        _turn_narrow_weights(nets.actor, own, turned)
+        turn_narrow_weights(nets.actor, own, turned)
         for begin in range(0, obs.shape[1], ROWS_AT_ONCE):
             end = min(begin + ROWS_AT_ONCE, obs.shape[1])
             x, out = obs[learner, begin:end], act[learner, begin:end]
@@ -84,13 +79,3 @@ def _clip_to_box(mean: np.ndarray, out: np.ndarray) -> None:
         for j in range(out.shape[1]):
             v = mean[i, j]
             out[i, j] = -one if v < -one else (one if v > one else v)
-
-
-@compiled
-def _turn_narrow_weights(layers: np.ndarray, param: np.ndarray, turned: np.ndarray) -> None:
-    """Write the transposed weights that a forward pass reads: those of layers with few outputs."""
-    for k in range(layers.shape[0]):
-        n_in, n_out = layers[k, N_IN], layers[k, N_OUT]
-        if n_out < FEW_OUTPUTS:
-            across = matrix(turned, layers[k, TURNED], n_out, n_in)
-            turn(matrix(param, layers[k, WEIGHT], n_in, n_out), across)

@@ -1,7 +1,7 @@
 """Compiled forward and backward passes of one learner's MLPs.
 
-Products are written out instead of calling BLAS: at these sizes they are as fast, and their sums
-depend neither on the BLAS library that is installed nor on its threads. Arrays are one learner's;
+Products are written out instead of calling BLAS: they are faster, and their sums depend neither on
+the BLAS library that is installed nor on its threads. Arrays are one learner's;
 its parameters, and all intermediate values, lie in flat vectors at the positions of a `layers`
 table, so that networks of any depth and width share one compiled function.
 """
@@ -16,65 +16,16 @@ from numba import types
 from numba.extending import overload
 
 from dpd.agents.kernels.compiled import OPTIONS, compiled
+from dpd.agents.kernels.product import add_product, add_turned_product
 
 WEIGHT, BIAS, N_IN, N_OUT, INPUT, OUTPUT, TURNED = range(7)
 """Columns of a `layers` table [L, 7]: positions in the parameters, sizes, positions on the tape of
 a layer's input and output, and the position of its transposed weights."""
 TANH, RELU, ELU = range(3)
-PANEL = 256  # rows of a product's second factor that stay in the cache
 ROWS_AT_ONCE = (
     256  # rows that pass through the networks at once, so that activations stay in the cache
 )
 FEW_OUTPUTS = 16  # outputs; below, a vectorised loop over outputs has too few of them
-
-
-@compiled
-def _four_rows(a: np.ndarray, b: np.ndarray, c: np.ndarray, i: int, begin: int, end: int) -> None:
-    c0, c1, c2, c3 = c[i], c[i + 1], c[i + 2], c[i + 3]
-    q = begin
-    while q + 4 <= end:
-        b0, b1, b2, b3 = b[q], b[q + 1], b[q + 2], b[q + 3]
-        a00, a01, a02, a03 = a[i, q], a[i, q + 1], a[i, q + 2], a[i, q + 3]
-        a10, a11, a12, a13 = a[i + 1, q], a[i + 1, q + 1], a[i + 1, q + 2], a[i + 1, q + 3]
-        a20, a21, a22, a23 = a[i + 2, q], a[i + 2, q + 1], a[i + 2, q + 2], a[i + 2, q + 3]
-        a30, a31, a32, a33 = a[i + 3, q], a[i + 3, q + 1], a[i + 3, q + 2], a[i + 3, q + 3]
-        for j in range(c.shape[1]):
-            x0, x1, x2, x3 = b0[j], b1[j], b2[j], b3[j]
-            c0[j] += a00 * x0 + a01 * x1 + a02 * x2 + a03 * x3
-            c1[j] += a10 * x0 + a11 * x1 + a12 * x2 + a13 * x3
-            c2[j] += a20 * x0 + a21 * x1 + a22 * x2 + a23 * x3
-            c3[j] += a30 * x0 + a31 * x1 + a32 * x2 + a33 * x3
-        q += 4
-    while q < end:
-        b0 = b[q]
-        a00, a10, a20, a30 = a[i, q], a[i + 1, q], a[i + 2, q], a[i + 3, q]
-        for j in range(c.shape[1]):
-            c0[j] += a00 * b0[j]
-            c1[j] += a10 * b0[j]
-            c2[j] += a20 * b0[j]
-            c3[j] += a30 * b0[j]
-        q += 1
-
-
-@compiled
-def _one_row(a: np.ndarray, b: np.ndarray, c: np.ndarray, i: int, begin: int, end: int) -> None:
-    for q in range(begin, end):
-        x, row, out = a[i, q], b[q], c[i]
-        for j in range(c.shape[1]):
-            out[j] += x * row[j]
-
-
-@compiled
-def add_product(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
-    """Add a b to c: a [M, K], b [K, N], c [M, N]."""
-    m, k = a.shape
-    for begin in range(0, k, PANEL):
-        end = min(k, begin + PANEL)
-        fours = m - m % 4
-        for i in range(0, fours, 4):
-            _four_rows(a, b, c, i, begin, end)
-        for i in range(fours, m):
-            _one_row(a, b, c, i, begin, end)
 
 
 @compiled
@@ -194,6 +145,16 @@ def turn_weights(layers: np.ndarray, param: np.ndarray, turned: np.ndarray) -> N
 
 
 @compiled
+def turn_narrow_weights(layers: np.ndarray, param: np.ndarray, turned: np.ndarray) -> None:
+    """Write the transposed weights that a forward pass reads: those of layers with few outputs."""
+    for k in range(layers.shape[0]):
+        n_in, n_out = layers[k, N_IN], layers[k, N_OUT]
+        if n_out < FEW_OUTPUTS:
+            across = matrix(turned, layers[k, TURNED], n_out, n_in)
+            turn(matrix(param, layers[k, WEIGHT], n_in, n_out), across)
+
+
+@compiled
 def run_mlp(
     layers: np.ndarray, kind: int, n: int, param: np.ndarray, tape: np.ndarray, turned: np.ndarray
 ) -> None:
@@ -219,17 +180,13 @@ def _add_weight_gradient(
     x: np.ndarray, grad: np.ndarray, total: np.ndarray, spare: np.ndarray
 ) -> None:
     """Add x^T grad to total; `spare` is free memory."""
-    n = x.shape[0]
     n_in, n_out = total.shape
     if n_out >= FEW_OUTPUTS:
-        columns = matrix(spare, 0, n_in, n)
-        turn(x, columns)
-        add_product(columns, grad, total)
+        add_turned_product(x, grad, total)
         return
-    across, columns = matrix(spare, 0, n_out, n_in), matrix(spare, n_out * n_in, n_out, n)
-    turn(grad, columns)
+    across = matrix(spare, 0, n_out, n_in)
     across[:] = 0
-    add_product(columns, x, across)
+    add_turned_product(grad, x, across)
     for i in range(n_in):
         for j in range(n_out):
             total[i, j] += across[j, i]
@@ -265,3 +222,34 @@ def add_mlp_gradient(
             add_product(grad, matrix(turned, layer[TURNED], n_out, n_in), of_input)
             into_activation(kind, of_input.reshape(of_input.size), x.reshape(x.size))
             of_output, spare = spare, of_output
+
+
+@compiled
+def mlp_input_gradient(
+    layers: np.ndarray,
+    kind: int,
+    n: int,
+    param: np.ndarray,
+    tape: np.ndarray,
+    turned: np.ndarray,
+    of_output: np.ndarray,
+    spare: np.ndarray,
+    of_last: np.ndarray,
+) -> None:
+    """Add the gradient of an MLP's last inputs to `of_last` [n, A], from that of its output.
+
+    Call it after `run_mlp`, before the parameters change. `of_output` and `spare` are overwritten.
+    """
+    for k in range(layers.shape[0] - 1, 0, -1):
+        layer = layers[k]
+        n_in, n_out = layer[N_IN], layer[N_OUT]
+        of_input = matrix(spare, 0, n, n_in)
+        of_input[:] = 0
+        across = matrix(turned, layer[TURNED], n_out, n_in)
+        add_product(matrix(of_output, 0, n, n_out), across, of_input)
+        x = matrix(tape, layer[INPUT], n, n_in)
+        into_activation(kind, of_input.reshape(of_input.size), x.reshape(x.size))
+        of_output, spare = spare, of_output
+    n_in, n_out = layers[0, N_IN], layers[0, N_OUT]
+    weight = matrix(param, layers[0, WEIGHT], n_in, n_out)
+    add_dots(matrix(of_output, 0, n, n_out), weight[n_in - of_last.shape[1] :], of_last)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpd.agents.base import LearnerId, Metrics, State, nest, part
 from dpd.agents.kernels import Kernels
+from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.replay import Replay
 from dpd.config import StackConfig, TrainConfig
 from dpd.distill.method import Context, PeerStack
@@ -100,7 +101,7 @@ class Training:
         if not fused:
             return
         kernels = Kernels(self.run.threads or n_cores())
-        kernels.warm_up(say)
+        kernels.warm_up(say, {isinstance(stack.agent, OffPolicy) for stack in fused})
         for stack in fused:
             stack.agent.kernels = kernels
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 
-from dpd.agents.config import PPOConfig, StudentConfig
+from dpd.agents.config import OffPolicyConfig, PPOConfig, StudentConfig
 from dpd.config import StackConfig, TrainConfig
+from dpd.distill.config import KickstartConfig
 from dpd.envs.physics import n_cores
 
 MANY_ELEMENTS = 65536
 """Elements of a layer's joint output, above which torch's threads pay off."""
+MANY_ELEMENTS_WITH_REPLAY = 4 * MANY_ELEMENTS
+"""The same of one learner's minibatch, for TD3 and SAC: with 256 samples and 256 units, torch loses
+by a second thread. Kernels are twice as fast as torch on one."""
 METHODS_WITHOUT_KERNELS = ("retrieval", "scaffold")
 """Methods whose losses have no compiled form."""
 
@@ -54,14 +58,36 @@ def why_not_fused(config: TrainConfig, stack: StackConfig) -> str | None:
         return "--kernels torch"
     if run.device != "cpu":
         return "kernels are for the CPU"
+    if isinstance(algo, OffPolicyConfig):
+        return _why_not_replayed(config, stack)
     if not isinstance(algo, PPOConfig | StudentConfig):
         return f"there are no kernels for {stack.name}"
     if config.method in METHODS_WITHOUT_KERNELS:
         return f"there are no kernels for method {config.method}"
-    threads = run.threads or max(1, n_cores() // run.workers)
-    if joint_elements(config, stack) > MANY_ELEMENTS and learners_of(config, stack) < threads:
+    few = learners_of(config, stack) < update_threads(config)
+    if few and joint_elements(config, stack) > MANY_ELEMENTS:
         return "these minibatches are large enough for more threads than there are learners"
     return why_no_numba()
+
+
+def _why_not_replayed(config: TrainConfig, stack: StackConfig) -> str | None:
+    """Return why torch computes the updates of learners with critics of actions."""
+    distill, algo = config.distill, stack.algo
+    if isinstance(distill, KickstartConfig) or getattr(distill, "dose", None) == "loss":
+        return f"there are no kernels for a loss of method {config.method} with {stack.name}"
+    if config.method in METHODS_WITHOUT_KERNELS:
+        return f"there are no kernels for method {config.method}"
+    if isinstance(algo, OffPolicyConfig) and algo.extra_policy_updates > 0:
+        return "there are no kernels for extra_policy_updates"
+    few = 2 * learners_of(config, stack) < update_threads(config)
+    if few and algo.minibatch_size * max(algo.hidden) > MANY_ELEMENTS_WITH_REPLAY:
+        return "these minibatches are large enough for more threads than there are learners"
+    return why_no_numba()
+
+
+def update_threads(config: TrainConfig) -> int:
+    """Return how many threads the updates of one process may use."""
+    return config.run.threads or max(1, n_cores() // config.run.workers)
 
 
 def update_plan(config: TrainConfig) -> str:

@@ -44,6 +44,17 @@ def test_a_run_by_kernels_logs_what_one_by_torch_logs(preset: str, tmp_path: Pat
     assert by_kernels == pytest.approx(by_torch, rel=2e-3, abs=2e-4)
 
 
+@pytest.mark.parametrize("flags", [["--algo", "sac"], ["--algo", "td3", "--method", "none"]])
+def test_learners_with_a_replay_log_the_same_by_kernels(flags: list[str], tmp_path: Path) -> None:
+    few = ["Swimmer-v5", "--n-steps", "16", "--hidden", "8", "8", "--learning-starts", "64"]
+    ends = ["--total-steps", "256", *ENDS[2:], "--minibatch-size", "16", "--capacity", "1000"]
+    for kernels in ("auto", "torch"):
+        where = ["--kernels", kernels, "--out", str(tmp_path / kernels)]
+        assert main(["train", *few, *ends, *flags, *where]) == 0
+    by_kernels, by_torch = logged_updates(tmp_path / "auto"), logged_updates(tmp_path / "torch")
+    assert by_kernels == pytest.approx(by_torch, rel=2e-3, abs=2e-4)
+
+
 def test_a_run_may_go_on_by_the_other_code(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "run")]
     assert main(["train", *FEW, *ENDS, "--kernels", "torch", *out]) == 0
@@ -56,11 +67,20 @@ def test_a_run_may_go_on_by_the_other_code(tmp_path: Path) -> None:
     [
         ([], "fused kernels"),
         (["--kernels", "torch"], "torch (--kernels torch)"),
-        (["--algo", "sac"], "torch (there are no kernels for sac)"),
+        (["--algo", "sac"], "fused kernels"),
+        (["--algo", "td3", "--method", "none"], "fused kernels"),
+        (
+            ["--algo", "sac", "--extra-policy-updates", "1", "--method", "none"],
+            "torch (there are no kernels for extra_policy_updates)",
+        ),
+        (
+            ["--algo", "sac", "--distill.dose", "loss"],
+            "torch (there are no kernels for a loss of method dpd with sac)",
+        ),
         (["--device", "cuda"], "torch (kernels are for the CPU)"),
         (
-            ["--algo", "ppo,sac", "--method", "none"],
-            "ppo: fused kernels; sac: torch (there are no kernels for sac)",
+            ["--algo", "ppo,sac", "--method", "none", "--peer1.extra-policy-updates", "1"],
+            "ppo: fused kernels; sac: torch (there are no kernels for extra_policy_updates)",
         ),
     ],
 )
