@@ -47,6 +47,7 @@ from timing import (
 )
 
 from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
+from dpd.agents.kernels import Kernels
 from dpd.agents.offpolicy import OffPolicy
 from dpd.log.terminal import make_console
 
@@ -78,12 +79,14 @@ class Setup:
     processes: int = 1
     ours: bool = False
     package: str = "stable_baselines3"
+    kernels: str = "auto"
 
     def measure(self, case: str, args: argparse.Namespace) -> dict[str, Any]:
         """Run once; return updates per second of all learners and processes together."""
         command = [sys.executable, __file__, "--worker", case, "--seconds", str(args.seconds)]
         command += ["--package", self.package, *(["--end-to-end"] if args.end_to_end else [])]
         command += [] if self.threads is None else ["--threads", str(self.threads)]
+        command += ["--kernels", self.kernels]
         command += [*(["--ours"] if self.ours else []), *(["--cpu"] if args.cpu else [])]
         return {
             "updates_per_s": sum(
@@ -94,7 +97,12 @@ class Setup:
 
 SB3_DEFAULT = Setup("SB3, default threads")
 SB3 = (SB3_DEFAULT, Setup("SB3, 1 thread", 1), Setup("SB3, 2 processes of 1 thread", 1, 2))
-DPD = (Setup("dpd, 1 thread", 1, ours=True), Setup("dpd, default threads", ours=True))
+DPD = (
+    Setup("dpd by torch, 1 thread", 1, ours=True, kernels="torch"),
+    Setup("dpd by torch, default threads", ours=True, kernels="torch"),
+    Setup("dpd, 1 thread", 1, ours=True),
+    Setup("dpd, default threads", ours=True),
+)
 SBX = (
     Setup("SBX, default threads", package="sbx"),
     Setup("SBX, 2 processes", processes=2, package="sbx"),
@@ -119,9 +127,10 @@ def filled_agent(case: str) -> tuple[OffPolicy, Batch]:
     return agent, fill(agent, HELD)
 
 
-def ours(case: str) -> Work:
+def ours(case: str, kernels: str) -> Work:
     """Return the work of dpd's stack: the updates of an iteration."""
     agent, batch = filled_agent(case)
+    agent.kernels = None if kernels == "torch" else Kernels(torch.get_num_threads())
 
     def work() -> int:
         agent.update(batch, 0.0)
@@ -168,13 +177,14 @@ def theirs(case: str) -> Work:
     return work
 
 
-def train_ours(case: str, seconds: float, threads: int | None) -> dict[str, Any]:
+def train_ours(case: str, seconds: float, threads: int | None, kernels: str) -> dict[str, Any]:
     """Train as `dpd train` does."""
     from train import work
 
     n, config = CASES[case]
     flags = ["--algo", case, "--method", "none", "--peers", str(n), "--learning-starts", "0"]
     flags += ["--hidden", *map(str, config.hidden), "--minibatch-size", str(config.minibatch_size)]
+    flags += ["--kernels", kernels]
     return work(seconds, flags if threads is None else [*flags, "--threads", str(threads)])
 
 
@@ -201,12 +211,12 @@ def worker(args: argparse.Namespace) -> dict[str, Any]:
     TimeBox.clock = staticmethod(clock)
     if args.end_to_end:
         trained = (
-            train_ours(args.worker, args.seconds, args.threads)
+            train_ours(args.worker, args.seconds, args.threads, args.kernels)
             if args.ours
             else train_theirs(args.worker, args.seconds, args.package)
         )
         return {"updates_per_s": trained["steps"] / trained["seconds"]}
-    work = (ours if args.ours else theirs)(args.worker)
+    work = ours(args.worker, args.kernels) if args.ours else theirs(args.worker)
     work()
     return {"updates_per_s": rate(work, args.seconds, clock), "threads": torch.get_num_threads()}
 
@@ -281,6 +291,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cpu", action="store_true", help="per CPU second, one thread each")
     parser.add_argument("--package", default="stable_baselines3", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--kernels", default="auto", help=argparse.SUPPRESS)
     parser.add_argument("--ours", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     args = parse_timed(parser, repeats=5, seconds=6.0)

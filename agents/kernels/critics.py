@@ -11,6 +11,7 @@ from dpd.agents.kernels.compiled import compiled
 from dpd.agents.kernels.nets import (
     N_IN,
     OUTPUT,
+    ROWS_AT_ONCE,
     add_mlp_gradient,
     matrix,
     mlp_input_gradient,
@@ -18,8 +19,6 @@ from dpd.agents.kernels.nets import (
     turn_narrow_weights,
     turn_weights,
 )
-
-REPLAY_ROWS = 128  # rows of a minibatch that pass through the networks at once
 
 
 class CriticRows(NamedTuple):
@@ -131,8 +130,8 @@ def critics_step(
         param = rows.param[c]
         turn_weights(work.layers, param, work.turned[c])
         work.grad[:] = 0
-        for at in range(0, size, REPLAY_ROWS):
-            n = min(REPLAY_ROWS, size - at)
+        for at in range(0, size, ROWS_AT_ONCE):
+            n = min(ROWS_AT_ONCE, size - at)
             copy_rows(data.obs_act, begin + at, n, critic_input(work, c, n))
             run_mlp(work.layers, kind, n, param, work.tapes[c], work.turned[c])
             found = _error(

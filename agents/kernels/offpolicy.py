@@ -10,7 +10,6 @@ import numpy as np
 from dpd.agents.kernels.adam import AdamRow, clipped_adam
 from dpd.agents.kernels.compiled import compiled
 from dpd.agents.kernels.critics import (
-    REPLAY_ROWS,
     CriticRows,
     CriticWork,
     TransitionRow,
@@ -27,6 +26,7 @@ from dpd.agents.kernels.nets import (
     N_IN,
     N_OUT,
     OUTPUT,
+    ROWS_AT_ONCE,
     TANH,
     activate,
     add_mlp_gradient,
@@ -124,8 +124,8 @@ def _want(
     turn_narrow_weights(work.layers, actor.target, work.turned)
     turn_targets(critics, judge)
     alpha = math.exp(actor.alpha.param[0])
-    for at in range(0, o.minibatch, REPLAY_ROWS):
-        n, first = min(REPLAY_ROWS, o.minibatch - at), begin + at
+    for at in range(0, o.minibatch, ROWS_AT_ONCE):
+        n, first = min(ROWS_AT_ONCE, o.minibatch - at), begin + at
         out = _run_actor(o, work, actor.target, data.next_obs, first, n)
         act, logp = matrix(work.act, 0, n, size), work.logp[:n]
         if o.soft:
@@ -169,8 +169,8 @@ def _add_ascent(
     count = critics.param.shape[0] if o.soft else 1
     turn_critics(critics, judge, count)
     loss, entropy = 0.0, 0.0
-    for at in range(0, o.minibatch, REPLAY_ROWS):
-        n, first = min(REPLAY_ROWS, o.minibatch - at), begin + at
+    for at in range(0, o.minibatch, ROWS_AT_ONCE):
+        n, first = min(ROWS_AT_ONCE, o.minibatch - at), begin + at
         out = _run_actor(o, work, param, data.obs_act, first, n)
         act, of_act = matrix(work.act, 0, n, size), matrix(work.of_act, 0, n, size)
         logp = work.logp[:n]

@@ -14,7 +14,7 @@ from dpd.agents.base import Metrics
 from dpd.agents.kernels import ACTIVATION_KINDS, adam_rows, layer_table, learner_arrays
 from dpd.agents.kernels import critics as critics_kernel
 from dpd.agents.kernels import offpolicy as kernel
-from dpd.agents.kernels.nets import FEW_OUTPUTS, N_IN, N_OUT
+from dpd.agents.kernels.nets import FEW_OUTPUTS, N_IN, N_OUT, ROWS_AT_ONCE
 from dpd.agents.nets import StackedNets
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.optim import StackedAdam
@@ -108,7 +108,7 @@ def critic_rows(agent: OffPolicy) -> list[Any]:
 
 def actor_work(nets: StackedNets, minibatch: int, act_dim: int) -> Any:
     """Return memory for one learner's policy."""
-    n = min(minibatch, critics_kernel.REPLAY_ROWS)
+    n = min(minibatch, ROWS_AT_ONCE)
     layers, tape, turned, widest = _sizes(nets, "actor", n)
     real = learner_arrays(nets.flat).dtype
     lengths = tape, turned, nets.flat.shape[1], widest, widest, n * act_dim, n * act_dim, n
@@ -117,7 +117,7 @@ def actor_work(nets: StackedNets, minibatch: int, act_dim: int) -> Any:
 
 def critic_work(nets: StackedNets, critics: int, minibatch: int) -> Any:
     """Return memory for one learner's critics."""
-    n = min(minibatch, critics_kernel.REPLAY_ROWS)
+    n = min(minibatch, ROWS_AT_ONCE)
     layers, tape, turned, widest = _sizes(nets, "critic", n)
     real = learner_arrays(nets.flat).dtype
     shapes = (critics, tape), (critics, turned), nets.flat.shape[1], widest, widest, minibatch, n
