@@ -102,11 +102,17 @@ class OffPolicy(Learners):
         """
         if self.warming_up:
             return uniform_from_normal(noise)
-        return self._explore(self.obs_norm(obs), noise)
+        return self._explore(obs, noise)
 
     @abstractmethod
     def _explore(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Act on normalised obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1]."""
+        """Act on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1]."""
+
+    def _output(self, obs: Tensor) -> Tensor:
+        """Return the actors' output at raw obs [N, E, O], without a gradient."""
+        if self.kernels is not None:
+            return self.kernels.output(self.nets, self.obs_norm, obs)
+        return self.nets.run(self.obs_norm(obs), "actor")[0][0]
 
     @abstractmethod
     def _draw(self, updates: int) -> Tensor:

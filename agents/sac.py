@@ -83,7 +83,7 @@ class SAC(OffPolicy):
         return gaussian(self.nets(obs, "actor")[0])
 
     def _explore(self, obs: Tensor, noise: Tensor) -> Tensor:
-        return self.dist(obs).sample(noise).tanh_()
+        return gaussian(self._output(obs)).sample(noise).tanh_()
 
     def _draw(self, updates: int) -> Tensor:
         """Draw the noise of the actions at obs and at next_obs [N, updates, 2, B, A]."""

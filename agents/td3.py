@@ -11,6 +11,7 @@ from dpd.agents.base import Batch, LearnerId, Metrics, Rollout, Stateful, per_ro
 from dpd.agents.config import TD3Config
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import ATEN, Shapes, StackedNets, mlp_shapes
+from dpd.agents.norm import ObsNorm
 from dpd.agents.offpolicy import Ascent, Loss, OffPolicy
 from dpd.agents.replay import Transitions
 from dpd.agents.rng import RowRandom
@@ -62,7 +63,9 @@ class TD3(OffPolicy):
         return self.exploration.draw(self.explore, c.n_steps, c.n_envs, self.act_dim)
 
     def _explore(self, obs: Tensor, noise: Tensor) -> Tensor:
-        return self.exploration.output(obs).tanh_().add_(noise).clamp_(-1, 1)
+        perturbed = self.exploration.output(self.obs_norm, obs)
+        out = self._output(obs) if perturbed is None else perturbed
+        return out.tanh_().add_(noise).clamp_(-1, 1)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
@@ -126,9 +129,9 @@ class GaussianNoise(Stateful):
         """Draw the noise to add to an iteration's actions [N, T, E, A]."""
         return rng.normal(*shape, dtype=self.actor.flat.dtype).mul_(self.std)
 
-    def output(self, obs: Tensor) -> Tensor:
-        """Return the acting networks' output at normalised obs [N, E, O] -> [N, E, A]."""
-        return self.actor.run(obs, "actor")[0][0]
+    def output(self, norm: ObsNorm, obs: Tensor) -> Tensor | None:
+        """Return other networks' output at raw obs [N, E, O] -> [N, E, A]; None: the policy's."""
+        return None
 
     def adapt(self, obs: Tensor, ended: Tensor) -> None:
         """Adapt to the normalised obs [N, S, O] that the last draw led to; by default do nothing.
@@ -198,9 +201,9 @@ class ParameterNoise(GaussianNoise):
         self.fresh = True
         return flat.new_zeros(n, *shape)
 
-    def output(self, obs: Tensor) -> Tensor:
+    def output(self, norm: ObsNorm, obs: Tensor) -> Tensor:
         n, e, size = obs.shape
-        (u,), _ = self.perturbed.run(obs.reshape(n * e, 1, size), "actor")
+        (u,), _ = self.perturbed.run(norm(obs).reshape(n * e, 1, size), "actor")
         return u.view(n, e, -1)
 
     def adapt(self, obs: Tensor, ended: Tensor) -> None:

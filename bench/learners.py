@@ -127,7 +127,7 @@ def filled_agent(case: str) -> tuple[OffPolicy, Batch]:
     return agent, fill(agent, HELD)
 
 
-def ours(case: str, kernels: str) -> Work:
+def ours(case: str, kernels: str = "torch") -> Work:
     """Return the work of dpd's stack: the updates of an iteration."""
     agent, batch = filled_agent(case)
     agent.kernels = None if kernels == "torch" else Kernels(torch.get_num_threads())

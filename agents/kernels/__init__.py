@@ -99,6 +99,24 @@ class Kernels:
         )
         return act
 
+    @torch.no_grad()
+    def output(self, nets: StackedNets, norm: ObsNorm, obs: Tensor) -> Tensor:
+        """Return the actors' output [N, B, A] at raw obs [N, B, O]."""
+        table, tape, turned = self._memory_to_act(nets, obs.shape[1])
+        out = obs.new_empty(*obs.shape[:2], nets.layers["actor"][-1][0].shape[2])
+        self._acting.output_rows(
+            table,
+            nets.flat.detach().numpy(),
+            learner_arrays(obs),
+            norm.mean.numpy(),
+            norm.scale.numpy(),
+            out.numpy().dtype.type(norm.clip),
+            tape,
+            turned,
+            out.numpy(),
+        )
+        return out
+
     def _memory_to_act(self, nets: StackedNets, rows: int) -> ActingMemory:
         """Return positions and memory for acting on a number of rows, made at the first call."""
         key = id(nets), rows
@@ -254,6 +272,7 @@ class Kernels:
         sac = SAC(config, 1, 1, [(0, 0)], dtype)
         vector = torch.zeros(1, 2, dtype=dtype)
         sample = Transitions(vector.new_zeros(1, 2, 2), vector.unsqueeze(2), vector, vector)
+        self.output(sac.nets, sac.obs_norm, sample.obs_act[..., :1].contiguous())
         self.replay_updates(sac, sample, vector.new_zeros(1, 1, 2, 2, 1))
 
 
@@ -283,7 +302,7 @@ def net_table(nets: StackedNets, n: int) -> tuple[NetTable, int]:
     actor, tape, turned = layer_table(nets, "actor", n, n * nets.shapes["actor.0.weight"][0], 0)
     critic, tape, _ = layer_table(nets, "critic", n, tape, turned)
     kind = ACTIVATION_KINDS[nets.activation]
-    return NetTable(actor, critic, parameter_positions(nets)["log_std"], kind), tape
+    return NetTable(actor, critic, parameter_positions(nets).get("log_std", -1), kind), tape
 
 
 def parameter_positions(nets: StackedNets) -> dict[str, int]:

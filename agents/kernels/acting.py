@@ -33,21 +33,38 @@ def act_rows(
     param [N, D]; obs_mean and obs_scale [N, 1, O]. With noise [N, B, A], actions are samples; with
     noise [N, 0, A], they are means, clipped to [-1, 1].
     """
+    output_rows(nets, param, obs, obs_mean, obs_scale, clip, tape, turned, act)
+    for learner in range(obs.shape[0]):
+        if noise.shape[1] > 0:
+            std = np.exp(param[learner, nets.log_std : nets.log_std + act.shape[2]])
+            _add_noise(std, noise[learner], act[learner])
+        else:
+            _clip_to_box(act[learner])
+
+
+@compiled
+def output_rows(
+    nets: NetTable,
+    param: np.ndarray,
+    obs: np.ndarray,
+    obs_mean: np.ndarray,
+    obs_scale: np.ndarray,
+    clip: float,
+    tape: np.ndarray,
+    turned: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Write the output of N learners' actors at raw obs [N, B, O] to out [N, B, A]."""
+    head = nets.actor[nets.actor.shape[0] - 1]
     for learner in range(obs.shape[0]):
         own = param[learner]
         turn_narrow_weights(nets.actor, own, turned)
         for begin in range(0, obs.shape[1], ROWS_AT_ONCE):
             end = min(begin + ROWS_AT_ONCE, obs.shape[1])
-            x, out = obs[learner, begin:end], act[learner, begin:end]
+            x, y = obs[learner, begin:end], out[learner, begin:end]
             _normalise(x, obs_mean[learner, 0], obs_scale[learner, 0], clip, tape)
             run_mlp(nets.actor, nets.activation, end - begin, own, tape, turned)
-            head = nets.actor[nets.actor.shape[0] - 1]
-            mean = matrix(tape, head[OUTPUT], out.shape[0], out.shape[1])
-            if noise.shape[1] > 0:
-                std = np.exp(own[nets.log_std : nets.log_std + out.shape[1]])
-                _sample(mean, std, noise[learner, begin:end], out)
-            else:
-                _clip_to_box(mean, out)
+            y[:] = matrix(tape, head[OUTPUT], y.shape[0], y.shape[1])
 
 
 @compiled
@@ -66,16 +83,16 @@ def _normalise(
 
 
 @compiled
-def _sample(mean: np.ndarray, std: np.ndarray, noise: np.ndarray, out: np.ndarray) -> None:
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[i, j] = mean[i, j] + std[j] * noise[i, j]
+def _add_noise(std: np.ndarray, noise: np.ndarray, act: np.ndarray) -> None:
+    for i in range(act.shape[0]):
+        for j in range(act.shape[1]):
+            act[i, j] += std[j] * noise[i, j]
 
 
 @compiled
-def _clip_to_box(mean: np.ndarray, out: np.ndarray) -> None:
-    one = mean.dtype.type(1)
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            v = mean[i, j]
-            out[i, j] = -one if v < -one else (one if v > one else v)
+def _clip_to_box(act: np.ndarray) -> None:
+    one = act.dtype.type(1)
+    for i in range(act.shape[0]):
+        for j in range(act.shape[1]):
+            v = act[i, j]
+            act[i, j] = -one if v < -one else (one if v > one else v)

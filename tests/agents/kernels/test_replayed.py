@@ -198,6 +198,24 @@ def test_torch_computes_what_kernels_do_not(kind: str) -> None:
         assert torch.equal(plain.nets.flat, fused.nets.flat)
 
 
+ACTING: dict[str, OffPolicyConfig] = {
+    **KINDS,
+    "normalised": replace(KINDS["sac"], norm_obs=True),
+    "process noise": replace(TD3Config(**COMMON), exploration="ou"),
+    "parameter noise": replace(TD3Config(**COMMON), exploration="param"),
+}
+
+
+@pytest.mark.parametrize("name", ACTING)
+def test_actions_equal_the_torch_path(name: str) -> None:
+    agents = [build(replace(ACTING[name], n_envs=4, capacity=1600), F64) for _ in range(3)]
+    agents[1].kernels, agents[2].kernels = ONE, THREE
+    obs = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(3), dtype=F64)
+    plain, one, three = (agent.act(obs, agent.noise()[:, 0]) for agent in agents)
+    torch.testing.assert_close(one, plain, rtol=0, atol=1e-12)
+    assert torch.equal(one, three)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_reaches_the_parameters(kind: str) -> None:
     agent = build(KINDS[kind], F32)
