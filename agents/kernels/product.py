@@ -20,7 +20,16 @@ from numba.extending import intrinsic
 
 from dpd.agents.kernels.compiled import compiled
 
-WIDE_VECTORS = bool(llvm.get_host_cpu_features().get("avx512f", False))
+
+def _has_wide_vectors() -> bool:
+    """Return true if vectors of 64 bytes fit a register."""
+    try:
+        return bool(llvm.get_host_cpu_features().get("avx512f", False))
+    except RuntimeError:  # LLVM does not know the machine
+        return False
+
+
+WIDE_VECTORS = _has_wide_vectors()
 VECTOR_BYTES = 64 if WIDE_VECTORS else 32
 TILE_ROWS, FEWER_ROWS = (8, 4) if WIDE_VECTORS else (6, 3)  # sums fill the registers, but fit
 PANEL = 256  # rows of a product's second factor that stay in the cache
@@ -28,12 +37,16 @@ INDEX, SHORT, BIT = ir.IntType(64), ir.IntType(32), ir.IntType(1)
 
 
 class TileCode:
-    """Writes LLVM's instructions for tiles of some rows and two vectors of columns."""
+    """Writes LLVM's instructions for tiles of some rows and two vectors of columns.
 
-    def __init__(self, builder: ir.IRBuilder, real: ir.Type, size: int) -> None:
+    Tiles that are not whole mask the lanes beyond the last column; not every processor has masks.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, real: ir.Type, size: int, whole: bool) -> None:
         self.builder, self.real, self.size = builder, real, size
         self.lanes = VECTOR_BYTES // size
         self.vector = ir.VectorType(real, self.lanes)
+        self.whole = whole
 
     def spread(self, x: ir.Value) -> ir.Value:
         """Return a vector whose lanes all are x."""
@@ -44,7 +57,9 @@ class TileCode:
         )
 
     def masks(self, columns: ir.Value) -> list[ir.Value]:
-        """Return which lanes of the two vectors belong to the columns."""
+        """Return which lanes of the two vectors belong to the columns; none for a whole tile."""
+        if self.whole:
+            return []
         kind, last = ir.VectorType(INDEX, self.lanes), self.spread(columns)
         numbers = [ir.Constant(kind, [*range(n, n + self.lanes)]) for n in (0, self.lanes)]
         return [self.builder.icmp_signed("<", x, last) for x in numbers]
@@ -57,6 +72,8 @@ class TileCode:
 
     def load(self, data: ir.Value, masks: Sequence[ir.Value]) -> list[ir.Value]:
         """Read two vectors; lanes outside the masks are 0 and are not touched in memory."""
+        if self.whole:
+            return [self.builder.load(p, align=self.size) for p in self._pair(data)]
         zero = ir.Constant(self.vector, [0.0] * self.lanes)
         return [
             self._call("masked.load", ".p0", self.vector, p, SHORT(self.size), mask, zero)
@@ -65,6 +82,10 @@ class TileCode:
 
     def store(self, data: ir.Value, masks: Sequence[ir.Value], pair: Sequence[ir.Value]) -> None:
         """Write the lanes of two vectors that are in the masks."""
+        if self.whole:
+            for p, x in zip(self._pair(data), pair, strict=True):
+                self.builder.store(x, p, align=self.size)
+            return
         for p, mask, x in zip(self._pair(data), masks, pair, strict=True):
             self._call("masked.store", ".p0", ir.VoidType(), x, p, SHORT(self.size), mask)
 
@@ -124,7 +145,7 @@ def write_tile(
         code.store(out, masks, pair)
 
 
-def _tile(rows: int) -> Any:
+def _tile(rows: int, whole: bool) -> Any:
     """Return a function that adds the product of some rows of `a` and two vectors of `b`'s columns.
 
     Its arguments are three arrays, the positions of the tile's first elements, and `Strides`.
@@ -134,7 +155,7 @@ def _tile(rows: int) -> Any:
     def tile(context: Any, a: Any, b: Any, c: Any, at: Any, strides: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             real = context.get_value_type(a.dtype)
-            code = TileCode(builder, real, context.get_abi_sizeof(real))
+            code = TileCode(builder, real, context.get_abi_sizeof(real), whole)
             firsts = cgutils.unpack_tuple(builder, args[3])
             of_a, of_b, of_c = (
                 code.at(context.make_array(kind)(context, builder, x).data, first)
@@ -149,7 +170,8 @@ def _tile(rows: int) -> Any:
     return tile
 
 
-_tall_tile, _low_tile, _row_tile = _tile(TILE_ROWS), _tile(FEWER_ROWS), _tile(1)
+_tall_tile, _low_tile, _row_tile = (_tile(n, True) for n in (TILE_ROWS, FEWER_ROWS, 1))
+_tall_edge, _row_edge = _tile(TILE_ROWS, False), _tile(1, False)
 COLUMNS = 2 * VECTOR_BYTES
 
 
@@ -160,12 +182,12 @@ def _add_tiles(
     """Add a b to c [m, N]; element (i, q) of a is at i * a_row + q * a_column."""
     k, n = b.shape
     step = COLUMNS // b.itemsize
+    whole = n - n % step
     for begin in range(0, k, PANEL):
-        terms = min(PANEL, k - begin)
-        for j in range(0, n, step):
-            strides = (a_row, a_column, n, n, terms, min(step, n - j))
-            first, of_b = begin * a_column, begin * n + j
-            i = 0
+        terms, first = min(PANEL, k - begin), begin * a_column
+        strides = (a_row, a_column, n, n, terms, n - whole)
+        for j in range(0, whole, step):
+            i, of_b = 0, begin * n + j
             while i + TILE_ROWS <= m:
                 _tall_tile(a, b, c, (first + i * a_row, of_b, i * n + j), strides)
                 i += TILE_ROWS
@@ -174,6 +196,14 @@ def _add_tiles(
                 i += FEWER_ROWS
             while i < m:
                 _row_tile(a, b, c, (first + i * a_row, of_b, i * n + j), strides)
+                i += 1
+        if whole < n:
+            i, of_b = 0, begin * n + whole
+            while i + TILE_ROWS <= m:
+                _tall_edge(a, b, c, (first + i * a_row, of_b, i * n + whole), strides)
+                i += TILE_ROWS
+            while i < m:
+                _row_edge(a, b, c, (first + i * a_row, of_b, i * n + whole), strides)
                 i += 1
 
 
