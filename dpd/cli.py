@@ -58,7 +58,7 @@ commands
   dpd study [ENV] ...          compare a method with its controls
   dpd fidelity PATH PATH ...   measure how closely students follow a teacher, the first PATH
   dpd sweep TEACHER ...        measure what makes a student follow its teacher
-  dpd export PATH ...          write a policy as an SB3, ONNX, TorchScript or dpd file
+  dpd export PATH ...          write a policy as an ONNX, TorchScript, C, SB3 or dpd file
 
 `dpd COMMAND --help` lists the flags of a command; `dpd --version` prints the version.
 
