@@ -76,8 +76,9 @@ def adapted_coef(coef: Tensor, off: Tensor, target: float, start: float) -> Tens
     Schulman et al. 2017, Sec. 4). They stay within a factor LEASH of `start`: a divergence that no
     coefficient reaches, as between equal peers, would drive them to 0 or infinity.
     """
-    step = torch.where(off > 1.5 * target, 1.5, torch.where(off < target / 1.5, 1 / 1.5, 1.0))
-    return (coef * step.to(coef.dtype)).clamp(start / LEASH, start * LEASH)
+    less = torch.where(off < target / 1.5, coef / 1.5, coef)
+    adapted = torch.where(off > 1.5 * target, coef * 1.5, less)
+    return adapted.clamp(start / LEASH, start * LEASH)
 
 
 Leaf = tuple[Tensor, StackedOptimizer]

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -74,6 +75,13 @@ def test_an_extra_loss_of_zero_changes_nothing() -> None:
 def test_kl_of_two_ratios_worked_by_hand() -> None:
     # Schulman's k3: ((2 - 1) - log 2 + (0.5 - 1) - log 0.5) / 2 = 0.5 / 2
     assert mean_kl(torch.tensor([[[2.0], [0.5]]])).tolist() == pytest.approx([0.25])
+
+
+def test_kl_by_weights_of_the_samples_worked_by_hand() -> None:
+    # k3 of 2 is 1 - log 2, of 1/2 it is log 2 - 1/2; weights 3 and 1; the last one does not count
+    ratio = torch.tensor([[[2.0, 0.5, torch.inf]]])
+    expected = (3 * (1 - math.log(2)) + math.log(2) - 0.5) / 4
+    assert mean_kl(ratio, torch.tensor([[[3.0, 1.0, 0.0]]])).tolist() == pytest.approx([expected])
 
 
 class Nothing(gymnasium.Env[np.ndarray, np.ndarray]):
