@@ -215,6 +215,32 @@ def test_foreign_samples_are_seen_by_the_learners_own_normaliser_value_and_polic
         torch.testing.assert_close(data.value.view(2, 8, 4)[i, :, 2:], value, rtol=1e-9, atol=1e-9)
 
 
+def test_targets_of_foreign_samples_are_the_sum_that_defines_vtrace() -> None:
+    # v_t - V_t = sum_k (gamma lambda)^(k-t) w_t ... w_k delta_k up to the episode's end, all by the
+    # learner's own value, reward scale and discount
+    agent = group(replace(SHARE, peer_gamma=(0.9, 0.7)))
+    agent.return_norm.moments.var[:] = torch.tensor([[4.0], [9.0]])
+    rollout = rollout_of(agent)
+    batch = agent.prepare(rollout)
+    value, weight, ret, adv = (
+        x.view(2, 8, 4)[0, :, 2:] for x in (batch.data[k] for k in (5, 6, 4, 3))
+    )
+    seen = agent.obs_norm(rollout.next_obs[1].flatten(0, 1).expand(2, -1, -1))
+    then = agent.value(seen).detach()[0].view(8, 2)
+    reward = rollout.reward[1] / (4 + 1e-8) ** 0.5
+    delta = reward + 0.9 * then * ~rollout.terminated[1] - value
+    for t, e in product(range(8), range(2)):
+        total, factor = 0.0, 1.0
+        for k in range(t, 8):
+            factor *= float(weight[k, e])
+            total += factor * float(delta[k, e])
+            factor *= 0.9 * 0.95
+            if rollout.done[1, k, e]:
+                break
+        assert float(ret[t, e] - value[t, e]) == pytest.approx(total, rel=1e-9, abs=1e-12)
+    torch.testing.assert_close(weight * adv, ret - value, rtol=1e-9, atol=1e-12)
+
+
 def broken(rollout: Rollout) -> Rollout:
     """Spoil a step of peer 1, in which nothing took place."""
     rollout.terminated[1, 4, 0] = False
