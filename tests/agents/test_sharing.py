@@ -133,13 +133,13 @@ def expected_target(value: Tensor, policy: Tensor, lam: float) -> Tensor:
     found = torch.zeros(3, dtype=F64)
     for start, actions in product(range(3), product(range(2), repeat=T)):
         states = [start]
-        for a in actions:
-            states.append(next_state(states[-1], a))
+        for action in actions:
+            states.append(next_state(states[-1], action))
         s, a, then = torch.tensor(states[:-1]), torch.tensor(actions), torch.tensor(states[1:])
         weight = (policy[s, a] / ACTED[s, a]).clamp(max=1)
-        of = [x.view(1, T, 1) for x in (REWARD[s, a], value[s], value[then])]
+        r, v, v2 = (x.view(1, T, 1) for x in (REWARD[s, a], value[s], value[then]))
         no = torch.zeros(1, T, 1, dtype=torch.bool)
-        adv = gae(*of, no, no, f64(GAMMA), f64(lam), weight.view(1, T, 1))
+        adv = gae(r, v, v2, no, no, f64(GAMMA), f64(lam), weight.view(1, T, 1))
         found[start] += ACTED[s, a].prod() * (value[start] + weight[0] * adv[0, 0, 0])
     return found
 
