@@ -176,7 +176,8 @@ class PPOConfig(LearnerConfig):
 
     @property
     def plan(self) -> str:
-        return f"{super().plan}, {self.epochs} epochs of {self.minibatch_size}"
+        shared = " and those of its peers" if self.share_experience else ""
+        return f"{super().plan}{shared}, {self.epochs} epochs of {self.minibatch_size}"
 
 
 EXTRA_COLUMNS = 4

@@ -287,6 +287,11 @@ def test_an_update_reads_nothing_of_a_peer_but_what_it_shared() -> None:
     assert torch.equal(*after)
 
 
+def test_the_plan_of_an_iteration_names_the_shared_samples() -> None:
+    plan = "2 envs x 8 steps = 16 per learner and those of its peers, 2 epochs of 8"
+    assert SHARE.plan == plan and SMALL.plan == plan.replace(" and those of its peers", "")
+
+
 def test_groups_share_nothing() -> None:
     def trained(agent: PPO, rollout: Rollout) -> Tensor:
         agent.update(agent.prepare(rollout), 0.0)
