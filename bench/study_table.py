@@ -1,16 +1,10 @@
-"""Write a study's tables into a page, between marks with the name of the study's file.
-
-python bench/study_table.py bench/results/study-ppo-500k.json docs/results.md
-"""
+"""The tables of `dpd study`'s results for docs/results.md; bench/tables.py writes them."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
-from marked import fill, table
+from marked import table
 
 COLUMNS = ("arm", "mean", "IQM", "worst ¼", "best peer", "{} minus it", "p", "p adj.", "verdict")
 
@@ -60,14 +54,3 @@ def lines(data: dict[str, Any]) -> list[str]:
     for title, arms in parts:
         laid_out += [title, "", *table(head, "l" + "r" * (len(head) - 2) + "l", rows_of(arms)), ""]
     return laid_out[:-1]
-
-
-def main() -> int:
-    """Read the JSON and write the tables."""
-    source, page = map(Path, sys.argv[1:])
-    fill(page, f"bench/study_table.py {source.stem}", lines(json.loads(source.read_text())))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
