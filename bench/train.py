@@ -237,7 +237,7 @@ def cost_lines(data: Record) -> list[str]:
             shares = [share.replace("-", "−") for share in shares]
             rows.append([f"`{preset}`", f"{median(results.rates[own.name]):,.0f}", *shares])
     head = ["preset", "steps/s", "distillation phase", "time saved by the same learners without it"]
-    return table(head, "lrrr", rows)
+    return table(head, "lrrr", rows) if rows else []
 
 
 def goals(results: Results) -> list[Record]:
