@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from marked import show, table
+from marked import report, table
 from timing import machine, write_json
 
 from dpd.cooperate.cooperation import gain_verdict
@@ -157,7 +157,7 @@ def main() -> int:
             sys.stdout.write(f"{name}, seed {seed}: {gains}\n")
             sys.stdout.flush()
             data = write(args, [*data.get("runs", []), run])
-    show(lines(data))
+    report(None, {}, lines(data))
     return 0
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from marked import show, table
+from marked import report, table
 from rich.console import Console
 from rivals import make_offpolicy, make_ppo, make_vec
 from scipy.stats import sem
@@ -271,14 +271,13 @@ def compare(args: argparse.Namespace, console: Console) -> None:
     sb3 = f"SB3 {args.algo.upper()}"
     groups: dict[str, list[Record]] = ({sb3: data["sb3"]} if "sb3" in data else {}) | ours
     summary = {name: summarise(records) for name, records in groups.items()}
-    show([*lines(data), "", *training_lines(data)])
     gaps = {
         name: unpaired_difference(summary[name]["each"], summary[sb3]["each"])
         for name in (ours if "sb3" in data else ())
     }
-    for name, difference in family(gaps).items():
-        console.print(verdict(name, difference), soft_wrap=True)
-    write_json(args.json, data | {"summary": summary, "training": along(groups)})
+    verdicts = [verdict(name, difference) for name, difference in family(gaps).items()]
+    tables = (lines(data), training_lines(data), verdicts)
+    report(args.json, data | {"summary": summary, "training": along(groups)}, *tables)
 
 
 def plot(files: Sequence[Path], out: Path) -> None:

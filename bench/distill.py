@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from marked import show, table
+from marked import report, table
 from timing import machine, require_quiet, write_json
 
 from dpd.log.csv import read_rows
@@ -264,7 +264,7 @@ def default_run(args: argparse.Namespace, out: Path) -> Row:
 
 def time_all(args: argparse.Namespace) -> None:
     """Time a default run and the phases of all methods, and write the file."""
-    load, percent = require_quiet(args.force)
+    busy = require_quiet(args.force)
     short = ["--total-steps", str(args.steps), "--evals", "1", "--eval-episodes", "1"]
     short += [*ROLLOUT, "--final-episodes", "1"]
     shares = {}
@@ -274,11 +274,9 @@ def time_all(args: argparse.Namespace) -> None:
             distil(args, Path(folder) / name, "--method", name, *short)
             shares[name] = time_shares(Path(folder) / name)
     make_console().print(default)
-    host: dict[str, object] = machine() | {"load": load, "cpu_percent": percent}
     settings = {"env": args.env, "steps": args.steps, "rollout": ROLLOUT}
-    data = {"machine": host, "settings": settings, "default": default, "shares": shares}
-    write_json(args.json, data)
-    show(share_lines(data))
+    data = {**busy, "settings": settings, "default": default, "shares": shares}
+    report(args.json, data, share_lines(data))
 
 
 def parse() -> argparse.Namespace:
@@ -309,7 +307,7 @@ def main() -> int:
         time_all(args)
     else:
         distil_all(args)
-        show(lines(json.loads(args.json.read_text())))
+        report(None, {}, lines(json.loads(args.json.read_text())))
     return 0
 
 

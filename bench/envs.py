@@ -18,19 +18,16 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
-from marked import show, table
+from marked import report, table
 from mujoco.batch import Batch
 from timing import (
     Record,
     Work,
     interleaved_rates,
     least_goal,
-    machine,
     median_ratio,
     parse_timed,
-    print_goals,
     require_quiet,
-    write_json,
 )
 
 from dpd.cli import parse_train
@@ -198,7 +195,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    load, percent = require_quiet(args.force)
+    busy = require_quiet(args.force)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     console = make_console()
     rates = {}
@@ -207,11 +204,8 @@ def main() -> None:
         works = contenders(env_id, args.n_envs)
         rates[env_id] = interleaved_rates(works, args.repeats, args.seconds)
         del works  # ends their processes before the next task
-    about = machine() | {"load": load, "cpu_percent": percent}
-    data: Record = {"machine": about, "goals": goals(rates), "rates": rates}
-    show(lines(data))
-    print_goals(data["goals"], console)
-    write_json(args.json, data)
+    data: Record = {**busy, "goals": goals(rates), "rates": rates}
+    report(args.json, data, lines(data))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from marked import show, table
-from timing import machine, write_json
+from marked import report, table
 
 from dpd.report.stats import (
     bootstrap_interval,
@@ -120,9 +119,8 @@ def main() -> int:
     parser.add_argument("--nulls", type=int, default=1_000, help="samples for the coverage")
     parser.add_argument("--json", type=Path, help="write the rates here")
     args = parser.parse_args()
-    data = {"machine": machine(), **measure(args.nulls)}
-    write_json(args.json, data)
-    show(lines(data))
+    data = measure(args.nulls)
+    report(args.json, data, lines(data))
     return 0
 
 

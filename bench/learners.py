@@ -27,7 +27,7 @@ if __name__ == "__main__" and "--ours" in sys.argv:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `dpd` does, before torch is loaded
 
 import torch
-from marked import RATIO_RULE, ratio_head, ratio_rows, show, table
+from marked import RATIO_RULE, ratio_head, ratio_rows, report, table
 from rich.console import Console
 from rivals import ENDLESS, TimeBox, make_offpolicy, make_vec
 from timing import (
@@ -36,14 +36,11 @@ from timing import (
     fastest,
     in_rounds,
     least_goal,
-    machine,
     median_ratio,
     parse_timed,
-    print_goals,
     rate,
     require_quiet,
     run_at_once,
-    write_json,
 )
 
 from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
@@ -285,14 +282,10 @@ def main() -> int:
         sys.stdout.write(json.dumps(worker(args)) + "\n")
         return 0
     require_quiet(args.force)
-    console = make_console()
-    rates, rounds = measure_all(args, console)
-    data = {"machine": machine(), "seconds": args.seconds, "goals": goals(rates)}
-    data |= {"end_to_end": args.end_to_end, "cpu_seconds": args.cpu, "rounds": rounds}
-    data["rates"] = rates
-    show(lines(data))
-    print_goals(data["goals"], console)
-    write_json(args.json, data)
+    rates, rounds = measure_all(args, make_console())
+    data = {"seconds": args.seconds, "end_to_end": args.end_to_end, "cpu_seconds": args.cpu}
+    data |= {"goals": goals(rates), "rounds": rounds, "rates": rates}
+    report(args.json, data, lines(data))
     return 0
 
 

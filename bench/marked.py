@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 
-from timing import fastest, median_ratio
+from timing import Record, fastest, machine, median_ratio, write_json
 
 
 def fill(page: str, name: str, lines: Sequence[str]) -> str:
@@ -19,9 +20,14 @@ def fill(page: str, name: str, lines: Sequence[str]) -> str:
     return "\n".join([before + begin, "", *lines, "", end + after])
 
 
-def show(lines: Sequence[str]) -> None:
-    """Print lines."""
-    sys.stdout.write("\n".join(lines) + "\n")
+def report(path: Path | None, data: Record, *tables: Sequence[str]) -> None:
+    """Print tables and the goals of data; write data, with machine and versions, into `path`."""
+    parts = [*tables]
+    if "goals" in data:
+        met = {True: "met", False: "NOT MET"}
+        parts.append([f"{met[g['met']]}: {g['goal']}: {g['measured']:.2f}" for g in data["goals"]])
+    sys.stdout.write("\n\n".join("\n".join(part) for part in parts if part) + "\n")
+    write_json(path, {"machine": machine()} | data)
 
 
 def table(head: Sequence[str], rule: str, rows: Iterable[Sequence[str]]) -> list[str]:

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from marked import show, table
-from timing import machine, require_quiet, write_json
+from marked import report, table
+from timing import require_quiet
 from torch import Tensor
 
 from dpd.envs.native import NativeEnv
@@ -146,18 +146,16 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
     parser.add_argument("--json", type=Path, required=True, help="all times")
     args = parser.parse_args()
-    load_now, busy = require_quiet(args.force)
+    data = require_quiet(args.force)
     torch.set_num_threads(1)
     if find_spec("faiss"):
         import faiss
 
         faiss.omp_set_num_threads(1)
     rows = [row for n in args.entries for row in measure(load(args.policy), n, args)]
-    data: dict[str, Any] = {"machine": machine(), "load": load_now, "cpu_percent": busy}
     data["settings"] = {"k": K, "dim": args.dim, "links": LINKS, "noise": NOISE}
     data["rows"] = rows
-    write_json(args.json, data)
-    show(lines(data))
+    report(args.json, data, lines(data))
     return 0
 
 

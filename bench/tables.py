@@ -20,16 +20,62 @@ import error_rates
 import gpu
 import learners
 import neighbours
-import study_table
 import train
 import variants
-from marked import fill
+from marked import fill, table
+from timing import Record
 
 import envs
 
 HERE = Path(__file__).resolve().parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
 GPU = "bench/gpu.py"
+
+COLUMNS = ("arm", "mean", "IQM", "worst ¼", "best peer", "{} minus it", "p", "p adj.", "verdict")
+
+
+def figure(value: float | None, interval: list[float] | None = None) -> str:
+    """Format a number and its interval."""
+    if value is None:
+        return "-"
+    low_high = "" if interval is None else " ({} to {})".format(*map(figure, interval))
+    text = f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2f}"
+    return text.replace("-", "−") + low_high
+
+
+def arm_rows(arms: Record) -> list[list[str]]:
+    """Lay out a row per arm."""
+    rows = []
+    for arm, of_arm in arms.items():
+        gap = of_arm.get("gap")
+        cells = [figure(of_arm.get("mean")), figure(of_arm["iqm"], of_arm["interval"])]
+        cells += [figure(of_arm.get(k)) for k in ("worst_quarter", "best_peer")]
+        if gap:
+            p = [f"{gap[k]:.2g}" for k in ("p", "p_adjusted")]
+            cells += [figure(gap["mean"], gap["interval"]), *p, gap["verdict"]]
+        rows.append([arm, *cells, *[""] * (len(COLUMNS) - 1 - len(cells))])
+    return rows
+
+
+def study_lines(data: Record) -> list[str]:
+    """Lay out the tables of `dpd study`: a row per arm, for each task and over all."""
+    head = [column.format(data["subject"]) for column in COLUMNS]
+    parts: list[tuple[str, Record]] = [
+        (
+            f"{task['env']}, {data['algo'].upper()}, {data['total_steps']:,} steps per seed, "
+            f"{data['seeds']} seeds; uniform actions get {figure(task['random'])}:",
+            {k: v | {"interval": v["iqm_interval"]} for k, v in task["arms"].items()},
+        )
+        for task in data["tasks"]
+    ]
+    if data["whole"]:
+        title = f"Over {len(parts)} tasks; 0 is uniform actions, 1 the best arm's mean in each:"
+        parts.append((title, data["whole"]))
+    laid_out: list[str] = []
+    for title, arms in parts:
+        laid_out += [title, "", *table(head, "l" + "r" * (len(head) - 2) + "l", arm_rows(arms)), ""]
+    return laid_out[:-1]
+
 
 Made = tuple[Callable[..., list[str]], str]
 """Function of the contents of result files -> lines, and the files' names."""
@@ -49,7 +95,7 @@ BENCHMARKS: dict[str, Made] = {
 STUDIES = ("study-ppo-500k", "study-cheetah-500k", "study-cheetah-1m")
 FINDINGS: dict[str, Made] = {
     "bench/error_rates.py": (error_rates.lines, "error-rates"),
-    **{f"bench/study_table.py {name}": (study_table.lines, name) for name in STUDIES},
+    **{f"dpd {name}": (study_lines, name) for name in STUDIES},
     "bench/distill.py methods": (distill.lines, "distill"),
     "bench/distill.py guide": (distill.lines, "scaffold"),
     "bench/neighbours.py": (neighbours.lines, "neighbours"),

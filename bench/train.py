@@ -30,7 +30,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from marked import RATIO_RULE, ratio_head, ratio_rows, show, table
+from marked import RATIO_RULE, ratio_head, ratio_rows, report, table
 from rivals import ENDLESS, TimeBox
 from timing import (
     MAX_CPU_PERCENT,
@@ -38,13 +38,10 @@ from timing import (
     fastest,
     in_rounds,
     least_goal,
-    machine,
     median_ratio,
     parse_timed,
-    print_goals,
     require_quiet,
     run_at_once,
-    write_json,
 )
 
 import dpd.run.train
@@ -291,10 +288,8 @@ def main() -> int:
     raw, rounds = in_rounds(args.repeats, contenders, "steps", console)
     rates = Results(raw).rates
     medians = {s.name: {**asdict(s), "steps_per_s": median(rates[s.name])} for s in chosen}
-    data = {"machine": machine(), "env": ENV, "seconds": args.seconds, "threads": args.threads}
+    data = {"env": ENV, "seconds": args.seconds, "threads": args.threads}
     data |= {"goals": goals(Results(raw)), "medians": medians, "rounds": rounds, "raw": raw}
-    show([*lines(data), "", *cost_lines(data)])
-    print_goals(data["goals"], console)
     data["busy_rounds"] = sum(r["cpu_percent"] > MAX_CPU_PERCENT for r in rounds)
     if data["busy_rounds"]:
         # Two torch threads on shared cores mostly wait for each other.
@@ -304,7 +299,7 @@ def main() -> int:
             style="red",
             soft_wrap=True,
         )
-    write_json(args.json, data)
+    report(args.json, data, lines(data), cost_lines(data))
     return 0
 
 

@@ -26,16 +26,14 @@ if __name__ == "__main__":
 
 import torch
 from learners import CASES, UPDATES, filled_agent, ours
-from marked import show, table
+from marked import report, table
 from timing import (
     Record,
     Work,
     interleaved_rates,
-    machine,
     median_ratio,
     parse_timed,
     require_quiet,
-    write_json,
 )
 from torch import Tensor
 
@@ -191,7 +189,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--cpu", action="store_true", help="per CPU second, on one thread")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    return parse_timed(parser, repeats=3, seconds=4.0)
+    return parse_timed(parser, repeats=5, seconds=4.0)
 
 
 def main() -> int:
@@ -204,9 +202,8 @@ def main() -> int:
     for case in args.cases:
         console.print(f"timing {case}")
         rates[f"{CASES[case][0]} {case}"] = measure(case, args)
-    data = {"machine": machine(), "seconds": args.seconds, "rates": rates}
-    show(lines(data))
-    write_json(args.json, data)
+    data = {"seconds": args.seconds, "rates": rates}
+    report(args.json, data, lines(data))
     return 0
 
 
