@@ -205,7 +205,8 @@ def training_lines(*files: Record) -> list[str]:
         steps = steps or list(by_step)
         cells = (f"{np.mean(x):,.0f} ± {np.std(x, ddof=len(x) > 1):,.0f}" for x in by_step.values())
         rows.append([name, *(cell.replace("-", "−") for cell in cells)])
-    return table(["", *(f"{step:,}" for step in steps)], "l" + "r" * len(steps), rows)
+    head = ["", *(f"{step:,}" for step in steps)]
+    return table(head, "l" + "r" * len(steps), rows) if rows else []
 
 
 def further_lines(first: Record, more: Record) -> list[str]:

@@ -40,6 +40,7 @@ from dpd.run.train import make_training
 WARM_UP = 100
 RAW_ROUND = 20
 N_ACTIONS = 64
+SAMPLES = 2048  # of an iteration, whatever the number of environments
 MOST_RIVAL_ENVS = 64  # more only take longer to build for Gymnasium and SB3
 GOALS = (  # task, contender, base, least ratio
     ("HalfCheetah-v5", "native@256", "raw@256", 0.85),
@@ -81,7 +82,8 @@ def raw(env_id: str, n_envs: int) -> Work:
 
 def acting(env_id: str, n_envs: int) -> Work:
     """Return the work of collecting a rollout of one PPO learner."""
-    config = parse_train([env_id, "--method", "none", "--peers", "1", "--n-envs", str(n_envs)])
+    sizes = f"--n-envs {n_envs} --n-steps {max(1, SAMPLES // n_envs)}"
+    config = parse_train([env_id, *f"--method none --peers 1 {sizes}".split()])
     training = make_training(config)
     (stack,) = training.stacks
 
@@ -113,7 +115,9 @@ def sb3_vector(kind: str) -> Callable[[str, int], Work]:
     def make(env_id: str, n_envs: int) -> Work:
         from stable_baselines3.common import vec_env  # takes seconds, and tables need none of it
 
-        envs = getattr(vec_env, kind)([lambda: gymnasium.make(env_id)] * n_envs)
+        # Forked processes need not import this script, which takes each of them seconds.
+        forked = {"start_method": "fork"} if kind == "SubprocVecEnv" else {}
+        envs = getattr(vec_env, kind)([lambda: gymnasium.make(env_id)] * n_envs, **forked)
         envs.reset()
         acts = _actions(env_id, n_envs)
         return _cycle(lambda k: envs.step(acts[k]), n_envs)
