@@ -66,12 +66,16 @@ class Answer(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """An iteration's samples: `data` for the learners, the rest for the distillation method."""
+    """An iteration's samples: `data` for the learners, the rest for the distillation method.
+
+    `data` may hold samples of peers too; `raw_obs` and `returns` are the learner's own.
+    """
 
     data: Any
     raw_obs: Tensor  # [N, S, O]
     returns: Tensor | None  # [N, S] lambda-returns in raw reward units; on-policy only
-    valid: Tensor  # [N, S]
+    valid: Tensor  # of every sample in `data`
+    metrics: Metrics | None = None  # of its making
 
 
 class Minibatch(NamedTuple):
@@ -100,7 +104,7 @@ class ClosedTerm:
     """
 
     loss: ExtraLoss
-    coef: float
+    coef: float | Tensor  # of all learners, or of each [N]
     kind: str  # a divergence
     mean: Tensor
     log_std: Tensor

@@ -154,11 +154,20 @@ class PPOConfig(LearnerConfig):
     """Centre and scale advantages within each minibatch (Stable-Baselines3)."""
     norm_reward: bool = True
     """Divide rewards by the running standard deviation of the return (VecNormalize)."""
+    share_experience: bool = False
+    """Learn from the samples of all peers of a group too, weighted by min(1, rho), where rho is the
+    learner's probability of the peer's action over the peer's (SEAC, SAPG; values by V-trace). An
+    iteration then has as many times the samples and gradient steps as there are peers."""
+    share_min_ess: float = 0.2
+    """Give all samples of a peer the weight 0 in iterations in which their effective sample size,
+    (sum rho)^2 / sum rho^2, is less than this share of their number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "be positive", "epochs", "max_grad_norm", "value_clip")
-        require(self, "lie in [0, 1]", "lam")
+        require(self, "lie in [0, 1]", "lam", "share_min_ess")
+        if not self.share_experience and self.share_min_ess != type(self).share_min_ess:
+            raise ValueError("share_min_ess does nothing without --share-experience")
         if self.samples % self.minibatch_size:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "
@@ -167,7 +176,8 @@ class PPOConfig(LearnerConfig):
 
     @property
     def plan(self) -> str:
-        return f"{super().plan}, {self.epochs} epochs of {self.minibatch_size}"
+        shared = " and those of its peers" if self.share_experience else ""
+        return f"{super().plan}{shared}, {self.epochs} epochs of {self.minibatch_size}"
 
 
 EXTRA_COLUMNS = 4

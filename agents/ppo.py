@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.norm import ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.rng import WIDE, RowRandom, Stream
+from dpd.agents.sharing import gae, share_weights, shared, shared_rollout
 
 
 class Samples(NamedTuple):
@@ -40,6 +41,12 @@ class Samples(NamedTuple):
     adv: Tensor
     ret: Tensor
     value: Tensor  # before the update
+    weight: Tensor | None = None  # [N, S] factor of the normalised advantage; None: 1
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Samples:
+        """Return all fields changed by a function of one."""
+        weight = None if self.weight is None else change(self.weight)
+        return Samples._make((*map(change, self[:6]), weight))
 
 
 class Clipped(NamedTuple):
@@ -64,17 +71,20 @@ class Clipped(NamedTuple):
 def clipped_loss(dist: DiagGaussian, value: Tensor, data: Samples, config: PPOConfig) -> Clipped:
     """Return the clipped loss per learner (Schulman et al. 2017, eq. 7 and 9).
 
-    value [N, B]; data [N, B, ...] with normalised advantages. The value error is a mean square
-    without the factor 1/2; with `value_clip` c it is the mean of the larger of (R - V)^2 and
-    (R - V_old - clip(V - V_old, -c, c))^2 (OpenAI baselines' ppo2). An entropy bonus subtracts the
-    mean entropy.
+    value [N, B]; data [N, B, ...] with normalised advantages, each of which counts times its
+    weight. The value error is a mean square without the factor 1/2; with `value_clip` c it is the
+    mean of the larger of (R - V)^2 and (R - V_old - clip(V - V_old, -c, c))^2 (OpenAI baselines'
+    ppo2). An entropy bonus subtracts the mean entropy.
     """
     inv_std = torch.exp(-dist.log_std)
     z = (data.act - dist.mean) * inv_std
     logp = (z * z).sum(-1) * -0.5 - (dist.log_std.sum(-1) + 0.5 * LOG_2PI * dist.mean.shape[-1])
     ratio = torch.exp(logp - data.logp)
-    gain = ratio * data.adv
-    bounded = ratio.clamp(1 - config.clip, 1 + config.clip) * data.adv
+    adv = data.adv if data.weight is None else data.adv * data.weight
+    gain = ratio * adv
+    if data.weight is not None:  # the ratio of a sample that does not count may be infinite
+        gain = gain.masked_fill(data.weight == 0, 0)
+    bounded = ratio.clamp(1 - config.clip, 1 + config.clip) * adv
     policy = torch.min(gain, bounded).mean(1).neg_()
     error, square = value_errors(value, data, config.value_clip)
     value_error = square.mean(1)
@@ -143,30 +153,6 @@ def ppo_loss(dist: DiagGaussian, value: Tensor, data: Samples, config: PPOConfig
     return Clipped(*_ClippedLoss.apply(dist.mean, dist.log_std, value, data, config))
 
 
-def gae(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    done: Tensor,
-    gamma: Tensor,
-    lam: Tensor,
-) -> Tensor:
-    """Return generalised advantages [N, T, E] (Schulman et al. 2016, eq. 16).
-
-    `next_value` is the value of the true successor, so a truncated step bootstraps and a
-    terminated one does not; gamma is [N, 1, 1], lam a scalar.
-    """
-    delta = reward + gamma * next_value * ~terminated - value
-    decay = gamma * lam * ~done
-    adv = torch.empty_like(delta)
-    running = torch.zeros_like(delta[:, 0])
-    for t in reversed(range(delta.shape[1])):
-        running = delta[:, t] + decay[:, t] * running
-        adv[:, t] = running
-    return adv
-
-
 def valid_positions(valid: Tensor, pick: Tensor) -> Tensor:
     """Map random integers pick [N, ...] to positions where valid [N, S]; to some if none is."""
     order = valid.to(torch.int8).argsort(dim=1, descending=True, stable=True)
@@ -201,6 +187,7 @@ class PPO(GaussianLearners):
         self.return_norm = ReturnNorm(n, config.n_envs, self.gamma, config.norm_reward)
         self.lam = self.gamma.new_tensor(config.lam)
         self._ones = torch.ones(n, dtype=dtype, device=device)
+        self.peers = len({peer for _, peer in ids})
 
     def value(self, obs: Tensor) -> Tensor:
         """Return values at normalised obs [N, B, O] -> [N, B], in scaled reward units."""
@@ -217,28 +204,48 @@ class PPO(GaussianLearners):
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
-        """Return a rollout's samples with log-probabilities, advantages and returns."""
+        """Return a rollout's samples with log-probabilities, advantages and returns.
+
+        With `share_experience`, the samples are also those of the peers of a group (`sharing.py`).
+        """
+        own, weight, metrics = rollout, None, None
+        if self.config.share_experience:
+            rollout = shared_rollout(own, self.peers)
         shape = rollout.reward.shape
         obs = self.obs_norm(rollout.flat_obs())
+        act = rollout.act.flatten(1, 2)
+        logp = self.dist(obs).logp(act)
+        if self.config.share_experience:
+            weight, metrics = self._share(own, logp.view(shape), rollout.valid)
         value = self.value(obs).view(shape)
+        adv = self._advantages(rollout, value, weight)
+        ret = (adv if weight is None else weight * adv) + value
+        of_each = None if weight is None else weight.flatten(1)
+        data = Samples(obs, act, logp, adv.flatten(1), ret.flatten(1), value.flatten(1), of_each)
+        returns = ret[:, :, : own.reward.shape[2]].flatten(1) * self.reward_scale
+        return Batch(data, own.flat_obs(), returns, rollout.valid.flatten(1), metrics)
+
+    def _advantages(self, rollout: Rollout, value: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the advantages [N, T, E] of samples with these values and weights [N, T, E]."""
         next_value = self.value(self.obs_norm(rollout.next_obs.flatten(1, 2)))
-        void = (
-            ~rollout.valid
-        )  # no transition took place: zero error, and no bootstrapping across it
-        adv = gae(
+        # no transition took place: zero error, and no bootstrapping across it
+        void = ~rollout.valid
+        return gae(
             torch.where(void, value, self.return_norm(rollout.reward)),
             value,
-            next_value.view(shape).masked_fill(void, 0),
+            next_value.view_as(value).masked_fill(void, 0),
             rollout.terminated | void,
             rollout.done | void,
             self.gamma.unsqueeze(-1),
             self.lam,
+            weight,
         )
-        act = rollout.act.flatten(1, 2)
-        logp = self.dist(obs).logp(act)
-        ret = (adv + value).flatten(1)
-        data = Samples(obs, act, logp, adv.flatten(1), ret, value.flatten(1))
-        return Batch(data, rollout.flat_obs(), ret * self.reward_scale, rollout.valid.flatten(1))
+
+    def _share(self, own: Rollout, logp: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
+        """Return the weights of joint samples with `logp` and `valid` [N, T, P E], and metrics."""
+        acted = self.dist(self.obs_norm(own.flat_obs())).logp(own.act.flatten(1, 2))
+        behaviour = shared(acted.view_as(own.reward), self.peers)
+        return share_weights(logp, behaviour, valid, self.peers, self.config.share_min_ess)
 
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
         """Run `epochs` passes over the batch; `progress` in [0, 1] anneals the learning rate."""
@@ -247,59 +254,63 @@ class PPO(GaussianLearners):
         self.optimizer.lr = (self.lr * scale).tolist()
         active = [True] * self.n_learners
         history: list[Metrics] = []
-        ratio = torch.ones(0)
         at_once = c.epochs if self._is_fused(extra) and c.target_kl is None else 1
         for epoch in range(0, c.epochs, at_once):
             if self._is_fused(extra):
-                steps, ratio = self._fused_epochs(
+                steps, ratio, weight = self._fused_epochs(
                     batch, range(epoch, epoch + at_once), active, extra
                 )
             else:
-                steps, ratio = self._epoch(batch, active, extra)
+                steps, ratio, weight = self._epoch(batch, active, extra)
             history += steps
             if c.target_kl is not None:
-                over = (mean_kl(ratio) > 1.5 * c.target_kl).tolist()
+                over = (mean_kl(ratio, weight) > 1.5 * c.target_kl).tolist()
                 active = [a and not o for a, o in zip(active, over, strict=True)]
                 if not any(active):
                     break
         metrics = {k: torch.stack([m[k] for m in history]).mean(0) for k in history[0]}
-        return metrics | self._diagnose(batch.data, ratio)
+        return metrics | self._diagnose(batch.data, ratio, weight) | (batch.metrics or {})
 
     def _is_fused(self, extra: ExtraLoss | None) -> bool:
         return self.kernels is not None and (extra is None or isinstance(extra, ClosedTerm))
 
     def _fused_epochs(
         self, batch: Batch, epochs: range, active: list[bool], extra: ExtraLoss | None
-    ) -> tuple[list[Metrics], Tensor]:
-        """Run passes by the kernels; return mean metrics, and the last pass's ratios [N, M, B]."""
+    ) -> tuple[list[Metrics], Tensor, Tensor | None]:
+        """Run passes by the kernels; return mean metrics, and as `_epoch` of the last pass."""
         assert self.kernels is not None and (extra is None or isinstance(extra, ClosedTerm))
         order = torch.stack([self._shuffle(batch.valid) for _ in epochs], 1)
-        first = epochs.start * (self.config.samples // self.config.minibatch_size)
+        first = epochs.start * (order.shape[2] // self.config.minibatch_size)
         metrics, ratio = self.kernels.ppo_epochs(self, batch.data, order, active, extra, first)
-        return [metrics], ratio
+        weight = batch.data.weight
+        if weight is not None:
+            weight = take(weight, order[:, -1]).view_as(ratio)
+        return [metrics], ratio, weight
 
     def _epoch(
         self, batch: Batch, active: list[bool], extra: ExtraLoss | None
-    ) -> tuple[list[Metrics], Tensor]:
-        """Run one pass over the samples; return every step's metrics and all ratios [N, M, B]."""
+    ) -> tuple[list[Metrics], Tensor, Tensor | None]:
+        """Run one pass over the samples; return every step's metrics.
+
+        Also returns the ratios of all samples, and their weights [N, M, B], if they have any.
+        """
         idx = self._shuffle(batch.valid)
         parts = (idx.shape[0], -1, self.config.minibatch_size)
-        obs, act, logp, adv, ret, value = (take(x, idx) for x in batch.data)
-        obs, act = obs.unflatten(1, parts[1:]), act.unflatten(1, parts[1:])
-        idx, logp, adv, ret, value = (x.view(parts) for x in (idx, logp, adv, ret, value))
-        adv = normalise_minibatches(adv) if self.config.norm_adv else adv
-        shuffled = Samples(obs, act, logp, adv, ret, value)
+        samples: Samples = batch.data
+        shuffled = samples.each(lambda x: take(x, idx).unflatten(1, parts[1:]))
+        if self.config.norm_adv:
+            shuffled = shuffled._replace(adv=normalise_minibatches(shuffled.adv))
         history, ratios = [], []
-        for i in range(idx.shape[1]):
-            minibatch = Samples(*(x[:, i] for x in shuffled))
-            metrics, ratio = self._step(minibatch, idx[:, i], active, extra)
+        for i, at in enumerate(idx.view(parts).unbind(1)):
+            minibatch = shuffled.each(partial(torch.select, dim=1, index=i))
+            metrics, ratio = self._step(minibatch, at, active, extra)
             history.append(metrics)
             ratios.append(ratio)
-        return history, torch.stack(ratios, 1)
+        return history, torch.stack(ratios, 1), shuffled.weight
 
     def _shuffle(self, valid: Tensor) -> Tensor:
         """Draw an order of the samples [N, S]; random valid ones replace those that are not."""
-        s = self.config.samples
+        s = valid.shape[1]
         idx = self.batches.permutation(s)
         if self.device == CPU and bool(valid.all()):  # on a GPU, reading this would stall
             return idx
@@ -314,7 +325,8 @@ class PPO(GaussianLearners):
             grad, metrics, ratio = self._joint_gradient(batch, idx, extra)
             return metrics | self._descend(grad, active), ratio
         work = partial(self._own_step, active)
-        return self.graphs.run("step", work, *batch) if all(active) else work(*batch)
+        fields = [x for x in batch if x is not None]
+        return self.graphs.run("step", work, *fields) if all(active) else work(*fields)
 
     @torch.no_grad()
     def _own_step(self, active: list[bool], *fields: Tensor) -> tuple[Metrics, Tensor]:
@@ -344,11 +356,12 @@ class PPO(GaussianLearners):
         (grad,) = torch.autograd.grad(loss.loss + added, self.nets.flat, self._ones)
         return grad, loss.metrics | metrics, loss.ratio.detach()
 
-    def _diagnose(self, data: Samples, ratio: Tensor) -> Metrics:
+    def _diagnose(self, data: Samples, ratio: Tensor, weight: Tensor | None) -> Metrics:
         clipped = (ratio - 1).abs() > self.config.clip
-        residual = data.adv.var(1) / data.ret.var(1).clamp(min=1e-8)
+        error = data.adv if data.weight is None else data.adv * data.weight
+        residual = error.var(1) / data.ret.var(1).clamp(min=1e-8)
         return {
-            "train/kl": mean_kl(ratio),
+            "train/kl": mean_kl(ratio, weight),
             "train/clip_fraction": clipped.to(self.dtype).mean((1, 2)),
             "train/explained_variance": 1 - residual,
             "train/std": self.nets.views["log_std"].exp().mean((1, 2)),
@@ -364,6 +377,12 @@ class PPO(GaussianLearners):
         self.batches.reseed(rows, attempt)
 
 
-def mean_kl(ratio: Tensor) -> Tensor:
-    """Estimate KL(old || new) per learner from ratios [N, M, B] -> [N] (Schulman 2020, k3)."""
-    return ((ratio - 1) - ratio.log()).mean((1, 2))
+def mean_kl(ratio: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Estimate KL(old || new) per learner from ratios [N, M, B] -> [N] (Schulman 2020, k3).
+
+    A weight of each sample [N, M, B] stands for the old policy's samples among a peer's.
+    """
+    k3 = (ratio - 1) - ratio.log()
+    if weight is None:
+        return k3.mean((1, 2))
+    return (k3.masked_fill(weight == 0, 0) * weight).sum((1, 2)) / weight.sum((1, 2))

@@ -1,9 +1,6 @@
 """Let saved policies teach each other, with controls, from several seeds.
 
 python bench/cooperate.py runs/ppo runs/sac --json bench/results/cooperate-halfcheetah.json
-python bench/cooperate.py --json bench/results/cooperate-halfcheetah.json --docs docs/results.md
-
-The first command runs and writes the file, the second writes its tables into the page.
 
 The seed determines probe states, proxies and minibatches of all rounds, and the episodes before and
 after. All variants have the same budget; a control does not spend the steps that it skips.
@@ -21,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from marked import add_outputs, publish, table
+from marked import report, table
 from timing import machine, write_json
 
 from dpd.cooperate.cooperation import gain_verdict
@@ -86,7 +83,7 @@ def summaries(runs: Sequence[Record]) -> Iterator[Record]:
         yield row | {"gain": gain.mean} | test | verdict
 
 
-def lines_of(data: Record) -> list[str]:
+def lines(data: Record) -> list[str]:
     """Lay out returns before and after, a row per variant and policy."""
     settings, runs = data["settings"], data["runs"]
     lead = (
@@ -128,7 +125,7 @@ def gap_lines(runs: Sequence[Record]) -> list[str]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Cooperation of saved policies, with controls.")
-    parser.add_argument("policies", nargs="*", type=Path, help="none: only write the table")
+    parser.add_argument("policies", nargs="+", type=Path)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
@@ -137,37 +134,30 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--total-steps", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=1)
-    add_outputs(parser, "all results by run")
+    parser.add_argument("--json", type=Path, required=True, help="all results by run")
     return parser.parse_args()
 
 
-def run_all(args: argparse.Namespace) -> None:
-    """Run all variants, seed by seed; write the results after each run."""
-    runs: list[Record] = []
-    for seed in range(args.seeds):
-        for name in args.variants:
-            with tempfile.TemporaryDirectory() as folder:
-                runs.append(cooperate(name, seed, args, Path(folder) / "out"))
-            gains = " ".join(f"{p['gain']:+,.0f}" for p in runs[-1]["policies"])
-            sys.stdout.write(f"{name}, seed {seed}: {gains}\n")
-            sys.stdout.flush()
-            write(args, runs)
-
-
-def write(args: argparse.Namespace, runs: Sequence[Record]) -> None:
-    """Write all results so far."""
-    settings = {k: v for k, v in vars(args).items() if k not in ("policies", "json", "docs")}
+def write(args: argparse.Namespace, runs: Sequence[Record]) -> Record:
+    """Write and return all results so far."""
+    settings = {k: v for k, v in vars(args).items() if k not in ("policies", "json")}
     data = {"machine": machine(), "settings": settings, "summary": list(summaries(runs))}
     write_json(args.json, data | {"runs": runs})
+    return data | {"runs": runs}
 
 
 def main() -> int:
-    """Run the policies given, and print or publish the tables."""
-    args = parse()
-    if args.policies:
-        run_all(args)
-    data = json.loads(args.json.read_text())
-    publish(lines_of(data), args.docs, f"bench/cooperate.py {data['runs'][0]['env']}")
+    """Run all variants, seed by seed; write the results after each run."""
+    args, data = parse(), Record()
+    for seed in range(args.seeds):
+        for name in args.variants:
+            with tempfile.TemporaryDirectory() as folder:
+                run = cooperate(name, seed, args, Path(folder) / "out")
+            gains = " ".join(f"{p['gain']:+,.0f}" for p in run["policies"])
+            sys.stdout.write(f"{name}, seed {seed}: {gains}\n")
+            sys.stdout.flush()
+            data = write(args, [*data.get("runs", []), run])
+    report(None, {}, lines(data))
     return 0
 
 

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from marked import report, table
 from rich.console import Console
-from rich.table import Table
-from sb3_baseline import make_offpolicy, make_ppo, make_vec
+from rivals import make_offpolicy, make_ppo, make_vec
+from scipy.stats import sem
 from timing import machine, write_json
 
 from dpd.agents.config import ALGORITHMS, OffPolicyConfig, PPOConfig
@@ -179,18 +180,46 @@ def verdict(name: str, gap: Difference) -> str:
     )
 
 
-def result_table(groups: dict[str, list[Record]], title: str) -> Table:
-    """Return a row per group of learners."""
-    table = Table(title=title, title_justify="left")
-    for name in ("run", "steps each", "learners", "IQM", "mean", "± std", "every learner"):
-        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
-    for name, records in groups.items():
-        s = summarise(records)
-        steps = " ".join(f"{x:,}" for x in s["steps"])
+def lines(*files: Record) -> list[str]:
+    """Lay out the final policies' returns of files, a row per group of learners."""
+    rows = []
+    for name, group in (pair for data in files for pair in named_groups(data).items()):
+        s = summarise(group)
         numbers = [f"{s[k]:,.0f}" for k in ("iqm", "mean", "std")]
-        each = " ".join(f"{x:,.0f}" for x in s["each"])
-        table.add_row(name, steps, str(len(records)), *numbers, each)
-    return table
+        rows.append([name, str(len(group)), *numbers, " ".join(f"{x:,.0f}" for x in s["each"])])
+    return table(["", "learners", "IQM", "mean", "± std", "every learner"], "lrrrrl", rows)
+
+
+def named_groups(data: Record) -> dict[str, list[Record]]:
+    """Return the learners of a file by their names in tables: dpd's runs, then SB3's."""
+    algo = data["settings"]["algo"].upper()
+    groups = {f"dpd, {algo}": r for r in data.get("ours", {}).values()}
+    return groups | ({f"SB3 {algo}": data["sb3"]} if "sb3" in data else {})
+
+
+def training_lines(*files: Record) -> list[str]:
+    """Lay out mean and standard deviation over learners of their training returns, by step."""
+    rows: list[list[str]] = []
+    steps: list[int] = []
+    for name, by_step in (pair for data in files for pair in along(named_groups(data)).items()):
+        steps = steps or list(by_step)
+        cells = (f"{np.mean(x):,.0f} ± {np.std(x, ddof=len(x) > 1):,.0f}" for x in by_step.values())
+        rows.append([name, *(cell.replace("-", "−") for cell in cells)])
+    head = ["", *(f"{step:,}" for step in steps)]
+    return table(head, "l" + "r" * len(steps), rows) if rows else []
+
+
+def further_lines(first: Record, more: Record) -> list[str]:
+    """Lay out mean and standard error of training returns up to where more of SB3's runs stop."""
+    (ours,), sb3, further = first["ours"].values(), first["sb3"], more["sb3"]
+    steps = range(100_000, more["settings"]["until"] + 1, 100_000)
+    groups = {f"dpd, {len(ours)} seeds": ours, f"SB3, the {len(further)} further seeds": further}
+    groups[f"SB3, all {len(sb3 + further)}"] = sb3 + further
+    rows = []
+    for name, group in groups.items():
+        by_step = [[nearest(record["curve"], step) for record in group] for step in steps]
+        rows.append([name, *(f"{np.mean(x):,.0f} ± {sem(x):,.0f}" for x in by_step)])
+    return table(["", *(f"{step:,}" for step in steps)], "l" + "r" * len(steps), rows)
 
 
 def along(groups: dict[str, list[Record]], points: int = 5) -> dict[str, dict[int, list[float]]]:
@@ -205,21 +234,14 @@ def along(groups: dict[str, list[Record]], points: int = 5) -> dict[str, dict[in
     }
 
 
+def nearest(curve: list[tuple[int, float]], step: int) -> float:
+    """Return a curve's value at the point nearest to a step."""
+    return min(curve, key=lambda point: abs(point[0] - step))[1]
+
+
 def latest(curve: list[tuple[int, float]], step: int) -> float:
     """Return a curve's value at a step, or at the point before it."""
     return next((value for at, value in reversed(curve) if at <= step), math.nan)
-
-
-def curve_table(groups: dict[str, dict[int, list[float]]]) -> Table:
-    """Return mean and standard deviation over learners, by step."""
-    table = Table(title="Returns in training, mean ± std over learners", title_justify="left")
-    table.add_column("run")
-    for step in next(iter(groups.values()), {}):
-        table.add_column(f"{step:,}", justify="right")
-    for name, by_step in groups.items():
-        cells = [f"{np.mean(x):,.0f} ± {np.std(x, ddof=len(x) > 1):,.0f}" for x in by_step.values()]
-        table.add_row(name, *cells)
-    return table
 
 
 def read_sb3(paths: Sequence[Path]) -> Record:
@@ -246,18 +268,17 @@ def compare(args: argparse.Namespace, console: Console) -> None:
     if not args.sb3 and args.seeds:
         data = train_all(args, console)
     ours = {str(d): our_records(d, args) for d in args.ours or ()}
+    data = {"settings": {"env": args.env, "algo": args.algo}, **data, "ours": ours}
     sb3 = f"SB3 {args.algo.upper()}"
-    groups = ({sb3: data["sb3"]} if "sb3" in data else {}) | ours
-    title = f"{args.env}: final policies, {args.episodes} deterministic episodes each"
-    console.print(result_table(groups, title), curve_table(curves := along(groups)))
+    groups: dict[str, list[Record]] = ({sb3: data["sb3"]} if "sb3" in data else {}) | ours
     summary = {name: summarise(records) for name, records in groups.items()}
     gaps = {
         name: unpaired_difference(summary[name]["each"], summary[sb3]["each"])
         for name in (ours if "sb3" in data else ())
     }
-    for name, difference in family(gaps).items():
-        console.print(verdict(name, difference), soft_wrap=True)
-    write_json(args.json, data | {"ours": ours, "summary": summary, "training": curves})
+    verdicts = [verdict(name, difference) for name, difference in family(gaps).items()]
+    tables = (lines(data), training_lines(data), verdicts)
+    report(args.json, data | {"summary": summary, "training": along(groups)}, *tables)
 
 
 def plot(files: Sequence[Path], out: Path) -> None:

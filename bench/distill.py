@@ -2,11 +2,9 @@
 
 python bench/distill.py --teacher runs/teacher --json bench/results/distill.json
 python bench/distill.py guide --teacher runs/teacher --json bench/results/scaffold.json
-python bench/distill.py guide --json bench/results/scaffold.json --docs docs/results.md
 python bench/distill.py time --teacher runs/teacher --json bench/results/dagger.json
 
-The first two commands add what the file lacks for the task; with --docs, the file's tables are
-written into the page.
+The first two commands add what the file lacks for the task.
 
 Every student gets the same number of environment steps, teacher labels (one for each state that it
 collects) and gradient steps on the same number of samples (80 of 256 per iteration of 8 x 256
@@ -29,17 +27,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from marked import add_outputs, baselines_of, centre, publish, students_lead, table
+from marked import report, table
 from timing import machine, require_quiet, write_json
 
 from dpd.log.csv import read_rows
 from dpd.log.terminal import make_console
 from dpd.policies import policyfile
-from dpd.report.stats import Difference, difference, family
+from dpd.report.stats import Difference, bootstrap_interval, difference, family, iqm
 from dpd.run.episodes import evaluate_together
 from dpd.run.summary import time_shares
 from dpd.run.teachers import LAST_EPISODES
@@ -166,6 +165,21 @@ def known(args: argparse.Namespace) -> dict[str, Any]:
     return data
 
 
+def baselines_of(fidelity: Row) -> dict[str, float]:
+    """Return the returns of teacher and random actions in a run's fidelity.json."""
+    returns = [x for teacher in fidelity["teachers"] for x in teacher["returns"]]
+    return {"teacher": float(np.mean(returns)), "random": fidelity["random"]["return"]}
+
+
+def centre(values: Sequence[float], places: int = 0) -> str:
+    """Format the interquartile mean and its bootstrap interval over seeds."""
+    middle, interval = float(iqm(values)), bootstrap_interval(iqm, [values], 0)
+    text = f"{middle:,.{places}f}"
+    if interval is None:
+        return text
+    return f"{text} ({interval.low:,.{places}f} to {interval.high:,.{places}f})"
+
+
 def method_lines(task: Row) -> list[str]:
     """Lay out a row per method and size, in the order of VARIANTS."""
     span = task["teacher"] - task["random"]
@@ -206,7 +220,28 @@ def judged(d: Difference) -> list[str]:
     return [f"{d.mean:+,.0f}{ends}", *p, d.verdict]
 
 
-LINES = {"methods": method_lines, "guide": guide_lines}
+def lines(data: Row) -> list[str]:
+    """Lay out the students of every task."""
+    laid_out: list[str] = []
+    for env, task in data["tasks"].items():
+        settings = task["settings"]
+        lead = (
+            f"{env}, {settings['steps']:,} environment steps per student, {settings['seeds']} "
+            f"seeds, {settings['episodes']} episodes per policy. The teacher gets "
+            f"{task['teacher']:,.0f}, uniform actions {task['random']:,.0f}."
+        )
+        is_guide = any(row["method"] == "without" for row in task["rows"])
+        laid_out += [lead, "", *(guide_lines if is_guide else method_lines)(task), ""]
+    return laid_out[:-1]
+
+
+def share_lines(data: Row) -> list[str]:
+    """Lay out the shares of a run's time, a row per method."""
+    rows = [
+        [f"`{name}`", *(f"{share:.0%}".replace("%", " %") for share in shares.values())]
+        for name, shares in data["shares"].items()
+    ]
+    return table(["", *next(iter(data["shares"].values()))], "lrrrr", rows)
 
 
 def default_run(args: argparse.Namespace, out: Path) -> Row:
@@ -229,7 +264,7 @@ def default_run(args: argparse.Namespace, out: Path) -> Row:
 
 def time_all(args: argparse.Namespace) -> None:
     """Time a default run and the phases of all methods, and write the file."""
-    load, percent = require_quiet(args.force)
+    busy = require_quiet(args.force)
     short = ["--total-steps", str(args.steps), "--evals", "1", "--eval-episodes", "1"]
     short += [*ROLLOUT, "--final-episodes", "1"]
     shares = {}
@@ -238,17 +273,16 @@ def time_all(args: argparse.Namespace) -> None:
         for name in TIMED:
             distil(args, Path(folder) / name, "--method", name, *short)
             shares[name] = time_shares(Path(folder) / name)
-    make_console().print(default, shares)
-    host: dict[str, object] = machine() | {"load": load, "cpu_percent": percent}
+    make_console().print(default)
     settings = {"env": args.env, "steps": args.steps, "rollout": ROLLOUT}
-    data = {"machine": host, "settings": settings, "default": default, "shares": shares}
-    write_json(args.json, data)
+    data = {**busy, "settings": settings, "default": default, "shares": shares}
+    report(args.json, data, share_lines(data))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare and time teacher-student distillation.")
     parser.add_argument("experiment", nargs="?", choices=DEFAULTS, default="methods")
-    parser.add_argument("--teacher", type=Path, help="a run with a history; none: only the table")
+    parser.add_argument("--teacher", type=Path, required=True, help="a run with a history")
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--methods", nargs="+", help="names in the table; default: all")
     parser.add_argument("--sizes", nargs="+", help="units of both layers")
@@ -256,31 +290,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="environment steps per student")
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--force", action="store_true", help="time on a busy machine too")
-    add_outputs(parser, "all figures of all students")
+    parser.add_argument("--json", type=Path, required=True, help="all figures of all students")
     args = parser.parse_args()
     for name, default in DEFAULTS[args.experiment].items():
         if getattr(args, name) is None:
             setattr(args, name, default)
     if unknown := set(args.methods or ()) - VARIANTS.get(args.experiment, {}).keys():
         parser.error(f"--methods: no {', '.join(sorted(unknown))} in {args.experiment}")
-    if args.experiment == "time" and args.teacher is None:
-        parser.error("time needs a --teacher")
     return args
 
 
 def main() -> int:
-    """Run what the file lacks, and print or publish its tables."""
+    """Run what the file lacks, and print its tables."""
     args = parse()
     if args.experiment == "time":
         time_all(args)
-        return 0
-    if args.teacher is not None:
+    else:
         distil_all(args)
-    lines: list[str] = []
-    for env, task in json.loads(args.json.read_text())["tasks"].items():
-        lead = students_lead(env, task["settings"], task)
-        lines += [*([""] if lines else []), lead, "", *LINES[args.experiment](task)]
-    publish(lines, args.docs, f"bench/distill.py {args.experiment}")
+        report(None, {}, lines(json.loads(args.json.read_text())))
     return 0
 
 

@@ -1,7 +1,8 @@
 """Time environment steps: native, Gymnasium, Stable-Baselines3 and the limit of MuJoCo itself.
 
 `raw` is only batched mj_step on all cores, without observations, rewards or resets. It starts 100
-random steps into native episodes, and returns to those states every 20 steps.
+random steps into native episodes, and returns to those states every 20 steps. `acting` collects
+rollouts as `dpd train` does: a PPO policy acts in the native simulation, and steps are stored.
 
     python bench/envs.py --tasks HalfCheetah-v5 --n-envs 32 256 --json envs.json
 """
@@ -17,27 +18,29 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
+from marked import report, table
 from mujoco.batch import Batch
-from rich.table import Table
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from timing import (
+    Record,
     Work,
     interleaved_rates,
-    machine,
+    least_goal,
     median_ratio,
     parse_timed,
     require_quiet,
-    write_json,
 )
 
+from dpd.cli import parse_train
 from dpd.envs.native import NativeEnv
 from dpd.envs.physics import n_cores
 from dpd.envs.tasks import TASKS, load_model
 from dpd.log.terminal import make_console
+from dpd.run.train import make_training
 
 WARM_UP = 100
 RAW_ROUND = 20
 N_ACTIONS = 64
+SAMPLES = 2048  # of an iteration, whatever the number of environments
 MOST_RIVAL_ENVS = 64  # more only take longer to build for Gymnasium and SB3
 GOALS = (  # task, contender, base, least ratio
     ("HalfCheetah-v5", "native@256", "raw@256", 0.85),
@@ -77,6 +80,20 @@ def raw(env_id: str, n_envs: int) -> Work:
     return work
 
 
+def acting(env_id: str, n_envs: int) -> Work:
+    """Return the work of collecting a rollout of one PPO learner."""
+    sizes = f"--n-envs {n_envs} --n-steps {max(1, SAMPLES // n_envs)}"
+    config = parse_train([env_id, *f"--method none --peers 1 {sizes}".split()])
+    training = make_training(config)
+    (stack,) = training.stacks
+
+    def work() -> int:
+        stack.collect()
+        return config.stacks[0].algo.samples
+
+    return work
+
+
 def gymnasium_vector(mode: str) -> Callable[[str, int], Work]:
     """Return a maker of Gymnasium's work in a vectorization mode."""
 
@@ -94,9 +111,13 @@ def gymnasium_vector(mode: str) -> Callable[[str, int], Work]:
     return make
 
 
-def sb3_vector(kind: type[DummyVecEnv] | type[SubprocVecEnv]) -> Callable[[str, int], Work]:
+def sb3_vector(kind: str) -> Callable[[str, int], Work]:
     def make(env_id: str, n_envs: int) -> Work:
-        envs = kind([lambda: gymnasium.make(env_id)] * n_envs)
+        from stable_baselines3.common import vec_env  # takes seconds, and tables need none of it
+
+        # Forked processes need not import this script, which takes each of them seconds.
+        forked = {"start_method": "fork"} if kind == "SubprocVecEnv" else {}
+        envs = getattr(vec_env, kind)([lambda: gymnasium.make(env_id)] * n_envs, **forked)
         envs.reset()
         acts = _actions(env_id, n_envs)
         return _cycle(lambda k: envs.step(acts[k]), n_envs)
@@ -104,12 +125,12 @@ def sb3_vector(kind: type[DummyVecEnv] | type[SubprocVecEnv]) -> Callable[[str, 
     return make
 
 
-LIMITS = {"raw": raw, "native": native}
+OURS = {"raw": raw, "native": native, "acting": acting}
 RIVALS = {
     "gymnasium sync": gymnasium_vector("sync"),
     "gymnasium async": gymnasium_vector("async"),
-    "sb3 DummyVecEnv": sb3_vector(DummyVecEnv),
-    "sb3 SubprocVecEnv": sb3_vector(SubprocVecEnv),
+    "sb3 DummyVecEnv": sb3_vector("DummyVecEnv"),
+    "sb3 SubprocVecEnv": sb3_vector("SubprocVecEnv"),
 }
 
 
@@ -138,27 +159,34 @@ def contenders(env_id: str, sizes: list[int]) -> dict[str, Work]:
     works = {}
     for n_envs in sizes:
         rivals = RIVALS if n_envs <= MOST_RIVAL_ENVS else {}
-        for name, make in {**LIMITS, **rivals}.items():
+        for name, make in {**OURS, **rivals}.items():
             works[f"{name}@{n_envs}"] = make(env_id, n_envs)
     return works
 
 
-def rate_table(rates: dict[str, dict[str, list[float]]]) -> Table:
-    table = Table("steps/s (median)", *rates, title="Environment steps per second")
-    for name in next(iter(rates.values())):
-        medians = [statistics.median(of_task[name]) for of_task in rates.values()]
-        table.add_row(name, *(f"{median:,.0f}" for median in medians))
-    return table
+def lines(data: Record) -> list[str]:
+    """Lay out steps per second and ratios to raw, a row per contender and a column per task."""
+    rates, rows = data["rates"], []
+    for contender in next(iter(rates.values())):
+        name, _, n_envs = contender.partition("@")
+        medians = [statistics.median(of_task[contender]) for of_task in rates.values()]
+        rows.append([f"{name}, {n_envs}", *(f"{median:,.0f}" for median in medians)])
+        if name in ("native", "acting"):
+            ratios = [
+                median_ratio(of_task, contender, f"raw@{n_envs}") for of_task in rates.values()
+            ]
+            rows.append([f"{name} / raw, {n_envs}", *(f"{ratio:.2f}" for ratio in ratios)])
+    head = ["", *(env_id.partition("-")[0] for env_id in rates)]
+    return table(head, "l" + "r" * len(rates), rows)
 
 
-def goal_table(rates: dict[str, dict[str, list[float]]]) -> Table:
-    table = Table("task", "ratio", "measured", "goal", title="Ratios by round, medians")
-    for env_id, name, base, goal in GOALS:
-        if name in rates.get(env_id, {}) and base in rates[env_id]:
-            ratio = median_ratio(rates[env_id], name, base)
-            mark = "" if ratio >= goal else "  missed"
-            table.add_row(env_id, f"{name} / {base}", f"{ratio:.2f}{mark}", f"{goal:.2f}")
-    return table
+def goals(rates: dict[str, dict[str, list[float]]]) -> list[Record]:
+    """Return the goals that were measured: medians over rounds of ratios."""
+    return [
+        least_goal(f"{env_id}, {name} / {base}", median_ratio(rates[env_id], name, base), least)
+        for env_id, name, base, least in GOALS
+        if {name, base} <= rates.get(env_id, {}).keys()
+    ]
 
 
 def parse() -> argparse.Namespace:
@@ -171,7 +199,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    load, percent = require_quiet(args.force)
+    busy = require_quiet(args.force)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     console = make_console()
     rates = {}
@@ -180,10 +208,8 @@ def main() -> None:
         works = contenders(env_id, args.n_envs)
         rates[env_id] = interleaved_rates(works, args.repeats, args.seconds)
         del works  # ends their processes before the next task
-    console.print(rate_table(rates), goal_table(rates))
-    console.print(f"{n_cores()} cores; load {load:.2f}, CPU {percent:.0f} % before the start")
-    about = machine() | {"load": load, "cpu_percent": percent}
-    write_json(args.json, {"machine": about, "rates": rates})
+    data: Record = {**busy, "goals": goals(rates), "rates": rates}
+    report(args.json, data, lines(data))
 
 
 if __name__ == "__main__":

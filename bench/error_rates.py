@@ -1,7 +1,6 @@
 """Measure the error rate of verdicts between equal methods, and the coverage of intervals.
 
 python bench/error_rates.py --json bench/results/error-rates.json        two minutes
-python bench/error_rates.py --json bench/results/error-rates.json --docs docs/results.md
 
 The verdicts are those of `dpd compare`, `study` and `cooperate`: dpd/report/stats.py computes p
 values, Holm's adjustment and the verdict for thousands of null experiments at once. (This file must
@@ -11,15 +10,13 @@ not be called statistics.py, which would hide Python's module from every benchma
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from marked import publish, table
-from timing import machine, write_json
+from marked import report, table
 
 from dpd.report.stats import (
     bootstrap_interval,
@@ -117,18 +114,13 @@ def lines(rates: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """Measure, or read --json for --docs; print the tables."""
+    """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description="Error rates of verdicts between equal methods.")
     parser.add_argument("--nulls", type=int, default=1_000, help="samples for the coverage")
-    parser.add_argument("--json", type=Path, help="write the rates here, or read them for --docs")
-    parser.add_argument("--docs", type=Path, help="write the tables of --json into this page")
+    parser.add_argument("--json", type=Path, help="write the rates here")
     args = parser.parse_args()
-    if args.docs is not None:
-        data = json.loads(args.json.read_text())
-    else:
-        data = {"machine": machine(), **measure(args.nulls)}
-        write_json(args.json, data)
-    publish(lines(data), args.docs, "bench/error_rates.py")
+    data = measure(args.nulls)
+    report(args.json, data, lines(data))
     return 0
 
 

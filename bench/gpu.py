@@ -1,8 +1,8 @@
-"""Run one part of the GPU benchmarks, or lay out their results; `bench/gpu.sh PART` starts it.
+"""Run one part of the GPU benchmarks, and lay out their results; `bench/gpu.sh PART` starts it.
 
 python bench/gpu.py parity --json gpu-parity.json
 python bench/gpu.py speed --device cpu --quick       smoke run; its numbers are meaningless
-python bench/gpu.py tables                           docs/benchmarks.md's section from all results
+python bench/tables.py                               docs/benchmarks.md's section from all results
 
 The most important measurements come first, and none starts that could not finish in time. Each runs
 in a separate process and is written when it ends. If one fails or crashes, its error is recorded
@@ -27,7 +27,7 @@ from statistics import mean
 from typing import IO, Any
 
 import torch
-from marked import publish, table
+from marked import table
 from rich.console import Console
 from timing import machine
 
@@ -72,10 +72,10 @@ PUBLISHED = (
 UNMEASURED = """
 Nothing has been measured on a GPU yet: what `--device cuda` runs is tested on the CPU alone
 (tests/agents/test_device.py says how). `bench/gpu.sh parity`, `speed` and `runs` measure, and
-`python bench/gpu.py tables` puts the results here. Goals on one H200: two PPO peers on HalfCheetah
-at 1,000,000 environment steps per second end to end; two peers x 10M steps x 5 seeds in five
-minutes; 20 stacked TD3 learners at 2,000 updates per second each. That `auto` simulates on the GPU
-from 512 environments on is an estimate.
+`python bench/tables.py` puts the results here. Goals on one H200: two PPO peers on HalfCheetah at
+1,000,000 environment steps per second end to end; two peers x 10M steps x 5 seeds in five minutes;
+20 stacked TD3 learners at 2,000 updates per second each. That `auto` simulates on the GPU from 512
+environments on is an estimate.
 """
 LONGEST_S = 450.0
 SPARE_S = 25.0  # time of a measurement: the last one starts this long before the end
@@ -190,7 +190,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Test and time dpd on a GPU.")
-    parser.add_argument("part", choices=[*PARTS, "tables"])
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--seconds", type=float, default=LONGEST_S, help="start nothing later")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # for the separate process
@@ -199,7 +199,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="default: bench/results/gpu-PART.json")
     args = parser.parse_args()
     args.json = args.json or HERE / "results" / f"gpu-{args.part}.json"
-    on_gpu = args.part in PARTS and torch.device(args.device).type == "cuda"
+    on_gpu = torch.device(args.device).type == "cuda"
     if on_gpu and not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device; --device cpu --quick tests the script")
     return args
@@ -306,11 +306,8 @@ def read(folder: Path) -> dict[str, Record]:
 
 
 def main() -> int:
-    """Measure one part, or write the tables."""
+    """Measure one part."""
     args = parse()
-    if args.part == "tables":
-        publish(section(read(HERE / "results")), HERE.parent / "docs/benchmarks.md", "bench/gpu.py")
-        return 0
     # Exiting by an exception runs the finally blocks, which end the measurement's process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if args.measure:

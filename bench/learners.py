@@ -8,7 +8,7 @@ python bench/learners.py --quick --force           smoke run; its numbers are me
 By default no environment is stepped: both sides draw minibatches from a replay of 100,000
 transitions with HalfCheetah's sizes and take gradient steps on them. End to end, an update follows
 every environment step, so steps equal updates; SBX is included if it is installed. Every
-measurement runs in a separate process, and set-ups take turns.
+measurement runs in a separate process, and set-ups take turns. `--only` names set-ups by words.
 """
 
 from __future__ import annotations
@@ -21,29 +21,26 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__" and "--ours" in sys.argv:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `dpd` does, before torch is loaded
 
 import torch
+from marked import RATIO_RULE, ratio_head, ratio_rows, report, table
 from rich.console import Console
-from rich.table import Table
-from sb3_baseline import ENDLESS, TimeBox, make_offpolicy, make_vec
+from rivals import ENDLESS, TimeBox, make_offpolicy, make_vec
 from timing import (
+    Record,
     Work,
     fastest,
     in_rounds,
     least_goal,
-    machine,
     median_ratio,
     parse_timed,
-    print_goals,
     rate,
     require_quiet,
     run_at_once,
-    write_json,
 )
 
 from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
@@ -225,29 +222,26 @@ Rates = dict[str, dict[str, list[float]]]
 """Updates per second by case and set-up, in rounds."""
 
 
-def bests(rates: Rates, case: str) -> tuple[str, str]:
-    """Return SB3's fastest set-up and dpd's."""
-    return fastest(rates[case], [s.name for s in SB3]), fastest(rates[case], [s.name for s in DPD])
-
-
-def goals(rates: Rates) -> list[dict[str, Any]]:
+def goals(rates: Rates) -> list[Record]:
     """Return the goals and their measurements; they do not apply to CPU seconds."""
     rows = []
-    for case in (case for case in rates if SB3_DEFAULT.name in rates[case]):
-        best, own = bests(rates, case)
-        bases = {"default": SB3_DEFAULT.name, "best": best}
+    for case, own in rates.items():
+        if SB3_DEFAULT.name not in own or not any(s.name in own for s in DPD):
+            continue
+        ours = fastest(own, [s.name for s in DPD])
+        bases = {"default": SB3_DEFAULT.name, "best": fastest(own, [s.name for s in SB3])}
         for (way, base), least in zip(bases.items(), GOALS[case], strict=True):
-            text = f"{CASES[case][0]} {case}, {own}, x SB3's {way} way"
-            rows.append(least_goal(text, median_ratio(rates[case], own, base), least))
+            text = f"{CASES[case][0]} {case}, {ours}, x SB3's {way} way"
+            rows.append(least_goal(text, median_ratio(own, ours, base), least))
     return rows
 
 
 def setups(args: argparse.Namespace) -> tuple[Setup, ...]:
     """Return the set-ups to compare."""
     sbx = SBX if args.end_to_end and find_spec("sbx") else ()
-    every = (*SB3, *sbx, *DPD)
+    every = [s for s in (*SB3, *sbx, *DPD) if any(word in s.name for word in args.only)]
     alone = [s for s in every if s.processes == 1 and (s.threads == 1 or s in SBX)]
-    return tuple(alone) if args.cpu else every
+    return tuple(alone if args.cpu else every)
 
 
 def measure_all(args: argparse.Namespace, console: Console) -> tuple[Rates, list[Any]]:
@@ -263,29 +257,21 @@ def measure_all(args: argparse.Namespace, console: Console) -> tuple[Rates, list
     return rates, [*before.get("rounds", []), *rounds]
 
 
-def report(rates: Rates, rounds: list[Any], args: argparse.Namespace, console: Console) -> None:
-    """Print the table and the goals, and write the numbers."""
-    title = "Updates of single learners per second; times SB3's default way, times its best way"
-    table = Table(title=title, title_justify="left")
-    for name in ("learners", "set-up", "updates/s", "x default", "x best"):
-        table.add_column(name, justify="right" if name[0] in "xu" else "left")
-    for case, own in rates.items():
-        best, _ = bests(rates, case)
-        default = next(s.name for s in SB3 if s.name in own)
-        for setup in setups(args):
-            ratios = [f"{median_ratio(own, setup.name, base):.2f}" for base in (default, best)]
-            learners = f"{CASES[case][0] if setup.ours else setup.processes} {case}"
-            table.add_row(learners, setup.name, f"{median(own[setup.name]):,.0f}", *ratios)
-    console.print(table)
-    print_goals(goals(rates), console)
-    data = {"machine": machine(), "seconds": args.seconds, "goals": goals(rates)}
-    data |= {"end_to_end": args.end_to_end, "cpu_seconds": args.cpu}
-    write_json(args.json, data | {"rounds": rounds, "rates": rates})
+def lines(data: Record) -> list[str]:
+    """Lay out updates of all learners per second; ratios to SB3's default and the best rival."""
+    rows = []
+    for case, rates in data["rates"].items():
+        learners = {s.name: f"{s.processes} {case.upper()}" for s in (*SB3, *SBX)}
+        rivals = [name for name in learners if name in rates] or list(rates)
+        learners |= {s.name: f"{CASES[case][0]} {case.upper()}" for s in DPD}
+        rows += ratio_rows(learners, rates, rivals[0], rivals)
+    return table(ratio_head("updates"), RATIO_RULE, rows)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time updates against Stable-Baselines3.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--only", nargs="+", default=[""], help="set-ups that contain such a word")
     parser.add_argument("--add", action="store_true", help="add rounds to the file of --json")
     parser.add_argument("--end-to-end", action="store_true", help="whole training")
     parser.add_argument("--cpu", action="store_true", help="per CPU second, one thread each")
@@ -307,8 +293,10 @@ def main() -> int:
         sys.stdout.write(json.dumps(worker(args)) + "\n")
         return 0
     require_quiet(args.force)
-    console = make_console()
-    report(*measure_all(args, console), args, console)
+    rates, rounds = measure_all(args, make_console())
+    data = {"seconds": args.seconds, "end_to_end": args.end_to_end, "cpu_seconds": args.cpu}
+    data |= {"goals": goals(rates), "rounds": rounds, "rates": rates}
+    report(args.json, data, lines(data))
     return 0
 
 

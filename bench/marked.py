@@ -1,33 +1,33 @@
-"""Markdown tables, written into a page between marks that name their benchmark."""
+"""Markdown tables, for the terminal and for pages, where marks name their benchmark."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-import numpy as np
-
-from dpd.report.stats import bootstrap_interval, iqm
+from timing import Record, fastest, machine, median_ratio, write_json
 
 
-def fill(page: Path, name: str, lines: Sequence[str]) -> None:
+def fill(page: str, name: str, lines: Sequence[str]) -> str:
     """Replace the lines between a benchmark's marks. Raises ValueError if the page has no marks."""
     begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
-    before, has_begin, rest = page.read_text().partition(begin)
+    before, has_begin, rest = page.partition(begin)
     _, has_end, after = rest.partition(end)
     if not has_begin or not has_end:
-        raise ValueError(f"{page} lacks the lines {begin} and {end}")
-    page.write_text("\n".join([before + begin, "", *lines, "", end + after]))
+        raise ValueError(f"the page lacks the lines {begin} and {end}")
+    return "\n".join([before + begin, "", *lines, "", end + after])
 
 
-def publish(lines: Sequence[str], page: Path | None, name: str) -> None:
-    """Print lines, and write them into a page if one is given."""
-    if page is not None:
-        fill(page, name, lines)
-    sys.stdout.write("\n".join(lines) + "\n")
+def report(path: Path | None, data: Record, *tables: Sequence[str]) -> None:
+    """Print tables and the goals of data; write data, with machine and versions, into `path`."""
+    parts = [*tables]
+    if "goals" in data:
+        met = {True: "met", False: "NOT MET"}
+        parts.append([f"{met[g['met']]}: {g['goal']}: {g['measured']:.2f}" for g in data["goals"]])
+    sys.stdout.write("\n\n".join("\n".join(part) for part in parts if part) + "\n")
+    write_json(path, {"machine": machine()} | data)
 
 
 def table(head: Sequence[str], rule: str, rows: Iterable[Sequence[str]]) -> list[str]:
@@ -37,31 +37,30 @@ def table(head: Sequence[str], rule: str, rows: Iterable[Sequence[str]]) -> list
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
-def centre(values: Sequence[float], places: int = 0) -> str:
-    """Format the interquartile mean and its bootstrap interval over seeds."""
-    middle, interval = float(iqm(values)), bootstrap_interval(iqm, [values], 0)
-    text = f"{middle:,.{places}f}"
-    if interval is None:
-        return text
-    return f"{text} ({interval.low:,.{places}f} to {interval.high:,.{places}f})"
+def ratio_rows(
+    learners: Mapping[str, str],
+    rates: Mapping[str, list[float]],
+    default: str,
+    rivals: Collection[str],
+) -> list[list[str]]:
+    """Return a row per set-up: its learners, median rate, and ratios to the default and best rival.
+
+    `learners` names those of every set-up, in the order of the table.
+    """
+    best = fastest(rates, rivals)
+    marks = {default: " (*default*)"}
+    marks[best] = marks.get(best, "") + " (*best*)"
+    rows = []
+    for name in (name for name in learners if name in rates):
+        ratios = [f"{median_ratio(rates, name, base):.2f}" for base in (default, best)]
+        shown = f"**{name}**" if name not in rivals else name + marks.get(name, "")
+        rows.append([learners[name], shown, f"{median(rates[name]):,.0f}", *ratios])
+    return rows
 
 
-def students_lead(env: str, settings: dict[str, Any], baselines: dict[str, Any]) -> str:
-    """Return the sentence above a table of distilled students."""
-    return (
-        f"{env}, {settings['steps']:,} environment steps per student, {settings['seeds']} seeds, "
-        f"{settings['episodes']} episodes per policy. The teacher gets "
-        f"{baselines['teacher']:,.0f}, uniform actions {baselines['random']:,.0f}."
-    )
+RATIO_RULE = "llrrr"
 
 
-def baselines_of(fidelity: dict[str, Any]) -> dict[str, float]:
-    """Return the returns of teacher and random actions in a run's fidelity.json."""
-    returns = [x for teacher in fidelity["teachers"] for x in teacher["returns"]]
-    return {"teacher": float(np.mean(returns)), "random": fidelity["random"]["return"]}
-
-
-def add_outputs(parser: argparse.ArgumentParser, contents: str) -> None:
-    """Add the flags --json and --docs."""
-    parser.add_argument("--json", type=Path, required=True, help=contents)
-    parser.add_argument("--docs", type=Path, help="write the tables of --json into this page")
+def ratio_head(unit: str) -> list[str]:
+    """Return the head of `ratio_rows`."""
+    return ["learners", "set-up", f"{unit}/s", "× default", "× best"]

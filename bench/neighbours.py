@@ -11,7 +11,6 @@ install faiss-cpu) only the exact search is timed.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -22,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from marked import add_outputs, publish, table
-from timing import machine, require_quiet, write_json
+from marked import report, table
+from timing import require_quiet
 from torch import Tensor
 
 from dpd.envs.native import NativeEnv
@@ -124,8 +123,9 @@ def fastest(
     return best
 
 
-def lines_of(rows: list[dict[str, Any]]) -> list[str]:
+def lines(data: dict[str, Any]) -> list[str]:
     """Lay out a row per search and size."""
+    rows = data["rows"]
     head = ["entries", "search", *(f"{b} at once, ms" for b in BATCHES), "recall", "built in, s"]
     laid_out = []
     for row in (r for r in rows if r["batch"] == BATCHES[0]):
@@ -136,35 +136,27 @@ def lines_of(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> int:
-    """Measure if a policy is given, and print or publish the table."""
+    """Measure on one thread, and print the table."""
     parser = argparse.ArgumentParser(description="Exact and approximate search of a memory.")
-    parser.add_argument("policy", nargs="?", type=Path, help="none: only write the table")
+    parser.add_argument("policy", type=Path)
     parser.add_argument("--entries", nargs="+", type=int, default=[10_000, 50_000])
     parser.add_argument("--dim", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.2)
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
-    add_outputs(parser, "all times")
+    parser.add_argument("--json", type=Path, required=True, help="all times")
     args = parser.parse_args()
-    if args.policy is not None:
-        measure_all(args)
-    rows = json.loads(args.json.read_text())["rows"]
-    publish(lines_of(rows), args.docs, "bench/neighbours.py")
-    return 0
-
-
-def measure_all(args: argparse.Namespace) -> None:
-    """Measure on one thread and write the file."""
-    load_now, busy = require_quiet(args.force)
+    data = require_quiet(args.force)
     torch.set_num_threads(1)
     if find_spec("faiss"):
         import faiss
 
         faiss.omp_set_num_threads(1)
     rows = [row for n in args.entries for row in measure(load(args.policy), n, args)]
-    about = {"machine": machine(), "load": load_now, "cpu_percent": busy}
-    settings = {"k": K, "dim": args.dim, "links": LINKS, "noise": NOISE}
-    write_json(args.json, {**about, "settings": settings, "rows": rows})
+    data["settings"] = {"k": K, "dim": args.dim, "links": LINKS, "noise": NOISE}
+    data["rows"] = rows
+    report(args.json, data, lines(data))
+    return 0
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def load_of_others(seconds: float = 1.0) -> tuple[float, float]:
     return os.getloadavg()[0], psutil.cpu_percent(interval=seconds)
 
 
-def require_quiet(force: bool) -> tuple[float, float]:
+def require_quiet(force: bool) -> Record:
     """Return load and CPU percent; exit if the machine is busy, unless `force`."""
     load, percent = load_of_others()
     limit = MAX_LOAD_PER_CORE * (os.cpu_count() or 1)
@@ -44,7 +44,7 @@ def require_quiet(force: bool) -> tuple[float, float]:
             f"the machine is busy: load {load:.2f} (limit {limit:.2f}), CPU {percent:.0f} % "
             f"(limit {MAX_CPU_PERCENT:.0f} %); try again later, or measure anyway with --force"
         )
-    return load, percent
+    return {"load": load, "cpu_percent": percent}
 
 
 def parse_timed(
@@ -142,13 +142,6 @@ def write_json(path: Path | None, data: object) -> None:
     """Write results, if a path is given."""
     if path is not None:
         path.write_text(json.dumps(data, indent=1) + "\n")
-
-
-def print_goals(goals: Sequence[Mapping[str, Any]], console: Any) -> None:
-    """Print each goal with its measurement."""
-    for goal in goals:
-        met = "met   " if goal["met"] else "NOT MET"
-        console.print(f"{met:<8}{goal['goal']}: {goal['measured']:.2f}", soft_wrap=True)
 
 
 def in_rounds(

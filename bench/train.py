@@ -1,11 +1,14 @@
-"""Time whole training against Stable-Baselines3's PPO, and the cost of distillation.
+"""Time whole training against other projects' PPO, and the cost of distillation.
 
-python bench/train.py --json train.json        about 20 minutes on a quiet machine
-python bench/train.py --quick --force          smoke run; its numbers are meaningless
+python bench/train.py --cleanrl FILE ... --json train.json   about 12 minutes on a quiet machine
+python bench/train.py --only paper modern                    set-ups whose names contain a word
+python bench/train.py --quick --force                        smoke run; its numbers are meaningless
 
-Both sides learn HalfCheetah-v5 with the same hyper-parameters. Every measurement runs in a separate
-process, and set-ups take turns. dpd logs (csv, TensorBoard, live table) and SB3 is silent; neither
-evaluates, and the first iteration of both is not counted.
+All learn HalfCheetah-v5 with the same hyper-parameters, minibatches and epochs. Every measurement
+runs in a separate process, and set-ups take turns. dpd logs (csv, TensorBoard, live table),
+Stable-Baselines3 and SBX are silent, CleanRL's file logs as it does. Nobody evaluates, and the
+first iteration, with its compilation, is not counted. SBX is included if it is installed, and
+CleanRL's or LeanRL's ppo_continuous_action.py if its file is named.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from statistics import median
@@ -26,21 +30,18 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from sb3_baseline import ENDLESS, TimeBox
+from marked import RATIO_RULE, ratio_head, ratio_rows, report, table
+from rivals import ENDLESS, TimeBox
 from timing import (
     MAX_CPU_PERCENT,
+    Record,
     fastest,
     in_rounds,
     least_goal,
-    machine,
     median_ratio,
     parse_timed,
-    print_goals,
     require_quiet,
     run_at_once,
-    write_json,
 )
 
 import dpd.run.train
@@ -115,27 +116,30 @@ class Setup:
         if self.ours:
             flags += [] if threads is None else ["--threads", str(threads)]
             return [sys.executable, str(HERE / "train.py"), "--worker", str(seconds), *flags]
-        script = str(HERE / "sb3_baseline.py")
+        script = str(HERE / "rivals.py")
         return [sys.executable, script, "--env", ENV, "--seconds", str(seconds), *flags]
 
-    def measure(self, seconds: float, threads: int | None) -> dict[str, Any]:
+    def measure(self, seconds: float, threads: int | None) -> Record:
         """Run once; steps per second sum over the processes."""
         seeds = range(self.processes)
         parts = run_at_once([self.command(seconds, seed, threads) for seed in seeds])
         return {"steps_per_s": sum(p["steps"] / p["seconds"] for p in parts), "parts": parts}
 
 
+def ways(name: str, flags: str = "", n_envs: int = 32) -> tuple[Setup, ...]:
+    """Return another project's ways to use two cores: two threads, or two runs.
+
+    32 environments are the fastest of 1, 8, 16 and 32 for SBX (32 against 8: 1.5 times as fast).
+    """
+    one = f"{flags} --n-envs {n_envs}"
+    return (
+        Setup(f"{name}, {n_envs} envs, 2 threads", 1, f"{one} --threads 2"),
+        Setup(f"{name}, 2 runs of {n_envs} envs, 1 thread", 2, f"{one} --threads 1", 2),
+    )
+
+
 SB3_DEFAULT = Setup("SB3, 1 env, default threads", 1, "--n-envs 1")
-SB3 = (
-    SB3_DEFAULT,
-    Setup("SB3, 1 env, 1 thread", 1, "--n-envs 1 --threads 1"),
-    Setup("SB3, 1 env, 2 threads", 1, "--n-envs 1 --threads 2"),
-    Setup("SB3, 8 envs, 1 thread", 1, "--n-envs 8 --threads 1"),
-    Setup("SB3, 8 envs, 2 threads", 1, "--n-envs 8 --threads 2"),
-    Setup("SB3, 8 env processes, 1 thread", 1, "--n-envs 8 --threads 1 --vec subproc"),
-    Setup("SB3, 2 runs of 1 env, 1 thread", 2, "--n-envs 1 --threads 1", 2),
-    Setup("SB3, 2 runs of 8 envs, 1 thread", 2, "--n-envs 8 --threads 1", 2),
-)
+SB3 = (SB3_DEFAULT, *ways("SB3", n_envs=8), *ways("SB3"))
 ONE = Setup("dpd, one learner", 1, "--peers 1 --method none", ours=True)
 TEN = Setup("dpd, ten seeds in one stack", 10, "--peers 1 --seeds 10 --method none", ours=True)
 # As with `--workers`: independent processes, each with a share of the seeds and cores.
@@ -146,10 +150,11 @@ SHARED = Setup(
 ALONE = Setup("dpd, two peers, no distillation", 2, "--peers 2 --method none", ours=True)
 
 
-def with_preset(preset: str) -> Setup:
-    """Return two peers that distil with a preset."""
-    flags = f"--peers 2 --method dpd --preset {preset}"
-    return Setup(f"dpd, two peers, {preset}", 2, flags, ours=True)
+def with_preset(preset: str, extra: str = "") -> Setup:
+    """Return two peers that distil with a preset, and with `extra` flags."""
+    flags = f"--peers 2 --method dpd --preset {preset} {extra}"
+    name = f"dpd, two peers, {preset}"
+    return Setup(f"{name}, {extra}" if extra else name, 2, flags, ours=True)
 
 
 def without_distillation(preset: str) -> Setup:
@@ -162,42 +167,34 @@ def without_distillation(preset: str) -> Setup:
     return Setup(f"dpd, two peers, no distillation, {preset}'s learners", 2, flags, ours=True)
 
 
-def in_turns() -> list[Setup]:
-    """Return every set-up once, dpd's and SB3's alternating."""
-    ours = [
-        ONE,
-        ALONE,
-        TEN,
-        PAIRS,
-        SHARED,
-        *map(with_preset, PRESETS),
-        *map(without_distillation, PRESETS),
-    ]
-    pairs = zip_longest(dict.fromkeys(ours), SB3)
-    return [setup for pair in pairs for setup in pair if setup is not None]
+def setups(cleanrl: Sequence[Path]) -> tuple[list[Setup], list[str]]:
+    """Return every set-up once, dpd's and the rivals' alternating, and the rivals left out."""
+    ours = [ONE, ALONE, *map(with_preset, PRESETS), with_preset("paper", "--kernels torch")]
+    ours += [TEN, PAIRS, SHARED, *map(without_distillation, PRESETS)]
+    rivals, missing = [*SB3], []
+    if find_spec("sbx"):
+        rivals += ways("SBX", "--package sbx")
+    else:
+        missing.append("SBX (pip install sbx-rl)")
+    for file in cleanrl:
+        project = "LeanRL" if "tensordict" in file.read_text() else "CleanRL"
+        rivals += ways(project, f"--file {shlex.quote(str(file))}")
+    if not cleanrl:
+        missing.append("CleanRL and LeanRL (--cleanrl FILE)")
+    pairs = zip_longest(dict.fromkeys(ours), rivals)
+    return [setup for pair in pairs for setup in pair if setup is not None], missing
 
 
 @dataclass
 class Results:
     """Measurements of every set-up by name, round by round."""
 
-    raw: dict[str, list[dict[str, Any]]]
-    rounds: list[dict[str, float]]
+    raw: dict[str, list[Record]]
 
     @property
     def rates(self) -> dict[str, list[float]]:
         """Environment steps per second, of all learners of a set-up together."""
         return {k: [r["steps_per_s"] for r in v] for k, v in self.raw.items()}
-
-    def rate(self, setup: Setup) -> float:
-        return median(self.rates[setup.name])
-
-    def ratio(self, setup: Setup, base: Setup) -> float:
-        return median_ratio(self.rates, setup.name, base.name)
-
-    def best_sb3(self) -> Setup:
-        name = fastest(self.rates, [setup.name for setup in SB3])
-        return next(setup for setup in SB3 if setup.name == name)
 
     def own_phase(self, setup: Setup) -> float:
         """Return the share of the time in the distillation phase."""
@@ -210,80 +207,69 @@ class Results:
         It includes the cost of a term in the learners' loss, which is no separate phase, and of
         the distance between peers, which learners without distillation measure as well.
         """
-        bare = without_distillation(preset)
-        return 1 - self.ratio(with_preset(preset), bare) * (1 - self.own_phase(bare))
+        own, bare = with_preset(preset), without_distillation(preset)
+        return 1 - median_ratio(self.rates, own.name, bare.name) * (1 - self.own_phase(bare))
+
+    def has(self, *setups: Setup) -> bool:
+        return all(setup.name in self.raw for setup in setups)
 
 
-def ratio_table(results: Results) -> Table:
-    """Return the rates of all set-ups, also relative to SB3's."""
-    best = results.best_sb3()
-    title = f"Training {ENV} end to end; times SB3's default way, times its best way"
-    table = Table(title=title, title_justify="left")
-    table.add_column("set-up", no_wrap=True)
-    for name in ("learners", "env steps/s", "x default", "x best"):
-        table.add_column(name, justify="right")
-    for setup in (*SB3, ONE, ALONE, with_preset("paper"), TEN, PAIRS, SHARED):
-        ratios = [f"{results.ratio(setup, base):.2f}" for base in (SB3_DEFAULT, best)]
-        name = f"{setup.name} (best)" if setup is best else setup.name
-        table.add_row(name, str(setup.learners), f"{results.rate(setup):,.0f}", *ratios)
-    return table
+def lines(data: Record) -> list[str]:
+    """Lay out the rates of all set-ups, also relative to the default and to the best rival."""
+    listed = sorted(data["medians"].values(), key=lambda row: row["ours"])  # rivals first
+    learners = {row["name"]: str(row["learners"]) for row in listed}
+    rivals = [row["name"] for row in listed if not row["ours"]] or list(learners)
+    default = SB3_DEFAULT.name if SB3_DEFAULT.name in learners else rivals[0]
+    rates = Results(data["raw"]).rates
+    return table(ratio_head("steps"), RATIO_RULE, ratio_rows(learners, rates, default, rivals))
 
 
-def cost_table(results: Results) -> Table:
-    """Return the cost of distillation by preset."""
-    table = Table(title="Distillation's share of the time, two peers", title_justify="left")
-    table.add_column("preset")
-    for name in ("env steps/s", "its own phase", "against learners without"):
-        table.add_column(name, justify="right")
-    rows = [("none", ALONE, results.own_phase(ALONE))]
-    rows += [(p, with_preset(p), results.cost(p)) for p in PRESETS]
-    for name, setup, cost in rows:
-        shares = [f"{100 * share:.1f} %" for share in (results.own_phase(setup), cost)]
-        table.add_row(name, f"{results.rate(setup):,.0f}", *shares)
-    return table
+def cost_lines(data: Record) -> list[str]:
+    """Lay out the cost of distillation by preset, for two peers."""
+    results, rows = Results(data["raw"]), []
+    for preset in PRESETS:
+        own, bare = with_preset(preset), without_distillation(preset)
+        if results.has(own, bare):
+            shares = [f"{100 * x:.1f} %" for x in (results.own_phase(own), results.cost(preset))]
+            shares = [share.replace("-", "−") for share in shares]
+            rows.append([f"`{preset}`", f"{median(results.rates[own.name]):,.0f}", *shares])
+    head = ["preset", "steps/s", "distillation phase", "time saved by the same learners without it"]
+    return table(head, "lrrr", rows) if rows else []
 
 
-def goals(results: Results) -> list[dict[str, Any]]:
-    """Return the goals and their measurements."""
-    best, paper = results.best_sb3(), with_preset("paper")
-    lowest = [
-        ("two peers, paper, x SB3's default way", results.ratio(paper, SB3_DEFAULT), 6.0),
-        ("two peers, paper, x SB3's best way", results.ratio(paper, best), 1.6),
-        ("ten learners, x SB3's default way", results.ratio(TEN, SB3_DEFAULT), 12.0),
-        ("ten learners, x SB3's best way", results.ratio(TEN, best), 3.0),
-        ("ten pairs, two processes, x SB3's best way", results.ratio(SHARED, best), 5.0),
-    ]
-    share = max(results.own_phase(paper), results.cost("paper"))
-    rows = [least_goal(*row) for row in lowest]
-    name = "distillation, paper, share of the time (the larger of both) <= 0.15"
-    return [*rows, {"goal": name, "measured": share, "met": share <= 0.15}]
-
-
-def report(results: Results, args: argparse.Namespace, console: Console) -> None:
-    """Print the tables and goals, and write the numbers."""
-    console.print(ratio_table(results), cost_table(results))
-    print_goals(goals(results), console)
-    busy = sum(r["cpu_percent"] > MAX_CPU_PERCENT for r in results.rounds)
-    if busy:
-        # Two torch threads on shared cores mostly wait for each other.
-        console.print(
-            f"the machine was busy in {busy} of {len(results.rounds)} rounds: do "
-            "not quote these numbers, in particular those of two threads",
-            style="red",
-            soft_wrap=True,
-        )
-    if args.json:
-        setups = {s.name: {**asdict(s), "steps_per_s": results.rate(s)} for s in in_turns()}
-        data = {"machine": machine(), "env": ENV, "seconds": args.seconds, "threads": args.threads}
-        data |= {"goals": goals(results), "medians": setups, "rounds": results.rounds}
-        data |= {"busy_rounds": busy}
-        write_json(args.json, data | {"raw": results.raw})
+def goals(results: Results) -> list[Record]:
+    """Return the goals that were measured; SB3's best way is the fastest of its own."""
+    paper, rates, rows = with_preset("paper"), results.rates, []
+    best = fastest(rates, [s.name for s in SB3]) if results.has(SB3_DEFAULT) else ""
+    bases = {"default": SB3_DEFAULT.name, "best": best}
+    for what, own, way, least in (
+        ("two peers, paper", paper, "default", 6.0),
+        ("two peers, paper", paper, "best", 1.6),
+        ("ten learners", TEN, "default", 12.0),
+        ("ten learners", TEN, "best", 3.0),
+        ("ten pairs, two processes", SHARED, "best", 5.0),
+    ):
+        if results.has(own, SB3_DEFAULT):
+            measured = median_ratio(rates, own.name, bases[way])
+            rows.append(least_goal(f"{what}, x SB3's {way} way", measured, least))
+    if results.has(paper, ALONE):
+        share = max(results.own_phase(paper), results.cost("paper"))
+        name = "distillation, paper, share of the time (the larger of both) <= 0.15"
+        rows.append({"goal": name, "measured": share, "met": share <= 0.15})
+    return rows
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Time training against Stable-Baselines3.")
+    parser = argparse.ArgumentParser(description="Time training against other projects' PPO.")
     parser.add_argument("--threads", type=int, help="CPU threads of dpd; default: its own")
-    return parse_timed(parser, repeats=3, seconds=15.0)
+    parser.add_argument("--only", nargs="+", default=[""], help="set-ups that contain such a word")
+    cleanrl = "CleanRL's or LeanRL's ppo_continuous_action.py, not part of this project"
+    parser.add_argument("--cleanrl", nargs="+", type=Path, default=[], help=cleanrl)
+    args = parse_timed(parser, repeats=5, seconds=4.0)
+    for file in args.cleanrl:
+        if not file.is_file():
+            parser.error(f"--cleanrl: there is no {file}")
+    return args
 
 
 def main() -> int:
@@ -294,9 +280,26 @@ def main() -> int:
     args = parse()
     require_quiet(args.force)
     console = make_console()
-    contenders = {s.name: partial(s.measure, args.seconds, args.threads) for s in in_turns()}
-    results = Results(*in_rounds(args.repeats, contenders, "steps", console))
-    report(results, args, console)
+    every, missing = setups(args.cleanrl)
+    if missing:
+        console.print(f"left out: {', '.join(missing)}")
+    chosen = [s for s in every if any(word in s.name for word in args.only)]
+    contenders = {s.name: partial(s.measure, args.seconds, args.threads) for s in chosen}
+    raw, rounds = in_rounds(args.repeats, contenders, "steps", console)
+    rates = Results(raw).rates
+    medians = {s.name: {**asdict(s), "steps_per_s": median(rates[s.name])} for s in chosen}
+    data = {"env": ENV, "seconds": args.seconds, "threads": args.threads}
+    data |= {"goals": goals(Results(raw)), "medians": medians, "rounds": rounds, "raw": raw}
+    data["busy_rounds"] = sum(r["cpu_percent"] > MAX_CPU_PERCENT for r in rounds)
+    if data["busy_rounds"]:
+        # Two torch threads on shared cores mostly wait for each other.
+        console.print(
+            f"the machine was busy in {data['busy_rounds']} of {len(rounds)} rounds: do "
+            "not quote these numbers, in particular those of two threads",
+            style="red",
+            soft_wrap=True,
+        )
+    report(args.json, data, lines(data), cost_lines(data))
     return 0
 
 

@@ -21,19 +21,19 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from unittest.mock import patch
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `dpd` does, before torch is loaded
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `dpd` does, before torch is loaded
 
 import torch
 from learners import CASES, UPDATES, filled_agent, ours
-from rich.table import Table
+from marked import report, table
 from timing import (
+    Record,
     Work,
     interleaved_rates,
-    machine,
     median_ratio,
     parse_timed,
     require_quiet,
-    write_json,
 )
 from torch import Tensor
 
@@ -169,16 +169,19 @@ def timed(works: dict[str, Work], args: argparse.Namespace) -> dict[str, list[fl
     return interleaved_rates(works, args.repeats, args.seconds, clock)
 
 
-def rate_table(rates: dict[str, dict[str, list[float]]]) -> Table:
-    """Return every rate, also relative to the unchanged learners."""
-    table = Table(title="Variants, times the learners as they are", title_justify="left")
-    for name in ("learners", "variant", "per second", "x as it is"):
-        table.add_column(name, justify="right" if name[0] in "px" else "left")
-    for case, of_case in rates.items():
-        for name, values in of_case.items():
-            ratio = median_ratio(of_case, name, name.split(",")[0])
-            table.add_row(case, name, f"{median(values):,.0f}", f"{ratio:.2f}")
-    return table
+def lines(*files: Record) -> list[str]:
+    """Lay out every rate, also relative to the unchanged learners: two columns per case."""
+    cases = {name: of for file in files for name, of in file["rates"].items() if name != "products"}
+    heads, rows = [""], []
+    for name in cases:
+        heads += [name.upper(), "×"]
+    for variant in next(iter(cases.values())):
+        row = [variant]
+        for rates in cases.values():
+            ratio = median_ratio(rates, variant, variant.split(",")[0])
+            row += [f"{median(rates[variant]):,.0f}", f"{ratio:.2f}"]
+        rows.append(row)
+    return table(heads, "l" + "rr" * len(cases), rows)
 
 
 def parse() -> argparse.Namespace:
@@ -186,7 +189,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--cpu", action="store_true", help="per CPU second, on one thread")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    return parse_timed(parser, repeats=3, seconds=4.0)
+    return parse_timed(parser, repeats=5, seconds=4.0)
 
 
 def main() -> int:
@@ -199,8 +202,8 @@ def main() -> int:
     for case in args.cases:
         console.print(f"timing {case}")
         rates[f"{CASES[case][0]} {case}"] = measure(case, args)
-    console.print(rate_table(rates))
-    write_json(args.json, {"machine": machine(), "seconds": args.seconds, "rates": rates})
+    data = {"seconds": args.seconds, "rates": rates}
+    report(args.json, data, lines(data))
     return 0
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from dpd import __version__
-from dpd.agents.config import ALGORITHMS, LearnerConfig
+from dpd.agents.config import ALGORITHMS, LearnerConfig, PPOConfig
 from dpd.config import (
     EvaluateConfig,
     ExportConfig,
@@ -58,7 +58,7 @@ commands
   dpd study [ENV] ...          compare a method with its controls
   dpd fidelity PATH PATH ...   measure how closely students follow a teacher, the first PATH
   dpd sweep TEACHER ...        measure what makes a student follow its teacher
-  dpd export PATH ...          write a policy as an SB3, ONNX, TorchScript or dpd file
+  dpd export PATH ...          write a policy as an ONNX, TorchScript, C, SB3 or dpd file
 
 `dpd COMMAND --help` lists the flags of a command; `dpd --version` prints the version.
 
@@ -174,6 +174,7 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     if sizes and len(names) > 1:
         raise BadInput("--student-sizes needs a single algorithm; give one --algo")
     algos = [default_learners(name, method) for name in names]
+    refuse_unshareable(names, argv, settings)
     if selection.preset is not None:
         preset = preset_settings(selection.preset, selection.method, ",".join(names))
         settings = merge(preset, settings)
@@ -200,6 +201,17 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
     )
+
+
+def refuse_unshareable(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
+    """Raise BadInput if learners other than PPO's are to share experience."""
+    asked = any(re.fullmatch(r"--(peer\d+\.)?share-experience", word) for word in argv)
+    unfit = [name for name in names if not issubclass(ALGORITHMS[name].settings, PPOConfig)]
+    if unfit and (asked or settings.get("share_experience")):
+        raise BadInput(
+            f"--share-experience is for --algo ppo, not {unfit[0]}; off-policy learners draw from "
+            "each other's data with --share-replay"
+        )
 
 
 def default_learners(name: str, method: type[MethodConfig]) -> LearnerConfig:

@@ -318,11 +318,29 @@ class TrainConfig:
                 )
             if given and len(given) != self.run.peers:
                 raise BadInput(f"{flag(name)} has {len(given)} values for {self.run.peers} peers")
+        if getattr(stack.algo, "share_experience", False):
+            self._refuse_unfit_sharing()
         if getattr(stack.algo, "share_replay", False):
             if len(self.stacks) > 1:
                 raise BadInput("--share-replay needs peers of one algorithm and the same settings")
             if self.run.peers == 1:
                 raise BadInput("--share-replay does nothing with one peer; give --peers 2 or more")
+
+    def _refuse_unfit_sharing(self) -> None:
+        """Raise BadInput if peers cannot learn from each other's samples."""
+        if self.command != "train":
+            raise BadInput(
+                "--share-experience is for the peers of dpd train: a teacher labels a student's "
+                "own samples only; leave it out"
+            )
+        if len(self.stacks) > 1:
+            raise BadInput(
+                "--share-experience needs peers that collect at once, which those of unlike "
+                "algorithms, sizes or settings do not; give one --algo for all (--peer-lr and "
+                "--peer-gamma may differ)"
+            )
+        if self.run.peers == 1:
+            raise BadInput("--share-experience does nothing with one peer; give --peers 2 or more")
 
     def _refuse_no_learning(self, stack: StackConfig) -> None:
         """Raise BadInput if random actions would use up a learner's whole budget."""

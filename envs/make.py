@@ -9,7 +9,6 @@ from types import ModuleType
 import torch
 
 from dpd.envs.base import Env, EnvKwargs, EnvSpec, OnDevice, UnsupportedEnv
-from dpd.envs.gymnasium import GymnasiumEnv
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import TASKS, find_task
 
@@ -43,6 +42,8 @@ def make(
     if chosen == "native":
         env = NativeEnv(env_id, n_envs, seeds, threads)
     else:
+        from dpd.envs.gymnasium import GymnasiumEnv  # here: it takes a tenth of a second
+
         env = GymnasiumEnv(env_id, n_envs, seeds, env_kwargs)
     return env if device is None or device.type == "cpu" else OnDevice(env, device)
 

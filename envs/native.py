@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,8 +82,10 @@ class Simulation:
             raise ValueError(f"{len(seeds)} seeds for {self.n_envs} environments; give one each")
         for i, seed in enumerate(seeds):
             if seed is not None or i >= len(self.generators):
-                generator, used = gymnasium.utils.seeding.np_random(seed)
-                self.generators[i : i + 1], self.seeds[i : i + 1] = [generator], [used]
+                source = np.random.SeedSequence(seed)
+                assert isinstance(source.entropy, int)
+                self.generators[i : i + 1] = [np.random.default_rng(source)]
+                self.seeds[i : i + 1] = [source.entropy]
 
     def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
         """Start fresh episodes in environments `ids` (sorted; None: all) -> obs [M, O]."""

@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import gymnasium
 import mujoco
 import numpy as np
 import torch
@@ -172,7 +172,10 @@ def find_task(env_id: str) -> Task:
 
 def load_model(task: Task) -> mujoco.MjModel:
     """Compile the task's model: a file of Gymnasium's assets, or an absolute path."""
-    assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
+    # Finding Gymnasium instead of importing it makes `dpd train` start a tenth of a second sooner.
+    spec = find_spec("gymnasium")
+    assert spec is not None and spec.origin is not None
+    assets = Path(spec.origin).parent / "envs" / "mujoco" / "assets"
     with python_warnings():
         return mujoco.MjModel.from_xml_path(str(assets / task.xml))
 

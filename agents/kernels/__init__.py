@@ -142,7 +142,8 @@ class Kernels:
         `first` counts the minibatches before this call, for a term with states of its own.
         """
         c, kernel = ppo.config, self._ppo
-        samples = kernel.SampleRow(*map(learner_arrays, data))
+        weight = data.logp[:, :0] if data.weight is None else data.weight
+        samples = kernel.SampleRow(*map(learner_arrays, (*data[:6], weight)))
         orders = learner_arrays(order)
         ratios = torch.empty_like(data.logp)
         into = ratios.numpy()
@@ -225,10 +226,9 @@ class Kernels:
         place = place if term.obs is None else kernel.OWN_STATES
         obs = term.mean.new_empty(n, 0, 0) if term.obs is None else term.obs
         parts = Parts(obs, term.mean, term.log_std, term.sample, term.weight)
-        return [
-            kernel.TermRow(place, float(term.coef), t, first)
-            for t in self._target_rows(term.kind, parts)
-        ]
+        coefs = term.coef.tolist() if isinstance(term.coef, Tensor) else [float(term.coef)] * n
+        rows = zip(coefs, self._target_rows(term.kind, parts), strict=True)
+        return [kernel.TermRow(place, coef, t, first) for coef, t in rows]
 
     def warm_up(
         self,

@@ -43,6 +43,7 @@ class SampleRow(NamedTuple):
     adv: np.ndarray
     ret: np.ndarray
     value: np.ndarray
+    weight: np.ndarray  # empty: all weights are 1
 
 
 class LossOptions(NamedTuple):
@@ -67,14 +68,23 @@ class TermRow(NamedTuple):
 
 @compiled
 def gather_advantages(data: SampleRow, ids: np.ndarray, centred: bool, adv: np.ndarray) -> None:
-    """Copy the samples' advantages to `adv` [B], normalised if `centred`."""
-    n = ids.size
+    """Copy the samples' advantages to `adv` [B], normalised if `centred`, times their weights."""
+    for i in range(ids.size):
+        adv[i] = data.adv[ids[i]]
+    if centred:
+        centre(adv)
+    if data.weight.size:
+        for i in range(ids.size):
+            adv[i] *= data.weight[ids[i]]
+
+
+@compiled
+def centre(adv: np.ndarray) -> None:
+    """Centre and scale advantages [B] in place, as `normalise_minibatches`."""
+    n = adv.size
     total = 0.0
     for i in range(n):
-        adv[i] = data.adv[ids[i]]
         total += adv[i]
-    if not centred:
-        return
     mean, square = total / n, 0.0
     for i in range(n):
         square += (adv[i] - mean) ** 2

@@ -54,6 +54,7 @@ WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "max_weight": ("gate", ("soft",)),
     "weight_clip": ("gate", ("soft",)),
     "match_dose": ("gate", ("uniform",)),
+    "target_kl": ("dose", ("loss",)),
     "target": ("divergence", ("mse",)),
     "peer_share": ("states", ("mixed",)),
 }
@@ -155,6 +156,11 @@ class DPDConfig(MethodConfig):
     """States per gradient step. None: 256 for PPO, else 64 (the paper)."""
     coef: float = 1.0
     """Weight of the distillation loss, for the doses that use the learner's Adam."""
+    target_kl: float | None = None
+    """KL(learner || peer) in nats at which a leash holds PPO's learners, by changing each one's
+    `coef`: times 1.5 in an iteration that begins with more than 1.5 times this KL, divided by 1.5
+    where it begins with less than a 1.5th of it (after Schulman et al. 2017, Sec. 4). At 0.35,
+    about half of a peer's samples count with --share-experience. None: `coef` is constant."""
     max_grad_norm: float | None = None
     """Bound on the gradient norm of a distillation step. None: 0.5 for PPO, else no bound (2020
     code)."""
@@ -169,7 +175,7 @@ class DPDConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         self._require("be positive", "lr", "steps", "batch_size", "max_grad_norm", "every")
-        self._require("be positive", "alpha", "coef")
+        self._require("be positive", "alpha", "coef", "target_kl")
         self._require("not be negative", "memory", "lcb_k")
         self._require("lie in [0, 1]", "warmup", "peer_share")
         self._refuse_idle_settings()
@@ -188,6 +194,11 @@ class DPDConfig(MethodConfig):
             raise ValueError(
                 "distill.coef under an Adam of its own cancels; set distill.lr, or "
                 "--distill.dose loss"
+            )
+        if self.target_kl is not None and not self.divergence.startswith("kl"):
+            raise ValueError(
+                f"distill.target_kl holds a KL, not {self.divergence}; give --distill.divergence "
+                "kl_forward or kl_reverse"
             )
         if self.ruler == "return" and (self.states != "peer" or self.memory):
             raise ValueError(
@@ -230,6 +241,11 @@ class DPDConfig(MethodConfig):
             raise ValueError(
                 "distill.ruler return needs the returns of PPO; give --distill.ruler value, "
                 "action, lcb or critics"
+            )
+        if replays and self.target_kl is not None:
+            raise ValueError(
+                "distill.target_kl is for PPO, whose KL is measured once per iteration; give "
+                "--distill.coef"
             )
         if any(isinstance(each, TD3Config) for each in learners):
             if self.divergence != "mse":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, State, Stateful, nest, part
-from dpd.agents.dist import DiagGaussian
+from dpd.agents.dist import DiagGaussian, kl
 from dpd.agents.learners import Learners
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.replay import Replay
@@ -286,3 +286,12 @@ def action_distance(policies: DiagGaussian, student: Tensor, peer: Tensor) -> Te
     mode = policies.mode()
     difference = pick(mode, student.expand_as(peer)) - pick(mode, peer)
     return torch.linalg.vector_norm(difference, dim=-1).mean(1)
+
+
+def kl_to(policies: DiagGaussian, student: Tensor, peer: Tensor) -> Tensor:
+    """Return the mean KL(pi_i || pi_j) of students from their peers [N], as they sample."""
+    own, other = (
+        DiagGaussian(pick(policies.mean, x), pick(policies.log_std, x), policies.squashed)
+        for x in (student.expand_as(peer), peer)
+    )
+    return kl(own, other).mean(1)

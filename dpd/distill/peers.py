@@ -26,9 +26,17 @@ from dpd.agents.dist import DiagGaussian, as_target
 from dpd.agents.learners import Learners
 from dpd.agents.optim import StackedAdam
 from dpd.distill.config import DPDConfig
-from dpd.distill.exchange import DrawnStates, PeerExchange, action_distance, pick
+from dpd.distill.exchange import DrawnStates, PeerExchange, action_distance, kl_to, pick
 from dpd.distill.method import Context, Method
-from dpd.distill.targets import Targets, descend, distance, minibatch, order, samples_at
+from dpd.distill.targets import (
+    Targets,
+    adapted_coef,
+    descend,
+    distance,
+    minibatch,
+    order,
+    samples_at,
+)
 
 
 class DualDistillation(Method):
@@ -38,7 +46,7 @@ class DualDistillation(Method):
     the term (dose `loss`), they are chosen for the minibatch of every policy update.
     """
 
-    STATE = ("optimizer", "exchange", "mean_square", "iteration")
+    STATE = ("optimizer", "exchange", "mean_square", "iteration", "coef")
 
     def __init__(self, config: DPDConfig, context: Context) -> None:
         super().__init__(context)
@@ -53,6 +61,7 @@ class DualDistillation(Method):
         self.is_student = torch.tensor(students(config, context), device=self.agent.device)  # [N]
         self.levels = self.agent.gamma.new_tensor([0.1, 0.5, 0.9])
         self.mean_square = torch.zeros_like(self.agent.gamma)  # of xi, running [N, 1]
+        self.coef = torch.full_like(self.mean_square[:, 0], config.coef)  # of the loss; a leash's
         self.iteration = 0
         self.strength = 0.0  # of the dose in this iteration, in [0, 1]
         self.cursor = 0  # minibatches of targets that the learners' loss has used
@@ -71,6 +80,10 @@ class DualDistillation(Method):
         if self._is_in_loss and not self.has_replay:
             states = self.exchange.draw(self.agent.config.samples)
             self.targets, self.metrics = self.choose(states)
+            if c.target_kl is not None:
+                coef = adapted_coef(self.coef, self.metrics["distill/kl"], c.target_kl, c.coef)
+                self.coef = torch.where(self.is_student, coef, self.coef)
+            self.metrics["distill/coef"] = self.coef
 
     def on_peer_batch(self, agent: Learners, batch: Batch) -> None:
         """Store the states of peers in another stack."""
@@ -138,8 +151,10 @@ class DualDistillation(Method):
         return dpd_loss(distance(self.config.divergence, student, targets), targets.weight)
 
     @property
-    def _coef(self) -> float:
-        return self.config.coef * self.strength
+    def _coef(self) -> float | Tensor:
+        """The weight of the loss in this iteration, of all learners or of each [N]."""
+        coef = self.config.coef if self.config.target_kl is None else self.coef
+        return coef * self.strength
 
     @property
     def _is_in_loss(self) -> bool:
@@ -176,7 +191,7 @@ class DualDistillation(Method):
             moved = torch.linalg.vector_norm(self.agent.nets.flat.detach() - before, dim=1)
             self.metrics["distill/dose"] = moved
         elif self.strength:
-            self.metrics["distill/dose"] = torch.full_like(self.mean_square[:, 0], self._coef)
+            self.metrics["distill/dose"] = torch.zeros_like(self.coef) + self._coef
         return self.metrics
 
     def choose_for_steps(self) -> tuple[Targets, Metrics]:
@@ -187,7 +202,7 @@ class DualDistillation(Method):
     def _descend(self, targets: Targets) -> Tensor:
         """Take gradient steps on the distillation loss; return its mean [N]."""
         c, dose = self.config, self.dose
-        optimizer, coef = self.agent.optimizer, self._coef
+        optimizer, coef = self.agent.optimizer, c.coef * self.strength
         if c.dose == "step":  # Adam cancels a coefficient, so that the rate carries the strength
             optimizer, coef = self.optimizer, 1.0
             optimizer.lr = [dose.lr * self.strength] * len(optimizer.lr)
@@ -202,7 +217,7 @@ class DualDistillation(Method):
         self, policies: DiagGaussian, xi: Tensor, weight: Tensor, student: Tensor, peer: Tensor
     ) -> Metrics:
         low, mid, high = weight.quantile(self.levels, dim=1)
-        return gap_metrics(xi) | {
+        metrics = gap_metrics(xi) | {
             "distill/weight_q10": low,
             "distill/weight_q50": mid,
             "distill/weight_q90": high,
@@ -210,6 +225,10 @@ class DualDistillation(Method):
             "distill/ess": effective_sample_size(weight),
             "distill/action_distance": action_distance(policies, student, peer),
         }
+        c = self.config
+        if not self.has_replay and c.dose == "loss" and c.divergence.startswith("kl"):
+            metrics["distill/kl"] = kl_to(policies, student, peer)
+        return metrics
 
 
 def gap(value: Tensor, peer_value: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Targets(NamedTuple):
     sample: Tensor
     weight: Tensor  # [N, K]
 
-    def as_term(self, loss: ExtraLoss, coef: float, kind: str) -> ClosedTerm:
+    def as_term(self, loss: ExtraLoss, coef: float | Tensor, kind: str) -> ClosedTerm:
         """Return `loss`, the weighted divergence from these targets, in closed form."""
         policy = self.mean, self.log_std, self.sample
         return ClosedTerm(loss, coef, kind, *policy, self.weight, obs=self.obs)
@@ -63,6 +63,22 @@ def order(rng: RowRandom, k: int, length: int) -> Tensor:
     """Draw positions [N, length], each pass over all k of them in a new order."""
     passes = -(-length // k)
     return torch.cat([rng.permutation(k) for _ in range(passes)], 1)[:, :length]
+
+
+LEASH = 100.0
+"""Largest factor between an adapted coefficient and the one it began with."""
+
+
+def adapted_coef(coef: Tensor, off: Tensor, target: float, start: float) -> Tensor:
+    """Return coefficients [N] that hold the divergences `off` [N] near `target`.
+
+    Times 1.5 where off > 1.5 target, divided by 1.5 where off < target / 1.5 (adaptive KL penalty,
+    Schulman et al. 2017, Sec. 4). They stay within a factor LEASH of `start`: a divergence that no
+    coefficient reaches, as between equal peers, would drive them to 0 or infinity.
+    """
+    less = torch.where(off < target / 1.5, coef / 1.5, coef)
+    adapted = torch.where(off > 1.5 * target, coef * 1.5, less)
+    return adapted.clamp(start / LEASH, start * LEASH)
 
 
 Leaf = tuple[Tensor, StackedOptimizer]

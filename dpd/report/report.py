@@ -13,10 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
 import numpy as np
 import rich.table
-from markupsafe import Markup
 from rich import box, markup
 from rich.console import Console
 
@@ -27,6 +25,8 @@ from dpd.report.figures import svg
 from dpd.report.stats import Interval
 
 if TYPE_CHECKING:
+    import jinja2
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 ROUNDING = 1e-9
@@ -160,6 +160,8 @@ def html_text(report: Report) -> str:
 @cache
 def page_template() -> jinja2.Template:
     """Load the template next to this module. It escapes all text but the SVG of figures."""
+    import jinja2  # here, like markupsafe: a run needs neither before it ends
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dpd.report", ""),
         autoescape=True,
@@ -173,6 +175,8 @@ def page_template() -> jinja2.Template:
 
 def mark_code(text: str) -> Markup:
     """Escape a text, and show what is in backticks as code."""
+    from markupsafe import Markup
+
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text)))
 
 

@@ -30,6 +30,7 @@ CONFIGS: dict[str, Any] = {
     "ppo, unscaled, unlike rates": PPOConfig(
         **SMALL, epochs=2, norm_obs=False, norm_reward=False, peer_lr=(1e-3, 2e-3)
     ),
+    "ppo, shared": PPOConfig(**SMALL, epochs=2, share_experience=True),
     **REPLAYED,
     **{f"{name}, 3 steps": replace(config, n_step=3) for name, config in REPLAYED.items()},
     "student": StudentConfig(**SMALL, capacity=64),
@@ -77,7 +78,7 @@ def test_a_bound_on_the_kl_is_all_that_ppo_waits_for(monkeypatch: pytest.MonkeyP
     agent.graphs = Graphs(torch.device("cuda"), record=Recorded)
     with on_device(), pytest.raises(AssertionError, match="copies to cpu"):
         iterate(agent)
-    monkeypatch.setattr("dpd.agents.ppo.mean_kl", lambda ratio: torch.zeros(2))
+    monkeypatch.setattr("dpd.agents.ppo.mean_kl", lambda *_: torch.zeros(2))
     with on_device():
         iterate(agent)
 

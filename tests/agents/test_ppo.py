@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -76,6 +77,13 @@ def test_kl_of_two_ratios_worked_by_hand() -> None:
     assert mean_kl(torch.tensor([[[2.0], [0.5]]])).tolist() == pytest.approx([0.25])
 
 
+def test_kl_by_weights_of_the_samples_worked_by_hand() -> None:
+    # k3 of 2 is 1 - log 2, of 1/2 it is log 2 - 1/2; weights 3 and 1; the last one does not count
+    ratio = torch.tensor([[[2.0, 0.5, torch.inf]]])
+    expected = (3 * (1 - math.log(2)) + math.log(2) - 0.5) / 4
+    assert mean_kl(ratio, torch.tensor([[[3.0, 1.0, 0.0]]])).tolist() == pytest.approx([expected])
+
+
 class Nothing(gymnasium.Env[np.ndarray, np.ndarray]):
     """Spaces for Stable-Baselines3; never stepped."""
 
@@ -124,7 +132,7 @@ def give(theirs: SB3PPO, data: Samples) -> None:
     """Put an iteration into Stable-Baselines3's buffer."""
     buffer = theirs.rollout_buffer
     names = ("observations", "actions", "log_probs", "advantages", "returns", "values")
-    for name, x in zip(names, data, strict=True):
+    for name, x in zip(names, data[:-1], strict=True):
         setattr(buffer, name, x[0].unsqueeze(1).numpy())
     buffer.full = True
 
@@ -280,7 +288,7 @@ def test_a_step_in_which_nothing_happened_gives_no_credit_to_those_before() -> N
     broken.truncated[0, 7, 2], broken.valid[0, 7, 2] = True, False
     cut.truncated[0, 6:8, 2] = True
     for found, expected in zip(
-        agent.prepare(broken).data[3:], agent.prepare(cut).data[3:], strict=True
+        agent.prepare(broken).data[3:-1], agent.prepare(cut).data[3:-1], strict=True
     ):
         keep = broken.valid.flatten(1)
         torch.testing.assert_close(found[keep], expected[keep], rtol=1e-12, atol=1e-12)
@@ -309,7 +317,7 @@ def test_target_kl_stops_one_learner_while_the_others_go_on() -> None:
     once = PPO(replace(config, epochs=1), O, A, SEEDS[:1], torch.float64)
     once.batches = PPO(config, O, A, SEEDS[:1]).batches
     once.update(
-        Batch(Samples(*(x[:1] for x in batch.data)), batch.raw_obs[:1], None, batch.valid[:1]),
+        Batch(Samples(*(x[:1] for x in batch.data[:-1])), batch.raw_obs[:1], None, batch.valid[:1]),
         0.0,
     )
     torch.testing.assert_close(agent.nets.flat[0], once.nets.flat[0], rtol=0, atol=1e-12)

@@ -40,6 +40,19 @@ def test_loss_of_three_samples_worked_by_hand() -> None:
     assert metrics["loss/value"].tolist() == pytest.approx([5 / 3])
 
 
+def test_weights_are_factors_of_the_advantages() -> None:
+    # ratios 1: min(w A, w A) = (1/2 - 3/4) / 2; the gradient by logp is -w A / 2
+    zero, weight = torch.zeros(1, 2, 1), torch.tensor([[0.5, 0.25]])
+    adv, rest = torch.tensor([[1.0, -3.0]]), torch.zeros(1, 2)
+    logp = torch.full((1, 2), -0.5 * math.log(2 * math.pi))
+    data = Samples(zero, zero + 1, logp - 0.5, adv, rest, rest, weight)
+    mean = zero.clone().requires_grad_()
+    clipped = ppo_loss(DiagGaussian(mean, torch.zeros(1, 1, 1)), rest, data, SMALL)
+    assert clipped.policy.tolist() == pytest.approx([0.125])
+    (grad,) = torch.autograd.grad(clipped.loss.sum(), mean)
+    assert grad.flatten().tolist() == pytest.approx([-0.25, 0.375])
+
+
 def test_the_value_loss_within_a_bound_worked_by_hand() -> None:
     # Old values 0, bound 0.2; returns 1, 1, -1, 0.1 and values 0.1, 0.5, 0.5, 0.1.
     # 1 within the bound: 0.9^2 = 0.81, which moves the value by 0.9.

@@ -62,16 +62,11 @@ def test_committed_verdicts_are_those_of_todays_code(
     assert judged(again) == judged(data) and len(judged(data)) >= 8
 
 
-@pytest.mark.parametrize("path", JUDGED, ids=lambda path: path.stem)
-def test_the_tables_of_results_are_those_of_the_files(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("page", ["benchmarks.md", "results.md"])
+def test_the_tables_are_those_of_the_measurements(
+    page: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, page = json.loads(path.read_text()), (ROOT / "docs" / "results.md").read_text()
-    if "subject" in data:
-        lines = bench("study_table", monkeypatch).lines(data)
-    else:
-        lines = bench("cooperate", monkeypatch).lines_of(data)
-    assert "\n".join(lines) in page
+    assert bench("tables", monkeypatch).written(page) == (ROOT / "docs" / page).read_text()
 
 
 def page_name(page: Path) -> str:
@@ -277,9 +272,3 @@ def test_the_reference_of_flags_is_what_help_prints() -> None:
         )
         listed = [row[0] for group in FLAGS.groups_of(command) for row in group.rows]
         assert printed == [re.split("[ ,]", flag)[0] for flag in listed if flag.startswith("--")]
-
-
-def test_the_section_on_gpus_is_what_its_script_makes(monkeypatch) -> None:
-    gpu = bench("gpu", monkeypatch)
-    made = "\n".join(gpu.section(gpu.read(RESULTS)))
-    assert made in (ROOT / "docs" / "benchmarks.md").read_text()

@@ -120,6 +120,28 @@ def test_invalid_samples_are_replaced_by_the_same_valid_ones() -> None:
     both_update(SMALL, F64, valid)
 
 
+@pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"norm_adv": False}, {"value_clip": 0.05, "entropy_coef": 0.1, "target_kl": 0.02}],
+    ids=["defaults", "raw advantages", "clipped values, entropy, target KL"],
+)
+def test_samples_of_peers_count_as_by_torch(changes: dict[str, Any], dtype: torch.dtype) -> None:
+    config = replace(SMALL, share_experience=True, **changes)
+    plain, fused = (build(config, dtype, rows=3) for _ in range(2))
+    fused.kernels = ONE
+    for i in range(2):
+        rollout, g = plain.new_rollout(), torch.Generator().manual_seed(i)
+        for x in (rollout.obs, rollout.next_obs, rollout.act, rollout.reward):
+            x.normal_(generator=g)
+        rollout.valid[1, 5, 2] = False
+        batch = plain.prepare(rollout)
+        assert 0 < float(batch.data.weight.min()) < float(batch.data.weight.max()) == 1
+        expected, found = (agent.update(batch, 0.3 * i) for agent in (plain, fused))
+        close(plain, fused)
+        require_equal(expected, found, 1e-9 if dtype == F64 else 2e-4)
+
+
 def states_after(kernels: Kernels | None, config: PPOConfig, dtype: torch.dtype) -> PPO:
     agent = build(config, dtype, rows=4)
     agent.kernels = kernels
@@ -142,7 +164,7 @@ def test_stacked_learners_equal_single_ones_bit_for_bit() -> None:
         alone.kernels = ONE
         # samples of all four learners, of which this one is given its own
         for i, batch in enumerate(samples_over_time(SMALL)):
-            mine = Samples(*(x[n : n + 1] for x in batch.data))
+            mine = Samples(*(x[n : n + 1] for x in batch.data[:-1]))
             alone.update(Batch(mine, mine.obs, None, batch.valid[n : n + 1]), 0.1 * i)
         assert torch.equal(alone.nets.flat[0], stacked.nets.flat[n])
 
@@ -228,6 +250,17 @@ def test_a_term_of_a_method_equals_autograd(kind: str, place: str, target_kl: fl
     expected, found = (a.update(batch, 0.0, term_of(a, kind, place)) for a in (plain, fused))
     close(plain, fused)
     require_equal(expected, found, 1e-9)
+
+
+def test_a_term_may_have_a_coefficient_for_each_learner() -> None:
+    # as if the weights were as many times larger
+    agents, coef = [build(SMALL) for _ in range(2)], torch.tensor([0.5, 3.0], dtype=F64)
+    for agent, each in zip(agents, (False, True), strict=True):
+        agent.kernels = ONE
+        batch, term = samples(agent), term_of(agent, "kl_forward", "own states")
+        weight = term.weight if each else term.weight * coef.unsqueeze(1)
+        agent.update(batch, 0.0, replace(term, coef=coef if each else 1.0, weight=weight))
+    close(*agents)
 
 
 def test_another_term_is_left_to_torch() -> None:

@@ -46,6 +46,10 @@ PEERS: dict[str, tuple[Any, Any]] = {
         PPO,
     ),
     "in the loss, kl": (DPDConfig(dose="loss", coef=0.1, divergence="kl_forward"), PPO),
+    "in the loss, on a leash, shared": (
+        DPDConfig(dose="loss", divergence="kl_forward", target_kl=0.3),
+        replace(PPO, share_experience=True),
+    ),
     "nll, reward's scale, reversed": (
         DPDConfig(divergence="nll", scale="reward", control="reversed", **FEW),
         PPO,

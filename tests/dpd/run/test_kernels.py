@@ -31,14 +31,22 @@ def no_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def logged_updates(run_dir: Path) -> list[float]:
     """Return what the updates of a run logged."""
     with (run_dir / "metrics.csv").open(newline="") as file:
-        kept = ("loss/", "train/", "distill/", "eval/")
+        kept = ("loss/", "train/", "distill/", "share/", "eval/")
         return [float(r["value"]) for r in csv.DictReader(file) if r["metric"].startswith(kept)]
 
 
-@pytest.mark.parametrize("preset", ["paper", "modern"])
-def test_a_run_by_kernels_logs_what_one_by_torch_logs(preset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--preset", "paper"],
+        ["--preset", "modern"],
+        ["--preset", "modern", "--share-experience", "--distill.target-kl", "0.35"],
+    ],
+    ids=["paper", "modern", "shared experience on a leash"],
+)
+def test_a_run_by_kernels_logs_what_one_by_torch_logs(flags: list[str], tmp_path: Path) -> None:
     for kernels in ("auto", "torch"):
-        where = ["--preset", preset, "--kernels", kernels, "--out", str(tmp_path / kernels)]
+        where = [*flags, "--kernels", kernels, "--out", str(tmp_path / kernels)]
         assert main(["train", *FEW, *ENDS, *where]) == 0
     by_kernels, by_torch = logged_updates(tmp_path / "auto"), logged_updates(tmp_path / "torch")
     assert by_kernels == pytest.approx(by_torch, rel=2e-3, abs=2e-4)
@@ -53,6 +61,18 @@ def test_learners_with_a_replay_log_the_same_by_kernels(flags: list[str], tmp_pa
         assert main(["train", *few, *ends, *flags, *where]) == 0
     by_kernels, by_torch = logged_updates(tmp_path / "auto"), logged_updates(tmp_path / "torch")
     assert by_kernels == pytest.approx(by_torch, rel=2e-3, abs=2e-4)
+
+
+def test_peers_that_share_experience_say_how_much_of_it_counts(tmp_path: Path) -> None:
+    run = ["--preset", "modern", "--share-experience", "--peers", "3", "--distill.target-kl", "0.2"]
+    assert main(["train", *FEW, *ENDS, *run, "--out", str(tmp_path / "run")]) == 0
+    with (tmp_path / "run/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("share/ess", "share/weight", "distill/kl", "distill/coef"):
+        values = [(row["peer"], float(row["value"])) for row in rows if row["metric"] == name]
+        assert {peer for peer, _ in values} == {"0", "1", "2"} and all(x >= 0 for _, x in values)
+        if name.startswith("share/"):
+            assert all(0 < x <= 1 for _, x in values)
 
 
 def test_a_run_may_go_on_by_the_other_code(tmp_path: Path) -> None:

@@ -124,6 +124,14 @@ def test_the_settings_are_read_back_from_the_file(run_dir: Path) -> None:
         (["--algo", "sac", "--lr", "0"], "dpd: lr must be positive"),
         (["--algo", "sac", "--peers", "1", "--share-replay"], "nothing with one peer"),
         (["--algo", "sac,ppo", "--lr", "1e-3"], "--lr"),
+        (["--algo", "sac", "--share-experience"], "is for --algo ppo, not sac; off-policy"),
+        (["--algo", "ppo,sac", "--peer0.share-experience"], "is for --algo ppo, not sac; off-p"),
+        (
+            ["--algo", "ppo,ppo", "--peer0.hidden", "8", "8", "--peer0.share-experience"],
+            "--share-experience needs peers that collect at once",
+        ),
+        (["--algo", "ppo", "--peers", "1", "--share-experience"], "nothing with one peer"),
+        (["--algo", "ppo", "--share-min-ess", "0.1"], "nothing without --share-experience"),
     ],
 )
 def test_what_does_not_fit_gets_one_line(

@@ -1,17 +1,27 @@
-"""Build Stable-Baselines3 models with this suite's hyper-parameters; as a script, time PPO.
+"""Build other projects' learners with this suite's hyper-parameters; as a script, time their PPO.
 
-python bench/sb3_baseline.py --n-envs 8 --threads 1 --seconds 15
+python bench/rivals.py --n-envs 8 --threads 1 --seconds 15                  Stable-Baselines3
+python bench/rivals.py --n-envs 8 --package sbx                             SBX, compiled by JAX
+python bench/rivals.py --n-envs 8 --file path/to/ppo_continuous_action.py   CleanRL or LeanRL
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import os
+import runpy
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock, patch
 
 import torch
 
@@ -76,13 +86,16 @@ def learning_rate(config: PPOConfig) -> float | Callable[[float], float]:
     return lambda left: config.lr * left
 
 
-def make_ppo(venv: VecEnv, n_steps: int, seed: int, config: PPOConfig) -> PPO:
-    """Return SB3's PPO with all settings of dpd, including normalisation."""
-    from stable_baselines3 import PPO
+def make_ppo(
+    venv: VecEnv, n_steps: int, seed: int, config: PPOConfig, package: str = "stable_baselines3"
+) -> PPO:
+    """Return the PPO of SB3 or SBX with all settings of dpd, including normalisation."""
     from stable_baselines3.common.vec_env import VecNormalize
 
-    layers = list(config.hidden)
-    return PPO(
+    layers, activation = list(config.hidden), ACTIVATIONS[config.activation]
+    if package == "sbx":
+        activation = getattr(import_module("flax.linen"), config.activation)
+    model: PPO = import_module(package).PPO(
         "MlpPolicy",
         VecNormalize(
             venv, norm_obs=config.norm_obs, norm_reward=config.norm_reward, gamma=config.gamma
@@ -100,13 +113,14 @@ def make_ppo(venv: VecEnv, n_steps: int, seed: int, config: PPOConfig) -> PPO:
         target_kl=config.target_kl,
         policy_kwargs={
             "net_arch": {"pi": layers, "vf": layers},
-            "activation_fn": ACTIVATIONS[config.activation],
+            "activation_fn": activation,
             "log_std_init": config.log_std_init,
             "optimizer_kwargs": {"eps": config.adam_eps},
         },
         seed=seed,
         device="cpu",
     )
+    return model
 
 
 def make_offpolicy(
@@ -166,31 +180,115 @@ def learn_for(model: PPO, seconds: float) -> TimeBox:
     return box
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> TimeBox:
     """Build and run the model of the flags."""
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     config = PPOConfig()
     venv = make_vec(args.vec, args.env, args.n_envs, args.seed, args.threads)
-    model = make_ppo(venv, config.samples // args.n_envs, args.seed, config)
+    model = make_ppo(venv, config.samples // args.n_envs, args.seed, config, args.package)
     box = learn_for(model, args.seconds)
     venv.close()
-    return {"steps": box.steps, "seconds": box.seconds, "threads": torch.get_num_threads()}
+    return box
 
 
-def main() -> int:
-    """Parse flags, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+class TimeUp(Exception):
+    """Ends a file that has no callback."""
+
+
+def measure_file(args: argparse.Namespace) -> TimeBox:
+    """Run CleanRL's or LeanRL's file as its users do, until the time is up.
+
+    An iteration ends when its vector environment steps again after the update.
+    """
+    from gymnasium.vector import SyncVectorEnv
+
+    box, n_steps, n_done = TimeBox(args.seconds), PPOConfig().samples // args.n_envs, 0
+    plain = SyncVectorEnv.step
+
+    def step(self: SyncVectorEnv, actions: Any) -> Any:
+        nonlocal n_done
+        if n_done and n_done % n_steps == 0 and box.mark(n_done * args.n_envs):
+            raise TimeUp
+        n_done += 1
+        return plain(self, actions)
+
+    file, home = args.file.resolve(), os.getcwd()
+    argv = [str(file), *file_flags(file, args.env, args.n_envs, args.seed)]
+    with tempfile.TemporaryDirectory() as folder, patch.object(SyncVectorEnv, "step", step):
+        os.chdir(folder)  # the file writes its logs into the current directory
+        try:
+            with patch.object(sys, "argv", argv), for_gymnasium_1(), without_wandb():
+                runpy.run_path(str(file), run_name="__main__")
+        except TimeUp:
+            return box
+        finally:
+            os.chdir(home)
+    raise RuntimeError(f"{args.file} ended before its time was up")
+
+
+def file_flags(file: Path, env_id: str, n_envs: int, seed: int) -> list[str]:
+    """Return the flags that give a file this suite's sizes; a file that can compile does."""
+    config = PPOConfig()
+    flags: Mapping[str, object] = {
+        "--env-id": env_id,
+        "--seed": seed,
+        "--total-timesteps": ENDLESS,
+        "--num-envs": n_envs,
+        "--num-steps": config.samples // n_envs,
+        "--num-minibatches": config.samples // config.minibatch_size,
+        "--update-epochs": config.epochs,
+        "--learning-rate": config.lr,
+        "--gamma": config.gamma,
+        "--gae-lambda": config.lam,
+        "--clip-coef": config.clip,
+    }
+    words = [str(word) for pair in flags.items() for word in pair]
+    compiles = "    compile: bool" in file.read_text()
+    return [*words, "--no-cuda", *(["--compile"] if compiles else [])]
+
+
+def for_gymnasium_1() -> Any:
+    """Let a file written for Gymnasium 0.29 wrap observations without naming their space."""
+    from gymnasium import wrappers
+
+    plain = wrappers.TransformObservation
+    if inspect.signature(plain).parameters["observation_space"].default is None:
+        return patch.object(wrappers, "TransformObservation", plain)
+    transform = partial(plain, observation_space=None)
+    return patch.object(wrappers, "TransformObservation", transform)
+
+
+def without_wandb() -> Any:
+    """Let a file import wandb where it is not installed, and send nothing where it is."""
+    return patch.dict(sys.modules, {"wandb": MagicMock()})
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Time another project's PPO.")
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--n-envs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None, help="default: torch's choice")
     parser.add_argument("--vec", choices=("dummy", "subproc", "native"), default="dummy")
+    packages = ("stable_baselines3", "sbx")
+    parser.add_argument("--package", choices=packages, default=packages[0])
+    parser.add_argument("--file", type=Path, help="CleanRL's or LeanRL's ppo_continuous_action.py")
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.n_envs < 1 or PPOConfig().samples % args.n_envs:
         parser.error(f"--n-envs must divide {PPOConfig().samples}, not {args.n_envs}")
-    sys.stdout.write(json.dumps(measure(args)) + "\n")
+    if not find_spec(args.package):
+        parser.error(f"{args.package} is not installed")
+    return args
+
+
+def main() -> int:
+    """Parse flags, measure, print."""
+    args = parse()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    box = measure(args) if args.file is None else measure_file(args)
+    found = {"steps": box.steps, "seconds": box.seconds, "threads": torch.get_num_threads()}
+    sys.stdout.write("\n" + json.dumps(found) + "\n")
     return 0
 
 
