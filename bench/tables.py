@@ -84,6 +84,7 @@ BENCHMARKS: dict[str, Made] = {
     "bench/train.py, cost": (train.cost_lines, "train"),
     "bench/learners.py": (learners.lines, "learners"),
     "bench/learners.py, end to end": (learners.lines, "learners-end-to-end"),
+    "bench/learners.py, SAC with kernels": (learners.lines, "learners-sac"),
     "bench/variants.py": (variants.lines, "variants-td3 variants-ddpg"),
     "bench/distill.py time": (distill.share_lines, "dagger"),
     "bench/envs.py": (envs.lines, "envs"),

@@ -51,9 +51,14 @@ class Parts(NamedTuple):
 
 
 class ActingMemory(NamedTuple):
-    """Positions of a stack's networks, and memory for their forward pass."""
+    """Everything about a stack that acting on a number of rows needs, made once."""
 
+    owners: tuple[StackedNets, ObsNorm]  # kept alive: the memory is found by their ids
     nets: NetTable
+    param: np.ndarray  # live, as mean and scale
+    mean: np.ndarray
+    scale: np.ndarray
+    clip: np.floating[Any]
     tape: np.ndarray
     turned: np.ndarray
 
@@ -69,7 +74,7 @@ class Kernels:
 
         self.threads = threads
         self._acting, self._imitation, self._ppo = acting, imitation, ppo
-        self._acting_memory: dict[tuple[int, int], ActingMemory] = {}
+        self._acting_memory: dict[tuple[int, int, int], ActingMemory] = {}
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def _map(self, work: Callable[[int], Any], n: int) -> list[Any]:
@@ -78,53 +83,41 @@ class Kernels:
             return [work(i) for i in range(n)]
         return list(self._pool.map(work, range(n)))
 
-    @torch.no_grad()
     def act(
         self, nets: StackedNets, norm: ObsNorm, obs: Tensor, noise: Tensor | None = None
     ) -> Tensor:
         """Return samples [N, B, A] at raw obs [N, B, O], or without noise the clipped means."""
-        table, tape, turned = self._memory_to_act(nets, obs.shape[1])
+        m = self._memory_to_act(nets, norm, obs.shape[1])
         act = obs.new_empty(*obs.shape[:2], nets.shapes["log_std"][1])
-        self._acting.act_rows(
-            table,
-            nets.flat.detach().numpy(),
-            learner_arrays(obs),
-            norm.mean.numpy(),
-            norm.scale.numpy(),
-            act.numpy().dtype.type(norm.clip),
-            learner_arrays(act[:, :0] if noise is None else noise),
-            tape,
-            turned,
-            act.numpy(),
-        )
+        x, z = learner_arrays(obs), learner_arrays(act[:, :0] if noise is None else noise)
+        out = act.numpy()
+        self._acting.act_rows(m.nets, m.param, x, m.mean, m.scale, m.clip, z, m.tape, m.turned, out)
         return act
 
-    @torch.no_grad()
     def output(self, nets: StackedNets, norm: ObsNorm, obs: Tensor) -> Tensor:
         """Return the actors' output [N, B, A] at raw obs [N, B, O]."""
-        table, tape, turned = self._memory_to_act(nets, obs.shape[1])
-        out = obs.new_empty(*obs.shape[:2], nets.layers["actor"][-1][0].shape[2])
-        self._acting.output_rows(
-            table,
-            nets.flat.detach().numpy(),
-            learner_arrays(obs),
-            norm.mean.numpy(),
-            norm.scale.numpy(),
-            out.numpy().dtype.type(norm.clip),
-            tape,
-            turned,
-            out.numpy(),
-        )
-        return out
+        m = self._memory_to_act(nets, norm, obs.shape[1])
+        act = obs.new_empty(*obs.shape[:2], nets.layers["actor"][-1][0].shape[2])
+        x, out = learner_arrays(obs), act.numpy()
+        self._acting.output_rows(m.nets, m.param, x, m.mean, m.scale, m.clip, m.tape, m.turned, out)
+        return act
 
-    def _memory_to_act(self, nets: StackedNets, rows: int) -> ActingMemory:
-        """Return positions and memory for acting on a number of rows, made at the first call."""
-        key = id(nets), rows
+    def _memory_to_act(self, nets: StackedNets, norm: ObsNorm, rows: int) -> ActingMemory:
+        key = id(nets), id(norm), rows
         if key not in self._acting_memory:
             table, length = net_table(nets, rows)
-            real = learner_arrays(nets.flat).dtype
-            turned = np.empty(nets.flat.shape[1], real)
-            self._acting_memory[key] = ActingMemory(table, np.empty(length, real), turned)
+            param = nets.flat.detach().numpy()
+            real = param.dtype
+            self._acting_memory[key] = ActingMemory(
+                owners=(nets, norm),
+                nets=table,
+                param=param,
+                mean=norm.mean.numpy(),
+                scale=norm.scale.numpy(),
+                clip=real.type(norm.clip),
+                tape=np.empty(length, real),
+                turned=np.empty(param.shape[1], real),
+            )
         return self._acting_memory[key]
 
     def ppo_epochs(
