@@ -106,9 +106,10 @@ class RunConfig:
     """Environment steps per seed, summed over its peers."""
     evals: int | None = None
     """Deterministic evaluations during training, evenly spaced; the last one is at the end. None:
-    one per 16,000 steps, at least 3 and at most 15."""
+    one per 64,000 steps (16,000 for learners with a replay), at least 1 and at most 15."""
     eval_episodes: int | None = None
-    """Episodes per learner in each evaluation. None: one per 80,000 steps, at most 5."""
+    """Episodes per learner in each evaluation. None: one per 250,000 steps, at
+    least 1 and at most 5."""
     final_episodes: int | None = None
     """Episodes per policy in the table at the end. None: one per 10,000 steps, at least 5 and at
     most 20."""
@@ -153,19 +154,6 @@ class RunConfig:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise BadInput(f"--device must be cpu, cuda or for example cuda:1, not '{self.device}'")
         self.parsed_env_kwargs()
-
-    @property
-    def evaluation(self) -> EvaluationPlan:
-        """Numbers of evaluations and episodes, chosen by the budget where no flag gives them.
-
-        With all of them at their most, a run of 65,000 steps would evaluate for 60 % of its time.
-        """
-        steps = self.total_steps
-        return EvaluationPlan(
-            self.evals or min(max(steps // 16_000, 3), 15),
-            self.eval_episodes or min(max(steps // 80_000, 1), 5),
-            self.final_episodes or min(max(steps // 10_000, 5), 20),
-        )
 
     def seeds_of(self, part: int) -> range:
         """Return the consecutive seeds that worker `part` trains; shares differ by at most one."""
@@ -253,6 +241,21 @@ class TrainConfig:
     def algo_name(self) -> str:
         """The value of `--algo` that selects these learners."""
         return ",".join(name for name, _ in self.algos)
+
+    @property
+    def evaluation(self) -> EvaluationPlan:
+        """Numbers of evaluations and episodes, chosen by the budget where no flag gives them.
+
+        They are to take at most a tenth of the time, and learners with a replay take more time for
+        a step than others do.
+        """
+        run, steps = self.run, self.run.total_steps
+        with_replay = any(isinstance(algo, OffPolicyConfig) for _, algo in self.algos)
+        return EvaluationPlan(
+            run.evals or min(max(steps // (16_000 if with_replay else 64_000), 1), 15),
+            run.eval_episodes or min(max(steps // 250_000, 1), 5),
+            run.final_episodes or min(max(steps // 10_000, 5), 20),
+        )
 
     @cached_property
     def stacks(self) -> tuple[StackConfig, ...]:

@@ -127,7 +127,7 @@ def compare_sizes(
     run, returns = config.run, teacher.returns
     if returns is None:
         raise ValueError("the teachers' returns are unknown; measure them first")
-    episodes = min(MAX_EPISODES, run.evaluation.final_episodes)
+    episodes = min(MAX_EPISODES, config.evaluation.final_episodes)
     settings = AuditSettings(
         env_id=run.env,
         env_kwargs=run.parsed_env_kwargs(),

@@ -115,12 +115,12 @@ def report_run(
 
     If the run has a teacher, `report_students` then compares the students with it.
     """
-    run, files = config.run, find_policies(run_dir)
+    run, files, episodes = config.run, find_policies(run_dir), config.evaluation.final_episodes
     policies = [policyfile.load(file) for file in files]
     place = Place(run.env, run.parsed_env_kwargs())
     with console.status("evaluating the saved policies"):
         results = evaluate_together(
-            policies, run.env, run.evaluation.final_episodes, run.seed + LAST_EPISODES, run.threads
+            policies, run.env, episodes, run.seed + LAST_EPISODES, run.threads
         )
     rows = [
         summary(file.stem, place, policy, result)

@@ -143,7 +143,7 @@ def measure(teacher: Teacher, config: TrainConfig) -> Returns:
     run, policies = config.run, teacher.policies
     uniform = uniform_policy(policies[0].meta.act_dim, torch.Generator().manual_seed(run.seed))
     acts = [*(p.repeatable_mode for p in policies), uniform]
-    seeds = len(acts) * episode_seeds(run.seed + LAST_EPISODES, run.evaluation.final_episodes)
+    seeds = len(acts) * episode_seeds(run.seed + LAST_EPISODES, config.evaluation.final_episodes)
     env = make(run.env, len(seeds), seeds, run.backend, run.parsed_env_kwargs(), run.threads)
     with closing(env):
         *teachers, random = run_episodes(env, side_by_side(acts), len(acts)).returns.tolist()

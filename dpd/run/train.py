@@ -176,7 +176,7 @@ def roll_back(run: RunDir, seed: int, console: Console) -> None:
 def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
     """Iterate until the budget is used or a stop is requested; evaluate, log and save."""
     training, config = run.training, run.config
-    eval_every = max(1, config.iterations // config.run.evaluation.evals)
+    eval_every = max(1, config.iterations // config.evaluation.evals)
     record_every = -(-config.iterations // config.run.records)
     evaluated: Metrics | None = None
     if training.evaluation_due and (evaluated := evaluate(run, log, stop)) is not None:

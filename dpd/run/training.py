@@ -201,7 +201,7 @@ class Training:
         evaluation of this iteration is complete.
         """
         self.evaluation_due, run = True, self.run
-        n = run.evaluation.episodes
+        n = self.config.evaluation.episodes
         seeds = [k for seed, _ in self.ids for k in episode_seeds(seed, n, self.iteration)]
         backend = "auto" if run.backend == "warp" else run.backend  # MuJoCo itself evaluates
         with self.clock("eval"):

@@ -158,12 +158,13 @@ def test_a_policy_that_is_given_twice_is_played_once(tmp_path, monkeypatch):
 
 def test_evaluations_grow_with_the_budget_and_flags_override_them():
     def plan(steps, *flags):
-        return tuple(parse_train(["--total-steps", str(steps), *flags]).run.evaluation)
+        return tuple(parse_train(["--total-steps", str(steps), *flags]).evaluation)
 
-    # 50,000 / 16,000 = 3, 50,000 / 80,000 < 1, 50,000 / 10,000 = 5
-    assert plan(50_000) == (3, 1, 5)
-    assert plan(200_000) == (12, 2, 20)
-    assert plan(1_000_000) == (15, 5, 20)
+    # 50,000 / 64,000 < 1 and 50,000 / 250,000 < 1; 50,000 / 10,000 = 5
+    assert plan(50_000) == (1, 1, 5)
+    assert plan(200_000) == (3, 1, 20)
+    assert plan(200_000, "--algo", "sac") == (12, 1, 20)  # 200,000 / 16,000
+    assert plan(2_000_000) == (15, 5, 20)
     assert plan(50_000, "--evals", "7", "--final-episodes", "2") == (7, 1, 2)
 
 
