@@ -67,7 +67,7 @@ def absolute_paths(value: Any) -> Any:
 
 
 class EvaluationPlan(NamedTuple):
-    """How often and on how many episodes a run evaluates."""
+    """Numbers of evaluations and of their episodes."""
 
     evals: int
     episodes: int

@@ -1,1 +1,1 @@
-"""How closely a student really follows its teacher: measures, state sets, audit, report."""
+"""Fidelity, the closeness of a student to its teacher: measures, state sets, audit, report."""
