@@ -108,7 +108,7 @@ class RunConfig:
     """Deterministic evaluations during training, evenly spaced; the last one is at the end. None:
     one per 64,000 steps (16,000 for learners with a replay), at least 1 and at most 15."""
     eval_episodes: int | None = None
-    """Episodes per learner in each evaluation. None: one per 250,000 steps, at
+    """Episodes per learner in each evaluation. None: one per 320,000 steps, at
     least 1 and at most 5."""
     final_episodes: int | None = None
     """Episodes per policy in the table at the end. None: one per 10,000 steps, at least 5 and at
@@ -253,7 +253,7 @@ class TrainConfig:
         with_replay = any(isinstance(algo, OffPolicyConfig) for _, algo in self.algos)
         return EvaluationPlan(
             run.evals or min(max(steps // (16_000 if with_replay else 64_000), 1), 15),
-            run.eval_episodes or min(max(steps // 250_000, 1), 5),
+            run.eval_episodes or min(max(steps // 320_000, 1), 5),
             run.final_episodes or min(max(steps // 10_000, 5), 20),
         )
 

@@ -160,7 +160,7 @@ def test_evaluations_grow_with_the_budget_and_flags_override_them():
     def plan(steps, *flags):
         return tuple(parse_train(["--total-steps", str(steps), *flags]).evaluation)
 
-    # 50,000 / 64,000 < 1 and 50,000 / 250,000 < 1; 50,000 / 10,000 = 5
+    # 50,000 / 64,000 < 1 and 50,000 / 320,000 < 1; 50,000 / 10,000 = 5
     assert plan(50_000) == (1, 1, 5)
     assert plan(200_000) == (3, 1, 20)
     assert plan(200_000, "--algo", "sac") == (12, 1, 20)  # 200,000 / 16,000
