@@ -13,7 +13,8 @@ from dpd.policies.policyfile import Policy
 from dpd.run.sources import Run, SavedLearner
 from dpd.study import study as command
 from dpd.study.compare import EvaluatedPolicy, RunResult
-from dpd.study.config import ARMS, StudyConfig
+from dpd.study.arms import ARMS
+from dpd.study.config import StudyConfig
 from dpd.study.report import aggregate_json, aggregate_tables
 from dpd.study.study import Findings, TaskResult, worst_quarter
 from tests.toy.html import Reader
@@ -102,6 +103,11 @@ def test_a_directory_with_runs_of_other_settings_is_refused(
     assert "holds a run with other settings, such as lr 0.0003" in said and said.count("\n") == 1
     assert main(argv(done, "--total-steps", "2048")) == 2
     assert "such as total_steps 1024" in capsys.readouterr().err
+    assert main(argv(done, "--seeds", "4")) == 2
+    said = capsys.readouterr().err
+    assert "dpd holds seeds 3 to 4, and" in said and "gains no seeds" in said
+    assert "give --seed 3 --seeds 2 for these, or another directory" in said
+    assert "for seeds 3 to 6" in said and said.count("\n") == 1
 
 
 def test_a_run_that_ends_early_ends_the_study_which_then_resumes_it(
@@ -234,8 +240,8 @@ def test_the_worst_quarter_worked_by_hand() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--arms", "independant"], "unknown arm 'independant'; did you mean independent?"),
-        (["--arms", "shared-replay"], "arm shared-replay needs a replay, which ppo lacks"),
+        (["--arms", "independant"], "unknown arm 'independant'; did you mean independent or"),
+        (["--arms", "shared-replay"], "arm shared-replay needs --share-replay, which ppo"),
         (["--arms", "dpd"], "compares at least two arms"),
         (["--subject", "best"], "unknown arm 'best'"),
         (["--own", "sharp"], "--own takes NAME=FLAGS"),
