@@ -159,10 +159,15 @@ def evaluate_runs(runs: Sequence[Run], config: CompareConfig | StudyConfig) -> l
                 played = evaluate_policy(
                     m.policy, run.env[0], config.episodes, seed, config.threads
                 )
-                result.seeds[m.seed].append(EvaluatedPolicy(m, played.returns[0]))
+                result.seeds[m.seed].append(EvaluatedPolicy(m, nine_digits(played.returns[0])))
                 progress.advance(task)
             results.append(result)
     return results
+
+
+def nine_digits(values: np.ndarray) -> np.ndarray:
+    """Round to nine digits, as in metrics.csv: a report then follows exactly from its file."""
+    return np.array([float(f"{value:.9g}") for value in values])
 
 
 def episodes_seed(seed: int, training_seed: int) -> int:
@@ -306,13 +311,13 @@ def result_json(result: RunResult, seed: int) -> dict[str, Any]:
 
 
 def peer_json(peer: EvaluatedPolicy) -> dict[str, Any]:
-    """Return the returns of a policy, to the nine digits of metrics.csv."""
+    """Return the returns of a policy."""
     return {
         "peer": peer.member.peer,
         "policy": str(peer.member.file),
         "last_evaluation": peer.member.evaluation,
         "mean": peer.mean,
-        "returns": [float(f"{x:.9g}") for x in peer.returns],
+        "returns": peer.returns.tolist(),
     }
 
 

@@ -127,9 +127,7 @@ def test_words_are_split_into_flags_with_their_values() -> None:
 
 
 def test_an_arm_is_one_row_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Arm(
-        flags="--method none --peers 1 --clip 0.1", asks="why?", without=ARMS["one"].without
-    )
+    row = Arm(flags="--method none --peers 1 --clip 0.1", asks="why?", without=ARMS["one"].without)
     monkeypatch.setitem(ARMS, "one-reuse", row)
     config = made(("one-reuse",), "--share-experience")
     assert flags_of(config, "one-reuse") == "--method none --peers 1 --clip 0.1"

@@ -63,7 +63,9 @@ def test_a_job_that_fails_is_named_with_the_end_of_its_log_and_the_others_go_on(
     ]
     assert run_jobs(jobs, 2) == 1  # the status of sys.exit with a text
     said = capsys.readouterr().out
-    assert f"dpd: second ended with status 1; {tmp_path / 'second' / 'train.log'} ends with:" in said
+    assert (
+        f"dpd: second ended with status 1; {tmp_path / 'second' / 'train.log'} ends with:" in said
+    )
     # the last five lines that are not empty, the error's among them
     assert "line 2" not in said and "line 3\nline 4\nline 5\nline 6\ndpd: no\n" in said
     assert "first: done in 0:00:0" in said and "third: done in 0:00:0" in said
@@ -128,6 +130,19 @@ def test_jobs_share_the_cores_unless_a_flag_says_otherwise(tmp_path: Path) -> No
     (tmp_path / "run" / "config.json").write_text("{}")
     resumed = ["train", "--resume", str(tmp_path / "run"), "--threads", str(max(1, cores // 2))]
     assert given() == resumed
+
+
+def test_a_child_saves_its_run_and_ends_when_the_study_is_killed(tmp_path: Path) -> None:
+    words = ["Hopper-v5", "--total-steps", "100000000", *SMALL, "--out", str(tmp_path / "run")]
+    job = Job("run", tmp_path / "run", words, parse_train(words))
+    with JobPool([job], 1) as pool:
+        pool.fill()
+        wait_for(lambda: job.steps() > 0)
+        end(job)  # the system closes this end of a pipe when a process is killed
+        assert job.process is not None and job.process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert "resume with: dpd train --resume" in job.failure()
+    steps = [int(file.stem.removeprefix("step-")) for file in job.path.rglob("step-*")]
+    assert max(steps) > 0
 
 
 def test_jobs_on_gpus_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
