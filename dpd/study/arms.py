@@ -121,10 +121,10 @@ ARMS: dict[str, Arm] = {
         is_extra=True,
     ),
     "one-epochs": one_learner(
-        "is it better than one learner with as many more epochs as there are peers?", "epochs"
+        "is it better than one learner with as much computation, in more epochs?", "epochs"
     ),
     "one-batch": one_learner(
-        "is it better than one learner with as many samples in an iteration as all peers?",
+        "is it better than one learner that collects as much per iteration as all peers?",
         "n_envs",
         needs=("epochs",),
     ),

@@ -225,7 +225,7 @@ def run_jobs(jobs: Sequence[Job], slots: int) -> int:
     display = JobsDisplay(jobs, make_console(highlight=False))
     try:
         with StopRequest() as stop, JobPool(jobs, slots) as pool, display:
-            statuses = list(follow(pool, display, stop))
+            statuses = list(exit_statuses(pool, display, stop))
     except Stopped as stopped:
         return stopped.status
     if stop.signum is not None:
@@ -238,7 +238,7 @@ def run_jobs(jobs: Sequence[Job], slots: int) -> int:
     return next((status if status > 0 else 128 - status for status in failed), 0)
 
 
-def follow(pool: JobPool, display: JobsDisplay, stop: StopRequest) -> Iterator[int]:
+def exit_statuses(pool: JobPool, display: JobsDisplay, stop: StopRequest) -> Iterator[int]:
     """Run all jobs of a pool, or those that have begun when a stop is requested.
 
     Yields their exit statuses.

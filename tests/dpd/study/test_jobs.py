@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -231,9 +231,12 @@ def test_a_study_in_parallel_finds_what_one_in_turn_finds_and_goes_on_after_a_fa
     assert not (tmp_path / "parallel" / "study.json").exists()
     trained: list[str] = []
     real = command.run_jobs
-    monkeypatch.setattr(
-        command, "run_jobs", lambda jobs, n: trained.extend(j.name for j in jobs) or real(jobs, n)
-    )
+
+    def note(jobs: Sequence[Job], slots: int) -> int:
+        trained.extend(job.name for job in jobs)
+        return real(jobs, slots)
+
+    monkeypatch.setattr(command, "run_jobs", note)
     assert main(argv("parallel", "--jobs", "2")) == 0 and trained == ["Hopper-v5 one"]
     assert "512/512 steps" in (tmp_path / "parallel/Hopper-v5/dpd/train.log").read_text()
     found = [json.loads((tmp_path / o / "study.json").read_text()) for o in ("turn", "parallel")]
