@@ -33,7 +33,8 @@ FIXED_IN_OWN = ("env", "seeds", "seed", "total-steps", "out", "resume")
 class StudyConfig:
     """Train a method and its controls on equal steps, and test which differences are significant.
 
-    Flags after a lone -- go to every run, as in: dpd study Hopper-v5 --seeds 20 -- --workers 2
+    Flags after a lone -- go to every run that they apply to, as in: dpd study Hopper-v5 --jobs 2 --
+    --epochs 20
     """
 
     envs: Envs = ("HalfCheetah-v5",)
