@@ -19,9 +19,11 @@ import cooperate
 import numpy as np
 
 from dpd.cooperate.cooperation import Cooperation, policies_json
-from dpd.run.sources import Run, SavedLearner
+from dpd.report.report import indented_json
+from dpd.run.sources import Records, Run, SavedLearner
+from dpd.study.arms import ARMS
 from dpd.study.compare import EvaluatedPolicy, RunResult, comparison_notes
-from dpd.study.config import ARMS, StudyConfig
+from dpd.study.config import StudyConfig
 from dpd.study.report import aggregate_json, task_json
 from dpd.study.study import Findings, TaskResult
 
@@ -66,7 +68,8 @@ def study(data: Data) -> Data:
 def result(arm: Data) -> RunResult:
     """Rebuild the result of an arm from its file."""
     steps, commits = cycle(arm["steps"] or [None]), cycle(arm["git"] or [None])
-    seeds = {}
+    seeds, evaluations = {}, {}
+    at = arm.get("evaluation_steps", [])
     for seed in arm["seeds"]:
         peers = []
         for peer in seed["peers"]:
@@ -75,10 +78,15 @@ def result(arm: Data) -> RunResult:
             file, evaluation = Path(peer["policy"]), peer["last_evaluation"]
             member = SavedLearner(seed["seed"], peer["peer"], file, policy, evaluation)
             peers.append(EvaluatedPolicy(member, np.array(peer["returns"])))
+            if at:
+                values = dict(zip(at, peer["evaluations"], strict=True))
+                evaluations[seed["seed"], peer["peer"]] = values
         seeds[seed["seed"]] = peers
     members = tuple(played.member for peers in seeds.values() for played in peers)
     name, path, budget = arm["run"], Path(arm["path"]), arm["budget"]
-    run = Run(path=path, name=name, members=members, budget=budget, records=None)
+    # a study reports finished runs only, so the interval of the records is of no account
+    records = Records(evaluations, budget or 0, arm.get("seconds")) if at else None
+    run = Run(path=path, name=name, members=members, budget=budget, records=records)
     return RunResult(run, seeds)
 
 
@@ -111,7 +119,7 @@ def main() -> int:
     for path in map(Path, sys.argv[1:]):
         text = path.read_text()
         indent = len(text.splitlines()[1]) - len(text.splitlines()[1].lstrip())
-        path.write_text(json.dumps(rejudged(json.loads(text)), indent=indent) + "\n")
+        path.write_text(indented_json(rejudged(json.loads(text)), indent) + "\n")
         sys.stdout.write(f"{path}\n")
     return 0
 

@@ -26,12 +26,14 @@ from marked import fill, table
 from timing import Record
 
 import envs
+from dpd.study.learning import reach_cells
 
 HERE = Path(__file__).resolve().parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
 GPU = "bench/gpu.py"
 
 COLUMNS = ("arm", "mean", "IQM", "worst ¼", "best peer", "{} minus it", "p", "p adj.", "verdict")
+LEARNING_COLUMNS = ("arm", "area", "{} minus it", "verdict", "to 90 %", "seeds", "seconds")
 
 
 def figure(value: float | None, interval: list[float] | None = None) -> str:
@@ -57,6 +59,22 @@ def arm_rows(arms: Record) -> list[list[str]]:
     return rows
 
 
+def learning_lines(subject: str, arms: Record) -> list[str]:
+    """Lay out the arms' learning, if the study has their evaluations."""
+    if all(of_arm.get("area") is None for of_arm in arms.values()):
+        return []
+    rows = []
+    for arm, of_arm in arms.items():
+        gap = of_arm.get("area_gap")
+        cells = [figure(of_arm["area"], of_arm["area_interval"])]
+        cells += [figure(gap["mean"], gap["interval"]), gap["verdict"]] if gap else ["", ""]
+        steps, interval, seeds = reach_cells(of_arm["reach"], len(of_arm["seeds"]))
+        interval = "" if interval == "-" else f" ({interval.replace('…', ' to ')})"
+        rows.append([arm, *cells, steps + interval, seeds, figure(of_arm["seconds"])])
+    head = [column.format(subject) for column in LEARNING_COLUMNS]
+    return ["Learning:", "", *table(head, "lrrlrrr", rows), ""]
+
+
 def study_lines(data: Record) -> list[str]:
     """Lay out the tables of `dpd study`: a row per arm, for each task and over all."""
     head = [column.format(data["subject"]) for column in COLUMNS]
@@ -74,6 +92,7 @@ def study_lines(data: Record) -> list[str]:
     laid_out: list[str] = []
     for title, arms in parts:
         laid_out += [title, "", *table(head, "l" + "r" * (len(head) - 2) + "l", arm_rows(arms)), ""]
+        laid_out += learning_lines(data["subject"], arms)
     return laid_out[:-1]
 
 

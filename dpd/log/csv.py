@@ -61,11 +61,20 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
     Skips an incomplete last line, which a run is still writing. A worker that was stopped before
     its first record has no file.
     """
-    for table in (path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))):
-        if not table.exists():
-            continue
-        with table.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(line for line in file if line.endswith("\n"))
+    for table in tables_of(path):
+        yield from read_table(table)
+
+
+def tables_of(path: Path) -> list[Path]:
+    """Return a run's metrics.csv and the files of its other workers, as far as they exist."""
+    others = sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))
+    return [table for table in (path, *others) if table.exists()]
+
+
+def read_table(path: Path) -> Iterator[dict[str, str]]:
+    """Read the rows of one file, without an incomplete last line."""
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from csv.DictReader(line for line in file if line.endswith("\n"))
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -125,7 +125,14 @@ def print_line(line: str) -> None:
 
 def json_text(report: Report) -> str:
     """Return the data as JSON."""
-    return json.dumps(report.data, indent=2, allow_nan=False) + "\n"
+    return indented_json(report.data) + "\n"
+
+
+def indented_json(data: Any, indent: int = 2) -> str:
+    """Return indented JSON with lists of numbers on one line, which makes it half as long."""
+    text = json.dumps(data, indent=indent, allow_nan=False)
+    # A line break inside a string is escaped, so these brackets are those of a list.
+    return re.sub(r'\[\n([^\[\]{}"]*)\]', lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def markdown_text(report: Report) -> str:

@@ -15,6 +15,8 @@ CONFIDENCE = 0.95
 ALPHA = 0.05
 FLIPS = 2**13
 """Number of sign flips: all 2^n for up to 13 differences, random ones for more."""
+RESAMPLES = 9_999
+"""Resamples of a bootstrap, as in scipy."""
 BOOTSTRAP_SEEDS = 20
 """Percentile bootstrap intervals of fewer seeds cover less than 95 %: see bench/error_rates.py."""
 NARROW = (
@@ -45,6 +47,17 @@ class Difference(NamedTuple):
     """Adjusted by Holm's method for all differences of the family."""
     verdict: str
     """higher or lower if `p_adjusted` is at most 5 %, else undecided; or too few seeds."""
+
+
+class Reach(NamedTuple):
+    """The steps at which learning curves reach a level."""
+
+    steps: float
+    """Steps of the mean curve; infinite if it stays below."""
+    interval: Interval | None
+    """95 % percentile bootstrap interval over seeds, with infinite ends; None for one seed."""
+    seeds: int
+    """Number of seeds whose own curve reaches the level."""
 
 
 def difference(first: Mapping[int, float], other: Mapping[int, float]) -> Difference:
@@ -216,3 +229,44 @@ def iqm(values: Any, axis: int = -1) -> Any:
     from scipy.stats import trim_mean
 
     return trim_mean(values, 0.25, axis=axis)
+
+
+def mean_over_steps(steps: Sequence[int], curves: Any) -> np.ndarray:
+    """Return the means of curves [n, K] over the steps from 0 to the last one, [n].
+
+    These are the areas under the curves by the trapezoidal rule, over the number of steps. Before
+    its first point, a curve has the value of that point.
+    """
+    curves = np.asarray(curves, dtype=np.float64)
+    edges, padded = np.array([0, *steps]), np.concatenate([curves[:, :1], curves], axis=1)
+    areas: np.ndarray = np.trapezoid(padded, edges, axis=1) / edges[-1]
+    return areas
+
+
+def reach(steps: Sequence[int], curves: Any, level: float, seed: int) -> Reach:
+    """Find where the mean of curves [n, K] first reaches a level; `seed` is the bootstrap's."""
+    curves = np.asarray(curves, dtype=np.float64)
+    at = float(first_crossing(steps, curves.mean(0), level))
+    seeds = int(np.isfinite(first_crossing(steps, curves, level)).sum())
+    if len(curves) < 2:
+        return Reach(at, None, seeds)
+    rows = np.random.default_rng(seed).integers(len(curves), size=(RESAMPLES, len(curves)))
+    crossings = first_crossing(steps, curves[rows].mean(1), level)
+    tails = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+    # an interpolated quantile of infinite values would be NaN
+    low, high = np.quantile(crossings, tails, method="inverted_cdf").tolist()
+    return Reach(at, Interval(low, high), seeds)
+
+
+def first_crossing(steps: Sequence[int], curves: np.ndarray, level: float) -> np.ndarray:
+    """Return the steps at which curves [..., K] first reach a level, [...]; infinite if never.
+
+    Linear between two points; the first point, if it is at the level already.
+    """
+    at, after = np.asarray(steps, dtype=np.float64), (curves >= level).argmax(-1)
+    before = np.maximum(after - 1, 0)
+    low = np.take_along_axis(curves, before[..., None], -1)[..., 0]
+    high = np.take_along_axis(curves, after[..., None], -1)[..., 0]
+    rise = np.where(high > low, high - low, 1)
+    crossing = at[before] + (at[after] - at[before]) * (level - low) / rise
+    return np.where((curves >= level).any(-1), crossing, np.inf)

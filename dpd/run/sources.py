@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from dpd.agents.base import LearnerId
 from dpd.config import NO_STATISTICS, ForeignConfig
 from dpd.errors import BadInput
-from dpd.log.csv import read_rows
+from dpd.log.csv import read_table, tables_of
 from dpd.log.naming import parse_policy_name
 from dpd.policies.policyfile import Policy, load
 from dpd.run.settings import read_config
@@ -203,6 +203,8 @@ class Records(NamedTuple):
     """The eval/return of every learner at each step."""
     interval: int
     """Environment steps between two records."""
+    seconds: float | None = None
+    """Seconds of training, without evaluations; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,12 +306,34 @@ def read_records(path: Path) -> Records:
     """Read the evaluations in a metrics.csv, ignoring a line that a run is still writing."""
     evaluations: dict[LearnerId, dict[int, float]] = {}
     first: int | None = None
-    for row in read_rows(path):
-        step, value = int(row["step"]), float(row["value"])
-        first = step if first is None else first
-        if row["metric"] == "eval/return" and math.isfinite(value):
-            evaluations.setdefault((int(row["seed"]), int(row["peer"])), {})[step] = value
-    return Records(evaluations, first or 0)
+    seconds = 0.0
+    for table in tables_of(path):
+        seeds, rates = set(), {}
+        for row in read_table(table):
+            step, value, metric = int(row["step"]), float(row["value"]), row["metric"]
+            first = step if first is None else first
+            seeds.add(row["seed"])
+            if metric == "eval/return" and math.isfinite(value):
+                evaluations.setdefault((int(row["seed"]), int(row["peer"])), {})[step] = value
+            elif metric == "time/steps_per_s":
+                rates[step] = value
+        # workers train at once, so the slowest one takes as long as the run
+        seconds = max(seconds, training_seconds(rates, len(seeds - {""})))
+    return Records(evaluations, first or 0, seconds or None)
+
+
+def training_seconds(rates: Mapping[int, float], n_seeds: int) -> float:
+    """Return the seconds that a process trained, from its recorded steps per second by step.
+
+    Steps that were lost when a run was stopped do not count. If only some iterations are recorded,
+    each one stands for those since the record before it.
+    """
+    starts = [0, *rates]
+    return sum(
+        (step - start) * n_seeds / rate
+        for start, (step, rate) in zip(starts, rates.items(), strict=False)
+        if rate > 0
+    )
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

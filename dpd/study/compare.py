@@ -25,6 +25,7 @@ from dpd.report.stats import (
     family,
     iqm,
     least_seeds,
+    mean_over_steps,
 )
 from dpd.run.episodes import evaluate_policy
 from dpd.run.sources import Run, SavedLearner, read_run, short_names
@@ -72,6 +73,20 @@ class RunResult:
         best = {seed: best_peer(peers) for seed, peers in self.seeds.items()}
         scores = {seed: peer.mean for seed, peer in best.items() if peer is not None}
         return scores if len(scores) == len(best) else None
+
+    @property
+    def curves(self) -> tuple[list[int], np.ndarray]:
+        """Steps of the evaluations in training [K], and returns by seed [n, K]."""
+        curve = self.run.curve
+        return list(curve), np.array(list(curve.values())).T
+
+    @property
+    def areas(self) -> dict[int, float] | None:
+        """Mean return over the steps of training, by seed; None without evaluations."""
+        steps, curves = self.curves
+        if not steps or len(curves) != len(self.seeds):
+            return None
+        return dict(zip(sorted(self.seeds), mean_over_steps(steps, curves).tolist(), strict=True))
 
     def statistics(self, seed: int) -> dict[str, Any]:
         """Return statistics over seeds; `seed` is that of the bootstrap."""
@@ -144,10 +159,15 @@ def evaluate_runs(runs: Sequence[Run], config: CompareConfig | StudyConfig) -> l
                 played = evaluate_policy(
                     m.policy, run.env[0], config.episodes, seed, config.threads
                 )
-                result.seeds[m.seed].append(EvaluatedPolicy(m, played.returns[0]))
+                result.seeds[m.seed].append(EvaluatedPolicy(m, nine_digits(played.returns[0])))
                 progress.advance(task)
             results.append(result)
     return results
+
+
+def nine_digits(values: np.ndarray) -> np.ndarray:
+    """Round to nine digits, as in metrics.csv: a report then follows exactly from its file."""
+    return np.array([float(f"{value:.9g}") for value in values])
 
 
 def episodes_seed(seed: int, training_seed: int) -> int:
@@ -265,19 +285,25 @@ def difference_cells(d: Difference) -> list[str]:
 
 
 def result_json(result: RunResult, seed: int) -> dict[str, Any]:
-    """Return a run's statistics and the returns they are computed from."""
+    """Return a run's statistics, and the returns and evaluations they are computed from."""
+    run, steps = result.run, list(result.run.curve)
     return {
-        "run": result.run.name,
-        "path": str(result.run.path),
-        "steps": sorted(result.run.steps),
-        "budget": result.run.budget,
+        "run": run.name,
+        "path": str(run.path),
+        "steps": sorted(run.steps),
+        "budget": run.budget,
+        "seconds": None if run.records is None else run.records.seconds,
         **result.statistics(seed),
+        "evaluation_steps": steps,
         "seeds": [
             {
                 "seed": s,
                 "score": result.scores[s],
                 "best_peer": best.member.peer if (best := best_peer(peers)) else None,
-                "peers": [peer_json(peer) for peer in peers],
+                "peers": [
+                    peer_json(peer) | {"evaluations": evaluations_of(run, peer.member, steps)}
+                    for peer in peers
+                ],
             }
             for s, peers in result.seeds.items()
         ],
@@ -293,3 +319,10 @@ def peer_json(peer: EvaluatedPolicy) -> dict[str, Any]:
         "mean": peer.mean,
         "returns": peer.returns.tolist(),
     }
+
+
+def evaluations_of(run: Run, member: SavedLearner, steps: Sequence[int]) -> list[float]:
+    """Return a learner's evaluations in training at some steps."""
+    known = {} if run.records is None else run.records.evaluations
+    learner = known.get((member.seed, member.peer), {})
+    return [learner[step] for step in steps if step in learner]

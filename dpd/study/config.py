@@ -1,4 +1,4 @@
-"""Settings of `dpd study` and `dpd compare`, and the arms of a study; imports no torch."""
+"""Settings of `dpd study` and `dpd compare`; imports no torch."""
 
 from __future__ import annotations
 
@@ -6,61 +6,35 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from dpd.agents.config import ALGORITHMS, OffPolicyConfig, require
+from dpd.agents.config import require
 from dpd.config import Paths, as_name, choose, flag, one_of, rl_algorithms
 from dpd.errors import BadInput
+from dpd.study.arms import ARMS, Arm, arm_flags, groups_of, name_of, own_arms
 
 Envs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV ...")]
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way to use the steps of a seed."""
-
-    flags: str
-    """Flags of `dpd train`."""
-    asks: str
-    """Question that the subject's difference from this arm answers."""
-    needs_replay: bool = False
-    is_extra: bool = False
-    """Leave the arm out unless --arms names it."""
-
-
-ARMS: dict[str, Arm] = {
-    "dpd": Arm("", "is the method with its defaults better?"),
-    "independent": Arm("--method none", "do peers help each other?"),
-    "one": Arm(
-        "--method none --peers 1", "are several peers worth one learner that takes all steps?"
-    ),
-    "uniform": Arm("--distill.gate uniform", "does it matter where they imitate?"),
-    "shuffled": Arm("--distill.control shuffled", "would the same weights work in other states?"),
-    "reversed": Arm("--distill.control reversed", "does imitating the worse peer work as well?"),
-    "hard": Arm("--distill.gate hard", "is it better than imitating only where the peer is ahead?"),
-    "one-way": Arm("--distill.students 0", "must both peers learn from each other?"),
-    "shared-replay": Arm("--method none --share-replay", "does it help beyond sharing data?", True),
-    "extra-updates": Arm(
-        "--method none --extra-policy-updates 1", "does it help beyond extra updates?", True
-    ),
-    "modern": Arm("--preset modern", "is it better than the preset modern?", is_extra=True),
-    "released": Arm("--preset released", "is it better than the 2020 code?", is_extra=True),
-}
 FIXED_FLAGS = (
     *("env", "algo", "seeds", "seed", "total-steps", "out", "resume", "config", "method"),
     *("preset", "peers"),
 )
 """Flags of `dpd train` that the study or its arms set."""
+FIXED_IN_OWN = ("env", "seeds", "seed", "total-steps", "out", "resume")
+"""Flags of `dpd train` that an arm of --own may not set, because all arms share them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """Train a method and its controls on equal steps, and test which differences are significant.
 
-    Flags after a lone -- go to every run, as in: dpd study Hopper-v5 --seeds 20 -- --workers 2
+    Flags after a lone -- go to every run that they apply to, as in: dpd study Hopper-v5 --jobs 2 --
+    --epochs 20
     """
 
     envs: Envs = ("HalfCheetah-v5",)
@@ -68,13 +42,16 @@ class StudyConfig:
     algo: Annotated[str, tyro.conf.arg(metavar=one_of(rl_algorithms()))] = "ppo"
     """Algorithm of the learners."""
     arms: tuple[str, ...] = ()
-    """Arms among dpd, independent, one, uniform, shuffled, reversed, hard, one-way, modern and
-    released; with a replay also shared-replay and extra-updates. Default: all but modern and
-    released."""
+    """Arms among dpd, independent, one, uniform, shuffled, reversed, hard and one-way, with a
+    replay also shared-replay and extra-updates. Default: all of these. Only if named: shared,
+    unshared, one-epochs and one-batch for PPO, one-updates and one-critics with a replay, modern
+    and released."""
     own: tuple[str, ...] = ()
     """Additional arms, as in 'sharp=--distill.alpha 3'."""
     subject: str = "dpd"
-    """The arm that all others are compared with."""
+    """The arm that all others are compared with. If it is one of --own, the controls have its
+    flags too, except for those that they are without: independent and one neither distil nor
+    share."""
     seeds: int = 10
     """Number of seeds; all arms use the same ones."""
     seed: int = 0
@@ -83,8 +60,11 @@ class StudyConfig:
     """Environment steps per seed, summed over its peers."""
     episodes: int = 20
     """Fresh deterministic episodes for each final policy."""
+    jobs: int = 1
+    """Arms that train at once, each in a process with its share of the cores and its output in
+    train.log of its directory."""
     threads: int | None = None
-    """CPU threads of these episodes; None: all cores. Threads of training go after the --."""
+    """CPU threads of the fresh episodes; None: all cores. Threads of training go after the --."""
     flags: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Flags of `dpd train` for every run."""
     out: Path = Path("study")
@@ -98,16 +78,13 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         choose("algorithm", self.algo, rl_algorithms())
-        require(self, "be at least 1", "seeds", "total_steps", "episodes", called=flag)
+        require(self, "be at least 1", "seeds", "total_steps", "episodes", "jobs", called=flag)
         require(self, "not be negative", "seed", called=flag)
         if self.plan is not None and not 0 < self.plan < math.inf:
             raise BadInput(f"--plan must be a difference of returns above 0, not {self.plan}")
         if not self.envs or len(set(self.envs)) < len(self.envs):
             raise BadInput("dpd study needs at least one ENV, each given once")
-        words = [word.partition("=")[0] for word in self.flags if word.startswith("--")]
-        # the parser accepts underscores as well
-        given = [word.removeprefix("--").replace("_", "-") for word in words]
-        if taken := [name for name in given if name in FIXED_FLAGS]:
+        if taken := [n for n in map(name_of, groups_of(self.flags)) if n in FIXED_FLAGS]:
             raise BadInput(
                 f"--{taken[0]} after -- is set by the study or its arms; give it before the --, "
                 "or as an arm to --own"
@@ -115,36 +92,34 @@ class StudyConfig:
         if len(self.chosen) < 2:
             raise BadInput("a study compares at least two arms; add some to --arms")
 
-    @property
+    @cached_property
     def chosen(self) -> dict[str, Arm]:
-        """Arms of the study by name, the subject first. Raises BadInput for an unknown arm."""
-        known = ARMS | self._own_arms()
-        names = self.arms or [n for n, arm in ARMS.items() if self._is_default(arm)]
-        names = list(dict.fromkeys([self.subject, *names, *self._own_arms()]))
+        """Arms of the study by name, the subject first. Raises BadInput for an unfit arm."""
+        own = own_arms(self.own)
+        known = ARMS | own
+        defaults = [n for n, arm in ARMS.items() if not arm.is_extra and not arm.lacks(self.algo)]
+        names = list(dict.fromkeys([self.subject, *(self.arms or defaults), *own]))
         arms = {name: choose("arm", name, known) for name in names}
-        unfit = [name for name, arm in arms.items() if arm.needs_replay]
-        if unfit and not self._has_replay:
-            raise BadInput(f"arm {unfit[0]} needs a replay, which {self.algo} lacks; leave it out")
-        return arms
-
-    @property
-    def _has_replay(self) -> bool:
-        return issubclass(ALGORITHMS[self.algo].settings, OffPolicyConfig)
-
-    def _is_default(self, arm: Arm) -> bool:
-        return not arm.is_extra and (self._has_replay or not arm.needs_replay)
-
-    def _own_arms(self) -> dict[str, Arm]:
-        arms: dict[str, Arm] = {}
-        for given in self.own:
-            name, equals, flags = given.partition("=")
-            if not equals or not name.replace("-", "").isalnum() or name in (*ARMS, *arms):
+        for name, arm in arms.items():
+            if (missing := arm.lacks(self.algo)) is not None:
                 raise BadInput(
-                    f"--own takes NAME=FLAGS with a new name, as in 'sharp=--distill.alpha 3', not "
-                    f"'{given}'"
+                    f"arm {name} needs {flag(missing)}, which {self.algo} lacks; leave it out"
                 )
-            arms[name] = Arm(flags, f"is it better than {flags}?")
+        for name in own:
+            self._refuse_fixed(name, own[name])
         return arms
+
+    def _refuse_fixed(self, name: str, arm: Arm) -> None:
+        """Raise BadInput if an arm of --own sets what all arms share."""
+        given = set(map(name_of, groups_of(shlex.split(arm.flags))))
+        if fixed := [f for f in FIXED_IN_OWN if f in given]:
+            raise BadInput(f"--own {name} sets --{fixed[0]}, which all arms share; leave it out")
+        # The controls are made from the subject's flags, which must therefore name its settings.
+        if name == self.subject and (unfit := sorted(given & {"algo", "config"})):
+            raise BadInput(
+                f"the subject {name} cannot take --{unfit[0]} in --own; give --algo to dpd study, "
+                "and settings as flags"
+            )
 
     def path(self, env: str, arm: str) -> Path:
         """Return the directory of an arm's run."""
@@ -152,10 +127,11 @@ class StudyConfig:
 
     def words(self, env: str, arm: str) -> list[str]:
         """Return the arguments of `dpd train` for an arm's run."""
-        own = shlex.split(self.chosen[arm].flags)
+        chosen = self.chosen
+        flags = arm_flags(chosen[arm], self.flags, chosen[self.subject], self.algo)
         budget = ["--seeds", self.seeds, "--seed", self.seed, "--total-steps", self.total_steps]
         out = ["--out", self.path(env, arm)]
-        return [str(w) for w in (env, "--algo", self.algo, *budget, *self.flags, *own, *out)]
+        return [str(w) for w in (env, "--algo", self.algo, *budget, *flags, *out)]
 
     def with_flags(self, flags: Sequence[str]) -> StudyConfig:
         """Return the settings with `dpd train` flags for every run."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dpd import __version__
+from dpd.envs.physics import n_cores
 from dpd.errors import BadInput
 from dpd.report.figures import (
     GREY,
@@ -27,6 +28,7 @@ from dpd.report.figures import (
 from dpd.report.report import Report, Section, Table, format_number, print_report, table_row
 from dpd.report.stats import ALPHA, BOOTSTRAP_SEEDS, CONFIDENCE, Difference, least_seeds
 from dpd.study.compare import TEST_COLUMNS, curve_line, difference_cells, result_json
+from dpd.study.learning import LEARNING_TERMS, learning_json, learning_table
 from dpd.study.study import Aggregate, Findings, TaskResult, worst_quarter
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def study_report(findings: Findings) -> Report:
     sections = [
         Section(terms=answer_questions(findings).items(), tables=list(aggregate_tables(findings))),
         *tasks,
-        Section(heading="What the numbers mean", terms=TERMS.items()),
+        Section(heading="What the numbers mean", terms=(TERMS | LEARNING_TERMS).items()),
         Section(
             heading="How to reproduce",
             prose=[
@@ -112,8 +114,23 @@ def task_section(findings: Findings, task: TaskResult, data: Mapping[str, Any]) 
     if task.best_gaps:
         title = f"{task.env}: mean return of {config.subject}'s best peers minus that of"
         tables.append(gaps_table(title, task.best_gaps))
+    if any(arm["area"] is not None for arm in arms.values()):
+        tables += learning_tables(findings, task, arms)
     drawn = [partial(draw_scores, task, arms), partial(draw_curve_panels, findings, task)]
     return Section(heading=task.env, figures=drawn, tables=tables)
+
+
+def learning_tables(
+    findings: Findings, task: TaskResult, arms: Mapping[str, Any]
+) -> Iterator[Table]:
+    """Yield the tables of the arms' learning, and of the differences of their areas."""
+    jobs, cores = findings.config.jobs, n_cores()
+    at_once = f", {jobs} runs at once" if jobs > 1 else ""
+    where = f"{cores} core{'s' * (cores > 1)}{at_once}"
+    yield learning_table(f"{task.env}: learning; seconds of training on {where}", arms)
+    if task.area_gaps:
+        title = f"{task.env}: mean return over the steps of {findings.config.subject} minus that of"
+        yield gaps_table(title, task.area_gaps)
 
 
 def gaps_table(title: str, gaps: Mapping[str, Difference]) -> Table:
@@ -149,6 +166,8 @@ def study_json(findings: Findings) -> dict[str, Any]:
         "seed": config.seed,
         "total_steps": config.total_steps,
         "episodes": config.episodes,
+        "jobs": config.jobs,
+        "cores": n_cores(),
         "confidence": CONFIDENCE,
         "tasks": [task_json(findings, task) for task in findings.tasks],
         "whole": {arm: aggregate_json(a) for arm, a in findings.aggregates.items()},
@@ -164,11 +183,16 @@ def task_json(findings: Findings, task: TaskResult) -> dict[str, Any]:
         arms[arm] = result_json(result, findings.config.seed) | {
             "worst_quarter": worst_quarter(list(result.scores.values())),
             "git": sorted(commit for commit in commits if commit is not None),
+            **learning_json(task, arm, findings.config.seed),
         }
         if arm in findings.others:
-            gap, best = task.gaps[arm], task.best_gaps.get(arm)
-            arms[arm] |= {"gap": gap._asdict(), "best_gap": best and best._asdict()}
-    return {"env": task.env, "random": task.random, "arms": arms}
+            gap, best, area = task.gaps[arm], task.best_gaps.get(arm), task.area_gaps.get(arm)
+            arms[arm] |= {
+                "gap": gap._asdict(),
+                "best_gap": best and best._asdict(),
+                "area_gap": area and area._asdict(),
+            }
+    return {"env": task.env, "random": task.random, "level": task.level, "arms": arms}
 
 
 def aggregate_json(aggregate: Aggregate) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import sys
@@ -34,6 +35,10 @@ from dpd.run.sources import find_policies, is_best, read_run
 from dpd.run.train import train
 from dpd.study.compare import RunResult, comparison_notes, evaluate_runs
 from dpd.study.config import StudyConfig
+from dpd.study.jobs import Job, run_jobs
+
+LEVEL_ARM, LEVEL_SHARE = "one", 0.9
+"""The level that steps are counted to: a share of this arm's gain over uniform actions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,19 @@ class TaskResult:
     def best_gaps(self) -> dict[str, Difference]:
         """The same for each seed's best peer, if all are known; a family of its own."""
         return subtract_arms([(arm, r.best_scores) for arm, r in self.results.items()])
+
+    @cached_property
+    def area_gaps(self) -> dict[str, Difference]:
+        """The same for the mean return over the steps, if known; a family of its own."""
+        return subtract_arms([(arm, r.areas) for arm, r in self.results.items()])
+
+    @property
+    def level(self) -> float | None:
+        """The return that steps are counted to; None without the arm, or if it learned nothing."""
+        if LEVEL_ARM not in self.results:
+            return None
+        gain = float(np.mean(list(self.results[LEVEL_ARM].scores.values()))) - self.random
+        return self.random + LEVEL_SHARE * gain if gain > 0 else None
 
 
 def subtract_arms(scores: Sequence[tuple[str, dict[int, float] | None]]) -> dict[str, Difference]:
@@ -191,9 +209,22 @@ def plan_runs(config: StudyConfig, parse: Parse) -> Plans:
                 raise BadInput(f"arm {arm}: {error}") from error
             plans[env, arm] = plan
             refuse_other_settings(config.path(env, arm), plan)
+        refuse_equal_arms({arm: plans[env, arm] for arm in config.chosen})
         run = plan.run
         check(env, run.backend, run.parsed_env_kwargs())
     return plans
+
+
+def refuse_equal_arms(plans: Mapping[str, TrainConfig]) -> None:
+    """Raise BadInput if two arms would make the same run, whose difference means nothing."""
+    seen: dict[str, str] = {}
+    for arm, plan in plans.items():
+        other = seen.setdefault(json.dumps(plan.as_json()), arm)
+        if other != arm:
+            raise BadInput(
+                f"arms {other} and {arm} have the same settings; name the arms without one of "
+                "them: --arms"
+            )
 
 
 def refuse_other_settings(path: Path, plan: TrainConfig) -> None:
@@ -201,6 +232,7 @@ def refuse_other_settings(path: Path, plan: TrainConfig) -> None:
     if not (path / "config.json").is_file():
         return
     saved = saved_settings(path)
+    refuse_other_seeds(path, saved, plan)
     changed = list(changed_settings(saved, plan))
     if saved.get("total_steps") != plan.run.total_steps:  # it sets the learning-rate schedule
         changed.append("total_steps")
@@ -212,8 +244,35 @@ def refuse_other_settings(path: Path, plan: TrainConfig) -> None:
         )
 
 
+def refuse_other_seeds(path: Path, saved: Mapping[str, Any], plan: TrainConfig) -> None:
+    """Raise BadInput if a directory holds a run of other seeds."""
+    first, count, run = saved.get("seed"), saved.get("seeds"), plan.run
+    if (
+        isinstance(first, int)
+        and isinstance(count, int)
+        and (first, count) != (run.seed, run.seeds)
+    ):
+        raise BadInput(
+            f"{path} holds {named_seeds(first, count)}, and a finished or stopped run gains no "
+            f"seeds; give --seed {first} --seeds {count} for these, or another directory as --out "
+            f"for {named_seeds(run.seed, run.seeds)}"
+        )
+
+
+def named_seeds(first: int, count: int) -> str:
+    """Format a range of seeds."""
+    return f"seeds {first} to {first + count - 1}" if count > 1 else f"seed {first}"
+
+
 def train_all(config: StudyConfig, plans: Plans, parse: Parse) -> int:
-    """Train the unfinished runs; return the status of the first one that ended early, or 0."""
+    """Train the unfinished runs; return the exit status of the first that ended early, or 0."""
+    if config.jobs > 1:
+        jobs = [
+            Job(f"{env} {arm}", config.path(env, arm), config.words(env, arm), plan)
+            for (env, arm), plan in plans.items()
+            if not is_done(config.path(env, arm), plan)
+        ]
+        return run_jobs(jobs, min(config.jobs, len(plans)))
     for k, ((env, arm), plan) in enumerate(plans.items(), 1):
         path = config.path(env, arm)
         if is_done(path, plan):

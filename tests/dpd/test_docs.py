@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dpd import cli
-from dpd.study.config import ARMS
+from dpd.study.arms import ARMS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"

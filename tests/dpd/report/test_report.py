@@ -13,6 +13,7 @@ from dpd.report.report import (
     Table,
     format_number,
     html_text,
+    indented_json,
     markdown_text,
     print_report,
     save_report,
@@ -103,3 +104,13 @@ def test_numbers_are_short_and_nearly_all_is_not_all(
     value: float | Interval | None, text: str
 ) -> None:
     assert format_number(value) == text
+
+
+def test_json_has_lists_of_numbers_on_one_line() -> None:
+    data = {"a": [1, -2.5, None, 1e-9], "b": [[1, 2], []], "c": ["[\n1,\n 2]", "x"], "d": [{}]}
+    text = indented_json(data)
+    assert json.loads(text) == data
+    assert '"a": [1, -2.5, null, 1e-09],' in text and "    [1, 2],\n    []" in text
+    assert "NaN" not in text
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        indented_json([float("nan")])

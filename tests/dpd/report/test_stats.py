@@ -10,11 +10,14 @@ from dpd.report.stats import (
     bootstrap_interval,
     difference,
     family,
+    first_crossing,
     holm,
     iqm,
     least_seeds,
     mean_interval,
+    mean_over_steps,
     paired_difference,
+    reach,
     sign_flip_p,
     unpaired_difference,
 )
@@ -183,3 +186,44 @@ def test_paired_samples_are_resampled_together() -> None:
 def test_the_interquartile_mean_drops_a_quarter_at_each_end() -> None:
     assert iqm([-100.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 900.0]) == 3.5  # (2 + 3 + 4 + 5) / 4
     assert iqm([1.0, 2.0, 9.0]) == 4.0  # too few to drop any: the mean
+
+
+def test_the_mean_over_steps_is_the_area_under_the_curve() -> None:
+    # 0 to 100: 100 * 10; 100 to 300: 200 * (10 + 30) / 2; in all 5,000 over 300 steps
+    assert mean_over_steps([100, 300], [[10.0, 30.0], [6.0, 6.0]]) == pytest.approx([5000 / 300, 6])
+    # one evaluation is all that is known
+    assert mean_over_steps([500], [[7.0]]).tolist() == [7.0]
+
+
+def test_a_curve_reaches_a_level_between_two_evaluations() -> None:
+    curves = np.array([[0.0, 10, 5, 20], [9, 9, 9, 9], [1, 2, 3, 4]])
+    # 0 to 10 passes 8 at 80 % of the way from 100 to 200; the second begins above 8
+    assert first_crossing([100, 200, 300, 400], curves, 8).tolist() == [180, 100, np.inf]
+    # exactly at the level, and not before
+    assert first_crossing([1, 2], np.array([1.0, 2.0]), 2) == 2
+
+
+def test_steps_to_a_level_are_those_of_the_mean_curve() -> None:
+    curves = [[0.0, 10.0, 20.0], [0.0, 0.0, 40.0]]
+    # the mean 0 5 30 passes 9 at (9 - 5) / 25 of the way from 200 to 300. Of the resamples, a
+    # quarter each is the first seed twice (0 10 20: 190) and the second twice (0 0 40: 222.5)
+    found = reach([100, 200, 300], curves, 9, 0)
+    assert (found.steps, found.interval, found.seeds) == (216, (190, 222.5), 2)
+    never = reach([100, 200], [[0.0, 1.0], [0.0, 3.0]], 2.5, 0)  # the mean ends at 2
+    assert never.steps == np.inf and never.seeds == 1
+    # the second seed alone passes at (2.5 - 0) / 3 of the way
+    assert never.interval is not None
+    assert never.interval.low == pytest.approx(100 + 100 * 2.5 / 3)
+    assert never.interval.high == np.inf
+    assert reach([100], [[1.0]], 1, 0).interval is None
+
+
+def test_the_interval_of_steps_covers_the_truth_about_as_often_as_it_says() -> None:
+    # the mean curve is a straight line to 20 at step 2,000, so 10 is reached at 1,000
+    rng, steps, hits = np.random.default_rng(0), list(range(0, 2001, 100)), 0
+    for _ in range(200):
+        slopes = rng.normal(0.01, 0.002, (30, 1))
+        interval = reach(steps, slopes * np.array(steps), 10, 0).interval
+        assert interval is not None
+        hits += interval.low <= 1000 <= interval.high
+    assert 0.88 <= hits / 200 <= 0.99  # a percentile bootstrap of 30 seeds

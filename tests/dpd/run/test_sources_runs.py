@@ -10,7 +10,13 @@ from dpd.agents.config import PPOConfig
 from dpd.errors import BadInput
 from dpd.policies import policyfile
 from dpd.policies.metadata import PolicyMeta
-from dpd.run.sources import peer_means, read_records, read_run, short_names
+from dpd.run.sources import (
+    peer_means,
+    read_records,
+    read_run,
+    short_names,
+    training_seconds,
+)
 
 OBS, ACT = 3, 1
 
@@ -128,3 +134,23 @@ def test_names_are_as_short_as_tells_them_apart(tmp_path: Path) -> None:
     assert short_names(files) == ["seed0", "y"]
     with pytest.raises(BadInput, match="given twice"):
         short_names([Path("x/run"), Path("y"), Path("x/../x/run")])
+
+
+def test_the_seconds_of_a_run_are_its_steps_over_their_speed(tmp_path: Path) -> None:
+    # 100 steps of two seeds at 50 a second, then 300 at 100 a second: 4 s + 6 s
+    assert training_seconds({100: 50.0, 400: 100.0}, 2) == 10
+    rows = ["step,seed,peer,metric,value"]
+    for step, rate in ((100, 50), (400, 100)):
+        rows += [f"{step},{seed},0,loss/value,1" for seed in (3, 4)]
+        rows += [f"{step},,,time/steps_per_s,{rate}"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
+    assert read_records(tmp_path / "metrics.csv").seconds == 10
+    # another worker trained seed 5 at the same time, for 400 / 20 = 20 s
+    rows = ["step,seed,peer,metric,value", "400,5,0,loss/value,1", "400,,,time/steps_per_s,20"]
+    (tmp_path / "metrics-1.csv").write_text("\n".join(rows) + "\n")
+    assert read_records(tmp_path / "metrics.csv").seconds == 20
+
+
+def test_a_run_without_speeds_has_no_seconds(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"), "run")
+    assert run.records is not None and run.records.seconds is None

@@ -1,6 +1,8 @@
 """Studies from end to end on small runs, and their statistics on made-up scores."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +14,9 @@ from dpd.cli import main, parse_train
 from dpd.policies.policyfile import Policy
 from dpd.run.sources import Run, SavedLearner
 from dpd.study import study as command
+from dpd.study.arms import ARMS
 from dpd.study.compare import EvaluatedPolicy, RunResult
-from dpd.study.config import ARMS, StudyConfig
+from dpd.study.config import StudyConfig
 from dpd.study.report import aggregate_json, aggregate_tables
 from dpd.study.study import Findings, TaskResult, worst_quarter
 from tests.toy.html import Reader
@@ -62,6 +65,44 @@ def test_the_figures_follow_from_the_returns(done: Path) -> None:
     assert "gap" not in task["arms"]["dpd"]
 
 
+def test_the_learning_follows_from_the_evaluations(done: Path) -> None:
+    data = json.loads((done / "study.json").read_text())
+    (task,) = data["tasks"]
+    one = task["arms"]["one"]
+    assert task["level"] == pytest.approx(0.1 * task["random"] + 0.9 * one["mean"])
+    areas = {}
+    for arm, of_arm in task["arms"].items():
+        assert of_arm["evaluation_steps"] == [512, 1024] and of_arm["seconds"] > 0
+        curves = [np.mean([p["evaluations"] for p in s["peers"]], 0) for s in of_arm["seeds"]]
+        assert [p["last_evaluation"] for s in of_arm["seeds"] for p in s["peers"]] == [
+            p["evaluations"][-1] for s in of_arm["seeds"] for p in s["peers"]
+        ]
+        # half of the steps have the first evaluation, the others the mean of both
+        areas[arm] = [(3 * a + b) / 4 for a, b in curves]
+        assert of_arm["area"] == pytest.approx(np.mean(areas[arm]))
+        half = 12.7062 * abs(areas[arm][0] - areas[arm][1]) / 2  # t(1, 97.5 %)
+        low, high = of_arm["area_interval"]
+        assert (high - low) / 2 == pytest.approx(half)
+    gap = task["arms"]["one"]["area_gap"]
+    assert gap["mean"] == pytest.approx(np.subtract(areas["dpd"], areas["one"]).mean())
+    assert gap["p_adjusted"] == 1 and "area_gap" not in task["arms"]["dpd"]
+
+
+def test_a_study_can_be_judged_again_from_its_file(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "bench")
+    monkeypatch.delitem(sys.modules, "rejudge", raising=False)
+    rejudge = importlib.import_module("rejudge")
+    data = json.loads((done / "study.json").read_text())
+    again = rejudge.rejudged(data)
+    for old, new in zip(data["tasks"], again["tasks"], strict=True):
+        for arm, of_arm in old["arms"].items():
+            for name in of_arm:
+                assert new["arms"][arm][name] == of_arm[name], name
+    assert again["notes"] == data["notes"]
+
+
 def test_finished_runs_are_not_trained_again(
     done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +121,9 @@ def test_the_page_loads_nothing_and_answers_every_question(done: Path) -> None:
     seen = Reader()
     seen.feed((done / "study.html").read_text())
     assert all(x.startswith("#") for x in seen.refers) and seen.tags.count("svg") == 2
+    assert "Hopper-v5: learning; seconds of training on" in seen.text
+    assert "mean return over the steps of dpd minus that of" in seen.text
+    assert "\n| one | " in (done / "study.md").read_text().partition("learning;")[2]
     assert not {"script", "link", "img"} & set(seen.tags)
     for arm in ("independent", "one"):
         assert ARMS[arm].asks.capitalize() in seen.text and f"dpd − {arm}: " in seen.text
@@ -102,6 +146,11 @@ def test_a_directory_with_runs_of_other_settings_is_refused(
     assert "holds a run with other settings, such as lr 0.0003" in said and said.count("\n") == 1
     assert main(argv(done, "--total-steps", "2048")) == 2
     assert "such as total_steps 1024" in capsys.readouterr().err
+    assert main(argv(done, "--seeds", "4")) == 2
+    said = capsys.readouterr().err
+    assert "dpd holds seeds 3 to 4, and" in said and "gains no seeds" in said
+    assert "give --seed 3 --seeds 2 for these, or another directory" in said
+    assert "for seeds 3 to 6" in said and said.count("\n") == 1
 
 
 def test_a_run_that_ends_early_ends_the_study_which_then_resumes_it(
@@ -234,8 +283,8 @@ def test_the_worst_quarter_worked_by_hand() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--arms", "independant"], "unknown arm 'independant'; did you mean independent?"),
-        (["--arms", "shared-replay"], "arm shared-replay needs a replay, which ppo lacks"),
+        (["--arms", "independant"], "unknown arm 'independant'; did you mean independent or"),
+        (["--arms", "shared-replay"], "arm shared-replay needs --share-replay, which ppo"),
         (["--arms", "dpd"], "compares at least two arms"),
         (["--subject", "best"], "unknown arm 'best'"),
         (["--own", "sharp"], "--own takes NAME=FLAGS"),
