@@ -77,8 +77,8 @@ def adapted_coef(coef: Tensor, off: Tensor, target: float, start: float) -> Tens
     """Return coefficients [N] that hold the divergences `off` [N] near `target`.
 
     Multiplied by off / target, at least by 2/3 and at most by 3, unless the divergence is within a
-    factor of 1.5 of the target (after the adaptive KL penalty of Schulman et al. 2017, Sec. 4, which
-    doubles and halves). They stay within LEASH of `start`.
+    factor of 1.5 of the target (after the adaptive KL penalty of Schulman et al. 2017, Sec. 4,
+    which doubles and halves). They stay within LEASH of `start`.
     """
     factor = (off / target).clamp(1 / 1.5, 3.0)
     is_near = (off <= 1.5 * target) & (off >= target / 1.5)

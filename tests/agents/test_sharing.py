@@ -57,8 +57,8 @@ def test_own_values_come_first_and_then_those_of_the_peers_in_turn() -> None:
 
 
 def test_the_mean_of_a_group_is_of_the_same_samples() -> None:
-    # Sample s of three peers, one step, one environment; learner i says 100 i + s, in its own order.
-    # The mean over learners is 100 + s, in each one's order again; the second group says 1,000 more.
+    # Sample s of three peers, one step, one environment; learner i says 100 i + s, in its order.
+    # The mean over learners is 100 + s, in each one's order; the second group says 1,000 more.
     samples = torch.arange(3.0).repeat(2).view(6, 1, 1)
     says = shared(samples, 3) + torch.tensor([0, 100, 200, 1000, 1100, 1200.0]).view(6, 1, 1)
     mean = shared(samples, 3) + torch.tensor([100.0] * 3 + [1100.0] * 3).view(6, 1, 1)

@@ -13,7 +13,8 @@ from dpd.agents.base import Batch, ClosedTerm, Metrics, Minibatch, take
 from dpd.agents.config import PPOConfig
 from dpd.agents.dist import DiagGaussian, divergence
 from dpd.agents.kernels import Kernels
-from dpd.agents.ppo import PPO, Samples
+from dpd.agents.ppo import PPO
+from dpd.agents.ppo_loss import Samples
 
 F32, F64 = torch.float32, torch.float64
 SMALL = PPOConfig(n_envs=4, n_steps=16, minibatch_size=16, epochs=3, hidden=(8, 8), lr=1e-2)

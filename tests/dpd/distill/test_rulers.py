@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import PeerExchange
-from dpd.distill.peers import action_gaps, best_other, critic_gaps, lcb_gaps, value_gaps
+from dpd.distill.rulers import action_gaps, best_other, critic_gaps, lcb_gaps, value_gaps
 from tests.toy.peers import F64, LOSS, REPLAYED, O, Setup, vary
 
 # What one student's group says at one state, [N=1, judging P=2, C=2, acting P=2, K=1]: peer 0's
