@@ -107,6 +107,10 @@ class LearnerConfig:
         return self.hidden
 
 
+Critic = Literal["own", "mean"]
+"""The value function of a learner, or the mean of those of its group."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(LearnerConfig):
     """Proximal policy optimization (Schulman et al. 2017).
@@ -161,8 +165,7 @@ class PPOConfig(LearnerConfig):
     share_min_ess: float = 0.2
     """Give all samples of a peer the weight 0 in iterations in which their effective sample size,
     (sum rho)^2 / sum rho^2, is less than this share of their number."""
-
-    share_value: Literal["own", "mean"] = "own"
+    share_value: Critic = "own"
     """Value function of the advantages with --share-experience: the learner's own, or the mean of
     all peers', each in its own normalizer's units (peers are then an ensemble of critics)."""
 

@@ -20,7 +20,7 @@ from dpd.agents.base import (
     Rollout,
     take,
 )
-from dpd.agents.config import PPOConfig
+from dpd.agents.config import Critic, PPOConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import GaussianLearners
 from dpd.agents.nets import StackedNets, mlp_shapes
@@ -35,7 +35,14 @@ from dpd.agents.ppo_loss import (
     ppo_loss,
 )
 from dpd.agents.rng import WIDE, RowRandom, Stream
-from dpd.agents.sharing import gae, group_mean, share_weights, shared, shared_rollout
+from dpd.agents.sharing import (
+    gae,
+    group_mean,
+    peer_samples,
+    share_weights,
+    shared,
+    shared_rollout,
+)
 
 
 def valid_positions(valid: Tensor, pick: Tensor) -> Tensor:
@@ -98,18 +105,36 @@ class PPO(GaussianLearners):
         if self.config.share_experience:
             weight, metrics = self._share(own, logp.view(shape), rollout.valid)
         value = self.value(obs).view(shape)
-        judged = self._joined(value)
-        adv = self._advantages(rollout, judged, weight)
+        judged = self._joined(value, self.config.share_value)
+        adv = self._advantages(rollout, judged, weight, self.config.share_value)
         ret = (adv if weight is None else weight * adv) + judged
         of_each = None if weight is None else weight.flatten(1)
         data = Samples(obs, act, logp, adv.flatten(1), ret.flatten(1), value.flatten(1), of_each)
         returns = ret[:, :, : own.reward.shape[2]].flatten(1) * self.reward_scale
         return Batch(data, own.flat_obs(), returns, rollout.valid.flatten(1), metrics)
 
-    def _advantages(self, rollout: Rollout, value: Tensor, weight: Tensor | None) -> Tensor:
+    @torch.no_grad()
+    def judge_play(self, rollout: Rollout, critic: Critic) -> Tensor:
+        """Return the advantages of what each peer of a group played [N, P, S], in raw rewards.
+
+        Learner n's own play comes first, and its peers' in turn. They are GAE's by the learner's
+        own value function, reward scale and discount, or by the mean of all peers' values. Without
+        importance weights: the sum of A_n along the peer's play is the peer's value minus the
+        learner's (Kakade & Langford 2002, lemma 6.1), over a horizon of 1 / (1 - gamma lambda);
+        weights would leave the advantage of one action before the learner's own play. An offset of
+        the value function counts only (1 - gamma) / (1 - gamma lambda) times, a sixth by default.
+        """
+        joint = shared_rollout(rollout, self.peers)
+        value = self.value(self.obs_norm(joint.flat_obs())).view_as(joint.reward)
+        adv = self._advantages(joint, self._joined(value, critic), None, critic)
+        return peer_samples(adv * self.reward_scale.unsqueeze(-1), self.peers, first=0)
+
+    def _advantages(
+        self, rollout: Rollout, value: Tensor, weight: Tensor | None, critic: Critic
+    ) -> Tensor:
         """Return the advantages [N, T, E] of samples with these values and weights [N, T, E]."""
         next_obs = self.obs_norm(rollout.next_obs.flatten(1, 2))
-        next_value = self._joined(self.value(next_obs).view_as(value))
+        next_value = self._joined(self.value(next_obs).view_as(value), critic)
         # no transition took place: zero error, and no bootstrapping across it
         void = ~rollout.valid
         return gae(
@@ -123,9 +148,9 @@ class PPO(GaussianLearners):
             weight,
         )
 
-    def _joined(self, value: Tensor) -> Tensor:
+    def _joined(self, value: Tensor, critic: Critic) -> Tensor:
         """Return the values that advantages are made of, from the learner's own [N, T, P E]."""
-        if self.config.share_value == "own":
+        if critic == "own":
             return value
         scale = self.reward_scale.unsqueeze(-1)
         return group_mean(value * scale, self.peers) / scale

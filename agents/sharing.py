@@ -71,9 +71,12 @@ def share_weights(
     return torch.cat([own, foreign], 2), metrics
 
 
-def peer_samples(x: Tensor, peers: int) -> Tensor:
-    """Return the other peers' part of a joint rollout: [N, T, P E] -> [N, P - 1, T E]."""
-    return x.unflatten(2, (peers, -1))[:, :, 1:].transpose(1, 2).flatten(2)
+def peer_samples(x: Tensor, peers: int, first: int = 1) -> Tensor:
+    """Return the other peers' part of a joint rollout: [N, T, P E] -> [N, P - 1, T E].
+
+    With `first` 0, the learner's own part too.
+    """
+    return x.unflatten(2, (peers, -1))[:, :, first:].transpose(1, 2).flatten(2)
 
 
 def effective_share(log_rho: Tensor, valid: Tensor) -> Tensor:

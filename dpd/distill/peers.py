@@ -19,17 +19,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch
+from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch, Rollout
 from dpd.agents.config import OffPolicyConfig
 from dpd.agents.dist import DiagGaussian, as_target
 from dpd.agents.learners import Learners
 from dpd.agents.optim import StackedAdam
+from dpd.agents.ppo import PPO
 from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import DrawnStates, PeerExchange, action_distance, kl_to, pick
 from dpd.distill.method import Context, Method
 from dpd.distill.rulers import (
     action_gaps,
     best_other,
+    centred_gaps,
     critic_gaps,
     effective_sample_size,
     every_critic,
@@ -38,6 +40,7 @@ from dpd.distill.rulers import (
     gate_weight,
     lcb_gaps,
     least_each,
+    played_gaps,
     value_gaps,
 )
 from dpd.distill.targets import (
@@ -78,7 +81,12 @@ class DualDistillation(Method):
         self.strength = 0.0  # of the dose in this iteration, in [0, 1]
         self.cursor = 0  # minibatches of targets that the learners' loss has used
         self.targets: Targets | None = None
+        self.rollout: Rollout | None = None  # of this iteration, for rulers of what was played
         self.metrics: Metrics = {}
+
+    def on_rollout(self, rollout: Rollout) -> None:
+        """Keep the rollout until the next one; the learners' buffer is not copied."""
+        self.rollout = rollout
 
     def on_batch(self, batch: Batch, progress: float) -> None:
         """Store the states of the iteration; choose targets if they go into the learners' loss."""
@@ -128,8 +136,13 @@ class DualDistillation(Method):
             if states.returns is None:
                 raise ValueError("these learners know no returns; choose another distill.ruler")
             return gap(pick(values, student), states.returns), states.source
-        if c.ruler == "value":
-            return best_other(value_gaps(values, student), student)
+        match c.ruler:
+            case "value":
+                return best_other(value_gaps(values, student), student)
+            case "centred":
+                return best_other(centred_gaps(values, student), student)
+            case "advantage" | "common":
+                return self._played_gap(states, student), states.source
         judged = self.exchange.judge(states.obs, policies.mode())
         match c.ruler:
             case "action":
@@ -138,6 +151,14 @@ class DualDistillation(Method):
                 return best_other(lcb_gaps(every_critic(judged), student, c.lcb_k), student)
             case "critics":
                 return best_other(critic_gaps(judged[0], student), student)
+
+    def _played_gap(self, states: DrawnStates, student: Tensor) -> Tensor:
+        """Return how much better the source's play was than a critic of the student expects."""
+        agent, rollout = self.agent, self.rollout
+        if not isinstance(agent, PPO) or rollout is None or states.position is None:
+            raise ValueError("only PPO's peers in one stack know what they played")
+        adv = agent.judge_play(rollout, "mean" if self.config.ruler == "common" else "own")
+        return played_gaps(adv, student, states.source, states.position)
 
     def _gap_unit(self, xi: Tensor) -> Tensor:
         """Return the unit of xi in the soft gate [N, 1]: its running RMS over about ten choices."""
@@ -238,6 +259,8 @@ class DualDistillation(Method):
             "distill/action_distance": action_distance(policies, student, peer),
         }
         c = self.config
+        if c.ruler == "centred":
+            metrics["distill/xi_rms"] = xi.square().mean(1).sqrt()
         if not self.has_replay and c.dose == "loss" and c.divergence.startswith("kl"):
             metrics["distill/kl"] = kl_to(policies, student, peer)
         return metrics

@@ -27,6 +27,26 @@ def value_gaps(value: Tensor, own: Tensor) -> Tensor:
     return gap(pick(value, own).unsqueeze(1), value)
 
 
+def centred_gaps(value: Tensor, own: Tensor) -> Tensor:
+    """Compare where value functions [N, P, K] are high, not how high they are -> [N, P, K].
+
+    V_p - V_own less its mean over the K states: an offset between two value functions cancels, and
+    a peer is ahead at those states where it is better than it is elsewhere.
+    """
+    gaps = value_gaps(value, own)
+    return gaps - gaps.mean(-1, keepdim=True)
+
+
+def played_gaps(adv: Tensor, own: Tensor, source: Tensor, position: Tensor) -> Tensor:
+    """Return the advantage of what was played at each state [N, K], in the units of `adv`.
+
+    `adv` [N, P, S] of all samples of a group's peers, learner n itself first and its peers in turn;
+    source and position [N, K] name a peer and one of its samples.
+    """
+    peers, samples = adv.shape[1:]
+    return adv.flatten(1).gather(1, (source - own) % peers * samples + position)
+
+
 def action_gaps(q: Tensor, own: Tensor) -> Tensor:
     """Compare actions by the same critics, Q(s, a_p) - Q(s, a_own) -> [N, P, K].
 

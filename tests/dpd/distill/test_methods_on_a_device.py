@@ -45,6 +45,9 @@ PEERS: dict[str, tuple[Any, Any]] = {
         DPDConfig(gate="hard", ruler="return", control="shuffled", **FEW),
         PPO,
     ),
+    "centred": (DPDConfig(ruler="centred", **FEW), PPO),
+    "what was played": (DPDConfig(ruler="advantage", **FEW), replace(PPO, peer_gamma=(0.9, 0.8))),
+    "what was played, by the mean critic": (DPDConfig(dose="loss", ruler="common"), PPO),
     "in the loss, kl": (DPDConfig(dose="loss", coef=0.1, divergence="kl_forward"), PPO),
     "in the loss, on a leash, shared": (
         DPDConfig(dose="loss", divergence="kl_forward", target_kl=0.3),
