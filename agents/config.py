@@ -163,28 +163,49 @@ class PPOConfig(LearnerConfig):
     learner's probability of the peer's action over the peer's (SEAC, SAPG; values by V-trace). An
     iteration then has as many times the samples and gradient steps as there are peers."""
     share_min_ess: float = 0.2
-    """Give all samples of a peer the weight 0 in iterations in which their effective sample size,
-    (sum rho)^2 / sum rho^2, is less than this share of their number."""
+    """Drop all samples of a peer (or of a past iteration) in iterations in which their effective
+    sample size, (sum rho)^2 / sum rho^2, is less than this share of their number; further passes
+    over the others take their place."""
     share_value: Critic = "own"
     """Value function of the advantages with --share-experience: the learner's own, or the mean of
     all peers', each in its own normalizer's units (peers are then an ensemble of critics)."""
+    reuse_iterations: int = 1
+    """Learn from the learner's own samples of so many iterations, this one included: 2 is the
+    control of --share-experience for two peers, with the same weights (after GePPO's M, Queeney et
+    al. 2021). An iteration then has as many times the samples and gradient steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "be positive", "epochs", "max_grad_norm", "value_clip")
+        require(self, "be at least 1", "reuse_iterations")
         require(self, "lie in [0, 1]", "lam", "share_min_ess")
-        for name in ("share_min_ess", "share_value"):
-            if not self.share_experience and getattr(self, name) != getattr(type(self), name):
-                raise ValueError(f"{name} does nothing without --share-experience")
+        self._refuse_idle_sharing()
         if self.samples % self.minibatch_size:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "
                 f"{self.n_envs} * {self.n_steps} = {self.samples}; choose a divisor of it"
             )
 
+    def _refuse_idle_sharing(self) -> None:
+        """Raise ValueError for settings of shared or reused samples that would do nothing."""
+        reuses = self.reuse_iterations > 1
+        if reuses and self.share_experience:
+            raise ValueError(
+                "reuse_iterations is a control in the place of share_experience: give one of them"
+            )
+        if self.share_value != "own" and not self.share_experience:
+            raise ValueError("share_value does nothing without --share-experience")
+        changed = self.share_min_ess != type(self).share_min_ess
+        if changed and not (self.share_experience or reuses):
+            raise ValueError(
+                "share_min_ess does nothing without --share-experience or --reuse-iterations 2"
+            )
+
     @property
     def plan(self) -> str:
         shared = " and those of its peers" if self.share_experience else ""
+        if self.reuse_iterations > 1:
+            shared = f" of each of {self.reuse_iterations} iterations"
         return f"{super().plan}{shared}, {self.epochs} epochs of {self.minibatch_size}"
 
 

@@ -33,7 +33,9 @@ from dpd.agents.ppo_loss import (
     mean_kl,
     normalise_minibatches,
     ppo_loss,
+    variance,
 )
+from dpd.agents.reuse import PastRollouts
 from dpd.agents.rng import WIDE, RowRandom, Stream
 from dpd.agents.sharing import (
     gae,
@@ -58,7 +60,7 @@ OUTPUTS = ("actor", "log_std", "critic")
 class PPO(GaussianLearners):
     """N learners that train by proximal policy optimization (Schulman et al. 2017)."""
 
-    STATE = (*GaussianLearners.STATE, "batches", "return_norm")
+    STATE = (*GaussianLearners.STATE, "batches", "return_norm", "past")
     config: PPOConfig
 
     def _make(self, ids: Sequence[LearnerId]) -> None:
@@ -75,6 +77,13 @@ class PPO(GaussianLearners):
         self.lam = self.gamma.new_tensor(config.lam)
         self._ones = torch.ones(n, dtype=dtype, device=device)
         self.peers = len({peer for _, peer in ids})
+        sizes = n, config.n_steps, config.n_envs, self.obs_dim, self.act_dim
+        self.past = PastRollouts(config.reuse_iterations - 1, *sizes, dtype, device)
+
+    @property
+    def sources(self) -> int:
+        """Number of rollouts in a learner's batch: of its peers, or of its last iterations."""
+        return self.peers if self.config.share_experience else self.config.reuse_iterations
 
     def value(self, obs: Tensor) -> Tensor:
         """Return values at normalised obs [N, B, O] -> [N, B], in scaled reward units."""
@@ -93,17 +102,21 @@ class PPO(GaussianLearners):
     def prepare(self, rollout: Rollout) -> Batch:
         """Return a rollout's samples with log-probabilities, advantages and returns.
 
-        With `share_experience`, the samples are also those of the peers of a group (`sharing.py`).
+        With `share_experience`, the samples are also those of the peers of a group (`sharing.py`),
+        with `reuse_iterations` those of the learner's last iterations (`reuse.py`).
         """
-        own, weight, metrics = rollout, None, None
-        if self.config.share_experience:
-            rollout = shared_rollout(own, self.peers)
+        own, behaviour = rollout, None
+        if self.sources > 1:
+            rollout, behaviour = self._join(own)
         shape = rollout.reward.shape
         obs = self.obs_norm(rollout.flat_obs())
         act = rollout.act.flatten(1, 2)
         logp = self.dist(obs).logp(act)
-        if self.config.share_experience:
-            weight, metrics = self._share(own, logp.view(shape), rollout.valid)
+        weight, valid, metrics = None, rollout.valid, None
+        if behaviour is not None:
+            least = self.config.share_min_ess
+            counted = share_weights(logp.view(shape), behaviour, valid, self.sources, least)
+            weight, valid, metrics = counted
         value = self.value(obs).view(shape)
         judged = self._joined(value, self.config.share_value)
         adv = self._advantages(rollout, judged, weight, self.config.share_value)
@@ -111,7 +124,18 @@ class PPO(GaussianLearners):
         of_each = None if weight is None else weight.flatten(1)
         data = Samples(obs, act, logp, adv.flatten(1), ret.flatten(1), value.flatten(1), of_each)
         returns = ret[:, :, : own.reward.shape[2]].flatten(1) * self.reward_scale
-        return Batch(data, own.flat_obs(), returns, rollout.valid.flatten(1), metrics)
+        return Batch(data, own.flat_obs(), returns, valid.flatten(1), metrics)
+
+    def _join(self, own: Rollout) -> tuple[Rollout, Tensor]:
+        """Return own and further rollouts [N, T, M E], and the log-probability of each action.
+
+        These are of the policy that took it.
+        """
+        acted = self.dist(self.obs_norm(own.flat_obs())).logp(own.act.flatten(1, 2))
+        acted = acted.view_as(own.reward)
+        if self.config.share_experience:
+            return shared_rollout(own, self.peers), shared(acted, self.peers)
+        return self.past.join(own, acted)
 
     @torch.no_grad()
     def judge_play(self, rollout: Rollout, critic: Critic) -> Tensor:
@@ -155,12 +179,6 @@ class PPO(GaussianLearners):
         scale = self.reward_scale.unsqueeze(-1)
         return group_mean(value * scale, self.peers) / scale
 
-    def _share(self, own: Rollout, logp: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
-        """Return the weights of joint samples with `logp` and `valid` [N, T, P E], and metrics."""
-        acted = self.dist(self.obs_norm(own.flat_obs())).logp(own.act.flatten(1, 2))
-        behaviour = shared(acted.view_as(own.reward), self.peers)
-        return share_weights(logp, behaviour, valid, self.peers, self.config.share_min_ess)
-
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
         """Run `epochs` passes over the batch; `progress` in [0, 1] anneals the learning rate."""
         c = self.config
@@ -183,7 +201,7 @@ class PPO(GaussianLearners):
                 if not any(active):
                     break
         metrics = {k: torch.stack([m[k] for m in history]).mean(0) for k in history[0]}
-        return metrics | self._diagnose(batch.data, ratio, weight) | (batch.metrics or {})
+        return metrics | self._diagnose(batch, ratio, weight) | (batch.metrics or {})
 
     def _is_fused(self, extra: ExtraLoss | None) -> bool:
         return self.kernels is not None and (extra is None or isinstance(extra, ClosedTerm))
@@ -193,7 +211,7 @@ class PPO(GaussianLearners):
     ) -> tuple[list[Metrics], Tensor, Tensor | None]:
         """Run passes by the kernels; return mean metrics, and as `_epoch` of the last pass."""
         assert self.kernels is not None and (extra is None or isinstance(extra, ClosedTerm))
-        order = torch.stack([self._shuffle(batch.valid) for _ in epochs], 1)
+        order = torch.stack([self._shuffle(batch) for _ in epochs], 1)
         first = epochs.start * (order.shape[2] // self.config.minibatch_size)
         metrics, ratio = self.kernels.ppo_epochs(self, batch.data, order, active, extra, first)
         weight = batch.data.weight
@@ -208,7 +226,7 @@ class PPO(GaussianLearners):
 
         Also returns the ratios of all samples, and their weights [N, M, B], if they have any.
         """
-        idx = self._shuffle(batch.valid)
+        idx = self._shuffle(batch)
         parts = (idx.shape[0], -1, self.config.minibatch_size)
         samples: Samples = batch.data
         shuffled = samples.each(lambda x: take(x, idx).unflatten(1, parts[1:]))
@@ -222,11 +240,13 @@ class PPO(GaussianLearners):
             ratios.append(ratio)
         return history, torch.stack(ratios, 1), shuffled.weight
 
-    def _shuffle(self, valid: Tensor) -> Tensor:
+    def _shuffle(self, batch: Batch) -> Tensor:
         """Draw an order of the samples [N, S]; random valid ones replace those that are not."""
-        s = valid.shape[1]
+        valid, s = batch.valid, batch.valid.shape[1]
         idx = self.batches.permutation(s)
-        if self.device == CPU and bool(valid.all()):  # on a GPU, reading this would stall
+        # On a GPU, reading the mask would stall. Among samples of peers it is often false: then a
+        # learner's random numbers must not depend on whether another learner dropped a peer.
+        if self.device == CPU and batch.data.weight is None and bool(valid.all()):
             return idx
         stand_in = valid_positions(valid, self.batches.integers(WIDE, s))
         return torch.where(valid.gather(1, idx), idx, stand_in)
@@ -270,10 +290,14 @@ class PPO(GaussianLearners):
         (grad,) = torch.autograd.grad(loss.loss + added, self.nets.flat, self._ones)
         return grad, loss.metrics | metrics, loss.ratio.detach()
 
-    def _diagnose(self, data: Samples, ratio: Tensor, weight: Tensor | None) -> Metrics:
+    def _diagnose(self, batch: Batch, ratio: Tensor, weight: Tensor | None) -> Metrics:
         clipped = (ratio - 1).abs() > self.config.clip
-        error = data.adv if data.weight is None else data.adv * data.weight
-        residual = error.var(1) / data.ret.var(1).clamp(min=1e-8)
+        data: Samples = batch.data
+        if data.weight is None:
+            residual = data.adv.var(1) / data.ret.var(1).clamp(min=1e-8)
+        else:
+            error, ret = (variance(x, batch.valid) for x in (data.adv * data.weight, data.ret))
+            residual = error / ret.clamp(min=1e-8)
         return {
             "train/kl": mean_kl(ratio, weight),
             "train/clip_fraction": clipped.to(self.dtype).mean((1, 2)),

@@ -140,6 +140,14 @@ def normalise_minibatches(adv: Tensor) -> Tensor:
     return (adv - adv.mean(-1, keepdim=True)) / (adv.std(-1, keepdim=True) + 1e-8)
 
 
+def variance(x: Tensor, valid: Tensor) -> Tensor:
+    """Return the variance of the valid ones of x [N, S] -> [N] (ddof 1)."""
+    n = valid.sum(1)
+    mean = x.masked_fill(~valid, 0).sum(1) / n.clamp(min=1)
+    off = (x - mean.unsqueeze(1)).masked_fill(~valid, 0)
+    return off.square().sum(1) / (n - 1).clamp(min=1)
+
+
 def mean_kl(ratio: Tensor, weight: Tensor | None = None) -> Tensor:
     """Estimate KL(old || new) per learner from ratios [N, M, B] -> [N] (Schulman 2020, k3).
 

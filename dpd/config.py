@@ -323,6 +323,11 @@ class TrainConfig:
                 raise BadInput(f"{flag(name)} has {len(given)} values for {self.run.peers} peers")
         if getattr(stack.algo, "share_experience", False):
             self._refuse_unfit_sharing()
+        if getattr(stack.algo, "reuse_iterations", 1) > 1 and self.command != "train":
+            raise BadInput(
+                "--reuse-iterations is for dpd train: a teacher labels the samples of one "
+                "iteration only; leave it out"
+            )
         if getattr(stack.algo, "share_replay", False):
             if len(self.stacks) > 1:
                 raise BadInput("--share-replay needs peers of one algorithm and the same settings")

@@ -132,6 +132,10 @@ def test_the_settings_are_read_back_from_the_file(run_dir: Path) -> None:
         ),
         (["--algo", "ppo", "--peers", "1", "--share-experience"], "nothing with one peer"),
         (["--algo", "ppo", "--share-min-ess", "0.1"], "nothing without --share-experience"),
+        (
+            ["--algo", "ppo", "--share-experience", "--reuse-iterations", "2"],
+            "reuse_iterations is a control in the place of share_experience",
+        ),
     ],
 )
 def test_what_does_not_fit_gets_one_line(
