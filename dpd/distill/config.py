@@ -181,6 +181,11 @@ class DPDConfig(MethodConfig):
     """Dose over the rest of the run: constant, or falling linearly to zero."""
     students: tuple[int, ...] | None = None
     """Numbers of the peers that imitate; None: all. One of two peers makes it one-way."""
+    leader: Literal["none", "return"] = "none"
+    """Peers to imitate at all. `none`: all, as ruler and gate say. `return`: only those that are
+    ahead of the learner in return, so that the better half leads. A peer begins to lead when the
+    mean of its latest training episodes (train/return) is ahead by a standard error, and stops when
+    it is behind; distill/student is 1 in iterations in which a learner imitates."""
 
     def __post_init__(self) -> None:
         self._require("be positive", "lr", "steps", "batch_size", "max_grad_norm", "every")

@@ -14,6 +14,7 @@ iteration of student i and its peer j, in this order:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from dpd.agents.optim import StackedAdam
 from dpd.agents.ppo import PPO
 from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import DrawnStates, PeerExchange, action_distance, kl_to, pick
+from dpd.distill.leader import Leaders
 from dpd.distill.method import Context, Method
 from dpd.distill.rulers import (
     action_gaps,
@@ -61,7 +63,7 @@ class DualDistillation(Method):
     the term (dose `loss`), they are chosen for the minibatch of every policy update.
     """
 
-    STATE = ("optimizer", "exchange", "mean_square", "iteration", "coef")
+    STATE = ("optimizer", "exchange", "mean_square", "iteration", "coef", "leaders")
 
     def __init__(self, config: DPDConfig, context: Context) -> None:
         super().__init__(context)
@@ -74,6 +76,7 @@ class DualDistillation(Method):
         self.exchange = PeerExchange(context, config.states, config.peer_share, config.memory)
         self.optimizer = StackedAdam(self.agent.nets.flat, [self.dose.lr] * self.agent.n_learners)
         self.is_student = torch.tensor(students(config, context), device=self.agent.device)  # [N]
+        self.leaders = Leaders(context, by_return=config.leader == "return")
         self.levels = self.agent.gamma.new_tensor([0.1, 0.5, 0.9])
         self.mean_square = torch.zeros_like(self.agent.gamma)  # of xi, running [N, 1]
         self.coef = torch.full_like(self.mean_square[:, 0], config.coef)  # of the loss; a leash's
@@ -87,6 +90,10 @@ class DualDistillation(Method):
     def on_rollout(self, rollout: Rollout) -> None:
         """Keep the rollout until the next one; the learners' buffer is not copied."""
         self.rollout = rollout
+
+    def on_returns(self, returns: Sequence[Tensor]) -> None:
+        """Let peers lead that are ahead in return."""
+        self.leaders.update(returns)
 
     def on_batch(self, batch: Batch, progress: float) -> None:
         """Store the states of the iteration; choose targets if they go into the learners' loss."""
@@ -102,7 +109,7 @@ class DualDistillation(Method):
             self.targets, self.metrics = self.choose(states)
             if c.target_kl is not None:
                 coef = adapted_coef(self.coef, self.metrics["distill/kl"], c.target_kl, c.coef)
-                self.coef = torch.where(self.is_student, coef, self.coef)
+                self.coef = torch.where(self._imitates, coef, self.coef)
             self.metrics["distill/coef"] = self.coef
 
     def on_peer_batch(self, agent: Learners, batch: Batch) -> None:
@@ -118,10 +125,12 @@ class DualDistillation(Method):
         xi, peer = self._gap(states, policies, values, student)
         k = xi.shape[1]
         shuffle = x.rng.permutation(k) if c.control == "shuffled" else None
-        weight = gate_weight(xi, self._gap_unit(xi), c, shuffle)
+        weight = gate_weight(xi, self._gap_unit(xi), c, shuffle) * self.leaders.leads(peer)
         if c.dose == "loss":
             weight = weight * self.is_student.unsqueeze(1)
         metrics = self._describe(policies, xi, weight, student, peer)
+        if c.leader == "return":
+            metrics["distill/student"] = self._imitates.to(xi.dtype)
         mean, log_std = pick(policies.mean, peer), pick(policies.log_std, peer)
         target = as_target(policies._replace(mean=mean, log_std=log_std))
         obs = self.agent.obs_norm(states.obs)
@@ -138,19 +147,28 @@ class DualDistillation(Method):
             return gap(pick(values, student), states.returns), states.source
         match c.ruler:
             case "value":
-                return best_other(value_gaps(values, student), student)
+                return self._best(value_gaps(values, student), student)
             case "centred":
-                return best_other(centred_gaps(values, student), student)
+                return self._best(centred_gaps(values, student), student)
             case "advantage" | "common":
                 return self._played_gap(states, student), states.source
         judged = self.exchange.judge(states.obs, policies.mode())
         match c.ruler:
             case "action":
-                return best_other(action_gaps(least_each(judged), student), student)
+                return self._best(action_gaps(least_each(judged), student), student)
             case "lcb":
-                return best_other(lcb_gaps(every_critic(judged), student, c.lcb_k), student)
+                return self._best(lcb_gaps(every_critic(judged), student, c.lcb_k), student)
             case "critics":
-                return best_other(critic_gaps(judged[0], student), student)
+                return self._best(critic_gaps(judged[0], student), student)
+
+    def _best(self, gaps: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the largest gap to another peer, one that leads if any does, and the peer."""
+        return best_other(self.leaders.among(gaps), student)
+
+    @property
+    def _imitates(self) -> Tensor:
+        """True for learners that imitate in this iteration [N]."""
+        return self.is_student & self.leaders.follows
 
     def _played_gap(self, states: DrawnStates, student: Tensor) -> Tensor:
         """Return how much better the source's play was than a critic of the student expects."""
