@@ -152,6 +152,10 @@ class PPOConfig(LearnerConfig):
     times this value (Stable-Baselines3 checks every minibatch); None: never."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of the policy and of the separate value function."""
+    peer_hidden: tuple[str, ...] = ()
+    """Hidden layers of each peer of a group, such as 64x64, or a single width for every layer of
+    `hidden`; empty: `hidden` for all. All peers need the same depth. They then collect and learn at
+    once, as --share-experience needs."""
     log_std_init: float = -0.5
     """Initial log standard deviation (tianshou's MuJoCo benchmark; Andrychowicz et al. 2021)."""
     norm_adv: bool = True
@@ -180,11 +184,16 @@ class PPOConfig(LearnerConfig):
         require(self, "be at least 1", "reuse_iterations")
         require(self, "lie in [0, 1]", "lam", "share_min_ess")
         self._refuse_idle_sharing()
+        refuse_unlike_depths("peer_hidden", self.peer_hidden, len(self.hidden))
         if self.samples % self.minibatch_size:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "
                 f"{self.n_envs} * {self.n_steps} = {self.samples}; choose a divisor of it"
             )
+
+    def hidden_of(self, peer: int) -> tuple[int, ...]:
+        words = self.peer_hidden
+        return layers_of(words[peer], len(self.hidden)) if words else self.hidden
 
     def _refuse_idle_sharing(self) -> None:
         """Raise ValueError for settings of shared or reused samples that would do nothing."""
@@ -422,11 +431,7 @@ class StudentConfig(ReplayConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len({len(layers_of(word, len(self.hidden))) for word in self.sizes}) > 1:
-            raise ValueError(
-                f"sizes {' '.join(self.sizes)} differ in depth, but all peers need the same depth; "
-                f"give each as many layers (a single width gives {len(self.hidden)} layers)"
-            )
+        refuse_unlike_depths("sizes", self.sizes, len(self.hidden))
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer."""
@@ -444,6 +449,15 @@ def layers_of(word: str, depth: int) -> tuple[int, ...]:
         raise ValueError(f"sizes must be words such as 64x64 or 64, not {word!r}")
     layers = tuple(map(int, widths))
     return layers * depth if len(layers) == 1 else layers
+
+
+def refuse_unlike_depths(name: str, words: Sequence[str], depth: int) -> None:
+    """Raise ValueError unless all words of a setting are hidden layers of one depth."""
+    if len({len(layers_of(word, depth)) for word in words}) > 1:
+        raise ValueError(
+            f"{name} {' '.join(words)} differ in depth, but all peers need the same depth; "
+            f"give each as many layers (a single width gives {depth} layers)"
+        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dpd.agents.base import (
 from dpd.agents.config import Critic, PPOConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import GaussianLearners
-from dpd.agents.nets import StackedNets, mlp_shapes
+from dpd.agents.nets import Shapes, StackedNets, mlp_shapes
 from dpd.agents.norm import ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.ppo_loss import (
@@ -65,9 +65,8 @@ class PPO(GaussianLearners):
 
     def _make(self, ids: Sequence[LearnerId]) -> None:
         config, n, dtype, device = self.config, self.n_learners, self.dtype, self.device
-        critic = mlp_shapes("critic", [self.obs_dim, *config.hidden, 1])
-        shapes = self._policy_shapes(config.hidden) | critic
-        self.nets = StackedNets(shapes, n, config.activation, dtype, device)
+        rows = [self._shapes(config.hidden_of(peer)) for _, peer in ids]
+        self.nets = StackedNets.padded(rows, config.activation, dtype, device)
         init = RowRandom(ids, Stream.INIT)
         self._initialise("actor", 0.01, init)
         self._initialise("critic", 1.0, init)
@@ -79,6 +78,10 @@ class PPO(GaussianLearners):
         self.peers = len({peer for _, peer in ids})
         sizes = n, config.n_steps, config.n_envs, self.obs_dim, self.act_dim
         self.past = PastRollouts(config.reuse_iterations - 1, *sizes, dtype, device)
+
+    def _shapes(self, hidden: Sequence[int]) -> Shapes:
+        critic = mlp_shapes("critic", [self.obs_dim, *hidden, 1])
+        return self._policy_shapes(hidden) | critic
 
     @property
     def sources(self) -> int:
