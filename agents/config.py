@@ -107,6 +107,10 @@ class LearnerConfig:
         return self.hidden
 
 
+Critic = Literal["own", "mean"]
+"""The value function of a learner, or the mean of those of its group."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(LearnerConfig):
     """Proximal policy optimization (Schulman et al. 2017).
@@ -148,6 +152,10 @@ class PPOConfig(LearnerConfig):
     times this value (Stable-Baselines3 checks every minibatch); None: never."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of the policy and of the separate value function."""
+    peer_hidden: tuple[str, ...] = ()
+    """Hidden layers of each peer of a group, such as 64x64, or a single width for every layer of
+    `hidden`; empty: `hidden` for all. All peers need the same depth. They then collect and learn at
+    once, as --share-experience needs."""
     log_std_init: float = -0.5
     """Initial log standard deviation (tianshou's MuJoCo benchmark; Andrychowicz et al. 2021)."""
     norm_adv: bool = True
@@ -159,29 +167,54 @@ class PPOConfig(LearnerConfig):
     learner's probability of the peer's action over the peer's (SEAC, SAPG; values by V-trace). An
     iteration then has as many times the samples and gradient steps as there are peers."""
     share_min_ess: float = 0.2
-    """Give all samples of a peer the weight 0 in iterations in which their effective sample size,
-    (sum rho)^2 / sum rho^2, is less than this share of their number."""
-
-    share_value: Literal["own", "mean"] = "own"
+    """Drop all samples of a peer (or of a past iteration) in iterations in which their effective
+    sample size, (sum rho)^2 / sum rho^2, is less than this share of their number; further passes
+    over the others take their place."""
+    share_value: Critic = "own"
     """Value function of the advantages with --share-experience: the learner's own, or the mean of
     all peers', each in its own normalizer's units (peers are then an ensemble of critics)."""
+    reuse_iterations: int = 1
+    """Learn from the learner's own samples of so many iterations, this one included: 2 is the
+    control of --share-experience for two peers, with the same weights (after GePPO's M, Queeney et
+    al. 2021). An iteration then has as many times the samples and gradient steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "be positive", "epochs", "max_grad_norm", "value_clip")
+        require(self, "be at least 1", "reuse_iterations")
         require(self, "lie in [0, 1]", "lam", "share_min_ess")
-        for name in ("share_min_ess", "share_value"):
-            if not self.share_experience and getattr(self, name) != getattr(type(self), name):
-                raise ValueError(f"{name} does nothing without --share-experience")
+        self._refuse_idle_sharing()
+        refuse_unlike_depths("peer_hidden", self.peer_hidden, len(self.hidden))
         if self.samples % self.minibatch_size:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "
                 f"{self.n_envs} * {self.n_steps} = {self.samples}; choose a divisor of it"
             )
 
+    def hidden_of(self, peer: int) -> tuple[int, ...]:
+        words = self.peer_hidden
+        return layers_of(words[peer], len(self.hidden)) if words else self.hidden
+
+    def _refuse_idle_sharing(self) -> None:
+        """Raise ValueError for settings of shared or reused samples that would do nothing."""
+        reuses = self.reuse_iterations > 1
+        if reuses and self.share_experience:
+            raise ValueError(
+                "reuse_iterations is a control in the place of share_experience: give one of them"
+            )
+        if self.share_value != "own" and not self.share_experience:
+            raise ValueError("share_value does nothing without --share-experience")
+        changed = self.share_min_ess != type(self).share_min_ess
+        if changed and not (self.share_experience or reuses):
+            raise ValueError(
+                "share_min_ess does nothing without --share-experience or --reuse-iterations 2"
+            )
+
     @property
     def plan(self) -> str:
         shared = " and those of its peers" if self.share_experience else ""
+        if self.reuse_iterations > 1:
+            shared = f" of each of {self.reuse_iterations} iterations"
         return f"{super().plan}{shared}, {self.epochs} epochs of {self.minibatch_size}"
 
 
@@ -398,11 +431,7 @@ class StudentConfig(ReplayConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len({len(layers_of(word, len(self.hidden))) for word in self.sizes}) > 1:
-            raise ValueError(
-                f"sizes {' '.join(self.sizes)} differ in depth, but all peers need the same depth; "
-                f"give each as many layers (a single width gives {len(self.hidden)} layers)"
-            )
+        refuse_unlike_depths("sizes", self.sizes, len(self.hidden))
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer."""
@@ -420,6 +449,15 @@ def layers_of(word: str, depth: int) -> tuple[int, ...]:
         raise ValueError(f"sizes must be words such as 64x64 or 64, not {word!r}")
     layers = tuple(map(int, widths))
     return layers * depth if len(layers) == 1 else layers
+
+
+def refuse_unlike_depths(name: str, words: Sequence[str], depth: int) -> None:
+    """Raise ValueError unless all words of a setting are hidden layers of one depth."""
+    if len({len(layers_of(word, depth)) for word in words}) > 1:
+        raise ValueError(
+            f"{name} {' '.join(words)} differ in depth, but all peers need the same depth; "
+            f"give each as many layers (a single width gives {depth} layers)"
+        )
 
 
 @dataclass(frozen=True)

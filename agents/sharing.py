@@ -50,30 +50,39 @@ def shared_rollout(rollout: Rollout, peers: int) -> Rollout:
 
 def share_weights(
     logp: Tensor, behaviour: Tensor, valid: Tensor, peers: int, min_ess: float
-) -> tuple[Tensor, Metrics]:
-    """Return the weight of every sample of a joint rollout [N, T, P E], and metrics [N].
+) -> tuple[Tensor, Tensor, Metrics]:
+    """Return weight and mask of the samples of a joint rollout [N, T, P E], and metrics [N].
 
     `logp` is the learner's log-probability of the action and `behaviour` that of the peer that took
-    it, both [N, T, P E]. All samples of a peer have weight 0 if their effective size is below
-    `min_ess` of their number: then they move no policy, and hold the values where they are.
+    it, both [N, T, P E]. All samples of a peer have weight 0, and are not in the mask of those to
+    learn from, if their effective size is below `min_ess` of their number.
     """
     log_rho, counts = (peer_samples(x, peers) for x in (logp - behaviour, valid))
     ess = effective_share(log_rho, counts)  # [N, P - 1]
-    weight = log_rho.clamp(max=0).exp() * (ess >= min_ess).unsqueeze(-1)
+    kept = (ess >= min_ess).unsqueeze(-1)
+    weight = log_rho.clamp(max=0).exp() * kept
     n_valid = counts.sum((1, 2)).clamp(min=1)
     metrics = {
         "share/ess": ess.mean(1),
         "share/weight": (weight * counts).sum((1, 2)) / n_valid,
     }
-    n, steps, envs = logp.shape
-    own = logp.new_ones(n, steps, envs // peers)
-    foreign = weight.unflatten(2, (steps, -1)).transpose(1, 2).flatten(2)
-    return torch.cat([own, foreign], 2), metrics
+    envs = logp.shape[2] // peers
+    joint = torch.cat([torch.ones_like(logp[:, :, :envs]), rollout_of_peers(weight, envs)], 2)
+    used = torch.cat([valid[:, :, :envs], rollout_of_peers(counts & kept, envs)], 2)
+    return joint, used, metrics
 
 
-def peer_samples(x: Tensor, peers: int) -> Tensor:
-    """Return the other peers' part of a joint rollout: [N, T, P E] -> [N, P - 1, T E]."""
-    return x.unflatten(2, (peers, -1))[:, :, 1:].transpose(1, 2).flatten(2)
+def peer_samples(x: Tensor, peers: int, first: int = 1) -> Tensor:
+    """Return the other peers' part of a joint rollout: [N, T, P E] -> [N, P - 1, T E].
+
+    With `first` 0, the learner's own part too.
+    """
+    return x.unflatten(2, (peers, -1))[:, :, first:].transpose(1, 2).flatten(2)
+
+
+def rollout_of_peers(x: Tensor, envs: int) -> Tensor:
+    """Undo `peer_samples`: [N, P - 1, T E] -> [N, T, (P - 1) E]."""
+    return x.unflatten(2, (-1, envs)).transpose(1, 2).flatten(2)
 
 
 def effective_share(log_rho: Tensor, valid: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dpd.agents.config import DDPGConfig, PPOConfig, SACConfig, TD3Config
 from dpd.agents.graphs import Graphs
-from dpd.agents.ppo import Samples
+from dpd.agents.ppo_loss import Samples
 from dpd.agents.replay import Transitions
 from dpd.cli import parse_train
 from dpd.envs.base import Snapshot

@@ -312,7 +312,7 @@ class TrainConfig:
 
     def _refuse_unfit_rows(self, stack: StackConfig) -> None:
         """Raise BadInput if settings of single peers do not fit the group."""
-        for name in ("peer_lr", "peer_gamma", "peer_noise_std", "sizes"):
+        for name in ("peer_lr", "peer_gamma", "peer_hidden", "peer_noise_std", "sizes"):
             given = getattr(stack.algo, name, ())
             if given and len(self.algos) > 1:
                 instead = flag(f"peer0.{name.removeprefix('peer_')}")
@@ -323,6 +323,11 @@ class TrainConfig:
                 raise BadInput(f"{flag(name)} has {len(given)} values for {self.run.peers} peers")
         if getattr(stack.algo, "share_experience", False):
             self._refuse_unfit_sharing()
+        if getattr(stack.algo, "reuse_iterations", 1) > 1 and self.command != "train":
+            raise BadInput(
+                "--reuse-iterations is for dpd train: a teacher labels the samples of one "
+                "iteration only; leave it out"
+            )
         if getattr(stack.algo, "share_replay", False):
             if len(self.stacks) > 1:
                 raise BadInput("--share-replay needs peers of one algorithm and the same settings")
@@ -339,8 +344,8 @@ class TrainConfig:
         if len(self.stacks) > 1:
             raise BadInput(
                 "--share-experience needs peers that collect at once, which those of unlike "
-                "algorithms, sizes or settings do not; give one --algo for all (--peer-lr and "
-                "--peer-gamma may differ)"
+                "algorithms or settings do not; give one --algo for all (--peer-lr, --peer-gamma "
+                "and, instead of --peer0.hidden, --peer-hidden may differ)"
             )
         if self.run.peers == 1:
             raise BadInput("--share-experience does nothing with one peer; give --peers 2 or more")

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from dpd.agents.kernels.adam import AdamRow
     from dpd.agents.kernels.imitation import NetTable, TargetRow, Work
     from dpd.agents.offpolicy import OffPolicy
-    from dpd.agents.ppo import PPO, Samples
+    from dpd.agents.ppo import PPO
+    from dpd.agents.ppo_loss import Samples
     from dpd.agents.replay import Transitions
 
 ACTIVATION_KINDS = {"tanh": 0, "relu": 1, "elu": 2}
@@ -245,7 +246,8 @@ class Kernels:
 
     def _compile_ppo(self, dtype: torch.dtype) -> None:
         from dpd.agents.config import PPOConfig
-        from dpd.agents.ppo import PPO, Samples
+        from dpd.agents.ppo import PPO
+        from dpd.agents.ppo_loss import Samples
 
         config = PPOConfig(n_envs=1, n_steps=2, minibatch_size=2, epochs=1, hidden=(1,))
         ppo = PPO(config, 1, 1, [(0, 0)], dtype)

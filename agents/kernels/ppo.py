@@ -35,7 +35,7 @@ NO_TERM, OWN_STATES, AT_SAMPLES, PROXIMAL = range(4)
 
 
 class SampleRow(NamedTuple):
-    """One learner's samples, as `dpd.agents.ppo.Samples` [S, ...]."""
+    """One learner's samples, as `dpd.agents.ppo_loss.Samples` [S, ...]."""
 
     obs: np.ndarray
     act: np.ndarray

@@ -61,6 +61,10 @@ WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Setting -> the setting that must have one of these values, or the first has no effect."""
 
 
+OF_WHAT_WAS_PLAYED = ("return", "advantage", "common")
+"""Rulers that read the peer's rollout of the iteration, not only answers about its states."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """Settings of every method."""
@@ -99,12 +103,17 @@ class DPDConfig(MethodConfig):
     The defaults are the preset `paper`; None stands for the paper's value for the algorithm.
     """
 
-    ruler: Literal["value", "return", "action", "lcb", "critics"] = "value"
+    ruler: Literal[
+        "value", "centred", "return", "advantage", "common", "action", "lcb", "critics"
+    ] = "value"
     """Measure of the peer's advantage at a state. `value`: difference of the two value functions
-    (the paper). `return`, for PPO: the return that the peer got from the state, minus the learner's
-    value. For learners with action critics: `action`, the mean critic's value of the peer's action
-    minus that of the learner's; `lcb`, the same minus the critics' disagreement; `critics`, the
-    peer's critic minus the learner's, both at the peer's action (2020 code for DDPG)."""
+    (the paper); `centred`: the same less its mean over the states, since most of it may be an
+    offset between two critics. `return`, for PPO: the return that the peer got from the state,
+    minus the learner's value; `advantage`: that of what the peer played, by the learner's own value
+    function alone; `common`: the same by the mean of all peers' value functions. For learners with
+    action critics: `action`, the mean critic's value of the peer's action minus that of the
+    learner's; `lcb`, the same minus the critics' disagreement; `critics`, the peer's critic minus
+    the learner's, both at the peer's action (2020 code for DDPG)."""
     lcb_k: float = 1.0
     """Standard deviations over critics that `lcb` subtracts from their mean."""
     gate: Literal["soft", "hard", "uniform"] = "soft"
@@ -172,6 +181,11 @@ class DPDConfig(MethodConfig):
     """Dose over the rest of the run: constant, or falling linearly to zero."""
     students: tuple[int, ...] | None = None
     """Numbers of the peers that imitate; None: all. One of two peers makes it one-way."""
+    leader: Literal["none", "return"] = "none"
+    """Peers to imitate at all. `none`: all, as ruler and gate say. `return`: only those that are
+    ahead of the learner in return, so that the better half leads. A peer begins to lead when the
+    mean of its latest training episodes (train/return) is ahead by a standard error, and stops when
+    it is behind; distill/student is 1 in iterations in which a learner imitates."""
 
     def __post_init__(self) -> None:
         self._require("be positive", "lr", "steps", "batch_size", "max_grad_norm", "every")
@@ -200,9 +214,9 @@ class DPDConfig(MethodConfig):
                 f"distill.target_kl holds a KL, not {self.divergence}; give --distill.divergence "
                 "kl_forward or kl_reverse"
             )
-        if self.ruler == "return" and (self.states != "peer" or self.memory):
+        if self.ruler in OF_WHAT_WAS_PLAYED and (self.states != "peer" or self.memory):
             raise ValueError(
-                "distill.ruler return needs the peer's own states of this iteration: "
+                f"distill.ruler {self.ruler} needs the peer's own states of this iteration: "
                 "--distill.states peer --distill.memory 0"
             )
         reverses_dose = self.match_dose and self.control == "reversed"
@@ -219,10 +233,11 @@ class DPDConfig(MethodConfig):
 
     def refuse_unlike_discounts(self, gammas: Sequence[float]) -> None:
         """Raise ValueError if the ruler would compare values of peers with different discounts."""
-        if self.ruler not in ("action", "lcb") and len(set(gammas)) > 1:
+        if self.ruler not in ("action", "lcb", "advantage") and len(set(gammas)) > 1:
             raise ValueError(
                 f"distill.ruler {self.ruler} compares values of peers whose gamma is unlike; give "
-                "all peers the same, or learners with a replay --distill.ruler action or lcb"
+                "all peers the same, PPO --distill.ruler advantage, or learners with a replay "
+                "--distill.ruler action or lcb"
             )
 
     def refuse_unfit(self, *learners: Any) -> None:
@@ -235,12 +250,12 @@ class DPDConfig(MethodConfig):
         if not replays and self.ruler in ("action", "lcb", "critics"):
             raise ValueError(
                 f"distill.ruler {self.ruler} needs critics of actions, which PPO does not have: "
-                "give --distill.ruler value or return"
+                "give --distill.ruler value, centred, return, advantage or common"
             )
-        if replays and self.ruler == "return":
+        if replays and self.ruler in OF_WHAT_WAS_PLAYED:
             raise ValueError(
-                "distill.ruler return needs the returns of PPO; give --distill.ruler value, "
-                "action, lcb or critics"
+                f"distill.ruler {self.ruler} needs the returns of PPO; give --distill.ruler value, "
+                "centred, action, lcb or critics"
             )
         if replays and self.target_kl is not None:
             raise ValueError(
@@ -267,10 +282,15 @@ class DPDConfig(MethodConfig):
         """Raise ValueError if peers differ too much for the ruler or the divergence."""
         self.refuse_unlike_discounts([each.gamma for each in learners])
         several_algorithms = len({type(each) for each in learners}) > 1
-        if self.ruler == "value" and several_algorithms:
+        if self.ruler in ("value", "centred") and several_algorithms:
             raise ValueError(
-                "distill.ruler value compares value functions of unlike algorithms, which "
+                f"distill.ruler {self.ruler} compares value functions of unlike algorithms, which "
                 "estimate different quantities: give --distill.ruler action"
+            )
+        if self.ruler in ("advantage", "common"):
+            raise ValueError(
+                f"distill.ruler {self.ruler} judges rollouts of peers that collect at once, which "
+                "unlike peers do not: give --distill.ruler return, value or centred"
             )
         if self.ruler == "critics":
             raise ValueError(

@@ -19,8 +19,12 @@ from dpd.distill.method import Context, PeerStack
 PAPER_RECENT = 1000  # states off-policy learners distil on (paper, Sec. 4.1)
 
 
-States = tuple[Tensor, Tensor | None]
-"""Raw obs [N, K, O], and the returns that their learner got from there [N, K] in raw units."""
+class States(NamedTuple):
+    """States of one source; [N, K, ...]."""
+
+    obs: Tensor  # raw
+    returns: Tensor | None  # [N, K] that their learner got from there, raw units
+    position: Tensor | None  # [N, K] among the samples of its current iteration
 
 
 class DrawnStates(NamedTuple):
@@ -29,6 +33,7 @@ class DrawnStates(NamedTuple):
     obs: Tensor
     source: Tensor  # [N, K] number of the peer that visited the state
     returns: Tensor | None  # [N, K] the return that the source got from there, raw units
+    position: Tensor | None = None  # [N, K] among the samples of the source's current iteration
 
 
 class RecentStates(Stateful):
@@ -63,7 +68,7 @@ class RecentStates(Stateful):
             position = rng.integers(self.size, k)
         at = learner * self.size + position
         returns = None if self.returns is None else self.returns.flatten()[at]
-        return self.obs.flatten(0, 1)[at], returns
+        return States(self.obs.flatten(0, 1)[at], returns, None if self.capacity else position)
 
     def state(self) -> State:
         """Return the states, if they outlive an iteration."""
@@ -101,7 +106,7 @@ class ReplayStates(Stateful):
         """Draw uniformly with replacement: learner [N, K]."""
         reach = self.replay.live.clamp(max=self.capacity)
         back = rng.integers(WIDE, learner.shape[1]) % reach[learner]
-        return self.replay.states(learner, back), None
+        return States(self.replay.states(learner, back), None, None)
 
 
 StateSource = RecentStates | ReplayStates
@@ -178,15 +183,16 @@ class PeerExchange(Stateful):
     def draw(self, k: int) -> DrawnStates:
         """Draw k states per student, each of a uniformly drawn other peer or of itself."""
         source = self._draw_sources(k)
-        (obs, returns), *others = [self._draw_from(i, source) for i in range(len(self.sources))]
-        for peers, (their_obs, their_returns) in zip(self.others, others, strict=True):
-            theirs = torch.isin(source, peers)
-            obs = torch.where(theirs.unsqueeze(-1), their_obs, obs)
-            if returns is not None and their_returns is not None:
-                returns = torch.where(theirs, their_returns, returns)
+        first, *others = [self._draw_from(i, source) for i in range(len(self.sources))]
+        obs, returns, position = first
+        for peers, their in zip(self.others, others, strict=True):
+            theirs, position = torch.isin(source, peers), None
+            obs = torch.where(theirs.unsqueeze(-1), their.obs, obs)
+            if returns is not None and their.returns is not None:
+                returns = torch.where(theirs, their.returns, returns)
             else:
                 returns = None
-        return DrawnStates(obs, source, returns)
+        return DrawnStates(obs, source, returns, position)
 
     def _draw_from(self, i: int, source: Tensor) -> States:
         """Draw states of stack i at every place [N, K], also where the source is in another stack.

@@ -80,6 +80,12 @@ class Method(Stateful):
     def on_rollout(self, rollout: Rollout) -> None:
         """Read or change a rollout, for instance its rewards, before the learners use it."""
 
+    def on_returns(self, returns: Sequence[Tensor]) -> None:
+        """Read the returns of the latest training episodes, before `on_batch`.
+
+        [N, W] of every stack of peers, raw rewards; NaN where there are fewer.
+        """
+
     def on_batch(self, batch: Batch, progress: float) -> None:
         """Choose states, targets and weights; `progress` of the run is in [0, 1]."""
 

@@ -5,8 +5,8 @@ iteration of student i and its peer j, in this order:
 
 1. draw   states s that peer j visited                        PeerExchange.draw
 2. ask    every peer: pi_j(.|s) and V_j(s)                    PeerExchange.ask
-3. gap    xi(s) = V_j(s) - V_i(s)                             Eq. 2, `gap` and the rulers
-4. gate   w(s) = exp(alpha xi(s)), normalised                 `gate_weight`
+3. gap    xi(s) = V_j(s) - V_i(s)                             Eq. 2, `rulers.py`
+4. gate   w(s) = exp(alpha xi(s)), normalised                 `rulers.py`, `gate_weight`
 5. loss   L_i = E_s [ w(s) D(pi_i(.|s), pi_j(.|s)) ]          Eq. 11, `dpd_loss`
 6. step   gradient steps on L_i, or L_i inside the RL loss    `DualDistillation.step`, `.loss`
 """
@@ -20,14 +20,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch
+from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch, Rollout
 from dpd.agents.config import OffPolicyConfig
 from dpd.agents.dist import DiagGaussian, as_target
 from dpd.agents.learners import Learners
 from dpd.agents.optim import StackedAdam
+from dpd.agents.ppo import PPO
 from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import DrawnStates, PeerExchange, action_distance, kl_to, pick
+from dpd.distill.leader import Leaders
 from dpd.distill.method import Context, Method
+from dpd.distill.rulers import (
+    action_gaps,
+    best_other,
+    centred_gaps,
+    critic_gaps,
+    effective_sample_size,
+    every_critic,
+    gap,
+    gap_metrics,
+    gate_weight,
+    lcb_gaps,
+    least_each,
+    played_gaps,
+    value_gaps,
+)
 from dpd.distill.targets import (
     Targets,
     adapted_coef,
@@ -46,7 +63,7 @@ class DualDistillation(Method):
     the term (dose `loss`), they are chosen for the minibatch of every policy update.
     """
 
-    STATE = ("optimizer", "exchange", "mean_square", "iteration", "coef")
+    STATE = ("optimizer", "exchange", "mean_square", "iteration", "coef", "leaders")
 
     def __init__(self, config: DPDConfig, context: Context) -> None:
         super().__init__(context)
@@ -59,6 +76,7 @@ class DualDistillation(Method):
         self.exchange = PeerExchange(context, config.states, config.peer_share, config.memory)
         self.optimizer = StackedAdam(self.agent.nets.flat, [self.dose.lr] * self.agent.n_learners)
         self.is_student = torch.tensor(students(config, context), device=self.agent.device)  # [N]
+        self.leaders = Leaders(context, by_return=config.leader == "return")
         self.levels = self.agent.gamma.new_tensor([0.1, 0.5, 0.9])
         self.mean_square = torch.zeros_like(self.agent.gamma)  # of xi, running [N, 1]
         self.coef = torch.full_like(self.mean_square[:, 0], config.coef)  # of the loss; a leash's
@@ -66,7 +84,16 @@ class DualDistillation(Method):
         self.strength = 0.0  # of the dose in this iteration, in [0, 1]
         self.cursor = 0  # minibatches of targets that the learners' loss has used
         self.targets: Targets | None = None
+        self.rollout: Rollout | None = None  # of this iteration, for rulers of what was played
         self.metrics: Metrics = {}
+
+    def on_rollout(self, rollout: Rollout) -> None:
+        """Keep the rollout until the next one; the learners' buffer is not copied."""
+        self.rollout = rollout
+
+    def on_returns(self, returns: Sequence[Tensor]) -> None:
+        """Let peers lead that are ahead in return."""
+        self.leaders.update(returns)
 
     def on_batch(self, batch: Batch, progress: float) -> None:
         """Store the states of the iteration; choose targets if they go into the learners' loss."""
@@ -82,7 +109,7 @@ class DualDistillation(Method):
             self.targets, self.metrics = self.choose(states)
             if c.target_kl is not None:
                 coef = adapted_coef(self.coef, self.metrics["distill/kl"], c.target_kl, c.coef)
-                self.coef = torch.where(self.is_student, coef, self.coef)
+                self.coef = torch.where(self._imitates, coef, self.coef)
             self.metrics["distill/coef"] = self.coef
 
     def on_peer_batch(self, agent: Learners, batch: Batch) -> None:
@@ -98,10 +125,12 @@ class DualDistillation(Method):
         xi, peer = self._gap(states, policies, values, student)
         k = xi.shape[1]
         shuffle = x.rng.permutation(k) if c.control == "shuffled" else None
-        weight = gate_weight(xi, self._gap_unit(xi), c, shuffle)
+        weight = gate_weight(xi, self._gap_unit(xi), c, shuffle) * self.leaders.leads(peer)
         if c.dose == "loss":
             weight = weight * self.is_student.unsqueeze(1)
         metrics = self._describe(policies, xi, weight, student, peer)
+        if c.leader == "return":
+            metrics["distill/student"] = self._imitates.to(xi.dtype)
         mean, log_std = pick(policies.mean, peer), pick(policies.log_std, peer)
         target = as_target(policies._replace(mean=mean, log_std=log_std))
         obs = self.agent.obs_norm(states.obs)
@@ -116,16 +145,38 @@ class DualDistillation(Method):
             if states.returns is None:
                 raise ValueError("these learners know no returns; choose another distill.ruler")
             return gap(pick(values, student), states.returns), states.source
-        if c.ruler == "value":
-            return best_other(value_gaps(values, student), student)
+        match c.ruler:
+            case "value":
+                return self._best(value_gaps(values, student), student)
+            case "centred":
+                return self._best(centred_gaps(values, student), student)
+            case "advantage" | "common":
+                return self._played_gap(states, student), states.source
         judged = self.exchange.judge(states.obs, policies.mode())
         match c.ruler:
             case "action":
-                return best_other(action_gaps(least_each(judged), student), student)
+                return self._best(action_gaps(least_each(judged), student), student)
             case "lcb":
-                return best_other(lcb_gaps(every_critic(judged), student, c.lcb_k), student)
+                return self._best(lcb_gaps(every_critic(judged), student, c.lcb_k), student)
             case "critics":
-                return best_other(critic_gaps(judged[0], student), student)
+                return self._best(critic_gaps(judged[0], student), student)
+
+    def _best(self, gaps: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the largest gap to another peer, one that leads if any does, and the peer."""
+        return best_other(self.leaders.among(gaps), student)
+
+    @property
+    def _imitates(self) -> Tensor:
+        """True for learners that imitate in this iteration [N]."""
+        return self.is_student & self.leaders.follows
+
+    def _played_gap(self, states: DrawnStates, student: Tensor) -> Tensor:
+        """Return how much better the source's play was than a critic of the student expects."""
+        agent, rollout = self.agent, self.rollout
+        if not isinstance(agent, PPO) or rollout is None or states.position is None:
+            raise ValueError("only PPO's peers in one stack know what they played")
+        adv = agent.judge_play(rollout, "mean" if self.config.ruler == "common" else "own")
+        return played_gaps(adv, student, states.source, states.position)
 
     def _gap_unit(self, xi: Tensor) -> Tensor:
         """Return the unit of xi in the soft gate [N, 1]: its running RMS over about ten choices."""
@@ -226,126 +277,11 @@ class DualDistillation(Method):
             "distill/action_distance": action_distance(policies, student, peer),
         }
         c = self.config
+        if c.ruler == "centred":
+            metrics["distill/xi_rms"] = xi.square().mean(1).sqrt()
         if not self.has_replay and c.dose == "loss" and c.divergence.startswith("kl"):
             metrics["distill/kl"] = kl_to(policies, student, peer)
         return metrics
-
-
-def gap(value: Tensor, peer_value: Tensor) -> Tensor:
-    """Return xi, how much better the peer is [...]; both in raw reward units (paper, Eq. 2)."""
-    return peer_value - value
-
-
-def value_gaps(value: Tensor, own: Tensor) -> Tensor:
-    """Compare value functions [N, P, K], V_p - V_own -> [N, P, K] (paper, Eq. 2)."""
-    return gap(pick(value, own).unsqueeze(1), value)
-
-
-def action_gaps(q: Tensor, own: Tensor) -> Tensor:
-    """Compare actions by the same critics, Q(s, a_p) - Q(s, a_own) -> [N, P, K].
-
-    Q is the mean over the group of each learner's least critic.
-    """
-    return value_gaps(q.amin(2).mean(1), own)
-
-
-def least_each(judged: Sequence[Tensor]) -> Tensor:
-    """Join what several stacks' critics [N, J, C, P, K] say, each learner's least one alone."""
-    if len(judged) == 1:
-        return judged[0]
-    return torch.cat([q.amin(2, keepdim=True) for q in judged], 1)
-
-
-def every_critic(judged: Sequence[Tensor]) -> Tensor:
-    """Join what several stacks' critics [N, J, C, P, K] say -> [N, 1, all critics, P, K]."""
-    return torch.cat([q.flatten(1, 2) for q in judged], 1).unsqueeze(1)
-
-
-def lcb_gaps(q: Tensor, own: Tensor, k: float) -> Tensor:
-    """Compare actions as surely as the critics agree -> [N, P, K].
-
-    mean_c delta_c - k std_c delta_c with delta_c = Q_c(s, a_p) - Q_c(s, a_own), over all critics of
-    the group; the deviation is the population's.
-    """
-    q = q.flatten(1, 2)  # [N, P C, P, K]
-    delta = q - q.gather(2, own[:, None, None].expand(-1, q.shape[1], -1, -1))
-    return delta.mean(1) - k * delta.std(1, correction=0)
-
-
-def critic_gaps(q: Tensor, own: Tensor) -> Tensor:
-    """Compare critics on the peer's action, Q_p(s, a_p) - Q_own(s, a_p) -> [N, P, K].
-
-    The 2020 code does this for DDPG: it measures how far two critics disagree about one action.
-    """
-    least = q.amin(2)  # [N, judging, acting, K]
-    theirs = least.diagonal(dim1=1, dim2=2).transpose(1, 2)
-    mine = least.gather(1, own[:, None, None].expand(-1, 1, least.shape[2], -1)).squeeze(1)
-    return gap(mine, theirs)
-
-
-def best_other(gaps: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest gap to another peer and which peer that is, both [N, K]."""
-    best, who = gaps.scatter(1, own.unsqueeze(1), -torch.inf).max(1)
-    return best, who
-
-
-def gate_weight(
-    xi: Tensor, scale: Tensor, config: DPDConfig, order: Tensor | None = None
-) -> Tensor:
-    """Return the weight of each state [N, K] from its gap xi [N, K]; scale [N, 1].
-
-    soft: K softmax_K(alpha xi / scale), the paper's exp(alpha xi) up to a constant and without its
-    overflow, at most `max_weight`; hard: 1 where xi > 0, raw. `order` [N, K] is the permutation of
-    the shuffled control.
-    """
-    weight = _gate(-xi if config.control == "reversed" else xi, scale, config)
-    if config.control == "cancelled":
-        # Where every weight multiplies every distance, sum_ij w_i D_j = sum_i w_i sum_j D_j.
-        return weight.mean(1, keepdim=True).expand_as(weight)
-    return weight if order is None else weight.gather(1, order)
-
-
-def _gate(xi: Tensor, scale: Tensor, config: DPDConfig) -> Tensor:
-    ahead = (xi > 0).to(xi.dtype)
-    if config.gate == "hard":
-        return ahead
-    if config.gate == "uniform":
-        weight = torch.ones_like(xi)
-        return weight * ahead.mean(1, keepdim=True) if config.match_dose else weight
-    exponent = config.alpha * xi / scale
-    if config.weight_clip is not None:
-        low, high = config.weight_clip
-        weight = exponent.exp().clamp(low, high)
-        return weight / weight.mean(1, keepdim=True)
-    if config.max_weight is None:
-        return exponent.softmax(1) * xi.shape[1]
-    return bounded_softmax(exponent, config.max_weight)
-
-
-def bounded_softmax(x: Tensor, most: float) -> Tensor:
-    """Return K softmax_K(x) with no weight above `most` and the mean still 1; x [N, K], most > 1.
-
-    The weights are min(most, c exp(x)) with c [N] such that their mean is 1: the closest to the
-    softmax within the bound, in KL (Warmuth & Kuzmin 2008, "capping"). Since the mean of w^2 is
-    then at most `most`, the effective sample size is at least K / most.
-    """
-    k = x.shape[1]
-    plain = x.softmax(1) * k
-    ordered = x.sort(1, descending=True).values
-    # If the m largest are at the bound, the others share what is left: log c, for every m.
-    left = k - most * torch.arange(k, dtype=x.dtype, device=x.device)
-    log_rest = ordered.flip(1).logcumsumexp(1).flip(1)
-    log_c = left.clamp(min=1e-9).log() - log_rest
-    fits = log_c + ordered <= math.log(most)  # the largest of the others is within the bound
-    first = fits.to(torch.int8).argmax(1, keepdim=True)
-    bounded = (x + log_c.gather(1, first)).exp().clamp(max=most)
-    return torch.where(plain.amax(1, keepdim=True) <= most, plain, bounded)
-
-
-def effective_sample_size(weight: Tensor) -> Tensor:
-    """Return (sum w)^2 / sum w^2 as a share of the K states; weight [N, K] -> [N]."""
-    total = weight.sum(1).square() / weight.square().sum(1).clamp(min=1e-12)
-    return total / weight.shape[1]
 
 
 def dpd_loss(distance: Tensor, weight: Tensor) -> Tensor:
@@ -365,14 +301,6 @@ def students(config: DPDConfig, context: Context) -> list[bool]:
             f"not {config.students}"
         )
     return [peer in chosen for peer in context.peer_numbers]
-
-
-def gap_metrics(xi: Tensor) -> Metrics:
-    """Describe gaps [N, K]: their mean, and the share of states where the peer is ahead."""
-    return {
-        "distill/xi_mean": xi.mean(1),
-        "distill/peer_ahead": (xi > 0).to(xi.dtype).mean(1),
-    }
 
 
 class Dose(NamedTuple):

@@ -130,7 +130,7 @@ class Supervised(TeacherMethod):
             return batch.raw_obs
         rows = torch.arange(self.agent.n_learners, device=self.agent.device)
         own = rows.unsqueeze(1).expand(-1, size)
-        obs, _ = self.memory.draw(self.rng, own)
+        obs = self.memory.draw(self.rng, own).obs
         return obs
 
     @torch.no_grad()

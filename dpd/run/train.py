@@ -232,6 +232,7 @@ def learn(training: Training, stack: LearnerStack, is_first: bool) -> Metrics:
         for other in training.stacks:
             if other is not stack:
                 other.method.on_peer_batch(agent, batch)
+        method.on_returns([each.episodes.returns for each in training.stacks])
         method.on_batch(batch, training.progress)
     with clock("update"):
         metrics = agent.update(batch, training.progress, method.loss)

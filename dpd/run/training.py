@@ -129,12 +129,13 @@ class Training:
         for (_, peer), (stack, n) in self.places.items():
             if policies:
                 k = peer % len(policies)
-                self._refuse_unfit(files[k], policies[k].meta, stack.config)
+                self._refuse_unfit(files[k], policies[k].meta, stack.config, peer)
                 stack.agent.start_from(n, policies[k].tensors)
 
-    def _refuse_unfit(self, file: Path, meta: PolicyMeta, stack: StackConfig) -> None:
-        names = ("hidden", "activation", "norm_obs", "squashed", "tanh_mean", "state_std")
-        required = {"obs_dim": self.spec.obs_dim, "act_dim": self.spec.act_dim, "memory": None}
+    def _refuse_unfit(self, file: Path, meta: PolicyMeta, stack: StackConfig, peer: int) -> None:
+        names = ("activation", "norm_obs", "squashed", "tanh_mean", "state_std")
+        required: dict[str, object] = {"obs_dim": self.spec.obs_dim, "act_dim": self.spec.act_dim}
+        required |= {"memory": None, "hidden": stack.hidden_of(peer)}
         for name, value in (required | {k: getattr(stack.algo, k) for k in names}).items():
             if (other := getattr(meta, name)) != value:
                 raise BadInput(

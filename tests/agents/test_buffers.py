@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dpd.agents.base import Rollout, take
 from dpd.agents.config import PPOConfig
-from dpd.agents.ppo import PPO, gae
+from dpd.agents.ppo import PPO
+from dpd.agents.sharing import gae
 
 
 def column(*numbers: float) -> Tensor:

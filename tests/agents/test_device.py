@@ -31,6 +31,7 @@ CONFIGS: dict[str, Any] = {
         **SMALL, epochs=2, norm_obs=False, norm_reward=False, peer_lr=(1e-3, 2e-3)
     ),
     "ppo, shared": PPOConfig(**SMALL, epochs=2, share_experience=True),
+    "ppo, own past": PPOConfig(**SMALL, epochs=2, reuse_iterations=2),
     **REPLAYED,
     **{f"{name}, 3 steps": replace(config, n_step=3) for name, config in REPLAYED.items()},
     "student": StudentConfig(**SMALL, capacity=64),

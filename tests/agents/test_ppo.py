@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dpd.agents.base import Batch, Metrics, Minibatch, Rollout
 from dpd.agents.config import PPOConfig
-from dpd.agents.ppo import PPO, Samples, mean_kl
+from dpd.agents.ppo import PPO
+from dpd.agents.ppo_loss import Samples, mean_kl
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy, bounds
 from tests.toy import probe_envs as probes

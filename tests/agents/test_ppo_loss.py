@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpd.agents.config import PPOConfig
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.ppo import Samples, ppo_loss
+from dpd.agents.ppo_loss import Samples, ppo_loss
 
 A = 2
 SMALL = PPOConfig(n_envs=4, n_steps=16, minibatch_size=16, epochs=3, hidden=(16, 16))

@@ -13,6 +13,7 @@ from torch import Tensor
 from dpd.agents.base import Batch, Rollout
 from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_loss import variance
 from dpd.agents.sharing import effective_share, gae, group_mean, share_weights, shared
 from tests.agents.test_ppo import A, O, fill
 
@@ -57,9 +58,8 @@ def test_own_values_come_first_and_then_those_of_the_peers_in_turn() -> None:
 
 
 def test_the_mean_of_a_group_is_of_the_same_samples() -> None:
-    # Sample s of three peers, one step, one environment; learner i says 100 i + s, in its own
-    # order. The mean over learners is 100 + s, in each one's order; the second group says 1,000
-    # more.
+    # Sample s of three peers, one step, one environment; learner i says 100 i + s, in its order.
+    # The mean over learners is 100 + s, in each one's order; the second group says 1,000 more.
     samples = torch.arange(3.0).repeat(2).view(6, 1, 1)
     says = shared(samples, 3) + torch.tensor([0, 100, 200, 1000, 1100, 1200.0]).view(6, 1, 1)
     mean = shared(samples, 3) + torch.tensor([100.0] * 3 + [1100.0] * 3).view(6, 1, 1)
@@ -88,7 +88,8 @@ def test_weights_worked_by_hand() -> None:
     behaviour = f64(-1, -1, -1, -1).view(1, 2, 2)
     logp = behaviour + f64(9, math.log(2), 9, -math.log(2)).view(1, 2, 2)  # own ones do not count
     valid = torch.ones(1, 2, 2, dtype=torch.bool)
-    weight, metrics = share_weights(logp, behaviour, valid, 2, 0.2)
+    weight, used, metrics = share_weights(logp, behaviour, valid, 2, 0.2)
+    assert bool(used.all())
     assert weight.flatten().tolist() == pytest.approx([1, 1, 1, 0.5])
     assert metrics["share/ess"].tolist() == pytest.approx([6.25 / 8.5])
     assert metrics["share/weight"].tolist() == pytest.approx([0.75])
@@ -100,7 +101,8 @@ def test_a_peer_of_too_few_effective_samples_counts_nothing_and_another_one_does
     log_rho[..., 2], log_rho[0, 0, 1], log_rho[..., 0] = 0, math.log(8), 0
     valid = torch.ones(1, 4, 3, dtype=torch.bool)
     for least, first in ((0.24, 1.0), (0.26, 0.0)):
-        weight, metrics = share_weights(log_rho, torch.zeros(1, 4, 3), valid, 3, least)
+        weight, used, metrics = share_weights(log_rho, torch.zeros(1, 4, 3), valid, 3, least)
+        assert used[0].tolist() == [[True, first == 1, True]] * 4
         assert weight[0, 0].tolist() == [1, first, 1] and weight[0, :, 2].tolist() == [1] * 4
         assert metrics["share/ess"].tolist() == pytest.approx([(0.25 + 1) / 2])
         assert metrics["share/weight"].tolist() == pytest.approx([(first + 4) / 8])
@@ -290,8 +292,7 @@ def test_samples_that_are_masked_never_count(spoil: float) -> None:
         torch.testing.assert_close(x[keep], y[keep], rtol=1e-12, atol=1e-12)
     found = agent.update(batch, 0.0)
     for name, x in found.items():
-        if name != "train/explained_variance":
-            assert x.isfinite().all(), name
+        assert x.isfinite().all(), name
     again = group(SHARE)
     again.noise()
     again.update(clean, 0.0)
@@ -335,15 +336,50 @@ def test_groups_share_nothing() -> None:
     torch.testing.assert_close(trained(alone, own), expected[3:], rtol=1e-12, atol=1e-12)
 
 
-def test_a_dropped_peer_moves_no_policy_however_unlikely_its_actions() -> None:
-    agent = group(replace(SHARE, norm_adv=False, epochs=1, minibatch_size=16))
-    rollout = rollout_of(agent)
-    rollout.act[1] += 40  # far from all that policy 0 does: every ratio of an update may overflow
-    batch = agent.prepare(rollout)
+def test_samples_of_a_dropped_peer_do_not_count_at_all() -> None:
+    after = []
+    for spoil in (False, True):
+        agent = group(SHARE)
+        rollout = rollout_of(agent)
+        rollout.act[1] += 40  # far from all that policy 0 does
+        batch = agent.prepare(rollout)
+        own = torch.tensor([True, True, False, False]).repeat(8)
+        assert torch.equal(batch.valid[0], own)
+        if spoil:
+            for x in batch.data:
+                x[0, ~own] = torch.nan
+        metrics = agent.update(batch, 0.0)
+        assert all(x[0].isfinite() for x in metrics.values())
+        after.append((agent.nets.flat.detach()[0], metrics["train/explained_variance"][0]))
+    assert all(map(torch.equal, *after))
+
+
+def test_random_numbers_of_a_learner_do_not_depend_on_what_another_drops() -> None:
+    kept, dropping = (group(SHARE, groups=2) for _ in range(2))
+    for agent, off in ((kept, 0.0), (dropping, 40.0)):
+        rollout = rollout_of(agent)
+        rollout.act[3] += off  # the second group's
+        batch = agent.prepare(rollout)
+        assert bool(batch.valid.all()) == (off == 0)
+        agent.update(batch, 0.0)
+    assert torch.equal(kept.nets.flat[:2], dropping.nets.flat[:2])
+    assert torch.equal(kept.batches.state()["generators"], dropping.batches.state()["generators"])
+
+
+def test_explained_variance_is_of_valid_samples() -> None:
+    # 1 and 3 about 2: (1 + 1) / (2 - 1); one or none has no variance
+    x = torch.tensor([[1.0, 9.0, 3.0], [1.0, 2.0, 3.0], [torch.nan, 1.0, 1.0]])
+    valid = torch.tensor([[True, False, True], [False, True, False], [False] * 3])
+    assert variance(x, valid).tolist() == [2, 0, 0]
+
+
+def test_samples_too_unlikely_for_any_weight_move_no_policy() -> None:
+    agent = group(replace(SHARE, norm_adv=False, epochs=1, minibatch_size=16, share_min_ess=0.0))
+    batch = agent.prepare(rollout_of(agent))
+    theirs = torch.tensor([False, False, True, True]).repeat(8)
+    batch.data.weight[0, theirs] = 0.0  # as by min(1, rho) below all floats
     far: Batch = batch._replace(data=batch.data._replace(logp=batch.data.logp.clone()))
-    dropped = batch.data.weight[0] == 0
-    assert dropped.sum() == 16
-    far.data.logp[0, dropped] -= 1e4  # so that they do overflow
+    far.data.logp[0, theirs] -= 1e4  # every ratio of the update overflows
     metrics = agent.update(far, 0.0)
     for name in ("loss/policy", "loss/value", "train/kl", "train/grad_norm"):
         assert metrics[name][0].isfinite(), name

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dpd.agents.config import PPOConfig, SACConfig, TD3Config
+from dpd.agents.kernels import Kernels
 from tests.agents.parity import A, O, filled
 
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 8, "minibatch_size": 8, "hidden": (8, 8)}
@@ -21,14 +22,54 @@ CONFIGS: dict[str, Any] = {
 }
 
 
-def learn(config: Any, seeds: list[tuple[int, int]], row_seeds: list[int]) -> Any:
+def learn(
+    config: Any,
+    seeds: list[tuple[int, int]],
+    row_seeds: list[int],
+    kernels: Kernels | None = None,
+) -> Any:
     """Build learners in float64 and let them learn for three iterations."""
     agent = type(config.build(O, A, seeds))(config, O, A, seeds, torch.float64)
+    agent.kernels = kernels
     for i in range(3):
         rollout = filled(agent, [s + i for s in row_seeds])
         agent.update(agent.prepare(rollout), 0.0)
         agent.observe(rollout)
     return agent
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["torch", "kernels"])
+def test_ppo_peers_of_unlike_width_learn_as_if_alone(fused: bool) -> None:
+    config = replace(CONFIGS["ppo"], peer_hidden=("8x4", "6x9"))
+    kernels = Kernels(1) if fused else None
+    together = learn(config, [(0, 0), (0, 1)], [10, 20], kernels)
+    assert together.nets.padding is not None
+    assert not together.nets.flat[together.nets.padding].any()
+    for peer, hidden in enumerate(((8, 4), (6, 9))):
+        one = replace(config, peer_hidden=(), hidden=hidden)
+        alone = learn(one, [(0, peer)], [10 * (peer + 1)], kernels)
+        for name, x in alone.nets.views.items():
+            own = together.nets.own(peer, name)
+            torch.testing.assert_close(own, x[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["torch", "kernels"])
+def test_peers_of_unlike_width_share_experience(fused: bool) -> None:
+    sharing = replace(CONFIGS["ppo"], peer_hidden=("8x4", "6x9"), share_experience=True)
+    kernels = Kernels(1) if fused else None
+    agent = learn(sharing, [(0, 0), (0, 1)], [10, 20], kernels)
+    assert not agent.nets.flat[agent.nets.padding].any()
+    # A peer's samples count: other ones move a learner elsewhere.
+    other = learn(sharing, [(0, 0), (0, 1)], [10, 30], kernels)
+    assert not torch.equal(agent.nets.flat[0], other.nets.flat[0])
+    batch = agent.prepare(filled(agent, [1, 2]))
+    weight = batch.data.weight.unflatten(1, (8, 4))[:, :, 2:]
+    assert 0 < float(weight.min()) < float(weight.max()) <= 1
+
+
+def test_widths_of_unlike_depth_are_refused() -> None:
+    with pytest.raises(ValueError, match="peer_hidden 8x8 8x8x8 differ in depth"):
+        replace(CONFIGS["ppo"], peer_hidden=("8x8", "8x8x8"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -93,6 +93,7 @@ class Setup:
         for t in range(rollout.reward.shape[1]):
             rollout.act[:, t] = agent.act(rollout.obs[:, t], noise[:, t])
         agent.observe(rollout)
+        self.rollout = rollout
         return agent.prepare(rollout)
 
     def put_ahead(self, *values: float) -> None:
@@ -105,6 +106,7 @@ class Setup:
     def choose(self) -> Targets:
         """Return the targets and weights of this iteration."""
         method = self.method
+        method.on_rollout(self.rollout)
         method.on_batch(self.batch, 0.0)
         if method.config.dose != "loss":
             targets, method.metrics = method.choose_for_steps()

@@ -13,7 +13,8 @@ from dpd.agents.base import Batch, ClosedTerm, Metrics, Minibatch, take
 from dpd.agents.config import PPOConfig
 from dpd.agents.dist import DiagGaussian, divergence
 from dpd.agents.kernels import Kernels
-from dpd.agents.ppo import PPO, Samples
+from dpd.agents.ppo import PPO
+from dpd.agents.ppo_loss import Samples
 
 F32, F64 = torch.float32, torch.float64
 SMALL = PPOConfig(n_envs=4, n_steps=16, minibatch_size=16, epochs=3, hidden=(8, 8), lr=1e-2)
@@ -123,11 +124,23 @@ def test_invalid_samples_are_replaced_by_the_same_valid_ones() -> None:
 @pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"norm_adv": False}, {"value_clip": 0.05, "entropy_coef": 0.1, "target_kl": 0.02}],
-    ids=["defaults", "raw advantages", "clipped values, entropy, target KL"],
+    [
+        {},
+        {"norm_adv": False},
+        {"value_clip": 0.05, "entropy_coef": 0.1, "target_kl": 0.02},
+        {"share_min_ess": 0.88},
+        {"share_experience": False, "reuse_iterations": 2},
+    ],
+    ids=[
+        "defaults",
+        "raw advantages",
+        "clipped values, entropy, target KL",
+        "some dropped",
+        "own past",
+    ],
 )
 def test_samples_of_peers_count_as_by_torch(changes: dict[str, Any], dtype: torch.dtype) -> None:
-    config = replace(SMALL, share_experience=True, **changes)
+    config = replace(SMALL, **({"share_experience": True} | changes))
     plain, fused = (build(config, dtype, rows=3) for _ in range(2))
     fused.kernels = ONE
     for i in range(2):
@@ -135,8 +148,13 @@ def test_samples_of_peers_count_as_by_torch(changes: dict[str, Any], dtype: torc
         for x in (rollout.obs, rollout.next_obs, rollout.act, rollout.reward):
             x.normal_(generator=g)
         rollout.valid[1, 5, 2] = False
+        fused.prepare(rollout)  # only for its own past
         batch = plain.prepare(rollout)
-        assert 0 < float(batch.data.weight.min()) < float(batch.data.weight.max()) == 1
+        dropped = ~batch.valid & (batch.data.weight == 0)
+        if i and "share_min_ess" in changes:
+            assert dropped.any()
+        elif i or "reuse_iterations" not in changes:
+            assert 0 < float(batch.data.weight.min()) < float(batch.data.weight.max()) == 1
         expected, found = (agent.update(batch, 0.3 * i) for agent in (plain, fused))
         close(plain, fused)
         require_equal(expected, found, 1e-9 if dtype == F64 else 2e-4)

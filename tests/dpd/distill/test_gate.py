@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from dpd.distill.config import DPDConfig
-from dpd.distill.peers import dpd_loss, effective_sample_size, gap, gate_weight
+from dpd.distill.peers import dpd_loss
+from dpd.distill.rulers import effective_sample_size, gap, gate_weight
 from tests.toy.peers import F64, f64
 
 ONE = torch.ones(1, 1)

@@ -45,6 +45,9 @@ PEERS: dict[str, tuple[Any, Any]] = {
         DPDConfig(gate="hard", ruler="return", control="shuffled", **FEW),
         PPO,
     ),
+    "centred": (DPDConfig(ruler="centred", **FEW), PPO),
+    "what was played": (DPDConfig(ruler="advantage", **FEW), replace(PPO, peer_gamma=(0.9, 0.8))),
+    "what was played, by the mean critic": (DPDConfig(dose="loss", ruler="common"), PPO),
     "in the loss, kl": (DPDConfig(dose="loss", coef=0.1, divergence="kl_forward"), PPO),
     "in the loss, on a leash, shared": (
         DPDConfig(dose="loss", divergence="kl_forward", target_kl=0.3),
@@ -60,6 +63,8 @@ PEERS: dict[str, tuple[Any, Any]] = {
     ),
     "uniform of the same dose": (DPDConfig(gate="uniform", match_dose=True, **FEW), PPO),
     "own states, one way": (DPDConfig(states="mixed", students=(0,), memory=32, **FEW), PPO),
+    "the better half leads": (DPDConfig(leader="return", **FEW), PPO),
+    "the better half leads, in the loss": (DPDConfig(leader="return", dose="loss"), SAC),
     "lcb": (DPDConfig(ruler="lcb", gate="hard", states="mixed", **FEW), TD3),
     "critics, whole replay": (DPDConfig(ruler="critics", memory=0, **FEW), DDPG),
     "action, in the loss": (DPDConfig(dose="loss", ruler="action"), SAC),
@@ -109,6 +114,7 @@ def iterate(agent: Learners, method: Any, progress: float) -> Metrics:
     rollout, noise = agent.new_rollout(), method.actor.noise()
     rollout.act[:, 0] = method.actor.act(rollout.obs[:, 0], noise[:, 0])
     method.on_rollout(rollout)
+    method.on_returns([torch.zeros(len(SEEDS), 20, dtype=torch.float64, device=META)])
     batch = agent.prepare(rollout)
     method.on_batch(batch, progress)
     metrics = agent.update(batch, progress, method.loss)

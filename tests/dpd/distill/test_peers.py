@@ -52,7 +52,7 @@ def test_identical_learners_have_nothing_to_teach_each_other(divergence: str, ga
     torch.testing.assert_close(setup.loss(targets), torch.zeros(2, dtype=F64), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("ruler", ["value", "return"])
+@pytest.mark.parametrize("ruler", ["value", "centred", "return", "advantage", "common"])
 def test_the_gap_is_in_raw_units_whatever_a_peers_rewards_are_scaled_by(ruler: str) -> None:
     # Row 1's rewards scaled by c = 10 more, so its value function says a tenth: the same in raw
     setup, scaled = Setup(vary(LOSS, ruler=ruler)), Setup(vary(LOSS, ruler=ruler))

@@ -9,8 +9,9 @@ import torch
 from dpd.agents.config import ALGORITHMS, DDPGConfig
 from dpd.config import RunConfig, TrainConfig
 from dpd.distill.config import DPDConfig
-from dpd.distill.peers import Dose, dose_of, dpd_loss, gate_weight
+from dpd.distill.peers import Dose, dose_of, dpd_loss
 from dpd.distill.presets import DPD_PRESETS
+from dpd.distill.rulers import gate_weight
 from dpd.run.settings import preset_settings, updated
 from tests.toy.peers import F64, LOSS, REPLAYED, STEP, Setup, f64, vary
 

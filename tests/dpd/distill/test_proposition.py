@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpd.distill.config import DPDConfig
-from dpd.distill.peers import gap, gate_weight
+from dpd.distill.rulers import gap, gate_weight
 
 S, A, GAMMA = 6, 3, 0.9
 TINY = 1e-9

@@ -1,15 +1,26 @@
 """Rulers: by hand on answers of critics, and on learners whose critics are linear in the action."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from dpd.agents.config import PPOConfig
 from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import PeerExchange
-from dpd.distill.peers import action_gaps, best_other, critic_gaps, lcb_gaps, value_gaps
-from tests.toy.peers import F64, LOSS, REPLAYED, O, Setup, vary
+from dpd.distill.rulers import (
+    action_gaps,
+    best_other,
+    centred_gaps,
+    critic_gaps,
+    lcb_gaps,
+    played_gaps,
+    value_gaps,
+)
+from tests.toy.peers import ALGO, F64, LOSS, REPLAYED, O, Setup, vary
 
 # What one student's group says at one state, [N=1, judging P=2, C=2, acting P=2, K=1]: peer 0's
 # critics give the own action 1 and 3, the peer's 4 and 2; peer 1's give 0 and 5, and 7 and 1.
@@ -23,6 +34,22 @@ def test_the_value_ruler_is_the_gap_of_value_functions() -> None:
     value = torch.tensor([[[1.0], [4.0]]])
     assert value_gaps(value, FIRST).flatten().tolist() == [0, 3]
     assert value_gaps(value, SECOND).flatten().tolist() == [-3, 0]
+
+
+def test_the_centred_ruler_takes_the_mean_gap_of_each_peer_away() -> None:
+    # own values 1, 2, 3; peer 1's 11, 15, 10: gaps 10, 13, 7, their mean 10; peer 2's are the own
+    # plus 100: no state where it is better than elsewhere
+    value = torch.tensor([[[1.0, 2.0, 3.0], [11.0, 15.0, 10.0], [101.0, 102.0, 103.0]]])
+    own = torch.zeros(1, 3, dtype=torch.int64)
+    assert centred_gaps(value, own).tolist() == [[[0, 0, 0], [0, 3, -3], [0, 0, 0]]]
+
+
+def test_what_was_played_is_found_by_peer_and_position() -> None:
+    # of learner 1 in a group of three: its own samples 10, 11, then peer 2's, then peer 0's
+    adv = torch.tensor([[[10.0, 11.0], [20.0, 21.0], [0.0, 1.0]]])
+    source, position = torch.tensor([[2, 0, 0, 1]]), torch.tensor([[1, 0, 1, 0]])
+    own = torch.ones(1, 4, dtype=torch.int64)
+    assert played_gaps(adv, own, source, position).tolist() == [[21, 0, 1, 10]]
 
 
 def test_the_action_ruler_asks_the_same_critics_about_both_actions() -> None:
@@ -153,6 +180,56 @@ def test_of_three_peers_the_one_with_the_best_action_is_followed() -> None:
         assert targets.weight[row].unique().tolist() == [weight]
 
 
+def by_ruler(ruler: str, offset: float = 0.0, algo: PPOConfig = ALGO) -> Setup:
+    """Let PPO's peers be compared, where peer 1's critic says so much more everywhere."""
+    setup = Setup(vary(LOSS, ruler=ruler, gate="hard"), algo=algo)
+    raw = offset / setup.agent.return_norm.scale[1, 0]
+    setup.agent.nets.views["critic.2.bias"][1] += raw
+    setup.choose()
+    return setup
+
+
+def test_an_offset_between_two_critics_decides_by_value_and_not_where_it_cancels() -> None:
+    ahead = {r: by_ruler(r, 1e3).method.metrics["distill/peer_ahead"] for r in ("value", "centred")}
+    assert ahead["value"].tolist() == [1, 0]
+    assert ((ahead["centred"] > 0.1) & (ahead["centred"] < 0.9)).all()
+    far, near = by_ruler("centred", 1e3), by_ruler("centred")
+    for name in ("distill/peer_ahead", "distill/xi_rms"):
+        torch.testing.assert_close(far.method.metrics[name], near.method.metrics[name])
+    assert near.method.metrics["distill/xi_mean"].tolist() == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_what_was_played_is_judged_without_the_peers_critic() -> None:
+    near, far = by_ruler("advantage"), by_ruler("advantage", 1e3)
+    weight, other = near.choose().weight, far.choose().weight
+    assert torch.equal(weight[0], other[0]) and 0.1 < weight[0].mean() < 0.9
+    assert not torch.equal(weight[1], other[1])
+
+
+@pytest.mark.parametrize(
+    ("ruler", "values", "expected"),
+    [
+        # Of T = 16 steps that pay 1 without an end, by critics that say nothing; gamma lambda =
+        # 0.72: the mean over t of (1 - 0.72^(16 - t)) / 0.28
+        ("advantage", (0, 0), lambda t: (1 - 0.72 ** (16 - t)) / 0.28),
+        # Peer 0's critic says 5 everywhere: each step's error is 1 + 0.9 * 5 - 5 = 0.5
+        ("advantage", (5, 0), lambda t: 0.5 * (1 - 0.72 ** (16 - t)) / 0.28),
+        # The mean critic says (5 - 1) / 2 = 2: each step's error is 1 - 0.2 = 0.8
+        ("common", (5, -1), lambda t: 0.8 * (1 - 0.72 ** (16 - t)) / 0.28),
+    ],
+)
+def test_what_a_peer_played_worked_by_hand(
+    ruler: str, values: tuple[float, float], expected: Callable[[int], float]
+) -> None:
+    setup = Setup(vary(LOSS, ruler=ruler), algo=replace(ALGO, gamma=0.9, lam=0.8))
+    setup.put_ahead(*values)
+    setup.rollout.terminated[:] = False
+    setup.rollout.reward[1] = 1.0
+    setup.choose()  # the rewards of the batch are not read again
+    mean = sum(expected(t) for t in range(16)) / 16
+    assert setup.method.metrics["distill/xi_mean"][0].item() == pytest.approx(mean)
+
+
 # --- Refused ---
 
 
@@ -172,6 +249,8 @@ def test_values_of_unlike_discounts_are_not_compared(ruler: str) -> None:
         ("ppo", {"ruler": "action"}, "ruler action needs critics of actions"),
         ("ppo", {"ruler": "lcb"}, "ruler lcb needs critics of actions"),
         ("ppo", {"ruler": "critics"}, "ruler critics needs critics of actions"),
+        ("td3", {"ruler": "advantage"}, "ruler advantage needs the returns of PPO"),
+        ("sac", {"ruler": "common"}, "ruler common needs the returns of PPO"),
         ("td3", {"ruler": "return"}, "ruler return needs the returns of PPO"),
         ("sac", {"ruler": "return"}, "ruler return needs the returns of PPO"),
         ("td3", {"divergence": "kl_forward"}, "divergence kl_forward needs a spread"),
@@ -183,6 +262,26 @@ def test_values_of_unlike_discounts_are_not_compared(ruler: str) -> None:
 def test_what_learners_lack_is_refused(algo: str, settings: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Setup(vary(LOSS, **settings), algo=algo)
+
+
+@pytest.mark.parametrize("ruler", ["return", "advantage", "common"])
+def test_rulers_of_what_was_played_need_the_peers_states(ruler: Any) -> None:
+    for settings in ({"states": "own"}, {"memory": 100}):
+        with pytest.raises(ValueError, match=f"ruler {ruler} needs the peer's own states"):
+            DPDConfig(ruler=ruler, **settings)
+
+
+def test_unlike_peers_are_compared_by_what_they_know() -> None:
+    wide = replace(ALGO, hidden=(32, 32))
+    for ruler in ("advantage", "common"):
+        with pytest.raises(ValueError, match=f"ruler {ruler} judges rollouts of peers that"):
+            DPDConfig(ruler=ruler).refuse_unfit(ALGO, wide)
+    with pytest.raises(ValueError, match="ruler centred compares value functions of unlike"):
+        DPDConfig(ruler="centred").refuse_unfit(ALGO, REPLAYED["sac"])
+    bold = replace(ALGO, peer_gamma=(0.9, 0.99))
+    DPDConfig(ruler="advantage").refuse_unfit(bold)
+    with pytest.raises(ValueError, match="ruler common compares values of peers whose gamma"):
+        DPDConfig(ruler="common").refuse_unfit(bold)
 
 
 def test_settings_of_a_ruler_are_refused_without_it() -> None:

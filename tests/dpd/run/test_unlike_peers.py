@@ -55,6 +55,23 @@ def test_peers_take_about_as_many_steps_as_each_other() -> None:
     assert [config.steps_of(stack) for stack in config.stacks] == [512, 600]
 
 
+def test_peers_of_unlike_width_share_experience_and_resume_exactly(tmp_path: Path) -> None:
+    sizes = ["--peer-hidden", "8x8", "16x4", "--share-experience", "--lr-schedule", "constant"]
+    few = ["Swimmer-v5", "--n-envs", "2", "--n-steps", "64", "--preset", "modern", *sizes]
+    ends = ["--evals", "1", "--eval-episodes", "1", "--final-episodes", "1"]
+    for out, steps in (("whole", "1024"), ("parts", "512")):
+        run = ["--total-steps", steps, "--out", str(tmp_path / out)]
+        assert main(["train", *few, *ends, *run]) == 0
+    assert main(["train", "--resume", str(tmp_path / "parts"), "--total-steps", "1024"]) == 0
+    for name, hidden in (("seed0-peer0-8x8", (8, 8)), ("seed0-peer1-16x4", (16, 4))):
+        one, other = (
+            dpd.load(tmp_path / out / "policies" / f"{name}.safetensors")
+            for out in ("whole", "parts")
+        )
+        assert one.meta.hidden == hidden
+        assert all(torch.equal(x, other.tensors[k]) for k, x in one.tensors.items())
+
+
 def test_peers_of_the_same_settings_share_a_stack() -> None:
     config = parse_train(["--algo", "sac,ppo,sac", "--method", "none"])
     assert [(s.name, s.peers) for s in config.stacks] == [("sac", (0, 2)), ("ppo", (1,))]
@@ -131,7 +148,15 @@ def test_the_settings_are_read_back_from_the_file(run_dir: Path) -> None:
             "--share-experience needs peers that collect at once",
         ),
         (["--algo", "ppo", "--peers", "1", "--share-experience"], "nothing with one peer"),
+        (
+            ["--algo", "ppo", "--peer-hidden", "8x8", "--share-experience"],
+            "--peer-hidden has 1 values for 2 peers",
+        ),
         (["--algo", "ppo", "--share-min-ess", "0.1"], "nothing without --share-experience"),
+        (
+            ["--algo", "ppo", "--share-experience", "--reuse-iterations", "2"],
+            "reuse_iterations is a control in the place of share_experience",
+        ),
     ],
 )
 def test_what_does_not_fit_gets_one_line(
