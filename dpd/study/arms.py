@@ -232,14 +232,15 @@ def multiplied(name: str, groups: Sequence[Group], peers: int, algo: str) -> str
 
 
 def own_arms(given: Sequence[str]) -> dict[str, Arm]:
-    """Return the arms of --own, NAME=FLAGS. Raises BadInput."""
+    """Return the arms of --own, NAME=FLAGS; a name in ARMS replaces that arm. Raises BadInput."""
     arms: dict[str, Arm] = {}
     for text in given:
         name, equals, flags = text.partition("=")
-        if not equals or not name.replace("-", "").isalnum() or name in (*ARMS, *arms):
+        if not equals or not name.replace("-", "").isalnum() or name in arms:
             raise BadInput(
-                f"--own takes NAME=FLAGS with a new name, as in 'sharp=--distill.alpha 3', not "
+                f"--own takes NAME=FLAGS, each name once, as in 'sharp=--distill.alpha 3', not "
                 f"'{text}'"
             )
-        arms[name] = Arm(flags=flags, asks=f"is it better than {flags}?", is_method=True)
+        asks = ARMS[name].asks if name in ARMS else f"is it better than {flags}?"
+        arms[name] = Arm(flags=flags, asks=asks, is_method=True)
     return arms

@@ -47,7 +47,7 @@ class StudyConfig:
     unshared, one-epochs and one-batch for PPO, one-updates and one-critics with a replay, modern
     and released."""
     own: tuple[str, ...] = ()
-    """Additional arms, as in 'sharp=--distill.alpha 3'."""
+    """Additional arms, as in 'sharp=--distill.alpha 3', or other flags for an arm above."""
     subject: str = "dpd"
     """The arm that all others are compared with. If it is one of --own, the controls have its
     flags too, except for those that they are without: independent and one neither distil nor

@@ -8,7 +8,7 @@ import pytest
 
 from dpd.cli import main, parse_train
 from dpd.config import TrainConfig
-from dpd.study.arms import ARMS, Arm, groups_of, name_of, values_of
+from dpd.study.arms import ARMS, Arm, groups_of, name_of, own_arms, values_of
 from dpd.study.config import StudyConfig
 
 PAIR = "--preset modern --share-experience --distill.target-kl 0.35"
@@ -160,3 +160,9 @@ def test_arms_that_make_no_sense_are_refused_in_one_line(
     said = capsys.readouterr()
     assert says in said.err and said.err.count("\n") == 1 and not said.out
     assert not (tmp_path / "out").exists()
+
+
+def test_an_own_arm_takes_the_place_of_a_control_and_keeps_its_question() -> None:
+    arms = own_arms(["one=--method none --peers 1", "wide=--hidden 256 256"])
+    assert arms["one"].asks == ARMS["one"].asks and arms["one"].is_method
+    assert arms["wide"].asks == "is it better than --hidden 256 256?"

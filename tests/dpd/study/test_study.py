@@ -288,7 +288,7 @@ def test_the_worst_quarter_worked_by_hand() -> None:
         (["--arms", "dpd"], "compares at least two arms"),
         (["--subject", "best"], "unknown arm 'best'"),
         (["--own", "sharp"], "--own takes NAME=FLAGS"),
-        (["--own", "one=--distill.alpha 3"], "--own takes NAME=FLAGS with a new name"),
+        (["--own", "x=--seed 1", "x=--seed 2"], "--own takes NAME=FLAGS, each name once"),
         (["--own", "odd=--distill.alpa 3"], "arm odd: "),
         (["--own", "odd=--distill.ruler lcb"], "arm odd: distill.ruler lcb needs critics"),
         (["--seeds", "0"], "--seeds must be at least 1"),
