@@ -56,7 +56,8 @@ SETTINGS = {
     "dpd.study.config",
     "dpd.run.settings",
 }
-NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents", "dpd.envs.groups"}
+NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents"}
+NO_TORCH |= {"dpd.envs.groups", "dpd.envs.randomization"}
 
 
 def module_name(path: Path) -> str:
