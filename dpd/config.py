@@ -25,6 +25,7 @@ from dpd.agents.config import (
     require,
 )
 from dpd.distill.config import DPDConfig, MethodConfig
+from dpd.envs.randomization import NATIVE_IDS, RANDOMIZE, BadRange, format_ranges, parse_ranges
 from dpd.errors import BadInput
 
 if TYPE_CHECKING:
@@ -50,6 +51,23 @@ def parse_env_kwargs(text: str) -> dict[str, Any]:
     if not isinstance(kwargs, dict):
         raise BadInput(f"--env-kwargs must be a JSON object, not '{text}'")
     return kwargs
+
+
+def with_ranges(env: str, kwargs: dict[str, Any], randomize: str | None) -> dict[str, Any]:
+    """Return an environment's keyword arguments with the ranges of --randomize.
+
+    Raises BadInput if they cannot be read, or the environment is none that can be randomised.
+    """
+    if randomize is None:
+        return kwargs
+    if env not in NATIVE_IDS:
+        raise BadInput(f"--randomize changes the model of {', '.join(NATIVE_IDS)} only, not {env}")
+    if RANDOMIZE in kwargs:
+        raise BadInput(f"--env-kwargs contains {RANDOMIZE} already; leave --randomize out")
+    try:
+        return {**kwargs, RANDOMIZE: format_ranges(parse_ranges(randomize))}
+    except BadRange as error:
+        raise BadInput(f"--randomize {randomize}: {error}") from error
 
 
 def absolute_paths(value: Any) -> Any:
@@ -85,6 +103,10 @@ class RunConfig:
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as JSON. A relative path that contains a slash, such as
     "./robot.xml", is stored as an absolute path."""
+    randomize: str | None = None
+    """Factors that every episode of a native task draws uniformly, for example
+    mass=0.8:1.2,friction=0.5:1.5; also gear, damping, stiffness, fluid. Observations end with them,
+    as the group params. Policies keep the ranges among their environment's arguments."""
     backend: Literal["auto", "native", "gymnasium", "warp"] = "auto"
     """Simulator. auto: native if it supports the environment, warp for many environments on a GPU,
     else gymnasium."""
@@ -162,8 +184,8 @@ class RunConfig:
         return range(begin, begin + share + (part < rest))
 
     def parsed_env_kwargs(self) -> dict[str, Any]:
-        """Return the environment's keyword arguments."""
-        return parse_env_kwargs(self.env_kwargs)
+        """Return the environment's keyword arguments, with the ranges of --randomize."""
+        return with_ranges(self.env, parse_env_kwargs(self.env_kwargs), self.randomize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -545,6 +567,28 @@ class EvaluateConfig:
         require(self, "be at least 1", "episodes", called=flag)
         if not self.paths:
             raise BadInput("dpd evaluate needs a PATH: a policy file or a run directory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupsConfig:
+    """Print the groups of an environment's observation: the names by which views choose columns."""
+
+    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")]
+    """Gymnasium environment id; `module:Id` first imports the module that registers it."""
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment, as JSON."""
+    randomize: str | None = None
+    """Ranges of factors, as those of dpd train: they add the group params."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        self.parsed_env_kwargs()
+
+    def parsed_env_kwargs(self) -> dict[str, Any]:
+        """Return the environment's keyword arguments, with the ranges of --randomize."""
+        kwargs: dict[str, Any] = absolute_paths(parse_env_kwargs(self.env_kwargs))
+        return with_ranges(self.env, kwargs, self.randomize)
 
 
 @dataclass(frozen=True, kw_only=True)

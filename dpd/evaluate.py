@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 
+from dpd.envs.rendering import make_renderable
 from dpd.errors import BadInput
 from dpd.policies.policyfile import Policy
 from dpd.report.report import print_report
@@ -84,7 +85,7 @@ def render_episode(policy: Policy, place: Place, seed: int) -> tuple[list[np.nda
 
     Raises BadInput if the environment cannot render images.
     """
-    env = gymnasium.make(place.env_id, render_mode="rgb_array", **place.env_kwargs)
+    env = make_renderable(place.env_id, place.env_kwargs)
     if env.render_mode != "rgb_array" or "rgb_array" not in env.metadata.get("render_modes", []):
         env.close()
         raise BadInput(

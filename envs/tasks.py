@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 from dpd.envs.base import UnsupportedEnv
+from dpd.envs.groups import Groups, consecutive
+from dpd.envs.randomization import PARAMS
 
 Array: TypeAlias = Any  # np.ndarray or torch.Tensor, one kind throughout a call
 SimState: TypeAlias = Mapping[str, Array]
@@ -196,20 +198,35 @@ def python_warnings() -> Iterator[None]:
             warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
-def observe(task: Task, state: SimState) -> Array:
-    """Return the observations [M, O]."""
+def observed_parts(task: Task, state: SimState) -> dict[str, Array]:
+    """Return the groups of an observation, in their order -> {name: [M, size]}."""
     qvel = state["qvel"]
     if task.clip_qvel < inf:
         qvel = qvel.clip(-task.clip_qvel, task.clip_qvel)
-    parts = [state["qpos"][:, task.skip_qpos :], qvel]
-    parts += [_rows(task, state, name)[:, first:] for name, first in task.extra]
-    return _concat([part.reshape(len(part), -1) for part in parts])
+    parts = {"qpos": state["qpos"][:, task.skip_qpos :], "qvel": qvel}
+    parts |= {name: _rows(task, state, name)[:, first:] for name, first in task.extra}
+    return {name: part.reshape(len(part), -1) for name, part in parts.items()}
+
+
+def observe(task: Task, state: SimState) -> Array:
+    """Return the observations [M, O]."""
+    return _concat(list(observed_parts(task, state).values()))
+
+
+def observation_groups(task: Task, state: SimState, n_params: int = 0) -> Groups:
+    """Return the columns of each group of the task's observation, by its MjData field.
+
+    `n_params` drawn factors of a randomised task follow the others.
+    """
+    sizes = {name: part.shape[1] for name, part in observed_parts(task, state).items()}
+    return consecutive({**sizes, PARAMS: n_params})
 
 
 def marker(task: Task, state: SimState, mass: Array, axis: int = 0) -> Array:
-    """Return the x position (axis 1: y) whose change is the velocity [M]; mass [n_bodies].
+    """Return the x position (axis 1: y) whose change is the velocity [M].
 
-    The centre of mass is summed body by body, as Gymnasium's einsum does: it decides the last bit.
+    mass [n_bodies], or in NumPy [M, n_bodies]. The centre of mass is summed body by body, as
+    Gymnasium's einsum does: it decides the last bit.
     """
     name, index = task.marker
     if name == "qpos":
@@ -217,7 +234,7 @@ def marker(task: Task, state: SimState, mass: Array, axis: int = 0) -> Array:
     if index >= 0:
         return state[name][:, index, axis]
     if isinstance(mass, np.ndarray):
-        return (state[name] * mass[:, None]).sum(1)[:, axis] / mass.sum()
+        return (state[name] * mass[..., None]).sum(1)[:, axis] / mass.sum(-1)
     return (state[name][:, :, axis] * mass).sum(-1) / mass.sum()
 
 

@@ -62,7 +62,7 @@ def foreign_settings(
             "or one per zip, in the order of --teacher"
         )
     next_stats = iter(stats * (n_zips if len(stats) == 1 and n_zips else 1))
-    kwargs = run.env_kwargs if run.parsed_env_kwargs() else None
+    kwargs = json.dumps(run.parsed_env_kwargs()) if run.parsed_env_kwargs() else None
     settings = []
     for file in files:
         applies = is_zip(file) or n_zips == 0

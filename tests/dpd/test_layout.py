@@ -57,6 +57,7 @@ SETTINGS = {
     "dpd.run.settings",
 }
 NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents"}
+NO_TORCH |= {"dpd.envs.groups", "dpd.envs.randomization"}
 
 
 def module_name(path: Path) -> str:
