@@ -309,7 +309,8 @@ def save_hybrid(path: Path, policy: HybridPolicy) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {
-        name: x.detach().to("cpu", torch.float32).contiguous()
+        # Cloned: peers may share tensors, which the format refuses.
+        name: x.detach().to("cpu", torch.float32, copy=True).contiguous()
         for name, x in prefixed(policy.parts).items()
     }
     try:
