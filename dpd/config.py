@@ -323,6 +323,8 @@ class TrainConfig:
                 raise BadInput(f"{flag(name)} has {len(given)} values for {self.run.peers} peers")
         if getattr(stack.algo, "share_experience", False):
             self._refuse_unfit_sharing()
+        if getattr(stack.algo, "act", "own") == "hybrid":
+            self._refuse_unfit_acting()
         if getattr(stack.algo, "share_replay", False):
             if len(self.stacks) > 1:
                 raise BadInput("--share-replay needs peers of one algorithm and the same settings")
@@ -344,6 +346,15 @@ class TrainConfig:
             )
         if self.run.peers == 1:
             raise BadInput("--share-experience does nothing with one peer; give --peers 2 or more")
+
+    def _refuse_unfit_acting(self) -> None:
+        """Raise BadInput if no peers can act in each other's environments."""
+        if self.command != "train":
+            raise BadInput("--act hybrid is for the peers of dpd train; leave it out")
+        if len(self.stacks) > 1:
+            raise BadInput("--act hybrid needs peers of one algorithm and the same settings")
+        if self.run.peers == 1:
+            raise BadInput("--act hybrid does nothing with one peer; give --peers 2 or more")
 
     def _refuse_no_learning(self, stack: StackConfig) -> None:
         """Raise BadInput if random actions would use up a learner's whole budget."""

@@ -22,7 +22,7 @@ from dpd.run.hybrid import ChoosingActor, GroupResult, differences, random_choos
 from dpd.run.sources import Place
 from tests.toy.hybrids import line_hybrid
 from tests.toy.policies import write
-from tests.toy.runs import ENDS
+from tests.toy.runs import ENDS, logged
 
 SMALL = ["--hidden", "16", "16", "--minibatch-size", "32", "--learning-starts", "100"]
 SHORT = '{"max_episode_steps": 100}'
@@ -192,6 +192,17 @@ def test_critics_of_another_policy_or_step_are_refused(
     for checkpoint in (copy / "checkpoints").glob("step-*400.safetensors"):
         checkpoint.unlink()
     assert "has no checkpoint of step 400" in refused(capsys, "evaluate", str(copy), "--hybrid")
+
+
+def test_training_acts_as_the_hybrid_and_logs_how_often_peers_acted(tmp_path: Path) -> None:
+    flags = ["--algo", "td3", "--act", "hybrid", "--total-steps", "1000", "--records", "9"]
+    out = train(tmp_path / "turns", *flags, *SMALL)
+    for peer in (0, 1):
+        shares = logged(out, "act/foreign", peer)
+        # Turns of 10 steps: foreign with probability 0.095 or 0.705 (see test_turns.py), over 400
+        # steps after the 100 at random, so that 40 draws lie well within these bounds.
+        assert shares and all(0 <= x <= 1 for x in shares)
+        assert 0.02 < np.mean(shares) < 0.9
 
 
 def test_shares_count_the_steps_of_running_episodes_only() -> None:
