@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dpd.policies.hybrid import load_policy as load
+    from dpd.policies.hybrid_file import load_policy as load
     from dpd.policies.policyfile import Policy
 
 __all__ = ["Policy", "__version__", "load"]
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> object:
 
         return Policy
     if name == "load":
-        from dpd.policies.hybrid import load_policy
+        from dpd.policies.hybrid_file import load_policy
 
         return load_policy
     raise AttributeError(f"module 'dpd' has no attribute '{name}'")

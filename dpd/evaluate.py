@@ -15,8 +15,8 @@ from dpd.errors import BadInput
 from dpd.policies.policyfile import Policy
 from dpd.report.report import print_report
 from dpd.run.episodes import evaluate_together
-from dpd.run.groups import read_groups
 from dpd.run.hybrid import hybrid_report, play_group
+from dpd.run.hybrid_groups import read_groups
 from dpd.run.saved import RunReader
 from dpd.run.sources import (
     Place,

@@ -25,13 +25,12 @@ from dpd.policies import policyfile
 from dpd.policies.c_source import c_source, compiler, identifier, read_c
 from dpd.policies.hybrid import (
     HybridPolicy,
-    load_policy,
     probes_of,
     redescribed,
     refuse_hybrid,
-    save_hybrid,
     sequential,
 )
+from dpd.policies.hybrid_file import load_policy, save_hybrid
 from dpd.policies.hybrid_onnx import hybrid_onnx
 from dpd.policies.onnx_graph import onnx_model
 from dpd.policies.policyfile import (
@@ -41,7 +40,7 @@ from dpd.policies.policyfile import (
     require_fit,
     require_same_actions,
 )
-from dpd.run.groups import read_groups
+from dpd.run.hybrid_groups import read_groups
 from dpd.run.saved import RunReader
 from dpd.run.sources import Place, find_policies, load_any, place_of, refuse_zip_settings
 

@@ -22,7 +22,7 @@ from dpd.run.episodes import (
     run_episodes,
     side_by_side,
 )
-from dpd.run.groups import Group
+from dpd.run.hybrid_groups import Group
 from dpd.run.sources import Place
 from dpd.run.summary import summary
 

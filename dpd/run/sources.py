@@ -17,7 +17,7 @@ from dpd.config import NO_STATISTICS, ForeignConfig
 from dpd.errors import BadInput
 from dpd.log.csv import read_rows
 from dpd.log.naming import parse_policy_name
-from dpd.policies.hybrid import load_policy
+from dpd.policies.hybrid_file import load_policy
 from dpd.policies.policyfile import Policy, load
 from dpd.run.settings import read_config
 from dpd.sb3.zip import load_zip

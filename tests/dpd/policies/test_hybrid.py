@@ -18,7 +18,8 @@ from dpd.distill.exchange import PeerExchange
 from dpd.distill.method import Context
 from dpd.distill.peers import least_each
 from dpd.policies import policyfile
-from dpd.policies.hybrid import HybridPolicy, make_hybrid, probes_of, save_hybrid
+from dpd.policies.hybrid import HybridPolicy, make_hybrid, probes_of
+from dpd.policies.hybrid_file import save_hybrid
 from dpd.policies.metadata import HYBRID_KEY, NotAPolicy
 from dpd.policies.policyfile import Policy
 from tests.toy.hybrids import critics_of, group, line_hybrid, near_ties, policy_of, random_hybrid

@@ -14,11 +14,12 @@ import torch
 import dpd
 import dpd.run.train
 from dpd.cli import main, saved_run
-from dpd.policies.hybrid import HybridPolicy, Judged, load_hybrid
+from dpd.policies.hybrid import HybridPolicy, Judged
+from dpd.policies.hybrid_file import load_hybrid
 from dpd.policies.policyfile import load
 from dpd.run.episodes import EvalResult, evaluate_together
-from dpd.run.groups import Group, read_groups
 from dpd.run.hybrid import ChoosingActor, GroupResult, differences, random_chooser
+from dpd.run.hybrid_groups import Group, read_groups
 from dpd.run.sources import Place
 from tests.toy.hybrids import line_hybrid
 from tests.toy.policies import write

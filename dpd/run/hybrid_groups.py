@@ -19,7 +19,8 @@ from dpd.agents.offpolicy import OffPolicy
 from dpd.config import TrainConfig
 from dpd.errors import BadInput
 from dpd.log.naming import learner_name
-from dpd.policies.hybrid import HybridPolicy, is_hybrid, load_hybrid, make_hybrid
+from dpd.policies.hybrid import HybridPolicy, make_hybrid
+from dpd.policies.hybrid_file import is_hybrid, load_hybrid
 from dpd.policies.policyfile import Policy
 from dpd.run.checkpoint import file_of, read
 from dpd.run.saved import RunReader, checkpoint_folder, has_actor, saved_learners
