@@ -280,6 +280,12 @@ class OffPolicyConfig(ReplayConfig):
     share_replay: bool = False
     """Draw minibatches from the replays of all peers of a group: a control that shares data but
     not policies."""
+    act: Literal["own", "hybrid"] = "own"
+    """Who acts in a learner's environments after the first `learning_starts` steps. own: the
+    learner; hybrid: a peer of its group, drawn by the softmax of the standardised values that all
+    their critics give to the peers' actions, or with probability 0.2 the learner itself."""
+    act_every: int = 10
+    """Steps after which the peer that acts is drawn anew, with `act` hybrid."""
     n_step: int = 1
     """Number of rewards in a target before it bootstraps."""
     tau: float = 0.005
@@ -296,6 +302,9 @@ class OffPolicyConfig(ReplayConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "be positive", "updates_per_step", "n_step", "n_critics", "critic_lr")
+        require(self, "be at least 1", "act_every")
+        if self.act == "own" and self.act_every != type(self).act_every:
+            raise ValueError("act_every does nothing without --act hybrid")
         require(self, "not be negative", "learning_starts", "extra_policy_updates")
         require(self, "lie in (0, 1]", "tau")
         if self.peer_lr and self.critic_lr is not None:
@@ -355,6 +364,11 @@ class TD3Config(OffPolicyConfig):
             raise ValueError(
                 f"{self.updates} updates an iteration are fewer than policy_delay "
                 f"{self.policy_delay}; raise updates_per_step or n_steps"
+            )
+        if self.exploration == "param" and self.act == "hybrid":
+            raise ValueError(
+                "act hybrid needs noise on actions: with exploration param, each perturbed policy "
+                "belongs to one environment; choose gaussian or ou"
             )
         if self.exploration != "ou" and self.ou_theta != type(self).ou_theta:
             raise ValueError(

@@ -17,6 +17,7 @@ from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay, Transitions
 from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.turns import HybridTurns, OwnTurns
 
 BLOCK = 64  # updates whose random numbers are drawn at once
 TRANSITIONS = 32768  # of all learners, which a call of the kernels reads
@@ -68,6 +69,7 @@ class OffPolicy(Learners):
         "critic_lr",
         "batches",
         "n_updates",
+        "turns",
     )
     config: OffPolicyConfig
     replay: Replay
@@ -89,6 +91,9 @@ class OffPolicy(Learners):
         sharers = 1 + max(peer for _, peer in ids) if config.share_replay else 1
         self.replay = Replay(config, n, self.obs_dim, self.act_dim, dtype, sharers, device)
         self.n_updates = 0
+        self.turns = OwnTurns()
+        if config.act == "hybrid":
+            self.turns = HybridTurns(ids, config.n_envs, config.act_every, device)
 
     @abstractmethod
     def _actor_shapes(self) -> Shapes:
@@ -102,7 +107,7 @@ class OffPolicy(Learners):
         """
         if self.warming_up:
             return uniform_from_normal(noise)
-        return self._explore(obs, noise)
+        return self.turns.act(obs, noise, self._explore, self.mode, self.q)
 
     @abstractmethod
     def _explore(self, obs: Tensor, noise: Tensor) -> Tensor:
@@ -169,7 +174,8 @@ class OffPolicy(Learners):
             for metrics in self._block(min(BLOCK, self.config.updates - begin), extra):
                 for name, value in metrics.items():
                     history.setdefault(name, []).append(value)
-        return {name: torch.stack(values).mean(0) for name, values in history.items()}
+        means = {name: torch.stack(values).mean(0) for name, values in history.items()}
+        return means | self.turns.metrics()
 
     def _block(self, updates: int, extra: ExtraLoss | None) -> list[Metrics]:
         """Run a number of updates whose random numbers are drawn at once."""
@@ -286,6 +292,7 @@ class OffPolicy(Learners):
     def retry(self, rows: Sequence[int], attempt: int) -> None:
         super().retry(rows, attempt)
         self.batches.reseed(rows, attempt)
+        self.turns.retry(rows, attempt)
         self.critic_lr[list(rows)] *= 0.5
 
     def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:

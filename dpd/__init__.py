@@ -5,15 +5,20 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dpd.policies.policyfile import Policy, load
+    from dpd.policies.hybrid_file import load_policy as load
+    from dpd.policies.policyfile import Policy
 
 __all__ = ["Policy", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
     # Import on first use: `dpd --help` must not wait for torch.
-    if name in ("Policy", "load"):
-        from dpd.policies import policyfile
+    if name == "Policy":
+        from dpd.policies.policyfile import Policy
 
-        return getattr(policyfile, name)
+        return Policy
+    if name == "load":
+        from dpd.policies.hybrid_file import load_policy
+
+        return load_policy
     raise AttributeError(f"module 'dpd' has no attribute '{name}'")

@@ -321,34 +321,40 @@ def study_command(argv: Sequence[str]) -> int:
     return study(config, parse_train)
 
 
-def fidelity_command(argv: Sequence[str]) -> int:
-    """Measure how closely students follow their teacher."""
-    config = parse(FidelityConfig, argv, "dpd fidelity")
-    from dpd.fidelity.report import fidelity_paths
+def evaluate_command(argv: Sequence[str]) -> int:
+    """Play saved policies, or the hybrid policies of groups."""
+    config = parse(EvaluateConfig, argv, "dpd evaluate")
+    from dpd.evaluate import evaluate_hybrids, evaluate_paths
 
-    return fidelity_paths(config, saved_run)
+    if not config.hybrid:
+        return evaluate_paths(config)
+    from dpd.fidelity.latency import latencies
+
+    return evaluate_hybrids(config, saved_run, latencies)
 
 
-def plain_command(name: str, kind: type, function: str, argv: Sequence[str]) -> int:
+def plain_command(
+    name: str, kind: type, function: str, given: Sequence[object], argv: Sequence[str]
+) -> int:
     """Parse the flags of a command and call its function, `module:function`."""
     config = parse(kind, argv, f"dpd {name}")
-    status: int = resolve_name(function)(config)
+    status: int = resolve_name(function)(config, *given)
     return status
 
 
 PLAIN_COMMANDS = {
-    "evaluate": (EvaluateConfig, "dpd.evaluate:evaluate_paths"),
-    "compare": (CompareConfig, "dpd.study.compare:compare_paths"),
-    "sweep": (SweepConfig, "dpd.fidelity.sweep:sweep_teacher"),
-    "export": (ExportConfig, "dpd.export:export_policy"),
-    "groups": (GroupsConfig, "dpd.run.groups:print_groups"),
+    "compare": (CompareConfig, "dpd.study.compare:compare_paths", ()),
+    "fidelity": (FidelityConfig, "dpd.fidelity.report:fidelity_paths", (saved_run,)),
+    "sweep": (SweepConfig, "dpd.fidelity.sweep:sweep_teacher", ()),
+    "export": (ExportConfig, "dpd.export:export_policy", (saved_run,)),
+    "groups": (GroupsConfig, "dpd.run.groups:print_groups", ()),
 }
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "distill": partial(train_command, command="distill"),
     "cooperate": cooperate_command,
     "study": study_command,
-    "fidelity": fidelity_command,
+    "evaluate": evaluate_command,
     **{name: partial(plain_command, name, *row) for name, row in PLAIN_COMMANDS.items()},
 }
 

@@ -350,6 +350,8 @@ class TrainConfig:
                 "--reuse-iterations is for dpd train: a teacher labels the samples of one "
                 "iteration only; leave it out"
             )
+        if getattr(stack.algo, "act", "own") == "hybrid":
+            self._refuse_unfit_acting()
         if getattr(stack.algo, "share_replay", False):
             if len(self.stacks) > 1:
                 raise BadInput("--share-replay needs peers of one algorithm and the same settings")
@@ -371,6 +373,15 @@ class TrainConfig:
             )
         if self.run.peers == 1:
             raise BadInput("--share-experience does nothing with one peer; give --peers 2 or more")
+
+    def _refuse_unfit_acting(self) -> None:
+        """Raise BadInput if no peers can act in each other's environments."""
+        if self.command != "train":
+            raise BadInput("--act hybrid is for the peers of dpd train; leave it out")
+        if len(self.stacks) > 1:
+            raise BadInput("--act hybrid needs peers of one algorithm and the same settings")
+        if self.run.peers == 1:
+            raise BadInput("--act hybrid does nothing with one peer; give --peers 2 or more")
 
     def _refuse_no_learning(self, stack: StackConfig) -> None:
         """Raise BadInput if random actions would use up a learner's whole budget."""
@@ -562,6 +573,10 @@ class EvaluateConfig:
     """Print JSON instead of a table."""
     video: Path | None = None
     """Also record one episode of the first policy to this .mp4 file (needs a renderer)."""
+    hybrid: bool = False
+    """Play the hybrid policy of every seed's peers: in every state, the peer whose action all their
+    critics prefer acts. Plays its peers on the same episodes, and a choice at random as a control.
+    For run directories with peers of td3, ddpg or sac, and for files of dpd export --hybrid."""
 
     def __post_init__(self) -> None:
         require(self, "be at least 1", "episodes", called=flag)
@@ -596,11 +611,20 @@ class ExportConfig:
     """Export a policy to another format; the result is reloaded and checked against the source."""
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """A policy file or a Stable-Baselines3 zip."""
+    """A policy file or a Stable-Baselines3 zip; with --hybrid, a run directory."""
     format: Literal["onnx", "torchscript", "c", "c-int8", "sb3", "dpd"]
     """onnx, torchscript: one file that maps raw observations to environment actions; c, c-int8: the
     same as one C99 file without libraries, with weights of 32 or 8 bits; sb3: a folder in the
     layout of rl-baselines3-zoo; dpd: a policy file of dpd."""
     out: Path | None = None
     """Output path. None: next to the policy, with its name."""
+    hybrid: bool = False
+    """Export the hybrid policy of the peers of a run: their policies, and the critics that choose
+    one of them in every state. For onnx, torchscript and dpd."""
+    hybrid_seed: int | None = None
+    """Seed of the peers, for a run with several seeds. None: its only one."""
     foreign: Annotated[ForeignConfig, tyro.conf.OmitArgPrefixes] = ForeignConfig()
+
+    def __post_init__(self) -> None:
+        if self.hybrid_seed is not None and not self.hybrid:
+            raise BadInput("--hybrid-seed does nothing without --hybrid")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,53 @@ from dpd.errors import BadInput
 from dpd.policies.policyfile import Policy
 from dpd.report.report import print_report
 from dpd.run.episodes import evaluate_together
-from dpd.run.sources import Place, find_policies, load_any, place_of, refuse_shared_statistics
+from dpd.run.hybrid import hybrid_report, play_group
+from dpd.run.hybrid_groups import read_groups
+from dpd.run.saved import RunReader
+from dpd.run.sources import (
+    Place,
+    find_policies,
+    load_any,
+    place_of,
+    refuse_shared_statistics,
+    refuse_zip_settings,
+)
 from dpd.run.summary import evaluation_report, summary
 
 if TYPE_CHECKING:
     from dpd.config import EvaluateConfig
+
+Latencies = Callable[[Policy], dict[str, float]]
+"""Measures a policy's microseconds per action, by runtime."""
+
+
+def evaluate_hybrids(config: EvaluateConfig, read_settings: RunReader, measure: Latencies) -> int:
+    """Play the hybrid policy of every group beside its peers, and print a table or JSON.
+
+    `measure` times the first group. Raises BadInput for a path that has no hybrid policy.
+    """
+    groups = []
+    for path in config.paths:
+        refuse_zip_settings(path, config.foreign)
+        groups += read_groups(path, read_settings)
+    results = [
+        play_group(g, place_of(g.name, g.hybrid, config.foreign), config.episodes, config.seed)
+        for g in groups
+    ]
+    first = groups[0]
+    timed = {first.names[0]: first.peers[0], first.name: first.hybrid}
+    latency = {name: measure(policy) for name, policy in timed.items()}
+    print_report(hybrid_report(results, latency), config.json)
+    if config.video is not None:
+        record_video(first.hybrid, results[0].place, config.video, config.seed)
+    return 0
 
 
 def evaluate_paths(config: EvaluateConfig) -> int:
     """Evaluate every policy, print a table or JSON, and record a video if asked to."""
     files = [f for path in config.paths for f in find_policies(path)]
     refuse_shared_statistics(files, config.foreign)
-    policies = {f: load_any(f, config.foreign) for f in files}
+    policies = {f: load_any(f, config.foreign, with_hybrids=True) for f in files}
     places = {f: place_of(f, policy, config.foreign) for f, policy in policies.items()}
     # Policies of one environment are evaluated side by side in one vector environment.
     groups: dict[str, list[Path]] = {}

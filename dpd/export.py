@@ -9,9 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,23 +17,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpd.agents.nets import layers
 from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
 from dpd.policies import policyfile
 from dpd.policies.c_source import c_source, compiler, identifier, read_c
+from dpd.policies.hybrid import (
+    HybridPolicy,
+    probes_of,
+    redescribed,
+    refuse_hybrid,
+    sequential,
+)
+from dpd.policies.hybrid_file import load_policy, save_hybrid
+from dpd.policies.hybrid_onnx import hybrid_onnx
 from dpd.policies.onnx_graph import onnx_model
 from dpd.policies.policyfile import (
-    ACTIVATION_MODULES,
-    N_PROBES,
     ArrayPolicy,
     Policy,
-    probes,
     refuse_memory,
     require_fit,
     require_same_actions,
 )
-from dpd.run.sources import Place, find_policies, load_any, place_of
+from dpd.run.hybrid_groups import read_groups
+from dpd.run.saved import RunReader
+from dpd.run.sources import Place, find_policies, load_any, place_of, refuse_zip_settings
 
 if TYPE_CHECKING:
     from dpd.config import ExportConfig
@@ -65,14 +72,7 @@ class ExportedActor(nn.Module):
         for name in ("obs_mean", "obs_scale", "act_low", "act_high"):
             self.register_buffer(name, tensors[name].clone())
         self.register_buffer("act_half", 0.5 * (tensors["act_high"] - tensors["act_low"]))
-        parts: list[nn.Module] = []
-        for i, (n_in, n_out) in enumerate(pairwise([meta.obs_dim, *meta.hidden, meta.act_dim])):
-            linear = nn.Linear(n_in, n_out)
-            with torch.no_grad():
-                linear.weight.copy_(tensors[f"actor.{i}.weight"].T)
-                linear.bias.copy_(tensors[f"actor.{i}.bias"][0])
-            parts += [linear, ACTIVATION_MODULES[meta.activation]()]
-        self.net = nn.Sequential(*parts[:-1])
+        self.net = sequential(layers(tensors, "actor"), meta.activation)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Act without noise on raw obs [B, O]."""
@@ -83,6 +83,11 @@ class ExportedActor(nn.Module):
         act = torch.tanh(mean) if self.is_bounded else torch.clamp(mean, -1.0, 1.0)
         scaled = self.act_low + (act + 1.0) * self.act_half
         return torch.clamp(scaled, self.act_low, self.act_high)  # rounding may leave the bounds
+
+
+def as_module(policy: Policy) -> nn.Module:
+    """Return a policy as a torch module: raw obs [B, O] -> actions in the environment's bounds."""
+    return policy.network if isinstance(policy, HybridPolicy) else ExportedActor(policy).eval()
 
 
 def facts(policy: Policy) -> dict[str, str]:
@@ -116,7 +121,11 @@ def write_onnx(policy: Policy, path: Path) -> None:
     """Write an ONNX model: `obs` [batch, O] -> `act` [batch, A], flattened, weights inside."""
     import onnx
 
-    onnx.save(onnx_model(policy, facts(policy)), path)
+    if isinstance(policy, HybridPolicy):
+        model = hybrid_onnx(policy, facts(policy))
+    else:
+        model = onnx_model(policy, facts(policy))
+    onnx.save(model, path)
 
 
 def read_onnx(path: Path) -> ArrayPolicy:
@@ -130,7 +139,7 @@ def read_onnx(path: Path) -> ArrayPolicy:
 def write_torchscript(policy: Policy, path: Path) -> None:
     """Write a TorchScript module, with `facts` in its extra file dpd.json."""
     with quiet():
-        module = torch.jit.trace(ExportedActor(policy).eval(), example(policy))
+        module = torch.jit.trace(as_module(policy), example(policy))
         torch.jit.save(module, path, _extra_files={"dpd.json": json.dumps(facts(policy))})
 
 
@@ -148,18 +157,22 @@ def read_torchscript(path: Path) -> ArrayPolicy:
 
 def write_c(policy: Policy, path: Path, quantized: bool = False) -> None:
     """Write a C99 file; the function in it is named after the file."""
+    refuse_hybrid(policy, "a C file")
     compiler()  # raises BadInput before anything is written
     path.write_text(c_source(policy, identifier(path.stem), quantized))
 
 
 def write_dpd(policy: Policy, path: Path) -> None:
     """Write a policy file of this suite."""
-    policyfile.save(path, policy.tensors, policy.meta)
+    if isinstance(policy, HybridPolicy):
+        save_hybrid(path, policy)
+    else:
+        policyfile.save(path, policy.tensors, policy.meta)
 
 
 def read_dpd(path: Path) -> ArrayPolicy:
     """Load a policy file of this suite."""
-    return policyfile.load(path).act_flat
+    return load_policy(path).act_flat
 
 
 class Format(NamedTuple):
@@ -184,22 +197,26 @@ FORMATS = {  # without sb3: that is a folder, which dpd.sb3.export writes and ch
 }
 
 
-def export_policy(config: ExportConfig) -> int:
-    """Write a policy in another format and print how much its actions differ."""
+def export_policy(config: ExportConfig, read_settings: RunReader) -> int:
+    """Write a policy in another format and print how much its actions differ.
+
+    `read_settings` reads the settings of a run, for its hybrid policy.
+    """
     kind = FORMATS.get(config.format)
     if kind is not None:
         require_packages(config.format, kind.needs)
-    if config.path.is_dir():
+    if config.path.is_dir() and not config.hybrid:
         raise BadInput(
             f"{config.path} is a directory; dpd export takes one policy, for instance "
-            f"{find_policies(config.path)[0]}"
+            f"{find_policies(config.path)[0]}, or --hybrid for that of all peers of a seed"
         )
-    out = target(config, "-sb3" if kind is None else kind.ending)
-    policy = load_any(config.path, config.foreign)
+    policy, default = read_source(config, read_settings)
+    out = target(config, default, "-sb3" if kind is None else kind.ending)
     policy = put_into(policy, place_of(config.path, policy, config.foreign))
     if kind is None:
         from dpd.sb3.export import export_zoo
 
+        refuse_hybrid(policy, "Stable-Baselines3")
         export_zoo(policy, out)
         checked = "Stable-Baselines3 loads it, and it acts as the policy does"
     else:
@@ -209,6 +226,25 @@ def export_policy(config: ExportConfig) -> int:
     return 0
 
 
+def read_source(config: ExportConfig, read_settings: RunReader) -> tuple[Policy, Path]:
+    """Return the policy to export, and the path, without suffix, of its default output."""
+    path = config.path
+    if not config.hybrid:
+        policy = load_any(path, config.foreign, with_hybrids=True)
+        return policy, path.with_name(path.stem)
+    if not path.is_dir():
+        raise BadInput(
+            f"--hybrid is for run directories; {path} is a file, or does not exist: leave it out"
+        )
+    refuse_zip_settings(path, config.foreign)
+    groups = read_groups(path, read_settings, config.hybrid_seed)
+    if len(groups) > 1:
+        seeds = ", ".join(str(group.seed) for group in groups)
+        raise BadInput(f"{path} has seeds {seeds}; choose the peers of one with --hybrid-seed")
+    # Not in policies/, whose files are those of single learners.
+    return groups[0].hybrid, path / groups[0].name
+
+
 def put_into(policy: Policy, place: Place) -> Policy:
     """Describe a policy as one of another environment. Raises BadInput if it does not fit."""
     if place == (policy.meta.env_id, policy.meta.env_kwargs):
@@ -216,8 +252,7 @@ def put_into(policy: Policy, place: Place) -> Policy:
     spec = check(place.env_id, env_kwargs=place.env_kwargs)
     require_fit(policy, spec)
     shapes: dict[str, Any] = {"obs_shape": spec.obs_shape, "act_shape": spec.act_shape}
-    meta = replace(policy.meta, **place._asdict(), **shapes)
-    return Policy(policy.tensors, meta)
+    return redescribed(policy, place._asdict() | shapes)
 
 
 def require_packages(name: str, packages: tuple[str, ...]) -> None:
@@ -227,9 +262,12 @@ def require_packages(name: str, packages: tuple[str, ...]) -> None:
         raise BadInput(f"--format {name} needs more packages: pip install {' '.join(missing)}")
 
 
-def target(config: ExportConfig, ending: str) -> Path:
-    """Return the path to write. Raises BadInput if it exists, is misnamed or has no folder."""
-    out = config.out or config.path.with_name(config.path.stem + ending)
+def target(config: ExportConfig, default: Path, ending: str) -> Path:
+    """Return the path to write: --out, or `default` with an ending.
+
+    Raises BadInput if it exists, is misnamed or has no folder.
+    """
+    out = config.out or default.with_name(default.name + ending)
     if ending.startswith(".") and out.suffix != ending:
         raise BadInput(f"--format {config.format} writes a {ending} file, not '{out.name}'")
     if out.exists():
@@ -248,10 +286,11 @@ def write_checked(policy: Policy, kind: Format, out: Path) -> str:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         draft = Path(folder) / out.name
         kind.write(policy, draft)
-        difference = require_same_actions(policy, kind.read(draft), probes(policy), kind.tolerance)
+        obs = probes_of(policy)
+        difference = require_same_actions(policy, kind.read(draft), obs, kind.tolerance)
         os.replace(draft, out)
     return (
-        f"on {N_PROBES} observations its actions differ from the policy's by at most "
+        f"on {len(obs):,} observations its actions differ from the policy's by at most "
         f"{difference:.1g} of half their range"
     )
 

@@ -18,6 +18,7 @@ import torch
 from dpd.errors import BadInput
 from dpd.export import FORMATS
 from dpd.policies.c_source import c_source, compile_library, compiler
+from dpd.policies.hybrid import HybridPolicy
 from dpd.policies.policyfile import Policy
 
 WARM_UP = 50
@@ -86,10 +87,12 @@ TIMERS: dict[str, Timer] = {
 def latencies(policy: Policy) -> dict[str, float]:
     """Return the median microseconds per action for one observation, on one thread, by runtime.
 
-    A runtime that is not installed is left out; so are all but Python for a policy with a memory,
-    which other formats cannot hold.
+    A runtime that is not installed is left out; so are those whose formats cannot hold the policy:
+    all but Python for a policy with a memory, and C for a hybrid policy.
     """
     names = [name for name in TIMERS if is_at_hand(name)]
+    if isinstance(policy, HybridPolicy):
+        names = [name for name in names if name != "C"]
     if policy.meta.memory is not None:
         names = [PYTHON]
     with one_thread(), tempfile.TemporaryDirectory() as folder:

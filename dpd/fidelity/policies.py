@@ -16,17 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.agents.base import part
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
-from dpd.agents.rng import with_own_generators
 from dpd.agents.student import Student
-from dpd.config import RunConfig, TrainConfig
 from dpd.errors import BadInput
 from dpd.fidelity.latency import PYTHON, latencies, one_thread, seconds_per_call
 from dpd.fidelity.states import draw_rows
 from dpd.policies.policyfile import Policy
-from dpd.run.checkpoint import JournalFiles, file_of, folder_of, read
+from dpd.run.checkpoint import JournalFiles, file_of, read
+from dpd.run.saved import RunReader, checkpoint_folder, has_actor, saved_learners
 from dpd.run.sources import Place, load_together, one_policy, require_place, short_names
 
 if TYPE_CHECKING:
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
 
 ValueFunction = Callable[[Tensor], Tensor]
 """Raw observations [B, O] -> values [B] in raw reward units."""
-RunReader = Callable[[Path], TrainConfig]
-"""Reads the settings of the run in a directory; passed in, because the command line owns it."""
 
 
 class RunLookup(NamedTuple):
@@ -67,30 +63,15 @@ def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
     if k is None or not checkpoint.is_file():
         return RunLookup()  # the file comes from another run
     stack, who = config.stacks[k], members[k]
-    agent: Learners = stack.algo.build(policy.meta.obs_dim, policy.meta.act_dim, who)
     state, facts = read(checkpoint)
-    # Keep the new generators: nothing is drawn here, and the state of a GPU's would not fit.
-    agent.load_state(with_own_generators(part(state, f"training.stack{k}.agent"), agent.state()))
+    agent = saved_learners(stack, k, who, state, policy)
     n = next(row for row, each in enumerate(who) if each == (seed, peer))
-    own = {name: x for name, x in agent.export(n).items() if name.startswith("actor.")}
-    theirs = policy.tensors
-    if not all(name in theirs and torch.equal(x, theirs[name]) for name, x in own.items()):
+    if not has_actor(agent, n, policy):
         return RunLookup()  # the file was replaced by another policy
     if isinstance(agent, Student):
         journal = JournalFiles(folder, k)
         return RunLookup(states=remembered_states(agent, n, journal, facts.replay))
     return RunLookup(value=lambda obs: learner_values(agent, n, obs))
-
-
-def checkpoint_folder(run: RunConfig, run_dir: Path, seed: object) -> tuple[Path, range]:
-    """Return the folder of the checkpoints that hold a seed, and all seeds in them.
-
-    Each of several processes (`--workers` or torchrun) has its own folder.
-    """
-    if not folder_of(run_dir, 0).is_dir():
-        return folder_of(run_dir, None), range(run.seed, run.seed + run.seeds)
-    part = next((k for k in range(run.workers) if seed in run.seeds_of(k)), 0)
-    return folder_of(run_dir, part), run.seeds_of(part)
 
 
 def learner_values(agent: Learners, n: int, obs: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from dpd.agents.norm import CLIP
 from dpd.policies.memory import MAX_SIZE, MIN_TAU, QUERIES, MemoryMeta, memory_shapes
 
 FORMAT = 1
+HYBRID_KEY = "dpd hybrid"
+"""The key of a hybrid's description in the header of its file."""
 # Far beyond any policy of this suite: larger ones are rejected before they cost memory or time.
 MAX_LAYERS = 64
 MAX_WIDTH = 2**24
@@ -123,7 +125,7 @@ def read_meta(path: Path, text: str | None) -> PolicyMeta:
         raise NotAPolicy(f"{path} is a safetensors file, but not a policy of dpd")
     try:
         values = json.loads(text)
-        if not isinstance(values, dict) or _is_deeper(values, MAX_DEPTH):
+        if not isinstance(values, dict) or is_deeper(values, MAX_DEPTH):
             raise ValueError("not a plain JSON object")
         version = values.get("format")
         if type(version) is not int or version != FORMAT:
@@ -146,12 +148,12 @@ def read_meta(path: Path, text: str | None) -> PolicyMeta:
     return PolicyMeta(**values)
 
 
-def _is_deeper(value: Any, depth: int) -> bool:
+def is_deeper(value: Any, depth: int) -> bool:
     """Return True if lists and objects are nested more than `depth` times."""
     if not isinstance(value, dict | list):
         return False
     inner = value.values() if isinstance(value, dict) else value
-    return depth == 0 or any(_is_deeper(v, depth - 1) for v in inner)
+    return depth == 0 or any(is_deeper(v, depth - 1) for v in inner)
 
 
 def _check_values(values: dict[str, Any]) -> None:

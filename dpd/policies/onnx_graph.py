@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,18 +40,28 @@ def onnx_model(policy: Policy, facts: Mapping[str, str]) -> onnx.ModelProto:
 
     Raises ValueError for a policy with a memory.
     """
+    refuse_memory(policy, "such a file")
+    chain = actor_chain(policy)
+    return packed(chain.nodes, chain.constants, policy, facts)
+
+
+def packed(
+    nodes: Sequence[onnx.NodeProto],
+    constants: Sequence[onnx.TensorProto],
+    policy: Policy,
+    facts: Mapping[str, str],
+) -> onnx.ModelProto:
+    """Return a model of nodes from `obs`, the last of which gives the policy's action."""
     from onnx import TensorProto, checker, helper
 
-    refuse_memory(policy, "such a file")
     meta = policy.meta
-    chain = actor_chain(policy)
-    chain.nodes[-1].output[0] = "act"
+    nodes[-1].output[0] = "act"
     graph = helper.make_graph(
-        chain.nodes,
+        nodes,
         "policy",
         [helper.make_tensor_value_info("obs", TensorProto.FLOAT, ["batch", meta.obs_dim])],
         [helper.make_tensor_value_info("act", TensorProto.FLOAT, ["batch", meta.act_dim])],
-        chain.constants,
+        constants,
     )
     versions = [helper.make_opsetid("", OPSET)]
     ir = helper.find_min_ir_version_for(versions)

@@ -15,14 +15,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.nets import layers, mlp
+from dpd.agents.nets import Shapes, layers, mlp
 from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
 from dpd.envs.base import EnvSpec, bounds_defect
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.policies import memory
 from dpd.policies.memory import MemoryMeta, Neighbours
-from dpd.policies.metadata import NotAPolicy, PolicyMeta, read_meta, shapes, to_json
+from dpd.policies.metadata import (
+    HYBRID_KEY,
+    NotAPolicy,
+    PolicyMeta,
+    read_meta,
+    shapes,
+    to_json,
+)
 from dpd.policies.single import SingleActor
 
 # Far beyond any policy of this suite: larger files are rejected before they cost memory or time.
@@ -139,7 +146,7 @@ class Policy:
         return self.act_flat(x.reshape(-1, meta.obs_dim)).reshape((*batch, *meta.full_act_shape))
 
     @cached_property
-    def _act_on_one(self) -> SingleActor:
+    def _act_on_one(self) -> Callable[[np.ndarray], np.ndarray]:
         return SingleActor(self.tensors, self.meta)
 
     @torch.no_grad()
@@ -180,8 +187,14 @@ def load(path: str | os.PathLike[str]) -> Policy:
     try:
         check_sizes(path)
         with safe_open(path, framework="pt") as file:
-            meta = read_meta(path, (file.metadata() or {}).get("dpd"))
-            _check_layout(path, file, meta)
+            header = file.metadata() or {}
+            if HYBRID_KEY in header:
+                raise NotAPolicy(
+                    f"{path} is the hybrid policy of several peers, which only dpd evaluate, "
+                    "dpd export and dpd.load read; give the policy of one peer"
+                )
+            meta = read_meta(path, header.get("dpd"))
+            check_layout(path, file, shapes(meta))
             # Clone: the file is memory-mapped, and truncating it would crash the process.
             tensors = {k: file.get_tensor(k).clone() for k in shapes(meta)}
     except (SafetensorError, OSError) as error:
@@ -215,9 +228,8 @@ def refuse_memory(policy: Policy, target: str) -> None:
         )
 
 
-def _check_layout(path: Path, file: safe_open, meta: PolicyMeta) -> None:
+def check_layout(path: Path, file: safe_open, expected: Shapes) -> None:
     """Raise NotAPolicy unless the file has exactly the described tensors; reads only headers."""
-    expected = shapes(meta)
     actual: dict[str, tuple[int, ...]] = {}
     for name in file.keys():  # noqa: SIM118, not a mapping
         part = file.get_slice(name)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpd.agents.nets import layers
 from dpd.policies.metadata import PolicyMeta
 
-Vector = NDArray[np.float32]
+Vector = NDArray[Any]
+"""Numbers of float32, or of float64 in a hybrid policy."""
 
 
 def relu(x: Vector, out: Vector) -> Vector:
@@ -88,3 +91,83 @@ class SingleActor:
             np.add(act, self._middle, out=act)
         np.minimum(act, self._high, out=act)  # np.clip would take as long as all of the above
         return np.maximum(act, self._low, out=act)
+
+
+class WideNetwork:
+    """K networks of equal widths, in float64: x [B, in] -> [K, B, out]."""
+
+    def __init__(self, params: Sequence[Sequence[tuple[Tensor, Tensor]]], activation: str) -> None:
+        def joined(tensors: Sequence[Tensor]) -> Vector:
+            return np.stack([x.detach().cpu().numpy() for x in tensors]).astype(np.float64)
+
+        self._layers = [
+            (joined([w for w, _ in layer]), joined([b for _, b in layer]))
+            for layer in zip(*params, strict=True)
+        ]
+        self._activation = NUMPY_ACTIVATIONS[activation]
+
+    def __call__(self, x: Vector) -> Vector:
+        last = len(self._layers) - 1
+        for i, (weight, bias) in enumerate(self._layers):
+            x = np.matmul(x, weight)
+            x += bias
+            if i < last:
+                self._activation(x, x)
+        return x
+
+
+class SingleHybrid:
+    """A hybrid policy's action at one observation, in NumPy and float64.
+
+    The critics of a peer judge all proposals by one product per layer.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Mapping[str, Tensor]],
+        peers: Sequence[PolicyMeta],
+        critics: Sequence[int],
+    ) -> None:
+        wide = [{k: x.detach().cpu().double().numpy() for k, x in part.items()} for part in parts]
+        self._peers = peers
+        self._norms = [(own["obs_mean"], own["obs_scale"]) for own in wide]
+        self._actors = [
+            WideNetwork([layers(dict(part), "actor")], meta.activation)
+            for part, meta in zip(parts, peers, strict=True)
+        ]
+        self._judges = {
+            k: WideNetwork(
+                [layers(dict(parts[k]), f"critic{c}") for c in range(n)], peers[k].activation
+            )
+            for k, n in enumerate(critics)
+            if n
+        }
+        self._low, self._high = wide[0]["act_low"], wide[0]["act_high"]
+        self._half = 0.5 * (self._high - self._low)
+
+    def __call__(self, obs: np.ndarray) -> Vector:
+        """Return the action [A], in the environment's bounds, at one raw obs [O]."""
+        raw = obs.astype(np.float32).astype(np.float64).reshape(1, -1)
+        inputs = [self._normalised(k, raw) for k in range(len(self._peers))]
+        acts = np.concatenate([self._propose(k, x) for k, x in enumerate(inputs)])
+        values = [
+            judge(np.concatenate([inputs[k].repeat(len(acts), 0), acts], 1))[..., 0].min(0)
+            for k, judge in self._judges.items()
+        ]
+        best = acts[np.sum(values, axis=0).argmax()]
+        scaled = self._low + (best + 1) * self._half
+        return np.minimum(np.maximum(scaled, self._low), self._high).astype(np.float32)
+
+    def _normalised(self, k: int, raw: Vector) -> Vector:
+        meta, (mean, scale) = self._peers[k], self._norms[k]
+        if not meta.norm_obs:
+            return raw
+        x: Vector = np.minimum(np.maximum((raw - mean) * scale, -meta.clip_obs), meta.clip_obs)
+        return x
+
+    def _propose(self, k: int, x: Vector) -> Vector:
+        mean, meta = self._actors[k](x)[0], self._peers[k]
+        if meta.squashed or meta.tanh_mean:
+            return np.tanh(mean)
+        act: Vector = np.minimum(np.maximum(mean, -1), 1)
+        return act

@@ -17,6 +17,7 @@ from dpd.config import NO_STATISTICS, ForeignConfig
 from dpd.errors import BadInput
 from dpd.log.csv import read_table, tables_of
 from dpd.log.naming import parse_policy_name
+from dpd.policies.hybrid_file import load_policy
 from dpd.policies.policyfile import Policy, load
 from dpd.run.settings import read_config
 from dpd.sb3.zip import load_zip
@@ -27,21 +28,28 @@ ReturnsByStep = dict[int, list[float]]
 """The values of all seeds at each step."""
 
 
-def load_any(path: Path, foreign: ForeignConfig) -> Policy:
+def load_any(path: Path, foreign: ForeignConfig, with_hybrids: bool = False) -> Policy:
     """Read a policy file or a Stable-Baselines3 zip, distinguished by content.
 
-    Raises NotAPolicy if the file is neither, BadInput if settings are missing or have no effect.
+    `with_hybrids`: read the hybrid policy of a group as well. Raises NotAPolicy if the file is none
+    of these, BadInput if settings are missing or have no effect.
     """
     if is_zip(path):
         return load_zip(path, foreign)
-    policy = load(path)
+    policy = load_policy(path) if with_hybrids else load(path)
+    refuse_zip_settings(path, foreign)
+    return policy
+
+
+def refuse_zip_settings(path: Path, foreign: ForeignConfig) -> None:
+    """Raise BadInput if settings for zips are given for a policy file or a run directory."""
     for name in ("vecnormalize", "activation"):
         if getattr(foreign, name) is not None:
+            kind = "a run directory" if path.is_dir() else "a policy file"
             raise BadInput(
-                f"{foreign.PREFIX}{name} is for Stable-Baselines3 zips; {path} is a policy file, "
+                f"{foreign.PREFIX}{name} is for Stable-Baselines3 zips; {path} is {kind}, "
                 "which contains it"
             )
-    return policy
 
 
 def refuse_shared_statistics(files: Sequence[Path], foreign: ForeignConfig) -> None:

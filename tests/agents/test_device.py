@@ -19,6 +19,7 @@ REPLAYED: dict[str, Any] = {
     "td3, ou": TD3Config(**REPLAY, exploration="ou"),
     "td3, parameter noise": TD3Config(**REPLAY, exploration="param", norm_obs=True),
     "td3, shared": TD3Config(**REPLAY, share_replay=True),
+    "td3, acting by turns": TD3Config(**REPLAY, act="hybrid", act_every=3),
     "ddpg, extra": DDPGConfig(**REPLAY, extra_policy_updates=1),
     "sac": SACConfig(**REPLAY),
     "sac, shared": SACConfig(**REPLAY, share_replay=True, peer_lr=(1e-3, 2e-3), norm_obs=True),
