@@ -88,6 +88,7 @@ class Minibatch(NamedTuple):
     ratio: Tensor  # [N, B] new over old probability of the action taken; 1 with a replay
     idx: Tensor | None = None  # [N, B] positions in the flattened rollout [N, S]
     raw_obs: Tensor | None = None  # [N, B, O]
+    q: Tensor | None = None  # [N, B] values of actions that the learner's own loss ascends
 
 
 ExtraLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]

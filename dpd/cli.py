@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from dpd import __version__
-from dpd.agents.config import ALGORITHMS, LearnerConfig, PPOConfig
+from dpd.agents.config import ALGORITHMS, LearnerConfig
 from dpd.config import (
     EvaluateConfig,
     ExportConfig,
@@ -204,13 +204,13 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
 
 
 def refuse_unshareable(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
-    """Raise BadInput if learners other than PPO's are to share experience."""
+    """Raise BadInput if learners that learn from no rewards are to share experience."""
     asked = any(re.fullmatch(r"--(peer\d+\.)?share-experience", word) for word in argv)
-    unfit = [name for name in names if not issubclass(ALGORITHMS[name].settings, PPOConfig)]
+    unfit = [name for name in names if not hasattr(ALGORITHMS[name].settings, "share_experience")]
     if unfit and (asked or settings.get("share_experience")):
         raise BadInput(
-            f"--share-experience is for --algo ppo, not {unfit[0]}; off-policy learners draw from "
-            "each other's data with --share-replay"
+            f"--share-experience is for --algo ppo, td3, ddpg or sac, not {unfit[0]}: it shares "
+            "rewards, and a student learns from a teacher alone"
         )
 
 
