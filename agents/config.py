@@ -162,12 +162,17 @@ class PPOConfig(LearnerConfig):
     """Give all samples of a peer the weight 0 in iterations in which their effective sample size,
     (sum rho)^2 / sum rho^2, is less than this share of their number."""
 
+    share_value: Literal["own", "mean"] = "own"
+    """Value function of the advantages with --share-experience: the learner's own, or the mean of
+    all peers', each in its own normalizer's units (peers are then an ensemble of critics)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "be positive", "epochs", "max_grad_norm", "value_clip")
         require(self, "lie in [0, 1]", "lam", "share_min_ess")
-        if not self.share_experience and self.share_min_ess != type(self).share_min_ess:
-            raise ValueError("share_min_ess does nothing without --share-experience")
+        for name in ("share_min_ess", "share_value"):
+            if not self.share_experience and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} does nothing without --share-experience")
         if self.samples % self.minibatch_size:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "

@@ -29,7 +29,7 @@ from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.norm import ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.rng import WIDE, RowRandom, Stream
-from dpd.agents.sharing import gae, share_weights, shared, shared_rollout
+from dpd.agents.sharing import gae, group_mean, share_weights, shared, shared_rollout
 
 
 class Samples(NamedTuple):
@@ -218,8 +218,9 @@ class PPO(GaussianLearners):
         if self.config.share_experience:
             weight, metrics = self._share(own, logp.view(shape), rollout.valid)
         value = self.value(obs).view(shape)
-        adv = self._advantages(rollout, value, weight)
-        ret = (adv if weight is None else weight * adv) + value
+        judged = self._joined(value)
+        adv = self._advantages(rollout, judged, weight)
+        ret = (adv if weight is None else weight * adv) + judged
         of_each = None if weight is None else weight.flatten(1)
         data = Samples(obs, act, logp, adv.flatten(1), ret.flatten(1), value.flatten(1), of_each)
         returns = ret[:, :, : own.reward.shape[2]].flatten(1) * self.reward_scale
@@ -227,19 +228,27 @@ class PPO(GaussianLearners):
 
     def _advantages(self, rollout: Rollout, value: Tensor, weight: Tensor | None) -> Tensor:
         """Return the advantages [N, T, E] of samples with these values and weights [N, T, E]."""
-        next_value = self.value(self.obs_norm(rollout.next_obs.flatten(1, 2)))
+        next_obs = self.obs_norm(rollout.next_obs.flatten(1, 2))
+        next_value = self._joined(self.value(next_obs).view_as(value))
         # no transition took place: zero error, and no bootstrapping across it
         void = ~rollout.valid
         return gae(
             torch.where(void, value, self.return_norm(rollout.reward)),
             value,
-            next_value.view_as(value).masked_fill(void, 0),
+            next_value.masked_fill(void, 0),
             rollout.terminated | void,
             rollout.done | void,
             self.gamma.unsqueeze(-1),
             self.lam,
             weight,
         )
+
+    def _joined(self, value: Tensor) -> Tensor:
+        """Return the values that advantages are made of, from the learner's own [N, T, P E]."""
+        if self.config.share_value == "own":
+            return value
+        scale = self.reward_scale.unsqueeze(-1)
+        return group_mean(value * scale, self.peers) / scale
 
     def _share(self, own: Rollout, logp: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
         """Return the weights of joint samples with `logp` and `valid` [N, T, P E], and metrics."""

@@ -29,6 +29,17 @@ def shared(x: Tensor, peers: int) -> Tensor:
     return torch.cat([groups.roll(-k, 1) for k in range(peers)], 3).flatten(0, 1)
 
 
+def group_mean(x: Tensor, peers: int) -> Tensor:
+    """Return the mean over a group of what each learner says of the same samples.
+
+    x [N, T, P E] in every learner's own order, as `shared` makes it, and so is the result.
+    """
+    says = x.unflatten(2, (peers, -1)).unflatten(0, (-1, peers))  # [G, P, T, P, E]
+    of_peer = [says[:, i].roll(i, 2) for i in range(peers)]  # the samples of peer 0 first
+    mean = torch.stack(of_peer).mean(0)
+    return torch.stack([mean.roll(-i, 2) for i in range(peers)], 1).flatten(3).flatten(0, 1)
+
+
 def shared_rollout(rollout: Rollout, peers: int) -> Rollout:
     """Return a copy in which every learner also has its peers' environments, as `shared` says."""
     joint = copy(rollout)

@@ -163,9 +163,9 @@ class DPDConfig(MethodConfig):
     (after the normaliser of TD3+BC, Fujimoto and Gu 2021)."""
     target_kl: float | None = None
     """KL(learner || peer) in nats at which a leash holds PPO's learners, by changing each one's
-    `coef`: times 1.5 in an iteration that begins with more than 1.5 times this KL, divided by 1.5
-    where it begins with less than a 1.5th of it (after Schulman et al. 2017, Sec. 4). At 0.35,
-    about half of a peer's samples count with --share-experience. None: `coef` is constant."""
+    `coef` in every iteration that begins too far from it: times KL / target_kl, at least 2/3 and at
+    most 3, within 0.1 to 100 times `coef` (after Schulman et al. 2017, Sec. 4). At 0.35, about half
+    of a peer's samples count with --share-experience. None: `coef` is constant."""
     max_grad_norm: float | None = None
     """Bound on the gradient norm of a distillation step. None: 0.5 for PPO, else no bound (2020
     code)."""

@@ -65,20 +65,25 @@ def order(rng: RowRandom, k: int, length: int) -> Tensor:
     return torch.cat([rng.permutation(k) for _ in range(passes)], 1)[:, :length]
 
 
-LEASH = 100.0
-"""Largest factor between an adapted coefficient and the one it began with."""
+LEASH = (0.1, 100.0)
+"""Bounds of an adapted coefficient, in units of the one it began with.
+
+Peers begin as equals, nearer than any target: without a narrow lower bound the coefficient sinks
+until they part, and many iterations pass before it holds them again.
+"""
 
 
 def adapted_coef(coef: Tensor, off: Tensor, target: float, start: float) -> Tensor:
     """Return coefficients [N] that hold the divergences `off` [N] near `target`.
 
-    Times 1.5 where off > 1.5 target, divided by 1.5 where off < target / 1.5 (adaptive KL penalty,
-    Schulman et al. 2017, Sec. 4). They stay within a factor LEASH of `start`: a divergence that no
-    coefficient reaches, as between equal peers, would drive them to 0 or infinity.
+    Multiplied by off / target, at least by 2/3 and at most by 3, unless the divergence is within a
+    factor of 1.5 of the target (after the adaptive KL penalty of Schulman et al. 2017, Sec. 4,
+    which doubles and halves). They stay within LEASH of `start`.
     """
-    less = torch.where(off < target / 1.5, coef / 1.5, coef)
-    adapted = torch.where(off > 1.5 * target, coef * 1.5, less)
-    return adapted.clamp(start / LEASH, start * LEASH)
+    factor = (off / target).clamp(1 / 1.5, 3.0)
+    is_near = (off <= 1.5 * target) & (off >= target / 1.5)
+    adapted = torch.where(is_near, coef, coef * factor)
+    return adapted.clamp(start * LEASH[0], start * LEASH[1])
 
 
 Leaf = tuple[Tensor, StackedOptimizer]

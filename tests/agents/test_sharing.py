@@ -13,7 +13,7 @@ from torch import Tensor
 from dpd.agents.base import Batch, Rollout
 from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
-from dpd.agents.sharing import effective_share, gae, share_weights, shared
+from dpd.agents.sharing import effective_share, gae, group_mean, share_weights, shared
 from tests.agents.test_ppo import A, O, fill
 
 F64 = torch.float64
@@ -54,6 +54,32 @@ def test_own_values_come_first_and_then_those_of_the_peers_in_turn() -> None:
     expected = [[0, 1, 2], [1, 2, 0], [2, 0, 1], [3, 4, 5], [4, 5, 3], [5, 3, 4]]
     assert shared(rows, 3)[:, 0, ::2, 0].tolist() == expected
     assert torch.equal(shared(rows, 3)[..., 1::2, 0], shared(rows, 3)[..., ::2, 0])
+
+
+def test_the_mean_of_a_group_is_of_the_same_samples() -> None:
+    # Sample s of three peers, one step, one environment; learner i says 100 i + s, in its own
+    # order. The mean over learners is 100 + s, in each one's order; the second group says 1,000
+    # more.
+    samples = torch.arange(3.0).repeat(2).view(6, 1, 1)
+    says = shared(samples, 3) + torch.tensor([0, 100, 200, 1000, 1100, 1200.0]).view(6, 1, 1)
+    mean = shared(samples, 3) + torch.tensor([100.0] * 3 + [1100.0] * 3).view(6, 1, 1)
+    assert torch.equal(group_mean(says, 3), mean)
+
+
+def test_the_mean_value_is_taken_in_raw_rewards() -> None:
+    own, joint = (group(replace(SHARE, share_value=v)) for v in ("own", "mean"))
+    for agent in (own, joint):
+        agent.return_norm.moments.var[:] = f64(4.0, 9.0).view_as(agent.return_norm.moments.var)
+    rollout = rollout_of(own)
+    rollout.terminated[:], rollout.done[:] = True, True  # A = r / scale - V, and V + A = r / scale
+    values = own.prepare(rollout).data.value * own.reward_scale  # [2, S], peers' samples second
+    raw = (values[0] + values[1].unflatten(0, (8, 2, 2)).flip(1).flatten()) / 2
+    data = joint.prepare(rollout).data
+    reward = own.return_norm(rollout.reward)[0].flatten()
+    found = data.adv[0].unflatten(0, (8, 2, 2))[:, 0].flatten()
+    own_raw = raw.unflatten(0, (8, 2, 2))[:, 0].flatten()
+    torch.testing.assert_close(found, reward - own_raw / own.reward_scale[0])
+    assert torch.equal(data.value, own.prepare(rollout).data.value)
 
 
 def test_weights_worked_by_hand() -> None:
