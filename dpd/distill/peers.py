@@ -392,7 +392,7 @@ def dose_of(config: DPDConfig, agent: Learners) -> Dose:
     On-policy the paper gives no number: 40 steps of 256 out of 2,048 states are five passes over
     the peer's states, next to PPO's ten over its own.
     """
-    off_policy = isinstance(agent, OffPolicy)
-    paper = Dose(1e-4, agent.updates, 64, math.inf) if off_policy else Dose(1e-5, 40, 256, 0.5)
+    updates = agent.updates if isinstance(agent, OffPolicy) else None
+    paper = Dose(1e-5, 40, 256, 0.5) if updates is None else Dose(1e-4, updates, 64, math.inf)
     named = {name: getattr(config, name) for name in Dose._fields}
     return paper._replace(**{k: v for k, v in named.items() if v is not None})

@@ -85,6 +85,7 @@ def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
         ("--algo", "ddpg", *REPLAY, "--method", "none", "--exploration", "ou", "--n-step", "3"),
         ("--algo", "sac", *REPLAY, "--method", "none", "--norm-obs"),
         ("--algo", "td3", *REPLAY, "--distill.dose", "loss", "--distill.states", "mixed"),
+        ("--algo", "sac", *REPLAY, "--share-experience", "--distill.ruler", "lcb", "--seeds", "2"),
         ("--stagger", "--seeds", "2", *QUICK),
     ],
     ids=[
@@ -99,6 +100,7 @@ def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
         "ddpg, ou, three steps",
         "sac, normalised",
         "td3, inside the loss",
+        "sac, a pool",
         "staggered",
     ],
 )
