@@ -88,6 +88,17 @@ class Minibatch(NamedTuple):
     ratio: Tensor  # [N, B] new over old probability of the action taken; 1 with a replay
     idx: Tensor | None = None  # [N, B] positions in the flattened rollout [N, S]
     raw_obs: Tensor | None = None  # [N, B, O]
+    q: Tensor | None = None  # [N, B] values that the learner's own loss ascends; with a replay
+
+    @property
+    def mean_value(self) -> Tensor:
+        """Mean size of the values that the learner's loss ascends [N], constant.
+
+        Raises ValueError for learners without critics of actions.
+        """
+        if self.q is None:
+            raise ValueError("these learners ascend no values")
+        return self.q.detach().abs().mean(1)
 
 
 ExtraLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]

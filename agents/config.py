@@ -271,9 +271,11 @@ class OffPolicyConfig(ReplayConfig):
     """Transitions per learner and gradient step (Haarnoja et al. 2018)."""
     learning_starts: int = 10_000
     """Initial environment steps of a learner with uniformly random actions and no updates, rounded
-    up to whole iterations (Fujimoto et al. 2018 for HalfCheetah and Ant; rl-zoo3)."""
+    up to whole iterations (Fujimoto et al. 2018 for HalfCheetah and Ant; rl-zoo3). Peers that draw
+    from each other's replays count the steps of all of them together."""
     updates_per_step: float = 1.0
-    """Gradient steps per environment step of a learner."""
+    """Gradient steps per environment step of a learner; with `share_experience`, gradient steps of
+    every peer per environment step of any peer of its group."""
     extra_policy_updates: int = 0
     """Additional policy-only updates after each policy update, on separate minibatches: a control
     for methods that add updates (in the 2020 code, peers update their policies twice as often)."""
@@ -286,12 +288,23 @@ class OffPolicyConfig(ReplayConfig):
     their critics give to the peers' actions, or with probability 0.2 the learner itself."""
     act_every: int = 10
     """Steps after which the peer that acts is drawn anew, with `act` hybrid."""
+    share_experience: bool = False
+    """Draw half of a minibatch from the peers' replays, and let the critics of all peers of a group
+    judge as one pool: a few drawn at random in targets (REDQ, Chen et al. 2021), the mean of all in
+    the policy's loss."""
+    share_critics: Literal["both", "targets", "policy"] = "both"
+    """Place where the peers' critics count with `share_experience`: in the targets, in the policy's
+    loss, or in both. In the other place, the learner's own critics take their part."""
     n_step: int = 1
     """Number of rewards in a target before it bootstraps."""
     tau: float = 0.005
     """Polyak coefficient: the step of the target networks towards the trained ones per update."""
     n_critics: int = 2
     """Critics per learner; the minimum of their values is used (Fujimoto et al. 2018)."""
+    target_critics: int | None = None
+    """Critics whose least value is the target, drawn at random for every update; the policy then
+    ascends the mean of all critics (REDQ, Chen et al. 2021). None: the least of all own critics, or
+    with `share_experience` of 2 drawn from all peers' (of 1 if each learner has one critic)."""
     hidden: tuple[int, ...] = (256, 256)
     """Hidden layers of the policy and of every critic (Haarnoja et al. 2018)."""
     activation: Literal["tanh", "relu", "elu"] = "relu"
@@ -305,7 +318,9 @@ class OffPolicyConfig(ReplayConfig):
         require(self, "be at least 1", "act_every")
         if self.act == "own" and self.act_every != type(self).act_every:
             raise ValueError("act_every does nothing without --act hybrid")
+        require(self, "be positive", "target_critics")
         require(self, "not be negative", "learning_starts", "extra_policy_updates")
+        self._refuse_idle_sharing()
         require(self, "lie in (0, 1]", "tau")
         if self.peer_lr and self.critic_lr is not None:
             raise ValueError("peer_lr sets the critics' learning rates too; leave critic_lr out")
@@ -317,16 +332,48 @@ class OffPolicyConfig(ReplayConfig):
                 f"n_envs * n_steps = {self.samples} steps of an iteration; raise it or n_steps"
             )
 
+    def _refuse_idle_sharing(self) -> None:
+        """Raise ValueError for settings of sharing that would do nothing."""
+        if self.share_experience and self.share_replay:
+            raise ValueError("share_experience includes a shared replay; leave share_replay out")
+        if not self.share_experience and self.share_critics != type(self).share_critics:
+            raise ValueError("share_critics does nothing without --share-experience")
+        if not self.pools_targets and (self.target_critics or 0) > self.n_critics:
+            raise ValueError(
+                f"target_critics {self.target_critics} is more than the {self.n_critics} critics "
+                "to draw from; raise n_critics"
+            )
+
+    @property
+    def pools_targets(self) -> bool:
+        """True if the critics of all peers count in a learner's targets."""
+        return self.share_experience and self.share_critics != "policy"
+
+    @property
+    def pools_policy(self) -> bool:
+        """True if the critics of all peers count in a learner's policy loss."""
+        return self.share_experience and self.share_critics != "targets"
+
+    @property
+    def drawn_critics(self) -> int | None:
+        """Number of critics drawn for a target; None: all own critics count, none is drawn."""
+        if self.target_critics is None and self.share_experience:
+            return min(2, self.n_critics)
+        return self.target_critics
+
     @property
     def plan(self) -> str:
+        shares = self.share_experience
+        of_all = " of all peers" if shares or self.share_replay else ""
         return (
-            f"{super().plan}, {self.updates:,} updates of {self.minibatch_size}; "
-            f"the first {self.learning_starts:,} steps at random"
+            f"{super().plan}, {self.updates:,} updates of {self.minibatch_size}"
+            f"{' for the steps of each peer' if shares else ''}; "
+            f"the first {self.learning_starts:,} steps{of_all} at random"
         )
 
     @property
     def updates(self) -> int:
-        """Gradient steps per iteration."""
+        """Gradient steps per iteration for the steps of one learner."""
         return round(self.samples * self.updates_per_step)
 
 

@@ -277,6 +277,17 @@ class StackedNets(Stateful):
         part.layers = {p: layers(part.views, p) for p in self.layers}
         return part
 
+    def at(self, rows: Tensor) -> StackedNets:
+        """Return copies of the networks at `rows` [M], in that order; the host reads no row."""
+        part = copy.copy(self)
+        part.flat, part.padding = self.flat.detach().index_select(0, rows), None
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        pieces = zip(self.shapes.items(), part.flat.split(sizes, dim=1), strict=True)
+        part.views = {k: x.view(len(rows), *shape) for (k, shape), x in pieces}
+        part.rows = [self.shapes] * len(rows)
+        part.layers = {p: layers(part.views, p) for p in self.layers}
+        return part
+
     def twin(self) -> StackedNets:
         """Return a copy with separate parameters."""
         return self.repeated(1)

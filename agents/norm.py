@@ -87,11 +87,14 @@ class ObsNorm(Stateful):
         """Bound of normalised observations; infinite if they are not normalised."""
         return CLIP if self.enabled else math.inf
 
-    def __call__(self, obs: Tensor) -> Tensor:
-        """Return normalised obs [N, B, dim]."""
+    def __call__(self, obs: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return normalised obs [N, B, dim]; `rows`: by the statistics of those learners [N]."""
         if not self.enabled:
             return obs
-        return (obs - self.mean).mul_(self.scale).clamp_(-CLIP, CLIP)
+        mean, scale = self.mean, self.scale
+        if rows is not None:
+            mean, scale = mean.index_select(0, rows), scale.index_select(0, rows)
+        return (obs - mean).mul_(scale).clamp_(-CLIP, CLIP)
 
     def update(self, obs: Tensor, valid: Tensor | None = None) -> None:
         """Update the statistics with the obs [N, B, dim] of a finished iteration."""

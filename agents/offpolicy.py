@@ -15,6 +15,7 @@ from dpd.agents.config import OffPolicyConfig
 from dpd.agents.learners import FusedImitation, Learners
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.optim import StackedAdam
+from dpd.agents.pool import Pool
 from dpd.agents.replay import Replay, Transitions
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.turns import HybridTurns, OwnTurns
@@ -47,11 +48,19 @@ def critic_loss(q: Tensor, target: Tensor, coef: float) -> Loss:
     return Loss(loss, metrics, (error * (2 * coef / error.shape[2]),))
 
 
+class Sample(NamedTuple):
+    """A minibatch, raw and as each learner normalises it."""
+
+    raw: Transitions
+    own: Transitions
+
+
 class Ascent(NamedTuple):
     """A policy update before it is taken."""
 
     tape: Tape
     of_output: Tensor  # gradient of the actor's output
+    q: Tensor  # [N, B] values of the policy's actions that it ascends
     metrics: Metrics
 
 
@@ -88,8 +97,13 @@ class OffPolicy(Learners):
         self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())
         self.critic_optimizer = StackedAdam(self.critics.flat, [config.lr] * n * c)
         self.batches = RowRandom(ids, Stream.BATCH, device)
-        sharers = 1 + max(peer for _, peer in ids) if config.share_replay else 1
-        self.replay = Replay(config, n, self.obs_dim, self.act_dim, dtype, sharers, device)
+        pools = config.share_experience
+        sharers = 1 + max(peer for _, peer in ids) if pools or config.share_replay else 1
+        sizes = n, self.obs_dim, self.act_dim
+        self.replay = Replay(config, *sizes, dtype, sharers, device, half_own=pools)
+        own, self.all_critics = (Pool(n, peers, c, self.obs_norm) for peers in (1, sharers))
+        self.target_pool = self.all_critics if config.pools_targets else own
+        self.policy_pool = self.all_critics if config.pools_policy else own
         self.n_updates = 0
         self.turns = OwnTurns()
         if config.act == "hybrid":
@@ -124,17 +138,37 @@ class OffPolicy(Learners):
         """Draw the noise of a number of updates [N, updates, ...]."""
 
     @abstractmethod
-    def _step(self, sample: Transitions, noise: Tensor) -> tuple[Metrics, Ascent | None]:
-        """Update the critics on a normalised sample; return the policy's update if it is due."""
+    def _step(self, sample: Sample, noise: Tensor, judges: Tensor) -> tuple[Metrics, Ascent | None]:
+        """Update the critics on a sample; return the policy's update if it is due.
+
+        `judges` [N, M] are the critics drawn for the targets; M is 0 where none are drawn.
+        """
 
     @abstractmethod
-    def _improve(self, obs_act: Tensor, noise: Tensor) -> Ascent:
-        """Return a policy update at the states of obs_act [N, B, O + A]."""
+    def _improve(self, sample: Sample, noise: Tensor) -> Ascent:
+        """Return a policy update at the states of a sample."""
+
+    @abstractmethod
+    def _ascend_own(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the algorithm's own objective Q of act [N, B, A] at normalised obs [N, B, O].
+
+        Returns its values [N, B], and the gradient of -mean_B Q by act.
+        """
 
     @property
     def warming_up(self) -> bool:
-        """True while actions are uniformly random and no updates take place."""
-        return self.replay.total * self.config.n_envs < self.config.learning_starts
+        """True while actions are uniformly random and no updates take place.
+
+        The steps of all peers that draw from each other's replays count.
+        """
+        replay, c = self.replay, self.config
+        return replay.total * c.n_envs * replay.sharers < c.learning_starts
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps of every learner per iteration."""
+        of_all = self.replay.sharers if self.config.share_experience else 1
+        return self.config.updates * of_all
 
     @torch.no_grad()
     def ask(self, obs: Tensor) -> Answer:
@@ -159,6 +193,20 @@ class OffPolicy(Learners):
         (q,), tape = critics.run(obs_act, "critic")
         return q.view(n, c, b), tape
 
+    def _least(self, sample: Sample, act: Tensor, judges: Tensor) -> Tensor:
+        """Return the least value of act [N, B, A] at next_obs by the target critics [N, B]."""
+        if self.config.drawn_critics is None:
+            obs_act = torch.cat([sample.own.next_obs, act], -1)
+            return self._judge(self.target_critics, obs_act)[0].amin(1)
+        return self.target_pool.least(self.target_critics, sample.raw.next_obs, act, judges)
+
+    def _ascend(self, sample: Sample, act: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the policy's objective at act [N, B, A]: `_ascend_own`, or the mean of a pool."""
+        own, raw = (x.obs_act[..., : self.obs_dim] for x in (sample.own, sample.raw))
+        if self.config.drawn_critics is None:
+            return self._ascend_own(own, act)
+        return self.policy_pool.ascent(self.critics, raw, act)
+
     @torch.no_grad()
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
         """Run an iteration's updates on minibatches of the replay; return metrics [N].
@@ -170,8 +218,8 @@ class OffPolicy(Learners):
             return {}
         self._set_rates()
         history: dict[str, list[Tensor]] = {}
-        for begin in range(0, self.config.updates, BLOCK):
-            for metrics in self._block(min(BLOCK, self.config.updates - begin), extra):
+        for begin in range(0, self.updates, BLOCK):
+            for metrics in self._block(min(BLOCK, self.updates - begin), extra):
                 for name, value in metrics.items():
                     history.setdefault(name, []).append(value)
         means = {name: torch.stack(values).mean(0) for name, values in history.items()}
@@ -180,27 +228,48 @@ class OffPolicy(Learners):
     def _block(self, updates: int, extra: ExtraLoss | None) -> list[Metrics]:
         """Run a number of updates whose random numbers are drawn at once."""
         samples = self.replay.draw(self.batches, updates, self.config.minibatch_size)
-        noise = self._draw(updates)
+        noise, judges = self._draw(updates), self._draw_judges(updates)
         if self._fused(extra):
-            return self._fused_block(samples, noise)
-        history = []
-        for i in range(updates):
-            self.n_updates += 1
-            history.append(self._take_one(samples[:, i], noise[:, i], extra))
-            if self._moves_policy:
-                self._train_policy_alone(extra)
-        return history
+            history = self._fused_block(samples, noise, judges)
+        else:
+            history = []
+            for i in range(updates):
+                self.n_updates += 1
+                drawn = samples[:, i], noise[:, i], judges[:, i]
+                history.append(self._take_one(drawn, extra))
+                if self._moves_policy:
+                    self._train_policy_alone(extra)
+        return [*history, self._bias_of_pool(samples[:, -1])]
+
+    def _draw_judges(self, updates: int) -> Tensor:
+        """Draw the critics that judge in targets [N, updates, M]; M is 0 where none are drawn."""
+        if (drawn := self.config.drawn_critics) is None:
+            none = self.n_learners, updates, 0
+            return torch.empty(none, dtype=torch.int64, device=self.device)
+        return self.target_pool.draw(self.batches, updates, drawn)
+
+    def _bias_of_pool(self, samples: Tensor) -> Metrics:
+        """Return what own and peers' critics say of own actions at samples [N, B], if they pool."""
+        if not self.config.share_experience:
+            return {}
+        obs = self.replay.take(samples, self.gamma).obs_act[..., : self.obs_dim]
+        return self.all_critics.bias(self.critics, obs, self.mode(obs))
 
     def _fused(self, extra: ExtraLoss | None) -> bool:
-        """True if kernels compute the updates: none adds a loss or updates of the policy alone."""
-        unlike = extra is not None or self.config.extra_policy_updates > 0
+        """True if kernels compute the updates: none adds a loss or updates of the policy alone.
+
+        Nor do they normalise a learner's observations for its peers' critics.
+        """
+        c = self.config
+        unlike = extra is not None or c.extra_policy_updates > 0
+        unlike = unlike or (c.share_experience and self.obs_norm.enabled)
         return self.kernels is not None and not unlike
 
     def fused_imitation(self, kind: str, optimizer: StackedAdam) -> FusedImitation | None:
         """Return None: there is no kernel for policies behind a tanh."""
         return None
 
-    def _fused_block(self, samples: Tensor, noise: Tensor) -> list[Metrics]:
+    def _fused_block(self, samples: Tensor, noise: Tensor, judges: Tensor) -> list[Metrics]:
         """Run updates on samples [N, U, B] of the replay by the kernels."""
         assert self.kernels is not None
         n, updates, size = samples.shape
@@ -211,7 +280,8 @@ class OffPolicy(Learners):
             raw = self.replay.take(samples[:, part].flatten(1), self.gamma)
             self.n_updates += part.stop - begin
             sample = self._normalised(raw)
-            history += self.kernels.replay_updates(self, sample, noise[:, part])
+            drawn = noise[:, part], judges[:, part]
+            history += self.kernels.replay_updates(self, sample, *drawn)
         return history
 
     @property
@@ -219,19 +289,24 @@ class OffPolicy(Learners):
         """True if the current update includes the policy."""
         return True
 
-    def _take_one(self, samples: Tensor, noise: Tensor, extra: ExtraLoss | None) -> Metrics:
-        """Run one update on samples [N, B] of the replay, recorded unless a method adds a loss."""
+    def _take_one(self, drawn: tuple[Tensor, ...], extra: ExtraLoss | None) -> Metrics:
+        """Run one update, recorded unless a method adds a loss.
 
-        def work(samples: Tensor, noise: Tensor) -> Metrics:
-            return self._learn(self.replay.take(samples, self.gamma), noise, extra)
+        `drawn`: samples of the replay [N, B], noise, and the critics that judge in targets [N, M].
+        """
+
+        def work(samples: Tensor, noise: Tensor, judges: Tensor) -> Metrics:
+            return self._learn(self.replay.take(samples, self.gamma), noise, judges, extra)
 
         if extra is not None:
-            return work(samples, noise)
-        return self.graphs.run(self._moves_policy, work, samples, noise)
+            return work(*drawn)
+        return self.graphs.run(self._moves_policy, work, *drawn)
 
-    def _learn(self, raw: Transitions, noise: Tensor, extra: ExtraLoss | None) -> Metrics:
+    def _learn(
+        self, raw: Transitions, noise: Tensor, judges: Tensor, extra: ExtraLoss | None
+    ) -> Metrics:
         """Run one update on a minibatch of raw transitions."""
-        metrics, ascent = self._step(self._normalised(raw), noise)
+        metrics, ascent = self._step(Sample(raw, self._normalised(raw)), noise, judges)
         if ascent is not None:
             metrics |= self._update_policy(ascent, raw.obs_act, extra)
             self._follow()
@@ -242,7 +317,7 @@ class OffPolicy(Learners):
         for _ in range(self.config.extra_policy_updates):
             samples = self.replay.draw(self.batches, self.config.minibatch_size)
             raw = self.replay.take(samples, self.gamma)
-            ascent = self._improve(self._normalised(raw).obs_act, self._draw(1)[:, 0])
+            ascent = self._improve(Sample(raw, self._normalised(raw)), self._draw(1)[:, 0])
             self._update_policy(ascent, raw.obs_act, extra)
 
     def _normalised(self, sample: Transitions) -> Transitions:
@@ -279,7 +354,7 @@ class OffPolicy(Learners):
             dist = self.dist(self.obs_norm(raw_obs))
             # a replay has no old policy to compare with
             ratio = dist.mean.new_ones(raw_obs.shape[:2])
-            loss, metrics = extra(Minibatch(dist, ratio, raw_obs=raw_obs))
+            loss, metrics = extra(Minibatch(dist, ratio, raw_obs=raw_obs, q=ascent.q))
             if loss.requires_grad:
                 grad += torch.autograd.grad(loss.sum(), self.nets.flat)[0]
         self.optimizer.step(grad)

@@ -39,10 +39,12 @@ class Replay:
         dtype: torch.dtype,
         sharers: int = 1,
         device: torch.device = CPU,
+        half_own: bool = False,
     ) -> None:
         self.length, self.n_envs = config.capacity // config.n_envs, config.n_envs
         self.obs_dim, self.act_dim, self.n_step = obs_dim, act_dim, config.n_step
         self.sharers = sharers  # number of successive learners that draw from each other's replays
+        self.half_own = half_own and sharers > 1
         width = 2 * obs_dim + act_dim + EXTRA_COLUMNS
         self.device = device
         self.rows = torch.empty(n, self.length, self.n_envs, width, dtype=dtype, device=device)
@@ -114,15 +116,25 @@ class Replay:
         """Draw samples uniformly with replacement, with each learner's own generator [N, *shape].
 
         Call it only once the replay is `ready`. If replays are shared, each sample comes from a
-        uniformly drawn peer; its index is still relative to the learner's own first sample.
+        uniformly drawn peer or, if `half_own`, from the learner itself with probability 1/2; its
+        index is still relative to the learner's own first sample.
         """
         n, size = self._samples.shape
         pick = rng.integers(WIDE, *shape).view(n, -1)
         learner = self._rows
-        peer = learner // self.sharers * self.sharers + pick % self.sharers
-        k = pick // self.sharers % self.live[peer]
+        peer, pick = self._source(pick)
+        k = pick % self.live[peer]
         samples = self._samples[peer, (k + self._first[peer]) % size]
         return (samples + (peer - learner) * size).view(n, *shape)
+
+    def _source(self, pick: Tensor) -> tuple[Tensor, Tensor]:
+        """Split random integers [N, K] into the learner whose replay to draw from, and the rest."""
+        first = self._rows // self.sharers * self.sharers
+        if not self.half_own:
+            return first + pick % self.sharers, pick // self.sharers
+        others = self.sharers - 1
+        away = (pick % (2 * others) - (others - 1)).clamp(min=0)  # 0 in half of the cases
+        return first + (self._rows - first + away) % self.sharers, pick // (2 * others)
 
     def states(self, learner: Tensor, age: Tensor) -> Tensor:
         """Return raw observations [N, K, O] of learners [N, K] by their age [N, K].

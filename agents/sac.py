@@ -13,9 +13,8 @@ from dpd.agents.base import LearnerId, Metrics
 from dpd.agents.config import SACConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import ATEN, Shapes, Tape, mlp_shapes
-from dpd.agents.offpolicy import Ascent, Loss, OffPolicy
+from dpd.agents.offpolicy import Ascent, Loss, OffPolicy, Sample
 from dpd.agents.optim import StackedAdam
-from dpd.agents.replay import Transitions
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # the paper's code, and Stable-Baselines3
 
@@ -90,15 +89,15 @@ class SAC(OffPolicy):
         size = (updates, 2, self.config.minibatch_size, self.act_dim)
         return self.batches.normal(*size, dtype=self.dtype)
 
-    def _step(self, sample: Transitions, noise: Tensor) -> tuple[Metrics, Ascent | None]:
+    def _step(self, sample: Sample, noise: Tensor, judges: Tensor) -> tuple[Metrics, Ascent | None]:
         # As Stable-Baselines3: temperature, critics and policy share one sample of pi(s), and the
         # critics and the policy use the temperature from before its update.
         alpha = self.log_alpha.exp()
-        drawn = self._sample(sample.obs_act, noise[:, 0])
+        drawn = self._sample(sample.own.obs_act, noise[:, 0])
         metrics = self._update_temperature(drawn.logp)
-        next_value = self._next_value(sample.next_obs, noise[:, 1], alpha)
-        metrics |= self._update_critics(sample, next_value, coef=0.5)
-        return metrics, self._climb(drawn, sample.obs_act, noise[:, 0], alpha)
+        next_value = self._next_value(sample, noise[:, 1], alpha, judges)
+        metrics |= self._update_critics(sample.own, next_value, coef=0.5)
+        return metrics, self._climb(drawn, sample, noise[:, 0], alpha)
 
     def _sample(self, obs_act: Tensor, noise: Tensor) -> Sampled:
         """Sample the policy at the states of obs_act [N, B, O + A]."""
@@ -107,31 +106,31 @@ class SAC(OffPolicy):
         u = dist.sample(noise)
         return Sampled(output, tape, dist, u, dist.logp(u))
 
-    def _improve(self, obs_act: Tensor, noise: Tensor) -> Ascent:
-        drawn = self._sample(obs_act, noise[:, 0])
-        return self._climb(drawn, obs_act, noise[:, 0], self.log_alpha.exp())
+    def _improve(self, sample: Sample, noise: Tensor) -> Ascent:
+        drawn = self._sample(sample.own.obs_act, noise[:, 0])
+        return self._climb(drawn, sample, noise[:, 0], self.log_alpha.exp())
 
-    def _climb(self, drawn: Sampled, obs_act: Tensor, noise: Tensor, alpha: Tensor) -> Ascent:
-        q, of_act = self._ascent(obs_act, drawn.u.tanh())
+    def _climb(self, drawn: Sampled, sample: Sample, noise: Tensor, alpha: Tensor) -> Ascent:
+        q, of_act = self._ascend(sample, drawn.u.tanh())
         _, metrics, grads = soft_loss(q, drawn.logp, alpha, drawn.dist, noise, of_act)
-        return Ascent(drawn.tape, gaussian_gradient(drawn.output, *grads), metrics)
+        return Ascent(drawn.tape, gaussian_gradient(drawn.output, *grads), q, metrics)
 
     def _update_temperature(self, logp: Tensor) -> Metrics:
         if self.config.alpha is None:
             self.alpha_optimizer.step(temperature_gradient(logp, self.target_entropy))
         return {"train/alpha": self.log_alpha.exp().squeeze(1)}
 
-    def _next_value(self, next_obs: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    def _next_value(self, sample: Sample, noise: Tensor, alpha: Tensor, judges: Tensor) -> Tensor:
         """Return the soft value of a sampled action by the target critics [N, B]."""
-        dist = gaussian(self.nets.run(next_obs, "actor")[0][0])
+        dist = gaussian(self.nets.run(sample.own.next_obs, "actor")[0][0])
         u = dist.sample(noise)
         logp = dist.logp(u)
-        q, _ = self._judge(self.target_critics, torch.cat([next_obs, u.tanh_()], -1))
-        return torch.addcmul(q.amin(1), alpha, logp, value=-1)
+        least = self._least(sample, u.tanh_(), judges)
+        return torch.addcmul(least, alpha, logp, value=-1)
 
-    def _ascent(self, obs_act: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least critic's values of act [N, B], and the gradient of -mean_B Q by act."""
-        q, tape = self._judge(self.critics, torch.cat([obs_act[..., : self.obs_dim], act], -1))
+    def _ascend_own(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least critic's values of act, and the gradient of -mean_B Q."""
+        q, tape = self._judge(self.critics, torch.cat([obs, act], -1))
         n, c, b = q.shape
         least, which = q.min(1, keepdim=True)
         of_q = torch.zeros_like(q).scatter_(1, which, -1 / b).view(n * c, b, 1)

@@ -12,8 +12,7 @@ from dpd.agents.config import TD3Config
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import ATEN, Shapes, StackedNets, mlp_shapes
 from dpd.agents.norm import ObsNorm
-from dpd.agents.offpolicy import Ascent, Loss, OffPolicy
-from dpd.agents.replay import Transitions
+from dpd.agents.offpolicy import Ascent, Loss, OffPolicy, Sample
 from dpd.agents.rng import RowRandom
 
 ADOPTION = 1.01  # adaptation factor of parameter noise (OpenAI baselines)
@@ -85,26 +84,28 @@ class TD3(OffPolicy):
         """True if the current update includes the policy (paper: every second one)."""
         return self.n_updates % self.config.policy_delay == 0
 
-    def _step(self, sample: Transitions, noise: Tensor) -> tuple[Metrics, Ascent | None]:
-        metrics = self._update_critics(sample, self._next_value(sample.next_obs, noise), coef=1.0)
-        return metrics, self._improve(sample.obs_act, noise) if self._moves_policy else None
+    def _step(self, sample: Sample, noise: Tensor, judges: Tensor) -> tuple[Metrics, Ascent | None]:
+        next_value = self._next_value(sample, noise, judges)
+        metrics = self._update_critics(sample.own, next_value, coef=1.0)
+        return metrics, self._improve(sample, noise) if self._moves_policy else None
 
-    def _next_value(self, next_obs: Tensor, noise: Tensor) -> Tensor:
+    def _next_value(self, sample: Sample, noise: Tensor, judges: Tensor) -> Tensor:
         """Return the target critics' least value of the target policy's noisy action [N, B]."""
-        (u,), _ = self.target_nets.run(next_obs, "actor")
-        act = u.tanh_().add_(noise).clamp_(-1, 1)
-        return self._judge(self.target_critics, torch.cat([next_obs, act], -1))[0].amin(1)
+        (u,), _ = self.target_nets.run(sample.own.next_obs, "actor")
+        return self._least(sample, u.tanh_().add_(noise).clamp_(-1, 1), judges)
 
-    def _improve(self, obs_act: Tensor, noise: Tensor) -> Ascent:
-        """Return a policy update that ascends the first critic."""
-        obs = obs_act[..., : self.obs_dim]
-        (u,), tape = self.nets.run(obs, "actor")
+    def _improve(self, sample: Sample, noise: Tensor) -> Ascent:
+        (u,), tape = self.nets.run(sample.own.obs_act[..., : self.obs_dim], "actor")
         act = u.tanh()
-        q, judged = self._judge(self.first_critics, torch.cat([obs, act], -1))
+        q, of_act = self._ascend(sample, act)
+        _, metrics, (of_u,) = deterministic_loss(q, act, of_act)
+        return Ascent(tape, of_u, q, metrics)
+
+    def _ascend_own(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first critic's values of act, and the gradient of -mean_B Q."""
+        q, tape = self._judge(self.first_critics, torch.cat([obs, act], -1))
         of_q = torch.full_like(q, -1 / q.shape[2]).view(-1, q.shape[2], 1)
-        of_act = self.first_critics.input_gradient(judged, of_q, self.obs_dim)
-        _, metrics, (of_u,) = deterministic_loss(q.squeeze(1), act, of_act)
-        return Ascent(tape, of_u, metrics)
+        return q.squeeze(1), self.first_critics.input_gradient(tape, of_q, self.obs_dim)
 
     def _follow(self) -> None:
         super()._follow()

@@ -131,7 +131,7 @@ def one_update(agent: Any, noise: Tensor) -> None:
     drawn = torch.stack([first, second], 1) if agent.config.squashed else first * 0.1
     agent._set_rates()
     with torch.no_grad():
-        agent._learn(sample, drawn, None)
+        agent._learn(sample, drawn, agent._draw_judges(1)[:, 0], None)
 
 
 def nothing_waits(device: torch.device, quick: bool) -> Record:

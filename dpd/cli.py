@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from dpd import __version__
-from dpd.agents.config import ALGORITHMS, LearnerConfig, PPOConfig
+from dpd.agents.config import ALGORITHMS, LearnerConfig
 from dpd.config import (
     EvaluateConfig,
     ExportConfig,
@@ -207,13 +207,13 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
 
 
 def refuse_unshareable(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
-    """Raise BadInput if learners other than PPO's are to share experience."""
+    """Raise BadInput if learners that learn from no rewards are to share experience."""
     asked = any(re.fullmatch(r"--(peer\d+\.)?share-experience", word) for word in argv)
-    unfit = [name for name in names if not issubclass(ALGORITHMS[name].settings, PPOConfig)]
+    unfit = [name for name in names if not hasattr(ALGORITHMS[name].settings, "share_experience")]
     if unfit and (asked or settings.get("share_experience")):
         raise BadInput(
-            f"--share-experience is for --algo ppo, not {unfit[0]}; off-policy learners draw from "
-            "each other's data with --share-replay"
+            f"--share-experience is for --algo ppo, td3, ddpg or sac, not {unfit[0]}: it shares "
+            "rewards, and a student learns from a teacher alone"
         )
 
 
@@ -325,12 +325,11 @@ def evaluate_command(argv: Sequence[str]) -> int:
     """Play saved policies, or the hybrid policies of groups."""
     config = parse(EvaluateConfig, argv, "dpd evaluate")
     from dpd.evaluate import evaluate_hybrids, evaluate_paths
-
-    if not config.hybrid:
-        return evaluate_paths(config)
     from dpd.fidelity.latency import latencies
 
-    return evaluate_hybrids(config, saved_run, latencies)
+    if config.hybrid:
+        return evaluate_hybrids(config, saved_run, latencies)
+    return evaluate_paths(config)
 
 
 def plain_command(

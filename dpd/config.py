@@ -345,6 +345,7 @@ class TrainConfig:
                 raise BadInput(f"{flag(name)} has {len(given)} values for {self.run.peers} peers")
         if getattr(stack.algo, "share_experience", False):
             self._refuse_unfit_sharing()
+            self._refuse_unfit_pool(stack.algo)
         if getattr(stack.algo, "reuse_iterations", 1) > 1 and self.command != "train":
             raise BadInput(
                 "--reuse-iterations is for dpd train: a teacher labels the samples of one "
@@ -365,6 +366,12 @@ class TrainConfig:
                 "--share-experience is for the peers of dpd train: a teacher labels a student's "
                 "own samples only; leave it out"
             )
+        if len({isinstance(stack.algo, OffPolicyConfig) for stack in self.stacks}) > 1:
+            raise BadInput(
+                "--share-experience has no weights between PPO and learners with a replay: PPO "
+                "weights a peer's sample by the probability with which it was taken, which a "
+                "replay does not keep; give one --algo for all"
+            )
         if len(self.stacks) > 1:
             raise BadInput(
                 "--share-experience needs peers that collect at once, which those of unlike "
@@ -383,14 +390,33 @@ class TrainConfig:
         if self.run.peers == 1:
             raise BadInput("--act hybrid does nothing with one peer; give --peers 2 or more")
 
+    def _refuse_unfit_pool(self, algo: LearnerConfig) -> None:
+        """Raise BadInput if the critics of these peers cannot judge as one pool."""
+        if not isinstance(algo, OffPolicyConfig):
+            return
+        if len(set(algo.peer_gamma)) > 1:
+            raise BadInput(
+                "--share-experience lets peers use each other's critics, whose values mean "
+                "different things under unlike --peer-gamma; give one --gamma"
+            )
+        pooled = self.run.peers * algo.n_critics
+        if algo.pools_targets and (algo.drawn_critics or 0) > pooled:
+            raise BadInput(
+                f"--target-critics {algo.target_critics} is more than the {pooled} critics of "
+                f"{self.run.peers} peers; lower it or raise --n-critics"
+            )
+
     def _refuse_no_learning(self, stack: StackConfig) -> None:
         """Raise BadInput if random actions would use up a learner's whole budget."""
-        if not isinstance(stack.algo, OffPolicyConfig):
+        algo = stack.algo
+        if not isinstance(algo, OffPolicyConfig):
             return
-        budget = self.steps_of(stack)
-        if stack.algo.learning_starts >= budget:
+        together = algo.share_replay or algo.share_experience
+        whose = "all peers'" if together else "a learner's"
+        budget = self.steps_of(stack) * (len(stack.peers) if together else 1)
+        if algo.learning_starts >= budget:
             raise BadInput(
-                f"--learning-starts {stack.algo.learning_starts:,} must be less than a learner's "
+                f"--learning-starts {algo.learning_starts:,} must be less than {whose} "
                 f"share of --total-steps, {budget:,}: lower it, or raise --total-steps"
             )
 

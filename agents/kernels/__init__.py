@@ -167,11 +167,13 @@ class Kernels:
         metrics["train/grad_norm"] = norm  # last, as on the torch path: logs keep the order
         return metrics, ratios.unflatten(1, (-1, c.minibatch_size))
 
-    def replay_updates(self, agent: OffPolicy, sample: Transitions, noise: Tensor) -> list[Metrics]:
+    def replay_updates(
+        self, agent: OffPolicy, sample: Transitions, noise: Tensor, judges: Tensor
+    ) -> list[Metrics]:
         """Run TD3's or SAC's updates on normalised minibatches; see `replayed.run_updates`."""
         from dpd.agents.kernels.replayed import run_updates
 
-        return run_updates(agent, sample, noise, self._map)
+        return run_updates(agent, sample, noise, judges, self._map)
 
     def imitate(
         self,
@@ -269,7 +271,7 @@ class Kernels:
         vector = torch.zeros(1, 2, dtype=dtype)
         sample = Transitions(vector.new_zeros(1, 2, 2), vector.unsqueeze(2), vector, vector)
         self.output(sac.nets, sac.obs_norm, sample.obs_act[..., :1].contiguous())
-        self.replay_updates(sac, sample, vector.new_zeros(1, 1, 2, 2, 1))
+        self.replay_updates(sac, sample, vector.new_zeros(1, 1, 2, 2, 1), sac._draw_judges(1))
 
 
 def adam_rows(param: Tensor, optimizer: StackedAdam, max_grad_norm: float) -> list[AdamRow]:

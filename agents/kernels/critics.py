@@ -1,4 +1,4 @@
-"""Compiled critics of one off-policy learner: targets, gradient steps, and ascent of the least."""
+"""Compiled critics of off-policy learners: targets, gradient steps, and ascent of their values."""
 
 from __future__ import annotations
 
@@ -47,17 +47,20 @@ class TransitionRow(NamedTuple):
 
 
 class CriticWork(NamedTuple):
-    """Memory for the critics' passes over a block of rows; `wanted` is for a whole minibatch."""
+    """Memory for the critics' passes over a block of rows; `wanted` is for a whole minibatch.
+
+    J is the number of critics that judge: the learner's own C, or all of its pool.
+    """
 
     layers: np.ndarray  # [L, 7], see the columns of `kernels.nets`
-    tapes: np.ndarray  # [C, T]
-    turned: np.ndarray  # [C, D]
+    tapes: np.ndarray  # [J, T]
+    turned: np.ndarray  # [J, D]
     grad: np.ndarray  # [D]
     of_q: np.ndarray
     spare: np.ndarray
     wanted: np.ndarray  # [B] the critics' targets
-    least: np.ndarray  # [n] the least critic's values
-    which: np.ndarray  # [n] the number of that critic
+    value: np.ndarray  # [n] the least critic's values, or the mean of all
+    which: np.ndarray  # [n] the number of the least critic
 
 
 @compiled
@@ -83,39 +86,54 @@ def critic_values(work: CriticWork, critic: int, n: int) -> np.ndarray:
 
 @compiled
 def run_targets(
-    rows: CriticRows, work: CriticWork, kind: int, obs: np.ndarray, begin: int, act: np.ndarray
+    targets: np.ndarray,
+    drawn: np.ndarray,
+    work: CriticWork,
+    kind: int,
+    obs: np.ndarray,
+    begin: int,
+    act: np.ndarray,
 ) -> None:
-    """Write the target critics' least values at n rows of obs and at act [n, A] to work.least."""
+    """Write the least values of the drawn targets at n rows of obs and act [n, A] to work.value."""
     n = act.shape[0]
     x = critic_input(work, 0, n)
     copy_rows(obs, begin, n, x)
     x[:, obs.shape[1] :] = act
-    for c in range(rows.target.shape[0]):
-        run_mlp(work.layers, kind, n, rows.target[c], work.tapes[0], work.turned[c])
-        _keep_least(work, c, critic_values(work, 0, n))
+    for i in range(drawn.size):
+        c = drawn[i]
+        run_mlp(work.layers, kind, n, targets[c], work.tapes[0], work.turned[c])
+        _keep_least(work, i, critic_values(work, 0, n))
 
 
 @compiled
 def _keep_least(work: CriticWork, critic: int, q: np.ndarray) -> None:
     """Note a critic's values [n] where they are less than those of the critics before it."""
     for i in range(q.size):
-        if critic == 0 or not q[i] >= work.least[i]:  # so that NaN stays
-            work.least[i] = q[i]
+        if critic == 0 or not q[i] >= work.value[i]:  # so that NaN stays
+            work.value[i] = q[i]
             work.which[i] = critic
 
 
 @compiled
-def turn_targets(rows: CriticRows, work: CriticWork) -> None:
-    """Prepare the target critics' weights for `run_targets`."""
-    for c in range(rows.target.shape[0]):
-        turn_narrow_weights(work.layers, rows.target[c], work.turned[c])
+def _add_share(work: CriticWork, critic: int, of: int, q: np.ndarray) -> None:
+    """Add a critic's part of the mean value of several."""
+    part = q.dtype.type(1.0 / of)
+    for i in range(q.size):
+        work.value[i] = q[i] * part if critic == 0 else work.value[i] + q[i] * part
 
 
 @compiled
-def turn_critics(rows: CriticRows, work: CriticWork, count: int) -> None:
-    """Prepare the first critics' weights for `climb`."""
-    for c in range(count):
-        turn_weights(work.layers, rows.param[c], work.turned[c])
+def turn_targets(targets: np.ndarray, drawn: np.ndarray, work: CriticWork) -> None:
+    """Prepare the drawn target critics' weights for `run_targets`."""
+    for i in range(drawn.size):
+        turn_narrow_weights(work.layers, targets[drawn[i]], work.turned[drawn[i]])
+
+
+@compiled
+def turn_critics(params: np.ndarray, work: CriticWork) -> None:
+    """Prepare critics' weights [J, D] for `climb`."""
+    for c in range(params.shape[0]):
+        turn_weights(work.layers, params[c], work.turned[c])
 
 
 @compiled
@@ -164,33 +182,36 @@ def _error(
 
 @compiled
 def climb(
-    rows: CriticRows,
+    params: np.ndarray,
     work: CriticWork,
     kind: int,
-    count: int,
+    mean: bool,
     size: int,
     obs: np.ndarray,
     begin: int,
     act: np.ndarray,
     of_act: np.ndarray,
 ) -> None:
-    """Write the gradient of -sum(Q) / size by act [n, A] to `of_act`, and Q to work.least.
+    """Write the gradient of -sum(Q) / size by act [n, A] to `of_act`, and Q to work.value.
 
-    Q is the least of the first `count` critics. Call `turn_critics` before.
+    Q is the mean or the least of the critics params [J, D]. Call `turn_critics` before.
     """
-    n, real = act.shape[0], act.dtype.type
+    n, real, count = act.shape[0], act.dtype.type, params.shape[0]
     for c in range(count):
         x = critic_input(work, c, n)
         copy_rows(obs, begin, n, x)
         x[:, x.shape[1] - act.shape[1] :] = act
-        run_mlp(work.layers, kind, n, rows.param[c], work.tapes[c], work.turned[c])
-        _keep_least(work, c, critic_values(work, c, n))
+        run_mlp(work.layers, kind, n, params[c], work.tapes[c], work.turned[c])
+        if mean:
+            _add_share(work, c, count, critic_values(work, c, n))
+        else:
+            _keep_least(work, c, critic_values(work, c, n))
     of_act[:] = 0
-    share = real(-1.0 / size)
+    share = real(-1.0 / (size * count)) if mean else real(-1.0 / size)
     for c in range(count):
         for i in range(n):
-            work.of_q[i] = share if work.which[i] == c else real(0)
-        memory = rows.param[c], work.tapes[c], work.turned[c], work.of_q, work.spare
+            work.of_q[i] = share if mean or work.which[i] == c else real(0)
+        memory = params[c], work.tapes[c], work.turned[c], work.of_q, work.spare
         mlp_input_gradient(work.layers, kind, n, *memory, of_act)
 
 

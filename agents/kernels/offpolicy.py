@@ -40,12 +40,15 @@ from dpd.agents.kernels.ppo import clamped
 LOG_2 = math.log(2)
 CRITIC_LOSS, MEAN_Q, ACTOR_LOSS, ENTROPY, ALPHA = range(5)
 """Columns of the metrics."""
+WHOLE, CRITICS, POLICY = range(3)
+"""Parts of an update. Learners that read each other's critics finish one before the next begins."""
 
 
 class ReplayOptions(NamedTuple):
     """Settings of the updates; see `OffPolicyConfig`."""
 
     soft: bool  # SAC; else TD3
+    mean: bool  # the policy ascends the mean of its judges; else their least
     activation: int
     minibatch: int
     policy_delay: int
@@ -61,6 +64,14 @@ class ActorRows(NamedTuple):
     target: np.ndarray  # [D]
     alpha: AdamRow  # of log(alpha) [1]
     learns_alpha: bool
+
+
+class JudgeRows(NamedTuple):
+    """Critics that judge one learner's actions, its own or its peers' too; read only."""
+
+    targets: np.ndarray  # [J, D] target critics, some of which are drawn for an update
+    drawn: np.ndarray  # [U, M] their numbers
+    params: np.ndarray  # [J', D] critics that the policy ascends
 
 
 class ActorWork(NamedTuple):
@@ -112,7 +123,8 @@ def _squash(
 def _want(
     o: ReplayOptions,
     actor: ActorRows,
-    critics: CriticRows,
+    targets: np.ndarray,
+    drawn: np.ndarray,
     data: TransitionRow,
     begin: int,
     noise: np.ndarray,
@@ -122,7 +134,7 @@ def _want(
     """Write the critics' targets at a minibatch, with noise [B, A] on the next actions."""
     size = noise.shape[1]
     turn_narrow_weights(work.layers, actor.target, work.turned)
-    turn_targets(critics, judge)
+    turn_targets(targets, drawn, judge)
     alpha = math.exp(actor.alpha.param[0])
     for at in range(0, o.minibatch, ROWS_AT_ONCE):
         n, first = min(ROWS_AT_ONCE, o.minibatch - at), begin + at
@@ -133,9 +145,9 @@ def _want(
         else:
             _perturb(out, noise[at : at + n], act)
             logp[:] = 0
-        run_targets(critics, judge, o.activation, data.next_obs, first, act)
+        run_targets(targets, drawn, judge, o.activation, data.next_obs, first, act)
         for i in range(n):
-            value = judge.least[i] - alpha * logp[i]
+            value = judge.value[i] - alpha * logp[i]
             judge.wanted[at + i] = data.reward[first + i] + data.discount[first + i] * value
 
 
@@ -155,7 +167,7 @@ def _perturb(out: np.ndarray, noise: np.ndarray, act: np.ndarray) -> None:
 def _add_ascent(
     o: ReplayOptions,
     actor: ActorRows,
-    critics: CriticRows,
+    params: np.ndarray,
     data: TransitionRow,
     begin: int,
     noise: np.ndarray,
@@ -166,8 +178,7 @@ def _add_ascent(
     size = noise.shape[1]
     param, alpha = actor.row.param, math.exp(actor.alpha.param[0])
     turn_weights(work.layers, param, work.turned)
-    count = critics.param.shape[0] if o.soft else 1
-    turn_critics(critics, judge, count)
+    turn_critics(params, judge)
     loss, entropy = 0.0, 0.0
     for at in range(0, o.minibatch, ROWS_AT_ONCE):
         n, first = min(ROWS_AT_ONCE, o.minibatch - at), begin + at
@@ -180,9 +191,9 @@ def _add_ascent(
             act[:] = out
             activate(TANH, act.reshape(act.size))
             logp[:] = 0
-        climb(critics, judge, o.activation, count, o.minibatch, data.obs_act, first, act, of_act)
+        climb(params, judge, o.activation, o.mean, o.minibatch, data.obs_act, first, act, of_act)
         for i in range(n):
-            loss += alpha * logp[i] - judge.least[i]
+            loss += alpha * logp[i] - judge.value[i]
             entropy += logp[i]
         of_output = matrix(work.of_output, 0, n, out.shape[1])
         _into_output(o, alpha / o.minibatch, act, of_act, out, noise[at : at + n], of_output)
@@ -223,27 +234,32 @@ def offpolicy_updates(
     o: ReplayOptions,
     actor: ActorRows,
     critics: CriticRows,
+    judges: JudgeRows,
     data: TransitionRow,
     noise: np.ndarray,
     first: int,
+    part: int,
     work: ActorWork,
     judge: CriticWork,
     metrics: np.ndarray,
 ) -> None:
     """Run an update for each row of metrics [U, 5]; `first` is the number of the first, from 1.
 
-    noise [U, 2, B, A]: that of the actions at obs, and at next_obs.
+    noise [U, 2, B, A]: that of the actions at obs, and at next_obs. `part` leaves out the policy,
+    or the critics.
     """
     size = o.minibatch
     for step in range(metrics.shape[0]):
         begin, found = step * size, metrics[step]
-        _want(o, actor, critics, data, begin, noise[step, 1], work, judge)
-        loss = critics_step(critics, judge, o.activation, data, begin)
-        found[CRITIC_LOSS], found[MEAN_Q] = loss
-        if (first + step) % o.policy_delay != 0:
+        if part != POLICY:
+            targets, drawn = judges.targets, judges.drawn[step]
+            _want(o, actor, targets, drawn, data, begin, noise[step, 1], work, judge)
+            loss = critics_step(critics, judge, o.activation, data, begin)
+            found[CRITIC_LOSS], found[MEAN_Q] = loss
+        if part == CRITICS or (first + step) % o.policy_delay != 0:
             continue
         work.grad[:] = 0
-        sums = _add_ascent(o, actor, critics, data, begin, noise[step, 0], work, judge)
+        sums = _add_ascent(o, actor, judges.params, data, begin, noise[step, 0], work, judge)
         clipped_adam(actor.row, work.grad, True)
         found[ACTOR_LOSS], found[ENTROPY] = sums[0] / size, -sums[1] / size
         if actor.learns_alpha:

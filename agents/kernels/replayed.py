@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,38 +25,108 @@ from dpd.agents.td3 import TD3
 Map = Callable[[Callable[[int], Any], int], list[Any]]
 
 
-def run_updates(agent: OffPolicy, sample: Transitions, noise: Tensor, map_: Map) -> list[Metrics]:
-    """Run updates on normalised minibatches [N, U * B, ...] with the noise that `_draw` returned.
+class Call(NamedTuple):
+    """Everything that the kernel needs to run a learner's updates, in its order."""
 
-    agent.n_updates must count all of them. Returns the metrics [N] of every update.
+    options: kernel.ReplayOptions
+    actor: kernel.ActorRows
+    critics: critics_kernel.CriticRows
+    judges: kernel.JudgeRows
+    data: critics_kernel.TransitionRow
+    noise: np.ndarray  # [U, 2, B, A]
+    first: int
+    part: int
+    work: kernel.ActorWork
+    judge: critics_kernel.CriticWork
+    metrics: np.ndarray  # [U, 5]
+
+    def one(self, i: int, part: int) -> Call:
+        """Return a part of the i-th update alone."""
+        step, size = slice(i, i + 1), self.options.minibatch
+        rows = slice(i * size, (i + 1) * size)
+        return self._replace(
+            judges=self.judges._replace(drawn=self.judges.drawn[step]),
+            data=critics_kernel.TransitionRow(*(x[rows] for x in self.data)),
+            noise=self.noise[step],
+            first=self.first + i,
+            part=part,
+            metrics=self.metrics[step],
+        )
+
+
+def run_updates(
+    agent: OffPolicy, sample: Transitions, noise: Tensor, judges: Tensor, map_: Map
+) -> list[Metrics]:
+    """Run updates on normalised minibatches [N, U * B, ...] with what the agent drew for them.
+
+    noise and judges [N, U, M] are those of `_draw` and `_draw_judges`. agent.n_updates must count
+    all updates. Returns the metrics [N] of every update.
     """
     n, updates = noise.shape[:2]
-    first = agent.n_updates - updates + 1
-    c = agent.config
-    size, shape = c.minibatch_size, (n, updates, 2, c.minibatch_size, agent.act_dim)
-    soft = isinstance(agent, SAC)
-    noises = learner_arrays((noise if soft else noise.unsqueeze(2)).expand(shape))
-    data = critics_kernel.TransitionRow(*map(learner_arrays, sample))
+    first, soft = agent.n_updates - updates + 1, isinstance(agent, SAC)
     delay = agent.config.policy_delay if isinstance(agent, TD3) else 1
-    entropy = agent.target_entropy if isinstance(agent, SAC) else 0.0
-    kind = ACTIVATION_KINDS[agent.nets.activation]
-    options = kernel.ReplayOptions(soft, kind, size, delay, entropy, LOG_STD_MIN, LOG_STD_MAX)
-    actors, critics = actor_rows(agent), critic_rows(agent)
     metrics = torch.zeros(n, updates, 5, dtype=agent.dtype)
-    found = metrics.numpy()
+    calls = _calls(agent, sample, noise, judges, first, metrics)
+
+    if not agent.config.share_experience:
+        _run(calls, map_)
+    for i in range(updates if agent.config.share_experience else 0):
+        _run([call.one(i, kernel.CRITICS) for call in calls], map_)
+        if (first + i) % delay == 0:
+            _run([call.one(i, kernel.POLICY) for call in calls], map_)
+    return [named(metrics[:, i], soft, moved=(first + i) % delay == 0) for i in range(updates)]
+
+
+def _run(calls: Sequence[Call], map_: Map) -> None:
+    """Run learners' calls side by side; return when all have ended."""
 
     def work(i: int) -> None:
-        own = critics_kernel.TransitionRow(*(x[i] for x in data))
-        memory = (
-            actor_work(agent.nets, size, agent.act_dim),
-            critic_work(agent.critics, c.n_critics, size),
-        )
-        kernel.offpolicy_updates(
-            options, actors[i], critics[i], own, noises[i], first, *memory, found[i]
-        )
+        kernel.offpolicy_updates(*calls[i])
 
-    map_(work, n)
-    return [named(metrics[:, i], soft, moved=(first + i) % delay == 0) for i in range(updates)]
+    map_(work, len(calls))
+
+
+def _calls(
+    agent: OffPolicy, sample: Transitions, noise: Tensor, judges: Tensor, first: int, found: Tensor
+) -> list[Call]:
+    """Return each learner's call, for whole updates; metrics go to `found` [N, U, 5]."""
+    n, updates = noise.shape[:2]
+    c, soft = agent.config, isinstance(agent, SAC)
+    shape = n, updates, 2, c.minibatch_size, agent.act_dim
+    noises = learner_arrays((noise if soft else noise.unsqueeze(2)).expand(shape))
+    data = critics_kernel.TransitionRow(*map(learner_arrays, sample))
+    options = _options(agent)
+    actors, critics, judging = actor_rows(agent), critic_rows(agent), judge_rows(agent, judges)
+    most = max(x.shape[0] for one in judging for x in (one.targets, one.params))
+    return [
+        Call(
+            options,
+            actors[i],
+            critics[i],
+            judging[i],
+            critics_kernel.TransitionRow(*(x[i] for x in data)),
+            noises[i],
+            first,
+            kernel.WHOLE,
+            actor_work(agent.nets, c.minibatch_size, agent.act_dim),
+            critic_work(agent.critics, max(most, c.n_critics), c.minibatch_size),
+            found[i].numpy(),
+        )
+        for i in range(n)
+    ]
+
+
+def _options(agent: OffPolicy) -> kernel.ReplayOptions:
+    return kernel.ReplayOptions(
+        soft=isinstance(agent, SAC),
+        mean=agent.config.drawn_critics is not None,
+        activation=ACTIVATION_KINDS[agent.nets.activation],
+        minibatch=agent.config.minibatch_size,
+        policy_delay=agent.config.policy_delay if isinstance(agent, TD3) else 1,
+        target_entropy=agent.target_entropy if isinstance(agent, SAC) else 0.0,
+        low=LOG_STD_MIN,
+        high=LOG_STD_MAX,
+    )
 
 
 def named(values: Tensor, soft: bool, moved: bool) -> Metrics:
@@ -103,6 +173,24 @@ def critic_rows(agent: OffPolicy) -> list[Any]:
         state = param[own], targets[own], avg[own], avg_sq[own], steps[own]
         fixed = one.lr, one.beta1, one.beta2, one.eps, coef, float(agent.config.tau)
         rows.append(critics_kernel.CriticRows(*state, *fixed))
+    return rows
+
+
+def judge_rows(agent: OffPolicy, drawn: Tensor) -> list[Any]:
+    """Return the critics that judge every learner's actions; drawn [N, U, M], M 0 for all own."""
+    params, targets = (x.flat.detach().numpy() for x in (agent.critics, agent.target_critics))
+    c = agent.config.n_critics
+    if agent.config.drawn_critics is None:
+        drawn = torch.arange(c).expand(*drawn.shape[:2], c)
+        ascended = c if isinstance(agent, SAC) else 1  # TD3's policy follows the first critic
+    else:
+        ascended = agent.policy_pool.size
+    numbers, of_targets = learner_arrays(drawn), agent.target_pool.size
+    rows = []
+    for i in range(agent.n_learners):
+        at, by = (int(pool.first[i]) for pool in (agent.target_pool, agent.policy_pool))
+        judging = targets[at : at + of_targets], numbers[i], params[by : by + ascended]
+        rows.append(kernel.JudgeRows(*judging))
     return rows
 
 

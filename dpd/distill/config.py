@@ -55,6 +55,7 @@ WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "weight_clip": ("gate", ("soft",)),
     "match_dose": ("gate", ("uniform",)),
     "target_kl": ("dose", ("loss",)),
+    "coef_unit": ("dose", ("loss",)),
     "target": ("divergence", ("mse",)),
     "peer_share": ("states", ("mixed",)),
 }
@@ -165,6 +166,10 @@ class DPDConfig(MethodConfig):
     """States per gradient step. None: 256 for PPO, else 64 (the paper)."""
     coef: float = 1.0
     """Weight of the distillation loss, for the doses that use the learner's Adam."""
+    coef_unit: Literal["one", "value"] = "one"
+    """Unit of `coef` in the dose `loss`, with a replay: 1, or the mean size of the values that the
+    learner's policy ascends in the minibatch, so that both parts of its loss stay on one scale
+    (after the normaliser of TD3+BC, Fujimoto and Gu 2021)."""
     target_kl: float | None = None
     """KL(learner || peer) in nats at which a leash holds PPO's learners, by changing each one's
     `coef` in every iteration that begins too far from it: times KL / target_kl, at least 2/3 and at
@@ -261,6 +266,11 @@ class DPDConfig(MethodConfig):
             raise ValueError(
                 "distill.target_kl is for PPO, whose KL is measured once per iteration; give "
                 "--distill.coef"
+            )
+        if self.coef_unit == "value" and len(replays) < len(learners):
+            raise ValueError(
+                "distill.coef_unit value is for learners with a replay, whose policies ascend "
+                "values; leave it out"
             )
         if any(isinstance(each, TD3Config) for each in learners):
             if self.divergence != "mse":

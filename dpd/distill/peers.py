@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, ExtraLoss, Metrics, Minibatch, Rollout
-from dpd.agents.config import OffPolicyConfig
 from dpd.agents.dist import DiagGaussian, as_target
 from dpd.agents.learners import Learners
+from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.optim import StackedAdam
 from dpd.agents.ppo import PPO
 from dpd.distill.config import DPDConfig
@@ -71,7 +71,7 @@ class DualDistillation(Method):
             raise ValueError("dual policy distillation needs two peers or more: --peers 2")
         config.refuse_unfit(*(stack.agent.config for stack in context.peer_stacks))
         self.config = config
-        self.has_replay = isinstance(self.agent.config, OffPolicyConfig)
+        self.has_replay = isinstance(self.agent, OffPolicy)
         self.dose = dose_of(config, self.agent)
         self.exchange = PeerExchange(context, config.states, config.peer_share, config.memory)
         self.optimizer = StackedAdam(self.agent.nets.flat, [self.dose.lr] * self.agent.n_learners)
@@ -220,7 +220,8 @@ class DualDistillation(Method):
     def _loss_in_update(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         targets, metrics = self._targets_for(batch)
         loss = self.distillation_loss(targets)
-        return self._coef * loss, metrics | {"distill/loss": loss.detach()}
+        unit = batch.mean_value if self.config.coef_unit == "value" else 1.0
+        return self._coef * unit * loss, metrics | {"distill/loss": loss.detach()}
 
     def _targets_for(self, batch: Minibatch) -> tuple[Targets, Metrics]:
         """Return the targets for a minibatch of the learners, and metrics of a new choice."""
@@ -319,9 +320,7 @@ def dose_of(config: DPDConfig, agent: Learners) -> Dose:
     On-policy the paper gives no number: 40 steps of 256 out of 2,048 states are five passes over
     the peer's states, next to PPO's ten over its own.
     """
-    if isinstance(agent.config, OffPolicyConfig):
-        paper = Dose(1e-4, agent.config.updates, 64, math.inf)
-    else:
-        paper = Dose(1e-5, 40, 256, 0.5)
+    updates = agent.updates if isinstance(agent, OffPolicy) else None
+    paper = Dose(1e-5, 40, 256, 0.5) if updates is None else Dose(1e-4, updates, 64, math.inf)
     named = {name: getattr(config, name) for name in Dose._fields}
     return paper._replace(**{k: v for k, v in named.items() if v is not None})

@@ -79,6 +79,8 @@ def _why_not_replayed(config: TrainConfig, stack: StackConfig) -> str | None:
         return f"there are no kernels for method {config.method}"
     if isinstance(algo, OffPolicyConfig) and algo.extra_policy_updates > 0:
         return "there are no kernels for extra_policy_updates"
+    if isinstance(algo, OffPolicyConfig) and algo.share_experience and algo.norm_obs:
+        return "there are no kernels for share_experience with norm_obs"
     few = 2 * learners_of(config, stack) < update_threads(config)
     if few and algo.minibatch_size * max(algo.hidden) > MANY_ELEMENTS_WITH_REPLAY:
         return "these minibatches are large enough for more threads than there are learners"

@@ -155,6 +155,16 @@ def test_every_other_row_shares_its_parameters_with_the_whole() -> None:
     torch.testing.assert_close(part(x[::2], "net")[0], stack(x, "net")[0][::2])
 
 
+def test_networks_at_rows_are_copies_of_those_rows() -> None:
+    _, stack = networks("tanh")
+    part, x = stack.at(torch.tensor([2, 0])), inputs()
+    (whole,), _ = stack.run(x, "net")
+    (found,), _ = part.run(x[[2, 0]], "net")
+    torch.testing.assert_close(found, whole[[2, 0]], rtol=1e-12, atol=1e-12)
+    part.flat.zero_()
+    assert torch.equal(stack.run(x, "net")[0][0], whole)
+
+
 def test_a_twin_is_equal_and_apart() -> None:
     _, stack = networks("tanh")
     twin = stack.twin()

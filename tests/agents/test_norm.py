@@ -122,6 +122,15 @@ def test_rows_of_a_stack_have_statistics_of_their_own() -> None:
         torch.testing.assert_close(together.var[n], alone.var[0], rtol=1e-14, atol=0)
 
 
+def test_observations_may_be_normalised_by_the_statistics_of_other_rows() -> None:
+    norm = ObsNorm(2, 3, torch.float64)
+    norm.update(torch.stack([numbers(50, 3), 2 * numbers(50, 3, seed=1) + 1]))
+    obs = numbers(2, 4, 3, seed=2)
+    found = norm(obs, torch.tensor([1, 0]))
+    assert torch.equal(found, norm(obs.flip(0)).flip(0))
+    assert not torch.equal(found, norm(obs))
+
+
 def test_invalid_samples_do_not_count() -> None:
     x = numbers(2, 10, O)
     valid = torch.ones(2, 10, dtype=torch.bool)

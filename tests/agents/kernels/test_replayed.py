@@ -100,6 +100,12 @@ CASES: dict[str, dict[str, Any]] = {
     "normalised observations": {"norm_obs": True},
     "several environments and rewards": {"n_envs": 2, "n_step": 3, "updates_per_step": 0.5},
     "shared replays": {"share_replay": True},
+    "two of four critics drawn": {"n_critics": 4, "target_critics": 2},
+    "shared experience": {"share_experience": True, "updates_per_step": 2.0},
+    "peers' critics in targets": {"share_experience": True, "share_critics": "targets"},
+    "peers' critics in the policy": {"share_experience": True, "share_critics": "policy"},
+    "three of six critics drawn": {"share_experience": True, "n_critics": 3, "target_critics": 3},
+    "shared, normalised": {"share_experience": True, "norm_obs": True},
     "rates and discounts of peers": {"peer_lr": (1e-3, 3e-2), "peer_gamma": (0.9, 0.99)},
     "another rate of the critics": {"critic_lr": 1e-2, "tau": 0.3},
     "minibatches of several blocks": {"minibatch_size": 300},
@@ -151,9 +157,11 @@ def states_after(
     return agent
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_number_of_threads_changes_no_bit(kind: str) -> None:
-    config = replace(KINDS[kind], hidden=(33, 17), minibatch_size=150)
+def test_the_number_of_threads_changes_no_bit(kind: str, shared: bool) -> None:
+    sizes: dict[str, Any] = {"hidden": (33, 17), "minibatch_size": 150, "share_experience": shared}
+    config = replace(KINDS[kind], **sizes)
     one, three = (states_after(kernels, config).state() for kernels in (ONE, THREE))
     assert all(torch.equal(x, three[name]) for name, x in one.items())
 

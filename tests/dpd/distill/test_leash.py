@@ -116,6 +116,18 @@ def test_a_leash_of_nothing_is_refused(settings: dict[str, Any], says: str) -> N
         DPDConfig(**({"target_kl": 0.3} | settings))
 
 
+def test_a_unit_of_values_is_for_terms_in_the_loss_of_learners_with_a_replay() -> None:
+    with pytest.raises(ValueError, match="coef_unit does nothing with dose step"):
+        DPDConfig(coef_unit="value")
+    config = DPDConfig(dose="loss", coef_unit="value", ruler="action")
+    config.refuse_unfit(SACConfig())
+    for learners in ((SACConfig(), PPOConfig()), (PPOConfig(),)):
+        with pytest.raises(ValueError):
+            config.refuse_unfit(*learners)
+    with pytest.raises(ValueError, match="coef_unit value is for learners with a replay"):
+        config.refuse_unfit(SACConfig(), PPOConfig())
+
+
 def test_learners_with_a_replay_have_no_leash() -> None:
     config = DPDConfig(dose="loss", divergence="kl_reverse", target_kl=0.3)
     config.refuse_unfit(PPOConfig())

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Minibatch, State
+from dpd.agents.base import ExtraLoss, Minibatch, State
 from dpd.agents.dist import STD_FLOOR
 from dpd.agents.offpolicy import OffPolicy
 from dpd.distill.config import DPDConfig, IndependentConfig
 from dpd.distill.independent import Independent
+from dpd.distill.peers import dose_of
 from tests.toy.peers import DIVERGENCES, F64, LOSS, REPLAYED, SHARED, STEP, A, O, S, Setup, vary
 
 RULERS = ("value", "action", "lcb", "critics")
@@ -209,6 +210,51 @@ def test_the_term_of_an_update_worked_by_hand() -> None:
     assert metrics["distill/loss"].tolist() == pytest.approx([0.36, 0.36])
     (grad,) = torch.autograd.grad(loss.sum(), setup.agent.nets.flat)
     assert grad[0, -A:].tolist() == pytest.approx([0.225, 0.225])
+
+
+def test_the_term_of_an_update_in_units_of_the_values_that_the_policy_ascends() -> None:
+    # as above, 0.5 * 0.36 = 0.18; the values 3 and -5 have mean size 4, and 2 and 2 have 2
+    setup = Setup(vary(LOSS, coef_unit="value"), algo="ddpg")
+    with_known_actions(setup, 0.5, -0.1)
+    setup.method.on_batch(setup.batch, 0.0)
+    assert setup.method.loss is not None
+    q = torch.tensor([[3.0, -5.0], [2.0, 2.0]], dtype=F64).repeat(1, 8)
+    loss, metrics = setup.method.loss(setup.minibatch()._replace(q=q))
+    assert loss.tolist() == pytest.approx([0.18 * 4, 0.18 * 2])
+    assert metrics["distill/loss"].tolist() == pytest.approx([0.36, 0.36])
+
+
+@pytest.mark.parametrize("algo", REPLAYED)
+def test_peers_that_pool_their_critics_distil_inside_their_loss(algo: str) -> None:
+    shared = replace(REPLAYED[algo], share_experience=True)
+    config = vary(LOSS, ruler="lcb", gate="hard", states="mixed", coef_unit="value", memory=None)
+    setup = Setup(config, algo=shared)
+    seen: list[Tensor] = []
+    for number in range(2):
+        batch = setup.iterate(number)
+        setup.method.on_batch(batch, 0.0)
+        extra = setup.method.loss
+        assert extra is not None
+
+        def spied(
+            minibatch: Minibatch, extra: ExtraLoss = extra
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            assert minibatch.q is not None
+            seen.append(minibatch.q)
+            return extra(minibatch)
+
+        metrics = setup.agent.update(batch, 0.0, spied)
+    # 8 updates an iteration and learner, twice as many in a pool of two, every one or every second
+    delay = getattr(shared, "policy_delay", 1)
+    assert len(seen) == 2 * 16 // delay and seen[0].shape == (2, 16)
+    assert {"distill/loss", "distill/peer_ahead", "share/q_own"} <= metrics.keys()
+
+
+def test_a_pool_takes_as_many_steps_of_distillation_as_it_takes_updates() -> None:
+    # 64 steps of two peers at an eighth of an update each
+    for shared, steps in ((False, 8), (True, 16)):
+        algo = replace(REPLAYED["sac"], share_experience=shared)
+        assert dose_of(DPDConfig(), Setup(STEP, algo=algo).agent).steps == steps
 
 
 def test_targets_of_an_update_are_the_peers_as_they_are_at_it() -> None:

@@ -53,7 +53,14 @@ def test_a_run_by_kernels_logs_what_one_by_torch_logs(flags: list[str], tmp_path
     assert by_kernels == pytest.approx(by_torch, rel=2e-3, abs=2e-4)
 
 
-@pytest.mark.parametrize("flags", [["--algo", "sac"], ["--algo", "td3", "--method", "none"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--algo", "sac"],
+        ["--algo", "td3", "--method", "none"],
+        ["--algo", "sac", "--preset", "modern", "--share-experience"],
+    ],
+)
 def test_learners_with_a_replay_log_the_same_by_kernels(flags: list[str], tmp_path: Path) -> None:
     few = ["Swimmer-v5", "--n-steps", "16", "--hidden", "8", "8", "--learning-starts", "64"]
     ends = ["--total-steps", "256", *ENDS[2:], "--minibatch-size", "16", "--capacity", "1000"]
@@ -97,6 +104,11 @@ def test_a_run_may_go_on_by_the_other_code(tmp_path: Path) -> None:
         (
             ["--algo", "sac", "--distill.dose", "loss"],
             "torch (there are no kernels for a loss of method dpd with sac)",
+        ),
+        (["--algo", "sac", "--share-experience"], "fused kernels"),
+        (
+            ["--algo", "td3", "--share-experience", "--norm-obs"],
+            "torch (there are no kernels for share_experience with norm_obs)",
         ),
         (["--device", "cuda"], "torch (kernels are for the CPU)"),
         (

@@ -141,8 +141,24 @@ def test_the_settings_are_read_back_from_the_file(run_dir: Path) -> None:
         (["--algo", "sac", "--lr", "0"], "dpd: lr must be positive"),
         (["--algo", "sac", "--peers", "1", "--share-replay"], "nothing with one peer"),
         (["--algo", "sac,ppo", "--lr", "1e-3"], "--lr"),
-        (["--algo", "sac", "--share-experience"], "is for --algo ppo, not sac; off-policy"),
-        (["--algo", "ppo,sac", "--peer0.share-experience"], "is for --algo ppo, not sac; off-p"),
+        (
+            ["--algo", "ppo,sac", "--peer0.share-experience", "--method", "none"],
+            "has no weights between PPO and learners with a replay: PPO weights",
+        ),
+        (["--algo", "sac,td3", "--peer0.share-experience"], "needs peers that collect at once"),
+        (["--algo", "sac", "--peers", "1", "--share-experience"], "nothing with one peer"),
+        (
+            ["--algo", "sac", "--share-experience", "--peer-gamma", "0.9", "0.99"],
+            "values mean different things under unlike --peer-gamma",
+        ),
+        (
+            ["--algo", "sac", "--share-experience", "--target-critics", "5"],
+            "--target-critics 5 is more than the 4 critics of 2 peers",
+        ),
+        (
+            ["--algo", "td3", "--share-experience", "--learning-starts", "1000000"],
+            "must be less than all peers' share of --total-steps, 1,000,000",
+        ),
         (
             ["--algo", "ppo,ppo", "--peer0.hidden", "8", "8", "--peer0.share-experience"],
             "--share-experience needs peers that collect at once",

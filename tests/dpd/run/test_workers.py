@@ -81,6 +81,19 @@ def test_every_part_learns_what_its_seeds_would_learn_alone(tmp_path, capfd):
     assert {f.name for f in (shared / "tb").iterdir()} == runs | {"run", "run-1"}
 
 
+def test_groups_that_pool_critics_learn_in_a_part_what_they_would_learn_alone(tmp_path):
+    small = ["--n-steps", "16", "--hidden", "8", "8", "--learning-starts", "64", "--algo", "sac"]
+    pool = [*small, "--minibatch-size", "16", "--capacity", "1000", "--share-experience"]
+    ends = ["--evals", "1", "--eval-episodes", "1", "--final-episodes", "1", "--total-steps", "256"]
+    found = {}
+    for seeds, flags in (("both", ["--seeds", "2", "--workers", "2"]), ("0", []), ("1", [])):
+        own = [] if seeds == "both" else ["--seed", seeds, "--threads", "1"]
+        out = ["--out", str(tmp_path / seeds)]
+        assert main(["train", "Swimmer-v5", *pool, *ends, *flags, *own, *out]) == 0
+        found[seeds] = policies(tmp_path / seeds)
+    assert_same_policies(found["both"], found["0"] | found["1"])
+
+
 def test_a_stopped_shared_run_goes_on_exactly(tmp_path, capfd):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     shared = ("--seeds", "3", "--seed", "4", *ENDLESS, "--workers", "2")
