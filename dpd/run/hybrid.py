@@ -22,7 +22,7 @@ from dpd.run.episodes import (
     run_episodes,
     side_by_side,
 )
-from dpd.run.hybrid_groups import Group
+from dpd.run.hybrid_groups import PeerGroup
 from dpd.run.sources import Place
 from dpd.run.summary import summary
 
@@ -65,7 +65,7 @@ def random_chooser(generator: torch.Generator) -> Chooser:
 class GroupResult(NamedTuple):
     """Episodes of a group: its peers, its hybrid and the control, all on the same ones."""
 
-    group: Group
+    group: PeerGroup
     place: Place
     peers: list[EvalResult]
     hybrid: EvalResult
@@ -75,7 +75,7 @@ class GroupResult(NamedTuple):
     random_shares: list[float]
 
 
-def play_group(group: Group, place: Place, episodes: int, seed: int) -> GroupResult:
+def play_group(group: PeerGroup, place: Place, episodes: int, seed: int) -> GroupResult:
     """Play the same episodes with a group's peers, its hybrid and a choice at random.
 
     Raises BadInput if they do not fit the environment.

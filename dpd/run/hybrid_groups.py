@@ -26,10 +26,10 @@ from dpd.run.checkpoint import file_of, read
 from dpd.run.saved import RunReader, checkpoint_folder, has_actor, saved_learners
 from dpd.run.sources import SavedLearner, read_run
 
-Critic = Mapping[str, Tensor]
+CriticWeights = Mapping[str, Tensor]
 
 
-class Group(NamedTuple):
+class PeerGroup(NamedTuple):
     """The peers of one seed, and their hybrid."""
 
     seed: int
@@ -47,7 +47,7 @@ class Group(NamedTuple):
         return self.hybrid.peers
 
 
-def read_groups(path: Path, read_settings: RunReader, seed: int | None = None) -> list[Group]:
+def read_groups(path: Path, read_settings: RunReader, seed: int | None = None) -> list[PeerGroup]:
     """Return the groups of a run directory, or of the one seed; or that of a hybrid's file.
 
     Raises BadInput if there is no hybrid policy to make, or the critics are gone.
@@ -66,7 +66,7 @@ def read_groups(path: Path, read_settings: RunReader, seed: int | None = None) -
     ]
 
 
-def read_group_file(path: Path) -> Group:
+def read_group_file(path: Path) -> PeerGroup:
     """Return the group in a file that `dpd export --hybrid` wrote."""
     if not path.exists():
         raise BadInput(f"{path} does not exist; give a run directory or a hybrid policy's file")
@@ -79,7 +79,7 @@ def read_group_file(path: Path) -> Group:
     seed = policy.meta.provenance.get("seed")
     origins = [peer.meta.provenance for peer in policy.peers]
     known = [x.get("eval_return") for x in origins]
-    return Group(
+    return PeerGroup(
         seed=seed if isinstance(seed, int) else 0,
         name=path.stem,
         names=[f"{path.stem}-peer{k}" for k in range(len(policy.peers))],
@@ -101,13 +101,13 @@ def refuse_no_choice(path: Path, config: TrainConfig) -> None:
     )
 
 
-def read_group(members: Sequence[SavedLearner], reader: CriticReader) -> Group:
+def read_group(members: Sequence[SavedLearner], reader: CriticReader) -> PeerGroup:
     """Return the group of a seed's last policies."""
     seed, first = members[0].seed, members[0].policy.meta.provenance
     shared = ("config_sha256", "dpd", "torch", "git", "method", "seed", "steps")
     origin = {name: first[name] for name in shared if name in first}
     hybrid = make_hybrid([m.policy for m in members], [reader.critics(m) for m in members], origin)
-    return Group(
+    return PeerGroup(
         seed=seed,
         name=learner_name(seed, "hybrid"),
         names=[m.file.stem for m in members],
@@ -124,7 +124,7 @@ class CriticReader:
         self._stacks: dict[tuple[Path, int], Learners] = {}
         self._states: dict[Path, State] = {}
 
-    def critics(self, member: SavedLearner) -> list[Critic]:
+    def critics(self, member: SavedLearner) -> list[CriticWeights]:
         """Return a learner's critics; none for an algorithm that has no critics of actions.
 
         Raises BadInput if the checkpoint of the policy's step is gone, or holds another policy.

@@ -150,11 +150,11 @@ ARMS: dict[str, Arm] = {
     ),
 }
 
-Group = tuple[str, ...]
+FlagWords = tuple[str, ...]
 """A flag and the values that follow it."""
 
 
-def groups_of(words: Sequence[str]) -> list[Group]:
+def groups_of(words: Sequence[str]) -> list[FlagWords]:
     """Split words of a command line into flags with their values."""
     groups: list[list[str]] = []
     for word in words:
@@ -165,13 +165,13 @@ def groups_of(words: Sequence[str]) -> list[Group]:
     return [tuple(group) for group in groups]
 
 
-def name_of(group: Group) -> str:
+def name_of(group: FlagWords) -> str:
     """Return the name of a flag, in the spelling with hyphens and without a leading no-."""
     name = group[0].partition("=")[0].removeprefix("--")
     return name.replace("_", "-").removeprefix("no-")  # the parser accepts underscores as well
 
 
-def values_of(group: Group) -> list[str]:
+def values_of(group: FlagWords) -> list[str]:
     """Return the values of a flag."""
     _, equals, value = group[0].partition("=")
     return [value] if equals else list(group[1:])
@@ -190,7 +190,9 @@ def arm_flags(arm: Arm, common: Sequence[str], subject: Arm, algo: str) -> list[
     return [word for group in (*kept, *own) for word in group]
 
 
-def left_over(groups: Sequence[Group], without: Sequence[str], algo: str) -> Iterator[Group]:
+def left_over(
+    groups: Sequence[FlagWords], without: Sequence[str], algo: str
+) -> Iterator[FlagWords]:
     """Yield the flags that belong to no part of `without`.
 
     A preset of the method sets the learners too; their share of it stays.
@@ -203,7 +205,7 @@ def left_over(groups: Sequence[Group], without: Sequence[str], algo: str) -> Ite
             yield group
 
 
-def learner_flags(presets: Sequence[str], algo: str) -> Iterator[Group]:
+def learner_flags(presets: Sequence[str], algo: str) -> Iterator[FlagWords]:
     """Yield the learners' settings of presets as flags; later presets override earlier ones."""
     settings: dict[str, Any] = {}
     for preset in presets:
@@ -215,13 +217,13 @@ def learner_flags(presets: Sequence[str], algo: str) -> Iterator[Group]:
             yield (flag(name), *map(str, value if isinstance(value, list) else [value]))
 
 
-def last_value(groups: Sequence[Group], name: str) -> str | None:
+def last_value(groups: Sequence[FlagWords], name: str) -> str | None:
     """Return the first value of the last flag with a name, or None."""
     last = next((values_of(g) for g in reversed(groups) if name_of(g) == name), [])
     return last[0] if last else None
 
 
-def multiplied(name: str, groups: Sequence[Group], peers: int, algo: str) -> str:
+def multiplied(name: str, groups: Sequence[FlagWords], peers: int, algo: str) -> str:
     """Return a learner's setting, as the flags or the algorithm's default give it, times peers."""
     given = last_value(groups, name.replace("_", "-"))
     value = getattr(ALGORITHMS[algo].settings, name)

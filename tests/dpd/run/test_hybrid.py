@@ -19,7 +19,7 @@ from dpd.policies.hybrid_file import load_hybrid
 from dpd.policies.policyfile import load
 from dpd.run.episodes import EvalResult, evaluate_together
 from dpd.run.hybrid import ChoosingActor, GroupResult, differences, random_chooser
-from dpd.run.hybrid_groups import Group, read_groups
+from dpd.run.hybrid_groups import PeerGroup, read_groups
 from dpd.run.sources import Place
 from tests.toy.hybrids import line_hybrid
 from tests.toy.policies import write
@@ -227,7 +227,7 @@ def test_differences_are_taken_seed_by_seed_and_the_better_peer_by_training() ->
         return EvalResult(np.array([returns]), np.ones((1, len(returns)), int))
 
     def result(evaluations: list[float | None], hybrid: float) -> GroupResult:
-        group = Group(0, "h", ["a", "b"], line_hybrid(), evaluations)
+        group = PeerGroup(0, "h", ["a", "b"], line_hybrid(), evaluations)
         peers = [played(1.0, 3.0), played(10.0)]
         return GroupResult(
             group, Place("Line-v0", {}), peers, played(hybrid), played(0.0), [1, 0], [0.5, 0.5]
