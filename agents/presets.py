@@ -27,6 +27,10 @@ BASELINES_DDPG: dict[str, Any] = {
     "norm_obs": True,
 }
 PPO_PRESETS: Presets = {
+    # Peers that learn from each other's samples. A pair collects 16 * 128 steps an iteration, as
+    # one learner does by default, so its policies change as often. Twice the epochs, tuned on seeds
+    # 0 to 7 of HalfCheetah, Hopper and Walker2d: the leash keeps them from going too far.
+    "modern": {"share_experience": True, "n_envs": 8, "epochs": 20},
     # The 2020 code's learners are OpenAI Baselines' ppo2: clipped values, a quarter of their
     # squared error, deviation 1 at first.
     "released": {

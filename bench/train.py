@@ -46,10 +46,9 @@ from timing import (
 
 import dpd.run.train
 from dpd.cli import parse_train
-from dpd.config import flag
 from dpd.log.log import Metric, RunLog
 from dpd.log.terminal import make_console
-from dpd.run.settings import preset_settings
+from dpd.study.arms import learner_flags
 
 HERE = Path(__file__).resolve().parent
 ENV = "HalfCheetah-v5"
@@ -148,6 +147,10 @@ SHARED = Setup(
     "dpd, ten pairs, two processes", 20, "--peers 2 --seeds 5 --threads 1", processes=2, ours=True
 )
 ALONE = Setup("dpd, two peers, no distillation", 2, "--peers 2 --method none", ours=True)
+# Sharing doubles the samples of a pair's updates, and so do twice the epochs.
+TWICE = Setup(f"{ALONE.name}, twice the epochs", 2, f"{ALONE.flags} --epochs 20", ours=True)
+SHARING = Setup(f"{ALONE.name}, sharing", 2, f"{ALONE.flags} --share-experience", ours=True)
+IN_LOSS = "--distill.dose loss --distill.divergence kl_forward --distill.states mixed"
 
 
 def with_preset(preset: str, extra: str = "") -> Setup:
@@ -157,20 +160,31 @@ def with_preset(preset: str, extra: str = "") -> Setup:
     return Setup(f"{name}, {extra}" if extra else name, 2, flags, ours=True)
 
 
+def in_loss() -> Setup:
+    """Return two peers whose divergence is a term in PPO's loss, and that share nothing."""
+    return Setup("dpd, two peers, in the loss", 2, f"--peers 2 {IN_LOSS}", ours=True)
+
+
+def distilled() -> dict[str, tuple[Setup, Setup]]:
+    """Return the ways to distil by name, each with the same learners without distillation."""
+    presets = {name: (with_preset(name), without_distillation(name)) for name in PRESETS}
+    return presets | {"in the loss": (in_loss(), ALONE)}
+
+
 def without_distillation(preset: str) -> Setup:
     """Return two peers with a preset's learners, but no distillation."""
-    rest = {k: v for k, v in preset_settings(preset, "dpd", "ppo").items() if k != "distill"}
-    if not rest:
+    words = " ".join(word for group in learner_flags([preset], "ppo") for word in group)
+    if not words:
         return ALONE
-    words = " ".join(f"{flag(name)} {value}" for name, value in rest.items())
     flags = f"{words} {ALONE.flags}"
     return Setup(f"dpd, two peers, no distillation, {preset}'s learners", 2, flags, ours=True)
 
 
 def setups(cleanrl: Sequence[Path]) -> tuple[list[Setup], list[str]]:
     """Return every set-up once, dpd's and the rivals' alternating, and the rivals left out."""
-    ours = [ONE, ALONE, *map(with_preset, PRESETS), with_preset("paper", "--kernels torch")]
-    ours += [TEN, PAIRS, SHARED, *map(without_distillation, PRESETS)]
+    ours = [ONE, ALONE, *(own for own, _ in distilled().values())]
+    ours += [with_preset("paper", "--kernels torch"), TEN, PAIRS, SHARED]
+    ours += [*(bare for _, bare in distilled().values()), TWICE, SHARING]
     rivals, missing = [*SB3], []
     if find_spec("sbx"):
         rivals += ways("SBX", "--package sbx")
@@ -201,13 +215,12 @@ class Results:
         parts = [p for r in self.raw[setup.name] for p in r["parts"]]
         return median(p["phases"]["distill"] / p["seconds"] for p in parts)
 
-    def cost(self, preset: str) -> float:
+    def cost(self, own: Setup, bare: Setup) -> float:
         """Return the share of the time that the same learners save without distillation.
 
         It includes the cost of a term in the learners' loss, which is no separate phase, and of
         the distance between peers, which learners without distillation measure as well.
         """
-        own, bare = with_preset(preset), without_distillation(preset)
         return 1 - median_ratio(self.rates, own.name, bare.name) * (1 - self.own_phase(bare))
 
     def has(self, *setups: Setup) -> bool:
@@ -227,13 +240,23 @@ def lines(data: Record) -> list[str]:
 def cost_lines(data: Record) -> list[str]:
     """Lay out the cost of distillation by preset, for two peers."""
     results, rows = Results(data["raw"]), []
-    for preset in PRESETS:
-        own, bare = with_preset(preset), without_distillation(preset)
+    for way, (own, bare) in distilled().items():
         if results.has(own, bare):
-            shares = [f"{100 * x:.1f} %" for x in (results.own_phase(own), results.cost(preset))]
-            shares = [share.replace("-", "−") for share in shares]
-            rows.append([f"`{preset}`", f"{median(results.rates[own.name]):,.0f}", *shares])
-    head = ["preset", "steps/s", "distillation phase", "time saved by the same learners without it"]
+            costs = (results.own_phase(own), results.cost(own, bare))
+            shares = [f"{100 * x:.1f} %".replace("-", "−") for x in costs]
+            rows.append(
+                [
+                    f"`{way}`" if way in PRESETS else way,
+                    f"{median(results.rates[own.name]):,.0f}",
+                    *shares,
+                ]
+            )
+    head = [
+        "distillation",
+        "steps/s",
+        "distillation phase",
+        "time saved by the same learners without it",
+    ]
     return table(head, "lrrr", rows) if rows else []
 
 
@@ -253,9 +276,13 @@ def goals(results: Results) -> list[Record]:
             measured = median_ratio(rates, own.name, bases[way])
             rows.append(least_goal(f"{what}, x SB3's {way} way", measured, least))
     if results.has(paper, ALONE):
-        share = max(results.own_phase(paper), results.cost("paper"))
+        share = max(results.own_phase(paper), results.cost(paper, ALONE))
         name = "distillation, paper, share of the time (the larger of both) <= 0.15"
         rows.append({"goal": name, "measured": share, "met": share <= 0.15})
+    if results.has(SHARING, TWICE):
+        share = 1 - median_ratio(rates, SHARING.name, TWICE.name)
+        name = "sharing, share of the time beyond the gradient steps that it adds <= 0.25"
+        rows.append({"goal": name, "measured": share, "met": share <= 0.25})
     return rows
 
 

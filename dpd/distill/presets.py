@@ -45,11 +45,18 @@ DPD_PRESETS: MethodPresets = {
             "memory": 0,
         },
     },
-    # For PPO a divergence inside the learner's loss; off-policy, imitate only where all critics
-    # agree that the peer's action is better. By reasoning: off-policy it is untuned. On own states
-    # too, since the learner is to be good where it goes.
+    # For PPO a divergence inside the learner's loss, on a leash that keeps about half of the
+    # samples which its learners share (tuned: agents/presets.py). Off-policy, imitate only where
+    # all critics agree that the peer's action is better. By reasoning: off-policy it is untuned. On
+    # own states too, since the learner is to be good where it goes.
     "modern": {
-        PPOConfig: {"divergence": "kl_forward", "states": "mixed", "dose": "loss", "coef": 0.1},
+        PPOConfig: {
+            "divergence": "kl_forward",
+            "states": "mixed",
+            "dose": "loss",
+            "coef": 0.1,
+            "target_kl": 0.35,
+        },
         OffPolicyConfig: MODERN_OFFPOLICY,
         SACConfig: MODERN_OFFPOLICY | {"divergence": "kl_forward"},
         # Values of unlike peers are not of the same thing; critics judge any action.

@@ -61,11 +61,11 @@ def read_config(path: Path) -> dict[str, Any]:
 def preset_settings(names: str, method: str, algo: str) -> dict[str, Any]:
     """Return the settings of one or several presets, of a method and of its learners.
 
-    With several names, as in paper,large, later presets override earlier ones. `algo` may be
-    several names as well, as in ppo,sac.
+    With several names, as in paper,large, later presets override earlier ones, and those of the
+    learners alone override those of the method. `algo` may be several names as well, as in ppo,sac.
     """
     merged: dict[str, Any] = {}
-    for name in names.split(","):
+    for name in sorted(names.split(","), key=lambda name: name not in _method_presets()):
         merged = merge(merged, _one_preset(name, method, algo))
     distill = merged.get("distill", {})
     # A preset's settings of the dose `step` apply only if no later preset changes the dose.
@@ -81,11 +81,15 @@ def merge(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     return {**settings, **later, **nested}
 
 
+def _method_presets() -> set[str]:
+    return {preset for row in METHODS.values() for preset in row.presets}
+
+
 def _one_preset(name: str, method: str, algo: str) -> dict[str, Any]:
     rows = [ALGORITHMS[peer] for peer in algo.split(",")]
     presets = METHODS[method].presets
     of_method = [preset for preset in presets if _of_method(presets, preset, rows) is not None]
-    of_methods = {preset for row in METHODS.values() for preset in row.presets}
+    of_methods = _method_presets()
     of_learners = [
         preset
         for preset in rows[0].presets
@@ -97,7 +101,9 @@ def _one_preset(name: str, method: str, algo: str) -> dict[str, Any]:
     if name in presets and name not in of_method:
         raise BadInput(f"preset {name} is not for {algo}; give --preset {' or '.join(of_method)}")
     choose(f"preset of method {method} for {algo}", name, dict.fromkeys(of_method + of_learners))
-    learners = [dict(row.presets.get(name, {})) for row in rows]
+    # a method's preset for unlike peers says nothing of their own settings
+    is_common = len(rows) > 1 and name in of_methods
+    learners = [{} if is_common else dict(row.presets.get(name, {})) for row in rows]
     settings = learners[0] if len(rows) == 1 else {f"peer{k}": x for k, x in enumerate(learners)}
     distill = _of_method(presets, name, rows)
     return settings | ({"distill": dict(distill)} if distill else {})

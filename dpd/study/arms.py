@@ -37,6 +37,9 @@ class Arm:
     """Names of PARTS that the control does not take from the subject."""
     per_peer: tuple[str, ...] = ()
     """Settings of the learners that the control multiplies by the subject's number of peers."""
+    fills_batch: bool = False
+    """Multiply `n_envs` too if the subject's peers share experience: an update of the control's
+    learner then has as many samples as one of a peer."""
     needs: tuple[str, ...] = ()
     """Further settings that the learners must have."""
     is_method: bool = False
@@ -50,10 +53,11 @@ class Arm:
         return next((name for name in (*self.needs, *self.per_peer) if name not in known), None)
 
 
-def one_learner(asks: str, *per_peer: str, needs: tuple[str, ...] = ()) -> Arm:
+def one_learner(asks: str, *per_peer: str, needs: tuple[str, ...] = (), own: str = "") -> Arm:
     """Return a control of one learner with more computation, which --arms must name."""
     return Arm(
-        flags="--method none --peers 1",
+        flags=f"--method none --peers 1{own}",
+        fills_batch="epochs" in per_peer,
         asks=asks,
         without=ALONE,
         per_peer=per_peer,
@@ -73,6 +77,7 @@ ARMS: dict[str, Arm] = {
         flags="--method none --peers 1",
         asks="are several peers worth one learner that takes all steps?",
         without=ALONE,
+        fills_batch=True,
     ),
     "uniform": Arm(
         flags="--distill.gate uniform",
@@ -127,6 +132,11 @@ ARMS: dict[str, Arm] = {
         "is it better than one learner that collects as much per iteration as all peers?",
         "n_envs",
         needs=("epochs",),
+    ),
+    "one-reuse": one_learner(
+        "is it better than one learner that reuses its own last iteration, and not a peer's?",
+        needs=("reuse_iterations",),
+        own=" --reuse-iterations 2",
     ),
     "one-updates": one_learner(
         "is it better than one learner with as many updates as all peers?", "updates_per_step"
@@ -183,11 +193,23 @@ def arm_flags(arm: Arm, common: Sequence[str], subject: Arm, algo: str) -> list[
     if not arm.is_method:
         base += groups_of(shlex.split(subject.flags)) if subject.is_method else []
         peers = int(last_value(base, "peers") or RunConfig.peers)
+        fills = arm.fills_batch and shares_experience(base, algo)
+        per_peer = (*arm.per_peer, *(("n_envs",) if fills else ()))
         base = list(left_over(base, arm.without, algo))
-        own += [(flag(name), multiplied(name, base, peers, algo)) for name in arm.per_peer]
+        own += [(flag(name), multiplied(name, base, peers, algo)) for name in per_peer]
     replaced = {name_of(group) for group in own}
     kept = [group for group in base if name_of(group) not in replaced]
     return [word for group in (*kept, *own) for word in group]
+
+
+def shares_experience(groups: Sequence[FlagWords], algo: str) -> bool:
+    """Return whether peers with these flags learn from each other's samples; False off-policy."""
+    if "epochs" not in {f.name for f in fields(ALGORITHMS[algo].settings)}:
+        return False
+    if presets := last_value(groups, "preset"):
+        groups = [*learner_flags(presets.split(","), algo), *groups]
+    last = next((g[0] for g in reversed(groups) if name_of(g) == "share-experience"), "--no-")
+    return not last.startswith("--no")
 
 
 def left_over(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpd.agents.config import ALGORITHMS
+from dpd.agents.config import ALGORITHMS, PPOConfig, SACConfig
 from dpd.cli import parse_train
 from dpd.distill.config import DPDConfig
 
@@ -40,3 +40,8 @@ def test_unlike_peers_get_each_its_own() -> None:
         ["--algo", "ppo,sac", "--preset", "modern,large", "--total-steps", "9999999"]
     )
     assert [algo.n_envs for _, algo in config.algos] == [2048, 128]
+
+
+def test_a_method_for_unlike_peers_leaves_their_settings_alone() -> None:
+    config = parse_train(["--algo", "ppo,sac", "--preset", "modern"])
+    assert [algo for _, algo in config.algos] == [PPOConfig(), SACConfig()]

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from dpd.agents.config import ALGORITHMS, DDPGConfig
+from dpd.agents.config import ALGORITHMS, DDPGConfig, PPOConfig
+from dpd.cli import parse_train
 from dpd.config import RunConfig, TrainConfig
 from dpd.distill.config import DPDConfig
 from dpd.distill.peers import Dose, dose_of, dpd_loss
@@ -140,8 +141,9 @@ def test_released_ppo_hardly_moves_for_its_peer() -> None:
     assert (by_distilling < 0.01 * by_learning).all()
 
 
-def test_modern_ppo_stays_as_it_was() -> None:
-    # what docs/results measure
-    assert distil("modern", "ppo") == DPDConfig(
-        divergence="kl_forward", states="mixed", dose="loss", coef=0.1
+def test_modern_ppo_is_what_the_study_measures() -> None:
+    config = parse_train(["--preset", "modern"])
+    assert config.distill == DPDConfig(
+        divergence="kl_forward", states="mixed", dose="loss", coef=0.1, target_kl=0.35
     )
+    assert config.algos[0][1] == PPOConfig(share_experience=True, n_envs=8, epochs=20)

@@ -11,9 +11,10 @@ from dpd.config import TrainConfig
 from dpd.study.arms import ARMS, Arm, groups_of, name_of, own_arms, values_of
 from dpd.study.config import StudyConfig
 
-PAIR = "--preset modern --share-experience --distill.target-kl 0.35"
+LOSS = "--distill.dose loss --distill.divergence kl_forward --distill.target-kl 0.35"
+PAIR = f"{LOSS} --share-experience"
 CONTROLS = ("independent", "one", "uniform", "shuffled", "reversed")
-EXTRA = ("shared", "unshared", "one-epochs", "one-batch")
+EXTRA = ("shared", "unshared", "one-epochs", "one-reuse")
 
 
 def made(arms: tuple[str, ...], common: str = "", **settings: Any) -> StudyConfig:
@@ -45,30 +46,30 @@ def test_controls_of_an_own_subject_are_made_from_its_flags() -> None:
     assert {arm: flags_of(config, arm) for arm in config.chosen} == {
         "pair": PAIR,
         "independent": "--method none",
-        "one": "--method none --peers 1",
+        "one": "--method none --peers 1 --n-envs 32",  # a peer's joint batch is of 2 * 16
         "uniform": f"{PAIR} --distill.gate uniform",
         "shuffled": f"{PAIR} --distill.control shuffled",
         "reversed": f"{PAIR} --distill.control reversed",
         "shared": "--method none --share-experience",
-        "unshared": "--preset modern --distill.target-kl 0.35 --no-share-experience",
-        "one-epochs": "--method none --peers 1 --epochs 20",  # twice PPO's 10
-        "one-batch": "--method none --peers 1 --n-envs 32",  # twice PPO's 16
+        "unshared": f"{LOSS} --no-share-experience",
+        "one-epochs": "--method none --peers 1 --epochs 20 --n-envs 32",  # twice PPO's 10
+        "one-reuse": "--method none --peers 1 --reuse-iterations 2",  # its own 16 twice
     }
     found = plans(config)
     none, sharing = {"method", "distill"}, {"share_experience"}
     wanted = {
         "pair": set(),
         "independent": none | sharing,
-        "one": none | sharing | {"peers"},
+        "one": none | sharing | {"peers", "n_envs"},
         "shared": none,
         "unshared": sharing,
-        "one-epochs": none | sharing | {"peers", "epochs"},
-        "one-batch": none | sharing | {"peers", "n_envs"},
+        "one-epochs": none | sharing | {"peers", "epochs", "n_envs"},
+        "one-reuse": none | sharing | {"peers", "reuse_iterations"},
     }
     for arm, plan in found.items():
         assert changes(plan, found["pair"]) == wanted.get(arm, {"distill"}), arm
     # a pair's joint batch has 2 x 2,048 samples
-    assert found["one-batch"].algos[0][1].samples == 2 * found["pair"].algos[0][1].samples == 4096
+    assert found["one"].algos[0][1].samples == 2 * found["pair"].algos[0][1].samples == 4096
 
 
 def test_flags_of_every_run_go_only_where_they_apply() -> None:
@@ -77,7 +78,7 @@ def test_flags_of_every_run_go_only_where_they_apply() -> None:
     assert {arm: flags_of(config, arm) for arm in config.chosen} == {
         "dpd": common,
         "independent": "--epochs 20 --n-envs 8 --method none",
-        "one-epochs": "--n-envs 8 --method none --peers 1 --epochs 40",
+        "one-epochs": "--method none --peers 1 --epochs 40 --n-envs 16",
         "one-batch": "--epochs 20 --method none --peers 1 --n-envs 16",
         "shared": "--share_min_ess 0.3 --epochs 20 --n-envs 8 --method none --share-experience",
         "uniform": f"{common} --distill.gate uniform",
@@ -89,13 +90,13 @@ def test_flags_of_every_run_go_only_where_they_apply() -> None:
 
 def test_computation_is_multiplied_by_the_number_of_peers() -> None:
     four = "four=--peers 4 --peer-lr 1e-3 1e-3 1e-4 1e-4 --preset modern,large --share-experience"
-    config = made(("one", "one-epochs", "one-batch"), subject="four", own=(four,))
+    config = made(("one", "one-epochs"), subject="four", own=(four,))
     found = plans(config)
     # the preset large has 5 epochs and 2,048 environments
     assert getattr(found["one-epochs"].algos[0][1], "epochs", 0) == 20
-    assert found["one-batch"].algos[0][1].n_envs == 8192
-    for arm, its in {"one": set(), "one-epochs": {"epochs"}, "one-batch": {"n_envs"}}.items():
-        off = {"method", "distill", "share_experience", "peers", "peer_lr"}
+    assert found["one"].algos[0][1].n_envs == 8192
+    for arm, its in {"one": set(), "one-epochs": {"epochs"}}.items():
+        off = {"method", "distill", "share_experience", "peers", "peer_lr", "n_envs"}
         assert changes(found[arm], found["four"]) == off | its, arm
     config = made(("one-updates", "one-critics"), "--updates-per-step 0.5", algo="sac")
     # twice half an update per step, and twice SAC's two critics
@@ -128,9 +129,9 @@ def test_words_are_split_into_flags_with_their_values() -> None:
 
 def test_an_arm_is_one_row_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     row = Arm(flags="--method none --peers 1 --clip 0.1", asks="why?", without=ARMS["one"].without)
-    monkeypatch.setitem(ARMS, "one-reuse", row)
-    config = made(("one-reuse",), "--share-experience")
-    assert flags_of(config, "one-reuse") == "--method none --peers 1 --clip 0.1"
+    monkeypatch.setitem(ARMS, "one-clip", row)
+    config = made(("one-clip",), "--share-experience")
+    assert flags_of(config, "one-clip") == "--method none --peers 1 --clip 0.1"
 
 
 @pytest.mark.parametrize(
