@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from dpd.agents.base import LearnerId
     from dpd.agents.learners import Learners
+    from dpd.agents.views import View
 
 BOUNDS: dict[str, Callable[[float], bool]] = {
     "be positive": lambda x: x > 0,
@@ -84,13 +85,17 @@ class LearnerConfig:
         act_dim: int,
         ids: Sequence[LearnerId],
         device: torch.device | None = None,
+        views: Sequence[View] = (),
     ) -> Learners:
-        """Return a stack of learners, one for each of `ids`, on a device (None: the CPU)."""
+        """Return a stack of learners, one for each of `ids`, on a device (None: the CPU).
+
+        `views` are what each of them sees; empty: all of the observation.
+        """
         from dpd.agents.base import CPU  # here: settings must not import torch
 
         row = next(row for row in ALGORITHMS.values() if row.settings is type(self))
         kind: type[Learners] = resolve_name(row.learners)
-        return kind(self, obs_dim, act_dim, ids, device=device or CPU)
+        return kind(self, obs_dim, act_dim, ids, device=device or CPU, views=views)
 
     @property
     def samples(self) -> int:

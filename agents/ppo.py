@@ -176,8 +176,8 @@ class PPO(GaussianLearners):
 
     def _make(self, ids: Sequence[LearnerId]) -> None:
         config, n, dtype, device = self.config, self.n_learners, self.dtype, self.device
-        critic = mlp_shapes("critic", [self.obs_dim, *config.hidden, 1])
-        shapes = self._policy_shapes(config.hidden) | critic
+        critic = mlp_shapes("critic", [self.in_dim, *config.hidden, 1])
+        shapes = self._policy_shapes(config.hidden, self.in_dim) | critic
         self.nets = StackedNets(shapes, n, config.activation, dtype, device)
         init = RowRandom(ids, Stream.INIT)
         self._initialise("actor", 0.01, init)

@@ -26,6 +26,7 @@ class Stream(IntEnum):
     DISTILL = 3
     TEACHER = 4
     STAGGER = 5
+    SENSOR = 6
 
 
 def _word(learner: LearnerId, stream: Stream, *attempt: int) -> int:

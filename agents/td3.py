@@ -47,7 +47,7 @@ class TD3(OffPolicy):
         self.log_std = std.log().view(-1, 1, 1).repeat(1, 1, self.act_dim)
 
     def _actor_shapes(self) -> Shapes:
-        return mlp_shapes("actor", [self.obs_dim, *self.config.hidden, self.act_dim])
+        return mlp_shapes("actor", [self.in_dim, *self.config.hidden, self.act_dim])
 
     def dist(self, obs: Tensor) -> DiagGaussian:
         """Return the policy at normalised obs [N, B, O]: its action with deviation `noise_std`.
@@ -97,12 +97,12 @@ class TD3(OffPolicy):
 
     def _improve(self, obs_act: Tensor, noise: Tensor) -> Ascent:
         """Return a policy update that ascends the first critic."""
-        obs = obs_act[..., : self.obs_dim]
+        obs = obs_act[..., : self.in_dim]
         (u,), tape = self.nets.run(obs, "actor")
         act = u.tanh()
         q, judged = self._judge(self.first_critics, torch.cat([obs, act], -1))
         of_q = torch.full_like(q, -1 / q.shape[2]).view(-1, q.shape[2], 1)
-        of_act = self.first_critics.input_gradient(judged, of_q, self.obs_dim)
+        of_act = self.first_critics.input_gradient(judged, of_q, self.in_dim)
         _, metrics, (of_u,) = deterministic_loss(q.squeeze(1), act, of_act)
         return Ascent(tape, of_u, metrics)
 
@@ -202,8 +202,8 @@ class ParameterNoise(GaussianNoise):
         return flat.new_zeros(n, *shape)
 
     def output(self, norm: ObsNorm, obs: Tensor) -> Tensor:
-        n, e, size = obs.shape
-        (u,), _ = self.perturbed.run(norm(obs).reshape(n * e, 1, size), "actor")
+        n, e = obs.shape[:2]
+        (u,), _ = self.perturbed.run(norm(obs).reshape(n * e, 1, -1), "actor")
         return u.view(n, e, -1)
 
     def adapt(self, obs: Tensor, ended: Tensor) -> None:
