@@ -6,12 +6,14 @@ Notation: M environments (N learners x E each, learner-major) Â· O observation Â
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from dpd.envs.groups import Groups
 
 
 class UnsupportedEnv(ValueError):
@@ -69,6 +71,8 @@ class EnvSpec:
     """Shape of the original observations, which are flattened here; None if they are vectors."""
     act_shape: tuple[int, ...] | None = None
     """Shape of the original actions, likewise."""
+    groups: Groups = field(default_factory=dict)
+    """Columns of each named group of the observation, in their order."""
 
 
 class Env(Protocol):

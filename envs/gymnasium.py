@@ -31,6 +31,7 @@ from dpd.envs.base import (
     bounds_defect,
     inner_bounds,
 )
+from dpd.envs.groups import Groups, consecutive
 from dpd.envs.physics import UNSTABLE
 
 _SEEDS = 2**31  # limit of NumPy's legacy generators, which dm_control uses
@@ -78,6 +79,7 @@ class GymnasiumEnv(Env):
             max_steps=max_steps,
             obs_shape=obs_space.shape if len(obs_space.shape) != 1 else None,
             act_shape=act_space.shape if len(act_space.shape) != 1 else None,
+            groups=_named_groups(self._envs, int(np.prod(obs_space.shape))),
         )
         self._seeds: list[int] | None = [int(seed) % _SEEDS for seed in seeds]
         self._over = np.zeros(n_envs, dtype=bool)  # episodes that ended in the last step
@@ -285,6 +287,17 @@ def _check_spaces(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]
     if defect := bounds_defect(*inner_bounds(act.low.reshape(-1), act.high.reshape(-1))):
         raise UnsupportedEnv(f"{env_id} cannot be acted in: {defect}")
     return obs, act
+
+
+def _named_groups(envs: VectorEnv, obs_dim: int) -> Groups:
+    """Return the groups that Gymnasium's MuJoCo tasks name; none for other environments."""
+    env = getattr(envs, "envs", [None])[0]
+    sizes = getattr(getattr(env, "unwrapped", None), "observation_structure", None)
+    if not isinstance(sizes, dict) or not all(isinstance(n, int) for n in sizes.values()):
+        return {}
+    groups = consecutive({name: n for name, n in sizes.items() if name != "skipped_qpos"})
+    # a wrapper may have changed the observation
+    return groups if sum(map(len, groups.values())) == obs_dim else {}
 
 
 def _name(space: gymnasium.Space) -> str:

@@ -69,6 +69,7 @@ class Simulation:
         self._marker = np.zeros(n_envs)
         self._obs = tasks.observe(self.task, self.state)
         self.obs_dim = self._obs.shape[1]
+        self.groups = tasks.observation_groups(self.task, self.state)
         self._never = np.zeros(n_envs, dtype=bool)
         self._never.flags.writeable = False
         self._started = False
@@ -222,7 +223,8 @@ class NativeEnv(Env):
         self._sim = sim = Simulation(env_id, n_envs, seeds, threads)
         self.n_envs = n_envs
         sizes, bounds = (sim.obs_dim, sim.model.nu), (sim.act_low, sim.act_high)
-        self.spec = EnvSpec(env_id, "native", *sizes, *bounds, True, sim.task.max_steps)
+        limits = (True, sim.task.max_steps)
+        self.spec = EnvSpec(env_id, "native", *sizes, *bounds, *limits, groups=sim.groups)
         self._scale = ActionScale(sim.act_low, sim.act_high)
         self._all_valid = torch.ones(n_envs, dtype=torch.bool)
         self._never = torch.zeros(n_envs, dtype=torch.bool)

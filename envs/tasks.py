@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from dpd.envs.base import UnsupportedEnv
+from dpd.envs.groups import Groups, consecutive
 
 Array: TypeAlias = Any  # np.ndarray or torch.Tensor, one kind throughout a call
 SimState: TypeAlias = Mapping[str, Array]
@@ -196,14 +197,25 @@ def python_warnings() -> Iterator[None]:
             warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
-def observe(task: Task, state: SimState) -> Array:
-    """Return the observations [M, O]."""
+def observed_parts(task: Task, state: SimState) -> dict[str, Array]:
+    """Return the groups of an observation, in their order -> {name: [M, size]}."""
     qvel = state["qvel"]
     if task.clip_qvel < inf:
         qvel = qvel.clip(-task.clip_qvel, task.clip_qvel)
-    parts = [state["qpos"][:, task.skip_qpos :], qvel]
-    parts += [_rows(task, state, name)[:, first:] for name, first in task.extra]
-    return _concat([part.reshape(len(part), -1) for part in parts])
+    parts = {"qpos": state["qpos"][:, task.skip_qpos :], "qvel": qvel}
+    parts |= {name: _rows(task, state, name)[:, first:] for name, first in task.extra}
+    return {name: part.reshape(len(part), -1) for name, part in parts.items()}
+
+
+def observe(task: Task, state: SimState) -> Array:
+    """Return the observations [M, O]."""
+    return _concat(list(observed_parts(task, state).values()))
+
+
+def observation_groups(task: Task, state: SimState) -> Groups:
+    """Return the columns of each group of the task's observation, by its MjData field."""
+    parts = observed_parts(task, state)
+    return consecutive({name: part.shape[1] for name, part in parts.items()})
 
 
 def marker(task: Task, state: SimState, mass: Array, axis: int = 0) -> Array:

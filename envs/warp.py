@@ -69,7 +69,11 @@ class WarpEnv(Env):
         self._marker = torch.zeros(n_envs, device=self.device)
         self._obs = tasks.observe(task, self._physics.fields)
         sizes, notes = (self._obs.shape[1], model.nu), warp_notes(env_id, self.device)
-        self.spec = EnvSpec(env_id, "warp", *sizes, low, high, True, task.max_steps, notes)
+        limits, groups = (
+            (True, task.max_steps),
+            tasks.observation_groups(task, self._physics.fields),
+        )
+        self.spec = EnvSpec(env_id, "warp", *sizes, low, high, *limits, notes, groups=groups)
         self._started = False
 
     def reset(self) -> Tensor:

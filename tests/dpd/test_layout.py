@@ -56,7 +56,7 @@ SETTINGS = {
     "dpd.study.config",
     "dpd.run.settings",
 }
-NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents"}
+NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents", "dpd.envs.groups"}
 
 
 def module_name(path: Path) -> str:
