@@ -5,88 +5,20 @@ store *wide* observations [..., W]: the raw observation, as a teacher reads it, 
 that the learner sees. The noise is thus drawn once, and a stored state needs no earlier ones.
 
 Notation: a frame is what is seen of one step · G numbers of a frame · H frames, oldest first ·
-F = H G numbers in all · L frames kept.
+F = H G numbers in all · L frames kept. A stack has N views, each of which may have another F.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from dpd.agents.base import CPU, State, Stateful
+from dpd.agents.config import View
 from dpd.agents.norm import EPSILON, ObsNorm
 from dpd.agents.rng import RowRandom
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """The part of an environment's observations that one learner sees.
-
-    Before the first step of an episode, the first frame stands for all earlier ones, and the
-    previous action is 0.
-    """
-
-    obs_dim: int
-    act_dim: int
-    columns: tuple[int, ...]
-    """Numbers of a raw observation that are seen, in rising order."""
-    groups: tuple[str, ...] = ()
-    """Names of these columns' groups."""
-    prev_action: bool = False
-    """See the action before each observation too, in [-1, 1]."""
-    history: int = 1
-    """H, the number of frames."""
-    delay: int = 0
-    """Steps by which observations are late; actions are not."""
-    noise: tuple[float, ...] = ()
-    """Standard deviation of each column's Gaussian noise, in raw units; empty: no noise."""
-
-    @property
-    def frame_dim(self) -> int:
-        """G, the numbers in one frame."""
-        return len(self.columns) + self.prev_action * self.act_dim
-
-    @property
-    def dim(self) -> int:
-        """F, the numbers that the learner sees."""
-        return self.history * self.frame_dim
-
-    @property
-    def reach(self) -> int:
-        """L, the number of frames that it needs to know."""
-        return self.history + self.delay
-
-    @property
-    def has_noise(self) -> bool:
-        """True if any column is noisy."""
-        return any(self.noise)
-
-    @property
-    def is_memoryless(self) -> bool:
-        """True if it needs nothing but the present observation."""
-        return self.reach == 1 and not self.prev_action
-
-    @property
-    def without_sensors(self) -> View:
-        """The view without noise and delay, which a robot's own sensors add."""
-        return replace(self, noise=(), delay=0)
-
-    def places(self, frames: int) -> list[int]:
-        """Return the positions of what is seen [F] in the last frames [frames, O + A], flattened.
-
-        A frame there is a raw observation and the action before it.
-        """
-        width = self.obs_dim + self.act_dim
-        acts = range(self.obs_dim, width) if self.prev_action else range(0)
-        found: list[int] = []
-        for now in range(frames - self.history, frames):
-            found += [(now - self.delay) * width + c for c in self.columns]
-            found += [now * width + c for c in acts]
-        return found
 
 
 def see_all(obs_dim: int, act_dim: int, history: int) -> View:
@@ -128,6 +60,7 @@ class Frames(Stateful):
         places = stacked_places(views, length, device)
         self.padding = places < 0
         self.places = places.clamp(min=0).expand(-1, n_envs, -1)
+        self.act: Tensor | None = None  # the last action, between two calls of `follow`
         self.std: Tensor | None = None
         if any(view.has_noise for view in views):
             rows = [noise_per_column(view) for view in views]
@@ -158,6 +91,17 @@ class Frames(Stateful):
         after = self.widen(next_obs)
         self.restart(obs, noise, over)
         return after, self.widen(obs)
+
+    def follow(self, obs: Tensor) -> Tensor:
+        """Go to the next raw obs [N, E, O] of the same episodes; return wide ones [N, E, W].
+
+        The caller sets `act` to what is done at each; as long as it is None, episodes begin.
+        """
+        if self.act is None:
+            return self.begin(obs)
+        (noise,) = self.draw(1)
+        self.push(obs, self.act.clamp(-1, 1), noise)
+        return self.widen(obs)
 
     def push(self, obs: Tensor, act: Tensor, noise: Tensor | None = None) -> None:
         """Add a frame: raw obs [N, E, O] and the action before it [N, E, A]."""
@@ -248,8 +192,3 @@ class ViewNorm(ObsNorm):
         self.moments.var[n, columns] = var.clamp(min=0)
         self.moments.count[n] = saved["obs_count"][0]
         self._refresh()
-
-
-def named_columns(groups: Mapping[str, Sequence[int]], names: Sequence[str]) -> tuple[int, ...]:
-    """Return the columns of some groups, in rising order."""
-    return tuple(sorted(set(chain.from_iterable(groups[name] for name in names))))

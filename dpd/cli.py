@@ -24,11 +24,13 @@ from dpd.config import (
     RunConfig,
     TeacherConfig,
     TrainConfig,
+    ViewConfig,
     absolute_paths,
     choose,
     flag,
     near,
     one_of,
+    parse_histories,
     rl_algorithms,
     with_sizes,
 )
@@ -115,6 +117,9 @@ class DistillSelection(Selection):
     student_sizes: str | None = None
     """Hidden layers of several students that differ in size only, for example 16,32,64x64. A single
     width applies to all layers."""
+    history: str | None = None
+    """Frames that students see, the present one and those before it. Several numbers, for example
+    1,2,4,8, make several students. None: 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +138,7 @@ class DistillFlags(TrainFlags[Kinds]):
 
     selection: Annotated[DistillSelection, Plain]
     teachers: Annotated[TeacherConfig, Plain]
+    views: Annotated[ViewConfig, Plain]
 
 
 def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any], Path | None]:
@@ -173,6 +179,9 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     sizes = [] if given is None else given.split(",")
     if sizes and len(names) > 1:
         raise BadInput("--student-sizes needs a single algorithm; give one --algo")
+    histories = parse_histories(getattr(selection, "history", None))
+    if len(histories) > 1:
+        refuse_several_histories(names, sizes)
     algos = [default_learners(name, method) for name in names]
     refuse_unshareable(names, argv, settings)
     if selection.preset is not None:
@@ -180,9 +189,9 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         settings = merge(preset, settings)
     kinds = [f"peer{k}" for k in range(len(algos))] if algos[1:] else ["learners"]
     groups = {
-        "run": default_run(command, len(sizes) or len(names)),
+        "run": default_run(command, max(len(sizes), len(histories)) or len(names)),
         "selection": selection,
-        **({"teachers": TeacherConfig()} if command == "distill" else {}),
+        **({"teachers": TeacherConfig(), "views": ViewConfig()} if command == "distill" else {}),
         **dict(zip(kinds, algos, strict=True)),
         "distill": method(),
     }
@@ -200,7 +209,20 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         method=selection.method,
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
+        views=getattr(args, "views", ViewConfig()),
+        histories=histories,
     )
+
+
+def refuse_several_histories(names: Sequence[str], sizes: Sequence[str]) -> None:
+    """Raise BadInput if students would differ in more than their history."""
+    if len(names) > 1:
+        raise BadInput("several numbers of --history need a single algorithm; give one --algo")
+    if len(sizes) > 1:
+        raise BadInput(
+            "--history and --student-sizes both name several students; give one of them several "
+            "values, and the other one value or --hidden"
+        )
 
 
 def refuse_unshareable(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:

@@ -21,10 +21,12 @@ from dpd.agents.config import (
     OffPolicyConfig,
     ReplayConfig,
     StudentConfig,
+    View,
     layers_of,
     require,
 )
 from dpd.distill.config import DPDConfig, MethodConfig
+from dpd.envs.groups import UnknownColumns, columns_of
 from dpd.errors import BadInput
 
 if TYPE_CHECKING:
@@ -180,6 +182,116 @@ class TeacherConfig:
     """Activation of a .zip whose activation cannot be read from the file."""
 
 
+PREV_ACTION = "prev_action"
+"""The word, beside an observation's groups, for the action before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """The part of the observations that students see."""
+
+    student_obs: str | None = None
+    """Observations that students see: groups, columns (3) or ranges of columns (0:8), separated by
+    commas; `dpd groups ENV` prints them. prev_action is the action before. None: all of them, as
+    their teacher."""
+    student_noise: str | None = None
+    """Standard deviation of Gaussian noise on what students see, in raw units and per step, for
+    example qpos=0.01,qvel=0.1. The teacher answers about observations without it."""
+    student_delay: int = 0
+    """Steps by which students' observations are late; prev_action is not."""
+    teacher_obs: str | None = None
+    """Observations that the teachers read, if their files do not say so; None: all of them."""
+
+    def __post_init__(self) -> None:
+        require(self, "not be negative", "student_delay", called=flag)
+
+    def resolve(self, spec: EnvSpec, history: int) -> View:
+        """Return the view of a student with a history of so many frames.
+
+        Raises BadInput for groups that the environment lacks, and for a history that is longer than
+        its episodes.
+        """
+        if history + self.student_delay > spec.max_steps:
+            raise BadInput(
+                f"--history {history} with --student-delay {self.student_delay} goes back further "
+                f"than an episode of {spec.env_id}, which has {spec.max_steps:,} steps"
+            )
+        words = ["all"] if self.student_obs is None else self.student_obs.split(",")
+        words = [word.strip() for word in words if word.strip()]
+        acts = PREV_ACTION in words and PREV_ACTION not in spec.groups
+        chosen = [word for word in words if not (acts and word == PREV_ACTION)]
+        if acts and not chosen:
+            raise BadInput(f"--student-obs {PREV_ACTION} shows no observation; add a group to it")
+        columns = chosen_columns("--student-obs", ",".join(chosen), spec)
+        return View(
+            obs_dim=spec.obs_dim,
+            act_dim=spec.act_dim,
+            columns=tuple(columns),
+            groups=tuple(dict.fromkeys(words)),
+            prev_action=acts,
+            history=history,
+            delay=self.student_delay,
+            noise=self._noise(columns, spec),
+        )
+
+    def _noise(self, columns: Sequence[int], spec: EnvSpec) -> tuple[float, ...]:
+        """Return the noise of each column that students see; empty if there is none."""
+        std: dict[int, float] = {}
+        for word, value in parse_noise(self.student_noise or "").items():
+            noisy = chosen_columns("--student-noise", word, spec)
+            if not set(noisy) <= set(columns):
+                seen = self.student_obs or "all"
+                raise BadInput(
+                    f"--student-noise {word}: students do not see all of it, but {seen}; name what "
+                    "they see, or give --student-obs more"
+                )
+            if set(noisy) & std.keys():
+                raise BadInput(f"--student-noise {word} repeats columns of another word")
+            std |= dict.fromkeys(noisy, value)
+        return tuple(std.get(column, 0.0) for column in columns) if std else ()
+
+
+def chosen_columns(name: str, text: str, spec: EnvSpec) -> list[int]:
+    """Return the columns of an observation that a flag's text chooses. Raises BadInput."""
+    try:
+        return columns_of(text, spec.groups, spec.obs_dim)
+    except UnknownColumns as error:
+        raise BadInput(f"{name}: {error}") from error
+
+
+def parse_noise(text: str) -> dict[str, float]:
+    """Parse standard deviations, qpos=0.01,qvel=0.1. Raises BadInput."""
+    noise: dict[str, float] = {}
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        name, _, number = word.partition("=")
+        try:
+            std = float(number)
+        except ValueError:
+            std = 0.0
+        if not (name and 0 < std < float("inf")):
+            raise BadInput(
+                f"--student-noise {word}: give a positive standard deviation to each group, for "
+                "example qpos=0.01,qvel=0.1"
+            )
+        if name in noise:
+            raise BadInput(f"--student-noise names {name} twice")
+        noise[name] = std
+    return noise
+
+
+def parse_histories(text: str | None) -> tuple[int, ...]:
+    """Parse the lengths of histories, 1,2,4,8. Raises BadInput unless they differ, from 1 on."""
+    if text is None:
+        return ()
+    words = text.split(",")
+    if not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
+        raise BadInput(f"--history must be numbers of frames such as 4 or 1,2,4,8, not '{text}'")
+    histories = tuple(map(int, words))
+    if len(set(histories)) < len(histories):
+        raise BadInput(f"--history {text} names a number twice")
+    return histories
+
+
 T = TypeVar("T")
 
 MAY_CHANGE = {
@@ -210,6 +322,8 @@ class StackConfig:
     peers: tuple[int, ...]
     rounds: int
     """Times that the stack collects and learns in one iteration of the run."""
+    histories: tuple[int, ...] = ()
+    """Frames that each peer sees; empty: learners see all that the environment shows."""
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer's policy."""
@@ -231,6 +345,9 @@ class TrainConfig:
     method: str
     distill: MethodConfig
     teachers: TeacherConfig | None = None
+    views: ViewConfig = ViewConfig()
+    histories: tuple[int, ...] = ()
+    """Frames that students see: one number for all peers, or one per peer; empty: 1."""
 
     @property
     def command(self) -> str:
@@ -264,17 +381,51 @@ class TrainConfig:
         Stacks with fewer steps between updates take several rounds per iteration, so that all peers
         take about the same number of steps.
         """
-        if len(self.algos) == 1:
-            name, algo = self.algos[0]
-            return (StackConfig(name, algo, tuple(range(self.run.peers)), 1),)
-        longest = max(algo.samples for _, algo in self.algos)
-        peers: dict[tuple[str, LearnerConfig], list[int]] = {}
-        for peer, kind in enumerate(self.algos):
-            peers.setdefault(kind, []).append(peer)
+        algos = self.algos if len(self.algos) > 1 else self.algos * self.run.peers
+        longest = max(algo.samples for _, algo in algos)
+        peers: dict[tuple[str, LearnerConfig, int], list[int]] = {}
+        for peer, (name, algo) in enumerate(algos):
+            joins = isinstance(algo, StudentConfig) and self.distill.STACKS_HISTORIES
+            history = 0 if joins else self.history_of(peer)
+            peers.setdefault((name, algo, history), []).append(peer)
         return tuple(
-            StackConfig(name, algo, tuple(members), max(1, round(longest / algo.samples)))
-            for (name, algo), members in peers.items()
+            StackConfig(
+                name,
+                algo,
+                tuple(members),
+                max(1, round(longest / algo.samples)),
+                tuple(map(self.history_of, members)) if self.has_views else (),
+            )
+            for (name, algo, _), members in peers.items()
         )
+
+    @property
+    def has_views(self) -> bool:
+        """True if students see less than the environment shows, or a history."""
+        views = self.views
+        plain = replace(views, teacher_obs=None) == ViewConfig()
+        return not plain or bool(self.histories)
+
+    def history_of(self, peer: int) -> int:
+        """Return the number of frames that a peer sees."""
+        if not self.histories:
+            return 1
+        return self.histories[peer if len(self.histories) > 1 else 0]
+
+    def views_of(self, stack: StackConfig, spec: EnvSpec) -> list[View]:
+        """Return the view of each peer of a stack; empty if learners see everything."""
+        views = [self.views.resolve(spec, history) for history in stack.histories]
+        sees_all = views and len(views[0].columns) == spec.obs_dim
+        if sees_all and all(v.is_memoryless and not v.has_noise for v in views):
+            given = self.views.student_obs
+            if len(self.histories) < 2:
+                asked = "" if given is None else f"--student-obs {given} "
+                asked += f"--history {self.histories[0]}" if self.histories else ""
+                raise BadInput(
+                    f"{asked.strip()}: that is all that {spec.env_id} shows, which students see "
+                    "without these flags; leave them out, or ask for less or for a history"
+                )
+        return views
 
     def __post_init__(self) -> None:
         run = self.run
@@ -286,6 +437,11 @@ class TrainConfig:
             raise BadInput(
                 f"--algo {self.algo_name} names {len(self.algos)} peers and --peers {run.peers}; "
                 "name one algorithm for all, or one per peer"
+            )
+        if len(self.histories) > 1 and len(self.histories) != run.peers:
+            raise BadInput(
+                f"--history names {len(self.histories)} students and --peers {run.peers}; leave "
+                "--peers out"
             )
         if isinstance(self.distill, DPDConfig):
             if run.peers < 2:
@@ -375,6 +531,7 @@ class TrainConfig:
             raise BadInput(
                 f"the replay buffers would take {need / 1e9:,.1f} GB, and {where} "
                 f"has {total / 1e9:,.1f}; lower --capacity or --seeds"
+                + (", or --history" if self.has_views else "")
             )
         return need
 
@@ -382,7 +539,9 @@ class TrainConfig:
         algo = stack.algo
         if not isinstance(algo, ReplayConfig):
             return 0
-        full = algo.replay_bytes(spec.obs_dim, spec.act_dim, self.run.seeds * len(stack.peers))
+        views = self.views_of(stack, spec)
+        wide = spec.obs_dim + max((view.dim for view in views), default=0)
+        full = algo.replay_bytes(wide, spec.act_dim, self.run.seeds * len(stack.peers))
         used = algo.capacity if at_once else min(algo.capacity, self.steps_of(stack))
         return full * used // algo.capacity
 
@@ -404,6 +563,7 @@ class TrainConfig:
             "method": self.method,
             **asdict(self.run),
             **(asdict(self.teachers) if self.teachers else {}),
+            **self._view_settings(),
             **({f"peer{k}": x for k, x in enumerate(learners)} if learners[1:] else learners[0]),
             "distill": asdict(self.distill),
         }
@@ -411,6 +571,12 @@ class TrainConfig:
             del settings[name]
         as_read: dict[str, Any] = json.loads(json.dumps(settings, default=str))
         return as_read
+
+    def _view_settings(self) -> dict[str, Any]:
+        """Return the settings of views, if there are any: runs without them need not know them."""
+        if self.views == ViewConfig() and not self.histories:
+            return {}
+        return {"history": ",".join(map(str, self.histories)) or None, **asdict(self.views)}
 
 
 def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:

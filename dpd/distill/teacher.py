@@ -85,7 +85,11 @@ class Teacher(Stateful):
     def features(self, obs: Tensor) -> Tensor:
         """Return the only teacher's last hidden layer at raw obs [N, B, O] -> [N, B, H]."""
         (policy,) = self.policies
-        return policy.features(full_part(policy, obs).flatten(0, 1).float()).unflatten(0, obs.shape[:2]).to(obs.dtype)
+        return (
+            policy.features(full_part(policy, obs).flatten(0, 1).float())
+            .unflatten(0, obs.shape[:2])
+            .to(obs.dtype)
+        )
 
     def _answer(self, policy: Policy, obs: Tensor) -> DiagGaussian:
         """Return a teacher's answer at raw obs [N, B, O], as a target."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,9 +15,16 @@ from dpd.config import TrainConfig
 from dpd.distill.teacher import Returns, Teacher
 from dpd.fidelity.audit import NEAR, NOTHING_TO_RETAIN, compare_policies
 from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
-from dpd.fidelity.states import HELD_OUT, AuditSettings, visit, visit_together
+from dpd.fidelity.states import (
+    HELD_OUT,
+    AuditSettings,
+    frames_needed,
+    visit,
+    visit_together,
+)
 from dpd.files import replacing
 from dpd.policies import policyfile
+from dpd.policies.playing import Playing
 from dpd.report.figures import (
     DASHED,
     GREY,
@@ -137,12 +144,12 @@ def compare_sizes(
         threads=run.threads,
     )
     teachers = [ComparedPolicy(name="teacher", policy=policy) for policy in teacher.policies]
-    lessons = [
-        (t, visit(settings, t.policy.repeatable_mode, settings.n_states, HELD_OUT).obs)
-        for t in teachers
-    ]
     subjects = [ComparedPolicy(name=f.stem, policy=policyfile.load(f), file=f) for f in files]
-    modes = [s.policy.repeatable_mode for s in subjects]
+    settings = replace(settings, frames=frames_needed([s.policy for s in subjects]))
+    lessons = [
+        (t, visit(settings, Playing(t.policy), settings.n_states, HELD_OUT).obs) for t in teachers
+    ]
+    modes = [Playing(s.policy) for s in subjects]
     visited = visit_together(settings, modes, settings.n_states)
     sizes: dict[str, list[StudentResult]] = {}
     for subject, own, outcome in zip(subjects, visited, outcomes, strict=True):

@@ -97,9 +97,7 @@ class LearnerStack:
     def collect(self) -> None:
         """Fill the rollout, and let the method read it. Raises NonFinite."""
         try:
-            self.obs = collect(
-                self.env, self.method.actor, self.obs, self.rollout, self.frames
-            )
+            self.obs = collect(self.env, self.method.actor, self.obs, self.rollout, self.frames)
         except NonFiniteAction as error:
             row = error.ids[0] // self.config.algo.n_envs
             raise NonFinite("action", self.ids[row]) from error
