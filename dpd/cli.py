@@ -177,11 +177,8 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     names = (selection.algo or method.ALGO).split(",")
     given = getattr(selection, "student_sizes", None)
     sizes = [] if given is None else given.split(",")
-    if sizes and len(names) > 1:
-        raise BadInput("--student-sizes needs a single algorithm; give one --algo")
     histories = parse_histories(getattr(selection, "history", None))
-    if len(histories) > 1:
-        refuse_several_histories(names, sizes)
+    refuse_several_kinds(names, sizes, histories)
     algos = [default_learners(name, method) for name in names]
     refuse_unshareable(names, argv, settings)
     if selection.preset is not None:
@@ -214,14 +211,18 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     )
 
 
-def refuse_several_histories(names: Sequence[str], sizes: Sequence[str]) -> None:
-    """Raise BadInput if students would differ in more than their history."""
-    if len(names) > 1:
+def refuse_several_kinds(
+    names: Sequence[str], sizes: Sequence[str], histories: Sequence[int]
+) -> None:
+    """Raise BadInput if students would differ in more than one of algorithm, size and history."""
+    if sizes and len(names) > 1:
+        raise BadInput("--student-sizes needs a single algorithm; give one --algo")
+    if len(histories) > 1 and len(names) > 1:
         raise BadInput("several numbers of --history need a single algorithm; give one --algo")
-    if len(sizes) > 1:
+    if len(histories) > 1 and sizes:
         raise BadInput(
-            "--history and --student-sizes both name several students; give one of them several "
-            "values, and the other one value or --hidden"
+            "--history and --student-sizes both name students; give one number of --history, or "
+            "--hidden for the size of all"
         )
 
 

@@ -41,9 +41,9 @@ class Watch:
         """Store the actions [B, A] in [-1, 1] that followed."""
         self.last_act = act.clamp(-1, 1).to(self.last_act.dtype).unsqueeze(0)
 
-    def reset(self, mask: Tensor | None = None) -> None:
-        """Let the next observations begin episodes, of all rows or where mask [B]."""
-        self.fresh |= torch.ones_like(self.fresh) if mask is None else mask.view(1, -1)
+    def restart(self) -> None:
+        """Let the next observations begin episodes."""
+        self.fresh.fill_(True)
 
 
 class EpisodeActor:
@@ -69,7 +69,7 @@ class Playing(EpisodeActor):
 
     def begin(self) -> None:
         if self.watch is not None:
-            self.watch.reset()
+            self.watch.restart()
 
     def __call__(self, obs: Tensor) -> Tensor:
         view = self.policy.meta.view

@@ -24,8 +24,7 @@ from dpd.files import replacing
 from dpd.policies import memory
 from dpd.policies.memory import MemoryMeta, Neighbours
 from dpd.policies.metadata import NotAPolicy, PolicyMeta, read_meta, shapes, to_json
-from dpd.policies.playing import Watch
-from dpd.policies.single import SingleActor
+from dpd.policies.single import SeenFrames, SingleActor
 
 # Far beyond any policy of this suite: larger files are rejected before they cost memory or time.
 MAX_POLICY_FILE = 2**30  # bytes
@@ -50,7 +49,7 @@ class Policy:
         self._wide: Policy | None = None  # a copy in float64, made on first use
         self._obs_shape, self._act_shape = meta.full_obs_shape, meta.full_act_shape
         self._memory: Neighbours | None = None
-        self._watch: Watch | None = None  # of the episodes that `act` is in
+        self._seen: SeenFrames | None = None  # of the episodes that `act` is in
         if meta.memory is not None and meta.memory.student_weight < 1:
             keys, actions = self._params["memory.keys"], self._params["memory.actions"]
             self._memory = Neighbours.of(keys, actions, meta.memory.k, meta.memory.tau)
@@ -178,31 +177,33 @@ class Policy:
         Policies without a view have nothing to forget. Raises ValueError for a mask of another size
         than the batch that the policy acts on.
         """
-        if self.meta.view is None or self._watch is None:
+        if mask is None or self._seen is None:
+            self._seen = None
             return
-        if mask is None:
-            self._watch = None
-            return
-        rows = torch.as_tensor(np.asarray(mask), dtype=torch.bool)
-        if rows.numel() != self._watch.batch:
-            raise ValueError(
-                f"a mask of {rows.numel()} rows; the policy acts on {self._watch.batch}"
-            )
-        self._watch.reset(rows)
+        rows = np.asarray(mask, dtype=bool).ravel()
+        if len(rows) != self._seen.batch:
+            raise ValueError(f"a mask of {len(rows)} rows; the policy acts on {self._seen.batch}")
+        self._seen.restart(rows)
 
     @torch.no_grad()
     def _act_next(self, view: View, obs: np.ndarray) -> np.ndarray:
         """Act on the next flattened observations [B, O] of running episodes."""
-        if self._watch is None:
-            self._watch = Watch(view.without_sensors, len(obs))
-        if self._watch.batch != len(obs):
+        if self._seen is None:
+            self._seen = SeenFrames(view, len(obs))
+        if self._seen.batch != len(obs):
             raise ValueError(
-                f"{len(obs)} observations after {self._watch.batch}: the policy keeps a history of "
+                f"{len(obs)} observations after {self._seen.batch}: the policy keeps a history of "
                 "each row; call reset() before another batch"
             )
-        act = self.mode(self._watch.see(torch.as_tensor(obs, dtype=torch.float32)))
-        self._watch.took(act)
-        return self.scaled(act)
+        stack = self._seen.see(obs)
+        if len(obs) == 1 and self._memory is None:
+            act = self._act_on_one(stack.ravel())[None]
+        else:
+            act = self.act_flat(stack)
+        if view.prev_action:
+            low, high = self.tensors["act_low"].numpy(), self.tensors["act_high"].numpy()
+            self._seen.took((act - low) / (high - low) * 2 - 1)
+        return act
 
     @cached_property
     def _act_on_one(self) -> SingleActor:
