@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from dpd.envs.dict_space import without_dict
 from dpd.errors import BadInput
 from dpd.policies.playing import Playing
 from dpd.policies.policyfile import Policy
@@ -86,7 +87,8 @@ def render_episode(policy: Policy, place: Place, seed: int) -> tuple[list[np.nda
 
     Raises BadInput if the environment cannot render images.
     """
-    env = gymnasium.make(place.env_id, render_mode="rgb_array", **place.env_kwargs)
+    made = gymnasium.make(place.env_id, render_mode="rgb_array", **place.env_kwargs)
+    env = without_dict(made, place.env_id)
     if env.render_mode != "rgb_array" or "rgb_array" not in env.metadata.get("render_modes", []):
         env.close()
         raise BadInput(

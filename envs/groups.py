@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
 
 Groups = dict[str, range]
 """Columns of each named group, in the order of the flat observation; empty if none has a name."""
@@ -30,9 +33,27 @@ def consecutive(sizes: Mapping[str, int]) -> Groups:
     return groups
 
 
+def flat_dict(obs: Mapping[str, Any]) -> np.ndarray:
+    """Return an environment's Dict observation as its policies take it -> [O] float32.
+
+    Keys are in sorted order, in nested Dicts too, and arrays flattened in C order.
+    """
+    parts = [np.asarray(value, np.float32).reshape(-1) for value in _leaves_of(obs)]
+    return np.concatenate(parts)
+
+
+def _leaves_of(obs: Mapping[str, Any]) -> Iterator[Any]:
+    for _, value in sorted(obs.items()):
+        if isinstance(value, Mapping):
+            yield from _leaves_of(value)
+        else:
+            yield value
+
+
 def is_choosable(name: str) -> bool:
     """Return True if `columns_of` can find a group by this name."""
-    return bool(name.strip(" \t")) and "," not in name and not _is_reserved(name)
+    is_word = bool(name) and name == name.strip() and "," not in name
+    return is_word and name != EVERYTHING and _COLUMNS.fullmatch(name) is None
 
 
 def columns_of(text: str, groups: Groups, obs_dim: int) -> list[int]:
@@ -63,10 +84,6 @@ def describe_groups(groups: Groups, obs_dim: int) -> str:
 def span(columns: range) -> str:
     """Write a range of columns as `columns_of` reads it."""
     return f"{columns.start}:{columns.stop}" if len(columns) > 1 else str(columns.start)
-
-
-def _is_reserved(name: str) -> bool:
-    return name.strip() == EVERYTHING or _COLUMNS.fullmatch(name.strip()) is not None
 
 
 def _columns_of_word(word: str, groups: Groups, obs_dim: int) -> list[int]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import gymnasium
 import mujoco
@@ -31,11 +31,16 @@ from dpd.envs.base import (
     bounds_defect,
     inner_bounds,
 )
+from dpd.envs.dict_space import FlatDictEnv, without_dict
 from dpd.envs.groups import Groups, consecutive
 from dpd.envs.physics import UNSTABLE
 
 _SEEDS = 2**31  # limit of NumPy's legacy generators, which dm_control uses
-_SUPPORTED = "supported are Box observations that are not images, and Box actions within bounds"
+_SUPPORTED = (
+    "supported are Box observations that are not images, Dicts of them, and Box actions within "
+    "bounds"
+)
+WrapperKind = TypeVar("WrapperKind")
 _LOST = "dpd_lost"
 """The info key that marks a step in which the physics became unstable."""
 
@@ -94,7 +99,7 @@ class GymnasiumEnv(Env):
         return torch.from_numpy(self._flat(obs))
 
     def stagger(self, share: np.ndarray) -> None:
-        limits = [_time_limit(env) for env in getattr(self._envs, "envs", [None])]
+        limits = [_find_wrapper(env, TimeLimit) for env in getattr(self._envs, "envs", [None])]
         for limit, age in zip(limits, share, strict=False):
             if limit is None:
                 raise UnsupportedEnv(
@@ -227,10 +232,12 @@ def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, b
     how: EnvKwargs = {
         "vectorization_mode": "sync",
         "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
-        "wrappers": [partial(CheckedEnv, env_id=env_id)],
+        "wrappers": [partial(without_dict, env_id=env_id), partial(CheckedEnv, env_id=env_id)],
     }
     try:
         envs = gymnasium.make_vec(env_id, n_envs, **({} if only_vector else how), **kwargs)
+    except UnsupportedEnv:
+        raise
     except (gymnasium.error.Error, ImportError) as error:
         raise UnsupportedEnv(f"{env_id} can't be made: {error}") from error
     except Exception as error:
@@ -255,10 +262,12 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         raise UnsupportedEnv(f"no environment is called {env_id}; {hint}") from error
 
 
-def _time_limit(env: gymnasium.Env[Any, Any] | None) -> TimeLimit | None:
-    """Return an environment's TimeLimit wrapper, or None."""
+def _find_wrapper(
+    env: gymnasium.Env[Any, Any] | None, kind: type[WrapperKind]
+) -> WrapperKind | None:
+    """Return an environment's outermost wrapper of a kind, or None."""
     while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, TimeLimit):
+        if isinstance(env, kind):
             return env
         env = env.env
     return None
@@ -276,6 +285,11 @@ def _autoreset_mode(env_id: str, envs: VectorEnv) -> AutoresetMode:
 
 def _check_spaces(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]:
     obs, act = envs.single_observation_space, envs.single_action_space
+    if isinstance(obs, spaces.Dict):  # of a vector environment, which takes no wrappers
+        raise UnsupportedEnv(
+            f"{env_id} observes a Dict, but has no entry_point for single environments, which "
+            "Dict observations need"
+        )
     if not isinstance(obs, spaces.Box):
         raise UnsupportedEnv(f"{env_id} observes {_name(obs)}; {_SUPPORTED}")
     if obs.dtype == np.uint8 and len(obs.shape) == 3:
@@ -290,8 +304,10 @@ def _check_spaces(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]
 
 
 def _named_groups(envs: VectorEnv, obs_dim: int) -> Groups:
-    """Return the groups that Gymnasium's MuJoCo tasks name; none for other environments."""
+    """Return the keys of a Dict, or the groups that Gymnasium's MuJoCo tasks name, or none."""
     env = getattr(envs, "envs", [None])[0]
+    if (flat := _find_wrapper(env, FlatDictEnv)) is not None:
+        return flat.groups
     sizes = getattr(getattr(env, "unwrapped", None), "observation_structure", None)
     if not isinstance(sizes, dict) or not all(isinstance(n, int) for n in sizes.values()):
         return {}

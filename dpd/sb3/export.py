@@ -134,7 +134,13 @@ def _write(policy: Policy, kind: Kind, folder: Path) -> None:
     meta, name = policy.meta, zoo_name(policy)
     (folder / name).mkdir(parents=True)
     with python_warnings():
-        envs = DummyVecEnv([lambda: gymnasium.make(meta.env_id, **meta.env_kwargs)])
+        env: gymnasium.Env = gymnasium.make(meta.env_id, **meta.env_kwargs)
+    if isinstance(env.observation_space, gymnasium.spaces.Dict):
+        raise BadInput(
+            f"{meta.env_id} observes a Dict, which Stable-Baselines3's MlpPolicy cannot read as "
+            "one vector; give --format onnx, torchscript or dpd"
+        )
+    envs = DummyVecEnv([lambda: env])
     model = _model(policy, kind, envs)
     if meta.norm_obs:
         _normaliser(policy, envs).save(str(folder / name / "vecnormalize.pkl"))

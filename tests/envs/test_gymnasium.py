@@ -245,7 +245,8 @@ BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
     ("obs", "act", "message"),
     [
         (spaces.Discrete(4), BOX, "observes Discrete"),
-        (spaces.Dict({"a": BOX}), BOX, "observes Dict"),
+        (spaces.Tuple([BOX]), BOX, "observes Tuple"),
+        (spaces.Dict({"a": spaces.Tuple([BOX])}), BOX, "observes Tuple as 'a'"),
         (spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, "observes images"),
         (BOX, spaces.Discrete(2), "takes Discrete actions"),
         (BOX, spaces.Box(0, 3, (2,), np.int64), r"takes Box\(int64\) actions"),
