@@ -23,7 +23,9 @@ from dpd.policies import policyfile
 from dpd.run.episodes import evaluate_policy
 from dpd.run.train import iterate, make_training
 from tests.toy.blind_env import ENV, saved_teacher
+from tests.toy.dict_env import CART
 from tests.toy.runs import ENDS, ROLLOUT, STUDENT, run, train_teacher
+from tests.toy.students import linear
 
 POSITION = ["--student-obs", "0"]
 LEARN = ["--n-envs", "8", "--n-steps", "40", "--minibatch-size", "64", "--lr", "3e-3"]
@@ -286,3 +288,16 @@ def test_metrics_of_a_run_are_logged_for_every_history(by_history: Path) -> None
     with (by_history / "metrics.csv").open(newline="") as file:
         peers = {row["peer"] for row in csv.DictReader(file) if row["metric"] == "distill/loss"}
     assert peers == {"0", "1", "2"}
+
+
+def test_keys_of_a_dict_are_groups_that_a_student_may_see(tmp_path: Path) -> None:
+    # Cart observes alpha (2), cart.grid (6), cart.place (1) and terrain (1), in this order
+    weight = torch.zeros(10, 1)
+    weight[8] = -1.0
+    policy = linear(weight, torch.zeros(1), env_id=CART)
+    policyfile.save(tmp_path / "t.safetensors", policy.tensors, policy.meta)
+    argv = [CART, "--teacher", str(tmp_path / "t.safetensors"), *STUDENT, *ENDS]
+    argv += ["--student-obs", "cart.place,terrain", "--history", "2", "--total-steps", "256"]
+    run(*argv, "--out", str(tmp_path / "run"))
+    view = dpd.load(tmp_path / "run/policies/seed0-peer0.safetensors").meta.view
+    assert view is not None and view.columns == (8, 9)
