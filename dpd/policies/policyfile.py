@@ -49,6 +49,10 @@ class Policy:
         self._wide: Policy | None = None  # a copy in float64, made on first use
         self._obs_shape, self._act_shape = meta.full_obs_shape, meta.full_act_shape
         self._memory: Neighbours | None = None
+        self._columns: Tensor | None = None  # made once, since a copy to a GPU waits for it
+        if meta.view is not None:
+            device = next(iter(self.tensors.values())).device
+            self._columns = torch.tensor(meta.view.columns, device=device)
         self._seen: SeenFrames | None = None  # of the episodes that `act` is in
         if meta.memory is not None and meta.memory.student_weight < 1:
             keys, actions = self._params["memory.keys"], self._params["memory.actions"]
@@ -126,7 +130,8 @@ class Policy:
                 f"the policy sees {view.history} frames of an episode, and one observation does "
                 "not tell them; let it act step by step"
             )
-        return obs[:, list(view.columns)].unsqueeze(1)
+        assert self._columns is not None
+        return obs.index_select(1, self._columns).unsqueeze(1)
 
     def seen_in(self, frames: Tensor) -> Tensor:
         """Return the stacks [B, H, G] that a policy with a view sees in whole frames.
