@@ -28,6 +28,8 @@ from tests.toy.runs import ENDS, ROLLOUT, STUDENT, run, train_teacher
 from tests.toy.students import linear
 
 POSITION = ["--student-obs", "0"]
+SENSORS = ["--student-obs", "qpos,prev_action", "--student-noise", "qpos=0.1"]
+SENSORS += ["--student-delay", "1"]
 LEARN = ["--n-envs", "8", "--n-steps", "40", "--minibatch-size", "64", "--lr", "3e-3"]
 LEARN += ["--hidden", "32", "32"]
 
@@ -104,6 +106,37 @@ def test_what_is_late_and_noisy_is_evaluated_so(
     assert bad < 0.5 * good.returns.mean()
     again = evaluate_policy(dpd.load(out / "policies/seed0-peer0.safetensors"), ENV, 20, 0)
     assert again.returns.mean() == bad
+
+
+def test_fidelity_asks_a_student_what_it_saw_in_the_episode(
+    by_history: Path, teacher: Path, tmp_path: Path
+) -> None:
+    students = [str(by_history / f"policies/seed0-h{h}.safetensors") for h in (1, 4)]
+    argv = ["fidelity", str(teacher), *students, "--episodes", "2", "--states", "60"]
+    assert main([*argv, "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "fidelity.json").read_text())["students"]
+    one, four = (student["sets"] for student in found)
+    for states in ("heldout", "mixed", "student"):
+        assert four[states]["action_error"] < 0.05 < one[states]["action_error"]
+
+
+def test_a_run_with_views_is_resumed_to_the_end_of_the_whole(swimmer: Path, tmp_path: Path) -> None:
+    argv = ["Swimmer-v5", "--teacher", str(swimmer), *STUDENT, *ENDS, *SENSORS]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run(*argv, "--history", "1,3", "--total-steps", "1024", "--out", str(whole))
+    run(*argv, "--history", "1,3", "--total-steps", "512", "--out", str(resumed))
+    run("--resume", str(resumed), "--total-steps", "1024")
+    for h in (1, 3):
+        one, other = (dpd.load(x / f"policies/seed0-h{h}.safetensors") for x in (whole, resumed))
+        assert one.acts_as(other) and one.meta.view == other.meta.view
+
+
+def test_one_more_evaluation_leaves_training_as_it_is(swimmer: Path, tmp_path: Path) -> None:
+    argv = ["Swimmer-v5", "--teacher", str(swimmer), *STUDENT, *ENDS, *SENSORS]
+    for evals in ("1", "4"):
+        run(*argv, "--total-steps", "512", "--evals", evals, "--out", str(tmp_path / evals))
+    last = [dpd.load(tmp_path / x / "policies/seed0-peer0.safetensors") for x in ("1", "4")]
+    assert last[0].acts_as(last[1])
 
 
 # --- Nothing changes without a view ---
