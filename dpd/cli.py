@@ -21,21 +21,22 @@ from dpd.agents.config import ALGORITHMS, LearnerConfig, PPOConfig
 from dpd.config import (
     EvaluateConfig,
     ExportConfig,
+    GroupsConfig,
     RunConfig,
     TeacherConfig,
     TrainConfig,
-    ViewConfig,
     absolute_paths,
     choose,
     flag,
     near,
     one_of,
-    parse_histories,
+    parse_env_kwargs,
     rl_algorithms,
     with_sizes,
 )
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
 from dpd.distill.config import METHODS, MethodConfig, MethodSpec
+from dpd.distill.views import ViewConfig, parse_histories
 from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
 from dpd.run.settings import (
@@ -61,6 +62,7 @@ commands
   dpd fidelity PATH PATH ...   measure how closely students follow a teacher, the first PATH
   dpd sweep TEACHER ...        measure what makes a student follow its teacher
   dpd export PATH ...          write a policy as an ONNX, TorchScript, C, SB3 or dpd file
+  dpd groups ENV               print the named groups of an environment's observation
 
 `dpd COMMAND --help` lists the flags of a command; `dpd --version` prints the version.
 
@@ -290,7 +292,7 @@ def with_absolute_paths(run: RunConfig) -> RunConfig:
 
     A resumed run keeps its arguments unchanged.
     """
-    kwargs = run.parsed_env_kwargs()
+    kwargs = parse_env_kwargs(run.env_kwargs)
     if run.resume is not None or absolute_paths(kwargs) == kwargs:
         return run
     return replace(run, env_kwargs=json.dumps(absolute_paths(kwargs)))
@@ -361,6 +363,7 @@ PLAIN_COMMANDS = {
     "compare": (CompareConfig, "dpd.study.compare:compare_paths"),
     "sweep": (SweepConfig, "dpd.fidelity.sweep:sweep_teacher"),
     "export": (ExportConfig, "dpd.export:export_policy"),
+    "groups": (GroupsConfig, "dpd.run.groups:print_groups"),
 }
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,8 @@ from dpd.agents.config import (
     require,
 )
 from dpd.distill.config import DPDConfig, MethodConfig
-from dpd.envs.groups import UnknownColumns, columns_of
+from dpd.distill.views import ViewConfig
+from dpd.envs.randomization import NATIVE_IDS, RANDOMIZE, BadRange, format_ranges, parse_ranges
 from dpd.errors import BadInput
 
 if TYPE_CHECKING:
@@ -52,6 +53,23 @@ def parse_env_kwargs(text: str) -> dict[str, Any]:
     if not isinstance(kwargs, dict):
         raise BadInput(f"--env-kwargs must be a JSON object, not '{text}'")
     return kwargs
+
+
+def with_ranges(env: str, kwargs: dict[str, Any], randomize: str | None) -> dict[str, Any]:
+    """Return an environment's keyword arguments with the ranges of --randomize.
+
+    Raises BadInput if they cannot be read, or the environment is none that can be randomised.
+    """
+    if randomize is None:
+        return kwargs
+    if env not in NATIVE_IDS:
+        raise BadInput(f"--randomize changes the model of {', '.join(NATIVE_IDS)} only, not {env}")
+    if RANDOMIZE in kwargs:
+        raise BadInput(f"--env-kwargs contains {RANDOMIZE} already; leave --randomize out")
+    try:
+        return {**kwargs, RANDOMIZE: format_ranges(parse_ranges(randomize))}
+    except BadRange as error:
+        raise BadInput(f"--randomize {randomize}: {error}") from error
 
 
 def absolute_paths(value: Any) -> Any:
@@ -87,6 +105,10 @@ class RunConfig:
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as JSON. A relative path that contains a slash, such as
     "./robot.xml", is stored as an absolute path."""
+    randomize: str | None = None
+    """Factors that every episode of a native task draws uniformly, for example
+    mass=0.8:1.2,friction=0.5:1.5; also gear, damping, stiffness, fluid. Observations end with them,
+    as the group params. Policies keep the ranges among their environment's arguments."""
     backend: Literal["auto", "native", "gymnasium", "warp"] = "auto"
     """Simulator. auto: native if it supports the environment, warp for many environments on a GPU,
     else gymnasium."""
@@ -164,8 +186,8 @@ class RunConfig:
         return range(begin, begin + share + (part < rest))
 
     def parsed_env_kwargs(self) -> dict[str, Any]:
-        """Return the environment's keyword arguments."""
-        return parse_env_kwargs(self.env_kwargs)
+        """Return the environment's keyword arguments, with the ranges of --randomize."""
+        return with_ranges(self.env, parse_env_kwargs(self.env_kwargs), self.randomize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,116 +202,6 @@ class TeacherConfig:
     --vecnormalize reads: one for all, or one per zip."""
     teacher_activation: Literal["tanh", "relu", "elu"] | None = None
     """Activation of a .zip whose activation cannot be read from the file."""
-
-
-PREV_ACTION = "prev_action"
-"""The word, beside an observation's groups, for the action before it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewConfig:
-    """The part of the observations that students see."""
-
-    student_obs: str | None = None
-    """Observations that students see: groups, columns (3) or ranges of columns (0:8), separated by
-    commas; `dpd groups ENV` prints them. prev_action is the action before. None: all of them, as
-    their teacher."""
-    student_noise: str | None = None
-    """Standard deviation of Gaussian noise on what students see, in raw units and per step, for
-    example qpos=0.01,qvel=0.1. The teacher answers about observations without it."""
-    student_delay: int = 0
-    """Steps by which students' observations are late; prev_action is not."""
-    teacher_obs: str | None = None
-    """Observations that the teachers read, if their files do not say so; None: all of them."""
-
-    def __post_init__(self) -> None:
-        require(self, "not be negative", "student_delay", called=flag)
-
-    def resolve(self, spec: EnvSpec, history: int) -> View:
-        """Return the view of a student with a history of so many frames.
-
-        Raises BadInput for groups that the environment lacks, and for a history that is longer than
-        its episodes.
-        """
-        if history + self.student_delay > spec.max_steps:
-            raise BadInput(
-                f"--history {history} with --student-delay {self.student_delay} goes back further "
-                f"than an episode of {spec.env_id}, which has {spec.max_steps:,} steps"
-            )
-        words = ["all"] if self.student_obs is None else self.student_obs.split(",")
-        words = [word.strip() for word in words if word.strip()]
-        acts = PREV_ACTION in words and PREV_ACTION not in spec.groups
-        chosen = [word for word in words if not (acts and word == PREV_ACTION)]
-        if acts and not chosen:
-            raise BadInput(f"--student-obs {PREV_ACTION} shows no observation; add a group to it")
-        columns = chosen_columns("--student-obs", ",".join(chosen), spec)
-        return View(
-            obs_dim=spec.obs_dim,
-            act_dim=spec.act_dim,
-            columns=tuple(columns),
-            groups=tuple(dict.fromkeys(words)),
-            prev_action=acts,
-            history=history,
-            delay=self.student_delay,
-            noise=self._noise(columns, spec),
-        )
-
-    def _noise(self, columns: Sequence[int], spec: EnvSpec) -> tuple[float, ...]:
-        """Return the noise of each column that students see; empty if there is none."""
-        std: dict[int, float] = {}
-        for word, value in parse_noise(self.student_noise or "").items():
-            noisy = chosen_columns("--student-noise", word, spec)
-            if not set(noisy) <= set(columns):
-                seen = self.student_obs or "all"
-                raise BadInput(
-                    f"--student-noise {word}: students do not see all of it, but {seen}; name what "
-                    "they see, or give --student-obs more"
-                )
-            if set(noisy) & std.keys():
-                raise BadInput(f"--student-noise {word} repeats columns of another word")
-            std |= dict.fromkeys(noisy, value)
-        return tuple(std.get(column, 0.0) for column in columns) if std else ()
-
-
-def chosen_columns(name: str, text: str, spec: EnvSpec) -> list[int]:
-    """Return the columns of an observation that a flag's text chooses. Raises BadInput."""
-    try:
-        return columns_of(text, spec.groups, spec.obs_dim)
-    except UnknownColumns as error:
-        raise BadInput(f"{name}: {error}") from error
-
-
-def parse_noise(text: str) -> dict[str, float]:
-    """Parse standard deviations, qpos=0.01,qvel=0.1. Raises BadInput."""
-    noise: dict[str, float] = {}
-    for word in filter(None, (part.strip() for part in text.split(","))):
-        name, _, number = word.partition("=")
-        try:
-            std = float(number)
-        except ValueError:
-            std = 0.0
-        if not (name and 0 < std < float("inf")):
-            raise BadInput(
-                f"--student-noise {word}: give a positive standard deviation to each group, for "
-                "example qpos=0.01,qvel=0.1"
-            )
-        if name in noise:
-            raise BadInput(f"--student-noise names {name} twice")
-        noise[name] = std
-    return noise
-
-
-def parse_histories(text: str | None) -> tuple[int, ...]:
-    """Parse the lengths of histories, 1,2,4,8. Raises BadInput unless they differ, from 1 on."""
-    if text is None:
-        return ()
-    words = text.split(",")
-    if not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
-        raise BadInput(f"--history must be numbers of frames such as 4 or 1,2,4,8, not '{text}'")
-    histories = tuple(map(int, words))
-    if len(set(histories)) < len(histories):
-        raise BadInput(f"--history {text} names a number twice")
-    return histories
 
 
 T = TypeVar("T")
@@ -345,7 +257,7 @@ class TrainConfig:
     method: str
     distill: MethodConfig
     teachers: TeacherConfig | None = None
-    views: ViewConfig = ViewConfig()
+    views: ViewConfig = field(default_factory=ViewConfig)
     histories: tuple[int, ...] = ()
     """Frames that students see: one number for all peers, or one per peer; empty: 1."""
 
@@ -706,6 +618,28 @@ class EvaluateConfig:
         require(self, "be at least 1", "episodes", called=flag)
         if not self.paths:
             raise BadInput("dpd evaluate needs a PATH: a policy file or a run directory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupsConfig:
+    """Print the groups of an environment's observation: the names by which views choose columns."""
+
+    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")]
+    """Gymnasium environment id; `module:Id` first imports the module that registers it."""
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment, as JSON."""
+    randomize: str | None = None
+    """Ranges of factors, as those of dpd train: they add the group params."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        self.parsed_env_kwargs()
+
+    def parsed_env_kwargs(self) -> dict[str, Any]:
+        """Return the environment's keyword arguments, with the ranges of --randomize."""
+        kwargs: dict[str, Any] = absolute_paths(parse_env_kwargs(self.env_kwargs))
+        return with_ranges(self.env, kwargs, self.randomize)
 
 
 @dataclass(frozen=True, kw_only=True)

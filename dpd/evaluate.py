@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from dpd.envs.dict_space import without_dict
+from dpd.envs.rendering import make_renderable
 from dpd.errors import BadInput
 from dpd.policies.playing import Playing
 from dpd.policies.policyfile import Policy
@@ -87,8 +87,7 @@ def render_episode(policy: Policy, place: Place, seed: int) -> tuple[list[np.nda
 
     Raises BadInput if the environment cannot render images.
     """
-    made = gymnasium.make(place.env_id, render_mode="rgb_array", **place.env_kwargs)
-    env = without_dict(made, place.env_id)
+    env = make_renderable(place.env_id, place.env_kwargs)
     if env.render_mode != "rgb_array" or "rgb_array" not in env.metadata.get("render_modes", []):
         env.close()
         raise BadInput(

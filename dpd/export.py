@@ -33,11 +33,10 @@ from dpd.policies.policyfile import (
     Policy,
     probes,
     refuse_memory,
-    refuse_view,
     require_fit,
     require_same_actions,
-    without_view,
 )
+from dpd.policies.views import refuse_view, without_view
 from dpd.run.sources import Place, find_policies, load_any, place_of
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import torch
 
 from dpd.envs.base import Env, EnvKwargs, EnvSpec, OnDevice, UnsupportedEnv
 from dpd.envs.native import NativeEnv
+from dpd.envs.randomization import RANDOMIZE, BadRange, Ranges, parse_ranges
 from dpd.envs.tasks import TASKS, find_task
 
 BACKENDS = ("auto", "native", "gymnasium", "warp")
@@ -29,10 +30,10 @@ def make(
 ) -> Env:
     """Make n_envs environments, one seed each. Raises UnsupportedEnv if that is impossible.
 
-    Backend `auto` is gymnasium, but native for an id in `TASKS` without env_kwargs, and
-    warp for at least WARP_FROM of those on a CUDA device. `threads` is for the native backend
-    (None: all cores). `device` holds the tensors of a `Step`; None is CUDA for the warp backend,
-    and the CPU otherwise.
+    Backend `auto` is gymnasium, but native for an id in `TASKS` without env_kwargs other than
+    `randomize`, and warp for at least WARP_FROM of those without any on a CUDA device. `threads`
+    is for the native backend (None: all cores). `device` holds the tensors of a `Step`; None is
+    CUDA for the warp backend, and the CPU otherwise.
     """
     chosen = choose_backend(env_id, backend, env_kwargs, device, n_envs)
     if chosen == "warp":
@@ -40,7 +41,7 @@ def make(
         return warp
     env: Env
     if chosen == "native":
-        env = NativeEnv(env_id, n_envs, seeds, threads)
+        env = NativeEnv(env_id, n_envs, seeds, threads, ranges_of(env_id, env_kwargs))
     else:
         from dpd.envs.gymnasium import GymnasiumEnv  # here: it takes a tenth of a second
 
@@ -58,6 +59,9 @@ def choose_backend(
     """Return the name of the backend that `make` would use, without making anything."""
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if ranges_of(env_id, env_kwargs):
+        _refuse_unrandomizable(env_id, backend, env_kwargs or {})
+        return "native"
     if backend in ("native", "warp"):
         find_task(env_id)
         if env_kwargs:
@@ -68,6 +72,30 @@ def choose_backend(
         return "gymnasium"
     on_gpu = device is not None and device.type == "cuda"
     return "warp" if on_gpu and n_envs >= WARP_FROM else "native"
+
+
+def ranges_of(env_id: str, env_kwargs: EnvKwargs | None) -> Ranges:
+    """Return the ranges in a native task's arguments; of another environment they are its own."""
+    if env_id not in TASKS or RANDOMIZE not in (env_kwargs or {}):
+        return {}
+    try:
+        return parse_ranges((env_kwargs or {})[RANDOMIZE])
+    except BadRange as error:
+        raise UnsupportedEnv(f"{env_id} with {RANDOMIZE}: {error}") from error
+
+
+def _refuse_unrandomizable(env_id: str, backend: str, env_kwargs: EnvKwargs) -> None:
+    """Raise UnsupportedEnv unless the native backend can simulate this randomised task."""
+    if backend not in ("auto", "native"):
+        raise UnsupportedEnv(
+            f"{env_id}: {RANDOMIZE} needs the native backend, not {backend}, which has one model "
+            "for all episodes"
+        )
+    if others := [name for name in env_kwargs if name != RANDOMIZE]:
+        raise UnsupportedEnv(
+            f"{env_id}: {RANDOMIZE} needs the native backend, which takes no {others[0]}; leave "
+            "one of them out"
+        )
 
 
 def check(

@@ -17,13 +17,17 @@ from dpd.envs.base import (
     EnvSpec,
     Snapshot,
     Step,
+    UnsupportedEnv,
     distinct_rows,
     snapshot_rows,
 )
 from dpd.envs.physics import BatchPhysics, ThreadPhysics, n_cores
+from dpd.envs.randomization import PARAMS, Ranges
+from dpd.envs.scaling import drawn_factors, without_effect
 
 _WORD = 2**64
 _NOBODY = np.zeros(0, dtype=np.int64)
+_ALL = slice(None)
 
 
 class Transition(NamedTuple):
@@ -48,8 +52,13 @@ class Simulation:
         seeds: Sequence[int] | None,
         threads: int | None = None,
         fields: Sequence[str] = (),
+        ranges: Ranges | None = None,
     ) -> None:
-        """Make n_envs of `task`; `fields` are MjData fields to add to `state`."""
+        """Make n_envs of `task`; `fields` are MjData fields to add to `state`.
+
+        With `ranges`, every episode draws factors of the model's quantities, which follow the other
+        columns of its observations. Raises UnsupportedEnv for one that has no effect.
+        """
         self.task = tasks.find_task(task) if isinstance(task, str) else task
         threads = n_cores() if threads is None else threads
         for name, number in (("n_envs", n_envs), ("threads", threads)):
@@ -58,24 +67,38 @@ class Simulation:
         self.n_envs = n_envs
         self.model = tasks.load_model(self.task)
         self.act_low, self.act_high = self.model.actuator_ctrlrange.T.astype(np.float32)
-        physics: type[BatchPhysics | ThreadPhysics]
-        physics = ThreadPhysics if self.task.needs_contact_forces else BatchPhysics
-        derived = tuple(dict.fromkeys((*self.task.derived, *fields)))
-        self._physics = physics(self.model, n_envs, threads, self.task.frame_skip, derived)
+        self._ranges = {} if ranges is None else ranges
+        self._physics = self._make_physics(threads, fields)
         self.state: tasks.SimState = self._physics.fields
         """The MjData fields of all environments: read-only live views [M, ...]; copy to keep."""
         self.dt = self.model.opt.timestep * self.task.frame_skip
         self._elapsed = np.zeros(n_envs, dtype=np.int64)
         self._marker = np.zeros(n_envs)
-        self._obs = tasks.observe(self.task, self.state)
+        self._params = np.ones((n_envs, len(self._ranges)))
+        self._mass = self.model.body_mass
+        if "mass" in self._ranges:
+            self._mass = np.tile(self._mass, (n_envs, 1))
+        self._obs = self._observe(self.state, self._params)
         self.obs_dim = self._obs.shape[1]
-        self.groups = tasks.observation_groups(self.task, self.state)
+        self.groups = tasks.observation_groups(self.task, self.state, len(self._ranges))
         self._never = np.zeros(n_envs, dtype=bool)
         self._never.flags.writeable = False
         self._started = False
         self.generators: list[np.random.Generator] = []
         self.seeds: list[int] = []
         self.seed([None] * n_envs if seeds is None else seeds)
+
+    def _make_physics(self, threads: int, fields: Sequence[str]) -> BatchPhysics | ThreadPhysics:
+        task, ranges = self.task, self._ranges
+        if (idle := without_effect(self.model, ranges)) is not None:
+            raise UnsupportedEnv(
+                f"{task.env_id}: a factor of {idle} would change nothing in its model; leave it "
+                "out of --randomize"
+            )
+        physics: type[BatchPhysics | ThreadPhysics]
+        physics = ThreadPhysics if task.needs_contact_forces else BatchPhysics
+        derived = tuple(dict.fromkeys((*task.derived, *fields)))
+        return physics(self.model, self.n_envs, threads, task.frame_skip, derived, ranges)
 
     def seed(self, seeds: Sequence[int | None]) -> None:
         """Seed environment i with seeds[i], as Gymnasium does; None keeps its generator."""
@@ -98,16 +121,37 @@ class Simulation:
 
     def _restart(self, ids: np.ndarray, obs: np.ndarray) -> np.ndarray:
         """Reset environments `ids` and write their first observations into obs."""
-        drawn = tasks.draw_reset(self.task, self.model, [self.generators[i] for i in ids.tolist()])
+        generators = [self.generators[i] for i in ids.tolist()]
+        drawn = tasks.draw_reset(self.task, self.model, generators)
+        if self._ranges:
+            self._scale(ids, drawn_factors(self._ranges, generators))
         self._physics.reset(ids, *drawn)
         self._elapsed[ids] = 0
         return self._refresh(ids, obs)
 
+    def _scale(self, ids: np.ndarray, factors: np.ndarray) -> None:
+        """Give environments `ids` (sorted) the model of factors [K, P]."""
+        self._params[ids] = factors
+        if "mass" in self._ranges:
+            column = list(self._ranges).index("mass")
+            self._mass[ids] = self.model.body_mass * factors[:, [column]]
+        self._physics.scale(ids, factors)
+
+    def _observe(self, state: tasks.SimState, params: np.ndarray) -> np.ndarray:
+        obs: np.ndarray = tasks.observe(self.task, state)
+        return np.concatenate([obs, params], axis=1) if self._ranges else obs
+
+    def _place_of(self, state: tasks.SimState, ids: np.ndarray | slice = _ALL) -> np.ndarray:
+        """Return the positions of environments `ids` whose change is their velocity [K]."""
+        mass = self._mass[ids] if self._mass.ndim > 1 else self._mass
+        place: np.ndarray = tasks.marker(self.task, state, mass)
+        return place
+
     def _refresh(self, ids: np.ndarray, obs: np.ndarray) -> np.ndarray:
         """Write the observations of environments `ids` into obs, and update their markers."""
         fresh = {name: field[ids] for name, field in self.state.items()}
-        obs[ids] = tasks.observe(self.task, fresh)
-        self._marker[ids] = tasks.marker(self.task, fresh, self.model.body_mass)
+        obs[ids] = self._observe(fresh, self._params[ids])
+        self._marker[ids] = self._place_of(fresh, ids)
         return obs
 
     def stagger(self, share: np.ndarray) -> None:
@@ -129,7 +173,7 @@ class Simulation:
         if len(fresh):
             self._restart(fresh, self._obs.copy())
         before = self._marker
-        self._marker = np.array(tasks.marker(task, state, self.model.body_mass))
+        self._marker = self._place_of(state).copy()
         velocity = (self._marker - before) / self.dt
         up = tasks.healthy(task, state) if task.ranges else None
         reward = tasks.reward(task, state, velocity, act, up)
@@ -146,7 +190,7 @@ class Simulation:
             terminated = terminated.copy()
             self._elapsed[fresh], reward[fresh] = 0, 0.0
             terminated[fresh] = truncated[fresh] = False
-        obs = next_obs = tasks.observe(task, state)
+        obs = next_obs = self._observe(state, self._params)
         ended = _NOBODY
         over = terminated | truncated
         if np.count_nonzero(over):  # a tenth of the cost of any()
@@ -172,11 +216,15 @@ class Simulation:
             "marker": self._marker.copy(),
             "obs": self._obs.copy(),
             "generator": np.stack([_pack_generator(g) for g in self.generators]),
+            **({PARAMS: self._params.copy()} if self._ranges else {}),
         }
 
     def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> np.ndarray:
         """Put row k of the snapshot into environment ids[k] (None: k) -> obs [M, O]."""
         rows = snapshot_rows(snapshot, ids, self.n_envs, self.obs_dim, self.task.env_id)
+        if self._ranges:
+            order = np.argsort(rows)
+            self._scale(rows[order], snapshot[PARAMS][order])
         self._physics.set_state(rows.tolist(), snapshot["physics"])
         self._elapsed[rows] = snapshot["elapsed"]
         self._marker[rows] = snapshot["marker"]
@@ -218,9 +266,14 @@ class NativeEnv(Env):
     """
 
     def __init__(
-        self, env_id: str, n_envs: int, seeds: Sequence[int], threads: int | None = None
+        self,
+        env_id: str,
+        n_envs: int,
+        seeds: Sequence[int],
+        threads: int | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
-        self._sim = sim = Simulation(env_id, n_envs, seeds, threads)
+        self._sim = sim = Simulation(env_id, n_envs, seeds, threads, ranges=ranges)
         self.n_envs = n_envs
         sizes, bounds = (sim.obs_dim, sim.model.nu), (sim.act_low, sim.act_high)
         limits = (True, sim.task.max_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import mujoco
 import numpy as np
 from mujoco.batch import Batch
+
+from dpd.envs.randomization import Ranges
+from dpd.envs.scaling import fields_of, scale_model
 
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 # Counters of the warnings after which MuJoCo resets a simulation within a step.
@@ -18,16 +22,34 @@ UNSTABLE = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQ
 class BatchPhysics:
     """M simulations stepped by `mujoco.batch`, without Python per simulation.
 
-    It lacks mj_rnePostConstraint. `fields` are live views [M, ...]; copy to keep.
+    It lacks mj_rnePostConstraint. `fields` are live views [M, ...]; copy to keep. With `ranges`,
+    each simulation has its own values of the model's fields that they name.
     """
 
     def __init__(
-        self, model: mujoco.MjModel, n_envs: int, threads: int, skip: int, derived: Sequence[str]
+        self,
+        model: mujoco.MjModel,
+        n_envs: int,
+        threads: int,
+        skip: int,
+        derived: Sequence[str],
+        ranges: Ranges,
     ) -> None:
         self._skip = skip
         self._batch, self._derives = Batch(model, n_envs, threads), bool(derived)
         self.fields = {name: self._batch.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
         self._counters = self._batch.warning[:, UNSTABLE]
+        scaled = [(self._batch.expand(name), k) for name, k in fields_of(ranges)]
+        self._scaled = [(field, field.copy(), k) for field, k in scaled]
+
+    def scale(self, ids: np.ndarray, factors: np.ndarray) -> None:
+        """Give simulations `ids` (sorted) the model's fields times factors [K, P].
+
+        States do not change, derived fields with the next `reset`, `place` or `step`.
+        """
+        for field, base, k in self._scaled:
+            field[ids] = base[ids] * factors[:, k].reshape(-1, *[1] * (field.ndim - 1))
+        self._batch.set_const(ids)
 
     def step(self, ctrl: np.ndarray) -> None:
         """Advance all by one environment step under ctrl [M, A]."""
@@ -78,9 +100,17 @@ class ThreadPhysics:
     """
 
     def __init__(
-        self, model: mujoco.MjModel, n_envs: int, threads: int, skip: int, derived: Sequence[str]
+        self,
+        model: mujoco.MjModel,
+        n_envs: int,
+        threads: int,
+        skip: int,
+        derived: Sequence[str],
+        ranges: Ranges,
     ) -> None:
-        self._model, self._skip = model, skip
+        self._model, self._skip, self._ranges = model, skip, ranges
+        self._models = [copy.copy(model) if ranges else model for _ in range(n_envs)]
+        self._scratch = mujoco.MjData(model) if ranges else None
         self._data = [mujoco.MjData(model) for _ in range(n_envs)]
         names = ("qpos", "qvel", "ctrl", *derived)
         self._sources = [[getattr(d, name).reshape(-1) for name in names] for d in self._data]
@@ -93,6 +123,11 @@ class ThreadPhysics:
         # The calling thread steps a chunk too, hence one worker less.
         self._chunks = [c.tolist() for c in np.array_split(np.arange(n_envs), min(threads, n_envs))]
         self._pool = ThreadPoolExecutor(max(1, len(self._chunks) - 1))
+
+    def scale(self, ids: np.ndarray, factors: np.ndarray) -> None:
+        for i, row in zip(ids.tolist(), factors, strict=True):
+            scale_model(self._models[i], self._model, self._ranges, row)
+            mujoco.mj_setConst(self._models[i], self._scratch)
 
     def _slice_block(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         fields, first = {}, 0
@@ -112,9 +147,9 @@ class ThreadPhysics:
             future.result()
 
     def _step_chunk(self, chunk: list[int], ctrl: np.ndarray) -> None:
-        model, skip = self._model, self._skip
+        skip = self._skip
         for i in chunk:
-            data = self._data[i]
+            model, data = self._models[i], self._data[i]
             self._ctrl[i][:] = ctrl[i]
             mujoco.mj_step(model, data, skip)
             mujoco.mj_rnePostConstraint(model, data)
@@ -128,19 +163,19 @@ class ThreadPhysics:
 
     def reset(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
         for row, i in enumerate(ids.tolist()):
-            data = self._data[i]
-            mujoco.mj_resetData(self._model, data)
+            model, data = self._models[i], self._data[i]
+            mujoco.mj_resetData(model, data)
             data.qpos[:], data.qvel[:] = qpos[row], qvel[row]
-            mujoco.mj_forward(self._model, data)
+            mujoco.mj_forward(model, data)
             np.concatenate(self._sources[i], out=self._rows[i])
             self._unstable[i] = 0
 
     def place(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
         for row, i in enumerate(ids.tolist()):
-            data = self._data[i]
+            model, data = self._models[i], self._data[i]
             data.qpos[:], data.qvel[:] = qpos[row], qvel[row]
-            mujoco.mj_forward(self._model, data)
-            mujoco.mj_rnePostConstraint(self._model, data)
+            mujoco.mj_forward(model, data)
+            mujoco.mj_rnePostConstraint(model, data)
             np.concatenate(self._sources[i], out=self._rows[i])
 
     def get_state(self) -> np.ndarray:
@@ -151,8 +186,8 @@ class ThreadPhysics:
 
     def set_state(self, ids: Sequence[int], rows: np.ndarray) -> None:
         for i, row in zip(ids, rows, strict=True):
-            mujoco.mj_resetData(self._model, self._data[i])
-            mujoco.mj_setState(self._model, self._data[i], row, STATE)
+            mujoco.mj_resetData(self._models[i], self._data[i])
+            mujoco.mj_setState(self._models[i], self._data[i], row, STATE)
 
     def close(self) -> None:
         self._pool.shutdown()

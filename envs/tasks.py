@@ -21,6 +21,7 @@ import torch
 
 from dpd.envs.base import UnsupportedEnv
 from dpd.envs.groups import Groups, consecutive
+from dpd.envs.randomization import PARAMS
 
 Array: TypeAlias = Any  # np.ndarray or torch.Tensor, one kind throughout a call
 SimState: TypeAlias = Mapping[str, Array]
@@ -212,16 +213,20 @@ def observe(task: Task, state: SimState) -> Array:
     return _concat(list(observed_parts(task, state).values()))
 
 
-def observation_groups(task: Task, state: SimState) -> Groups:
-    """Return the columns of each group of the task's observation, by its MjData field."""
-    parts = observed_parts(task, state)
-    return consecutive({name: part.shape[1] for name, part in parts.items()})
+def observation_groups(task: Task, state: SimState, n_params: int = 0) -> Groups:
+    """Return the columns of each group of the task's observation, by its MjData field.
+
+    `n_params` drawn factors of a randomised task follow the others.
+    """
+    sizes = {name: part.shape[1] for name, part in observed_parts(task, state).items()}
+    return consecutive({**sizes, PARAMS: n_params})
 
 
 def marker(task: Task, state: SimState, mass: Array, axis: int = 0) -> Array:
-    """Return the x position (axis 1: y) whose change is the velocity [M]; mass [n_bodies].
+    """Return the x position (axis 1: y) whose change is the velocity [M].
 
-    The centre of mass is summed body by body, as Gymnasium's einsum does: it decides the last bit.
+    mass [n_bodies], or in NumPy [M, n_bodies]. The centre of mass is summed body by body, as
+    Gymnasium's einsum does: it decides the last bit.
     """
     name, index = task.marker
     if name == "qpos":
@@ -229,7 +234,7 @@ def marker(task: Task, state: SimState, mass: Array, axis: int = 0) -> Array:
     if index >= 0:
         return state[name][:, index, axis]
     if isinstance(mass, np.ndarray):
-        return (state[name] * mass[:, None]).sum(1)[:, axis] / mass.sum()
+        return (state[name] * mass[..., None]).sum(1)[:, axis] / mass.sum(-1)
     return (state[name][:, :, axis] * mass).sum(-1) / mass.sum()
 
 

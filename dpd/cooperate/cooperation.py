@@ -20,10 +20,11 @@ from dpd.cooperate.config import NOT_SAVED, CooperateConfig, cooperation_file
 from dpd.cooperate.rounds import Pair, Round, Trial, cooperate
 from dpd.cooperate.simulator import PURPOSES, Budget, BudgetExceeded, Simulator
 from dpd.envs.base import UnsupportedEnv
-from dpd.envs.make import check, choose_backend
+from dpd.envs.make import check, choose_backend, ranges_of
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console, steps_progress
-from dpd.policies.policyfile import Policy, load, refuse_view, require_bounds, require_fit
+from dpd.policies.policyfile import Policy, load, require_bounds, require_fit
+from dpd.policies.views import refuse_view
 from dpd.report.report import print_line, print_report, require_writable
 from dpd.report.stats import (
     CONFIDENCE,
@@ -232,6 +233,8 @@ def require_fit_task(env_id: str, subjects: list[CooperatingPolicy], is_given: b
     try:
         for subject in subjects:  # check their env_kwargs too, or they would be dropped silently
             choose_backend(env_id, "native", subject.policy.meta.env_kwargs)
+            if ranges_of(env_id, subject.policy.meta.env_kwargs):
+                raise UnsupportedEnv(f"{subject.name} acts in episodes of different models")
         spec = check(env_id, "native")
     except UnsupportedEnv as error:
         raise BadInput(f"cooperation needs restorable states of the task: {error}") from error

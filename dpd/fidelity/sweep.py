@@ -47,7 +47,8 @@ from dpd.fidelity.states import (
 )
 from dpd.log.terminal import make_console, steps_progress
 from dpd.policies.metadata import PolicyMeta
-from dpd.policies.policyfile import Policy, refuse_view
+from dpd.policies.policyfile import Policy
+from dpd.policies.views import refuse_view
 from dpd.report.report import deliver_report, require_writable
 from dpd.run.sources import load_any, one_policy, place_of, short_names
 

@@ -19,7 +19,8 @@ import jinja2
 import numpy as np
 
 from dpd.errors import BadInput
-from dpd.policies.policyfile import ArrayPolicy, Policy, refuse_memory, refuse_view
+from dpd.policies.policyfile import ArrayPolicy, Policy, refuse_memory
+from dpd.policies.views import refuse_view
 
 INT8, INT16, INT32 = 127, 2**15 - 1, 2**31 - 1
 

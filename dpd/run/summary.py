@@ -15,7 +15,8 @@ from dpd.envs.base import EnvSpec
 from dpd.log.csv import read_rows
 from dpd.log.naming import display_names, peer_names
 from dpd.policies import policyfile
-from dpd.policies.policyfile import Policy, describe_view
+from dpd.policies.policyfile import Policy
+from dpd.policies.views import describe_view
 from dpd.report.figures import learning_curves
 from dpd.report.report import Report, Section, Table, print_report
 from dpd.run.episodes import EvalResult, evaluate_together

@@ -19,16 +19,17 @@ from dpd.config import (
     RunConfig,
     TeacherConfig,
     TrainConfig,
-    chosen_columns,
 )
 from dpd.distill.config import ProgressiveConfig
 from dpd.distill.teacher import Returns, Teacher, number_of
+from dpd.distill.views import chosen_columns
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import make
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy, require_bounds, require_fit
+from dpd.policies.views import describe_view
 from dpd.run.episodes import episode_seeds, run_episodes, side_by_side, uniform_policy
 from dpd.run.sources import Place, as_flag, history_of, is_zip, load_any, one_policy
 
@@ -72,7 +73,7 @@ def with_view(policy: Policy, text: str | None, spec: EnvSpec) -> Policy:
     if meta.view is not None:
         raise BadInput(
             f"--teacher-obs {text}: the teacher's file says what it sees, "
-            f"{policyfile.describe_view(meta.view)}; leave --teacher-obs out"
+            f"{describe_view(meta.view)}; leave --teacher-obs out"
         )
     if meta.obs_dim != len(columns):
         raise BadInput(
@@ -100,7 +101,7 @@ def foreign_settings(
             "or one per zip, in the order of --teacher"
         )
     next_stats = iter(stats * (n_zips if len(stats) == 1 and n_zips else 1))
-    kwargs = run.env_kwargs if run.parsed_env_kwargs() else None
+    kwargs = json.dumps(run.parsed_env_kwargs()) if run.parsed_env_kwargs() else None
     settings = []
     for file in files:
         applies = is_zip(file) or n_zips == 0
@@ -159,7 +160,7 @@ def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
             )
         if meta.view is not None and not meta.view.is_memoryless:
             raise BadInput(
-                f"the teacher sees {policyfile.describe_view(meta.view)}: it must answer about "
+                f"the teacher sees {describe_view(meta.view)}: it must answer about "
                 "single observations; give a teacher without history, delay and prev_action"
             )
         require_fit(policy, spec, "the teacher")

@@ -27,6 +27,7 @@ from dpd.log.log import Metric, Partial
 from dpd.policies import policyfile
 from dpd.policies.memory import MemoryMeta
 from dpd.policies.metadata import PolicyMeta
+from dpd.policies.views import describe_view
 from dpd.run.episodes import episode_seeds, run_episodes
 from dpd.run.stack import LearnerStack, env_seeds
 from dpd.run.teachers import read_run_teacher, refuse_unfit
@@ -264,8 +265,7 @@ def refuse_unlike_view(file: Path, given: View | None, needed: View | None) -> N
     ]
     if inputs[0] != inputs[1]:
         theirs, own = (
-            "everything" if view is None else policyfile.describe_view(view)
-            for view in (given, needed)
+            "everything" if view is None else describe_view(view) for view in (given, needed)
         )
         raise BadInput(f"--init-from {file} sees {theirs}; these learners see {own}")
 

@@ -34,11 +34,11 @@ from dpd.policies.policyfile import (
     Policy,
     probes,
     refuse_memory,
-    refuse_view,
     require_bounds,
     require_fit,
     require_same_actions,
 )
+from dpd.policies.views import refuse_view
 from dpd.sb3.kinds import KINDS, Kind
 
 MODELS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "td3": TD3, "ddpg": DDPG}

@@ -51,12 +51,14 @@ SETTINGS = {
     "dpd.distill",
     "dpd.distill.config",
     "dpd.distill.presets",
+    "dpd.distill.views",
     "dpd.fidelity.config",
     "dpd.cooperate.config",
     "dpd.study.config",
     "dpd.run.settings",
 }
-NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents", "dpd.envs.groups"}
+NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents"}
+NO_TORCH |= {"dpd.envs.groups", "dpd.envs.randomization"}
 
 
 def module_name(path: Path) -> str:

@@ -84,7 +84,7 @@ def test_the_number_of_threads_changes_nothing(env_id: str) -> None:
 def test_both_ways_to_step_are_bitwise_equal(env_id: str) -> None:
     task = TASKS[env_id]
     model = load_model(task)
-    kinds = [kind(model, 3, 2, task.frame_skip, ()) for kind in (BatchPhysics, ThreadPhysics)]
+    kinds = [kind(model, 3, 2, task.frame_skip, (), {}) for kind in (BatchPhysics, ThreadPhysics)]
     qpos = model.qpos0 + np.random.default_rng(0).uniform(-0.01, 0.01, (3, model.nq))
     for physics in kinds:
         physics.reset(np.arange(3), qpos, np.zeros((3, model.nv)))

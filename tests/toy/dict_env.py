@@ -41,7 +41,7 @@ class Cart(gymnasium.Env[dict[str, Any], np.ndarray]):
         return self._observe(), -abs(self.place), False, False, {}
 
     def _observe(self) -> dict[str, Any]:
-        cart = {"place": self.place, "grid": np.arange(6, dtype=np.uint8).reshape(2, 3)}
+        cart = {"place": np.array(self.place), "grid": np.arange(6, dtype=np.uint8).reshape(2, 3)}
         return {"terrain": int(self.terrain), "cart": cart, "alpha": np.full(2, 0.5, np.float32)}
 
     def render(self) -> Any:

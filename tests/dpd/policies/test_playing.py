@@ -14,7 +14,8 @@ from dpd.agents.config import View
 from dpd.policies import policyfile
 from dpd.policies.metadata import NotAPolicy, PolicyMeta
 from dpd.policies.playing import Playing
-from dpd.policies.policyfile import Policy, without_view
+from dpd.policies.policyfile import Policy
+from dpd.policies.views import without_view
 from dpd.run.episodes import evaluate_together
 from tests.toy.blind_env import ENV, teacher
 

@@ -86,6 +86,7 @@ def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
         ("--algo", "sac", *REPLAY, "--method", "none", "--norm-obs"),
         ("--algo", "td3", *REPLAY, "--distill.dose", "loss", "--distill.states", "mixed"),
         ("--stagger", "--seeds", "2", *QUICK),
+        ("--randomize", "mass=0.5:2,friction=0.5:1.5", *QUICK),
     ],
     ids=[
         "one group",
@@ -100,6 +101,7 @@ def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
         "sac, normalised",
         "td3, inside the loss",
         "staggered",
+        "a randomized task",
     ],
 )
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, flags):
