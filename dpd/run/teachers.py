@@ -163,6 +163,11 @@ def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
                 f"the teacher sees {describe_view(meta.view)}: it must answer about "
                 "single observations; give a teacher without history, delay and prev_action"
             )
+        if meta.obs_dim < spec.obs_dim and meta.act_dim == spec.act_dim:
+            raise BadInput(
+                f"the teacher reads {meta.obs_dim} observations, and {spec.env_id} has "
+                f"{spec.obs_dim}; if it knows a part of them, give --teacher-obs with their names"
+            )
         require_fit(policy, spec, "the teacher")
         require_bounds(policy, spec, "the teacher")
     if len({policy.meta.squashed for policy in teacher.policies}) > 1:

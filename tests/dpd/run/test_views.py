@@ -303,6 +303,32 @@ def test_bad_input_is_refused_in_one_line(
     assert not out.exists()
 
 
+def test_a_student_begins_as_one_that_sees_the_same(
+    by_history: Path, teacher: Path, tmp_path: Path, capsys: Any
+) -> None:
+    path = by_history / "policies/seed0-h2.safetensors"
+    argv = [ENV, "--teacher", str(teacher), *POSITION, *LEARN, *ENDS, "--total-steps", "320"]
+    argv += ["--init-from", str(path)]
+    run(*argv, "--history", "2", "--lr", "1e-9", "--out", str(tmp_path / "same"))
+    same = dpd.load(tmp_path / "same/policies/seed0-peer0.safetensors")
+    obs = np.array([[0.3, 0.0], [-0.7, 0.0]], np.float32)
+    # the normaliser takes in 320 observations more
+    np.testing.assert_allclose(same.act(obs), dpd.load(path).act(obs), atol=0.005)
+    assert main(["distill", *argv, "--history", "4", "--out", str(tmp_path / "other")]) == 2
+    assert "sees 0; 2 frames; these learners see 0; 4 frames" in capsys.readouterr().err
+
+
+def test_a_teacher_of_fewer_columns_is_told_to_name_them(
+    teacher: Path, tmp_path: Path, capsys: Any
+) -> None:
+    policy, env = dpd.load(teacher), "tests.toy.payload_env:Payload-v0"
+    meta = replace(policy.meta, env_id=env, act_dim=2)
+    policyfile.save(tmp_path / "t.safetensors", widened(policy.tensors), meta)
+    assert main(["distill", env, "--teacher", str(tmp_path / "t.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "the teacher reads 2 observations, and" in error and "has 3; if it knows" in error
+
+
 def test_a_teacher_with_a_history_cannot_answer_about_single_states(
     by_history: Path, tmp_path: Path, capsys: Any
 ) -> None:
