@@ -190,7 +190,6 @@ class Policy:
             raise ValueError(f"a mask of {len(rows)} rows; the policy acts on {self._seen.batch}")
         self._seen.restart(rows)
 
-    @torch.no_grad()
     def _act_next(self, view: View, obs: np.ndarray) -> np.ndarray:
         """Act on the next flattened observations [B, O] of running episodes."""
         if self._seen is None:
