@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -35,6 +35,73 @@ def require(config: Any, bound: str, *names: str, called: Callable[[str], str] =
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(x is None or BOUNDS[bound](x) for x in numbers):
             raise ValueError(f"{called(name)} must {bound}, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The part of an environment's observations that one learner sees.
+
+    Before the first step of an episode, the first frame stands for all earlier ones, and the
+    previous action is 0.
+    """
+
+    obs_dim: int
+    act_dim: int
+    columns: tuple[int, ...]
+    """Numbers of a raw observation that are seen, in rising order."""
+    groups: tuple[str, ...] = ()
+    """Names of these columns' groups."""
+    prev_action: bool = False
+    """See the action before each observation too, in [-1, 1]."""
+    history: int = 1
+    """H, the number of frames."""
+    delay: int = 0
+    """Steps by which observations are late; actions are not."""
+    noise: tuple[float, ...] = ()
+    """Standard deviation of each column's Gaussian noise, in raw units; empty: no noise."""
+
+    @property
+    def frame_dim(self) -> int:
+        """G, the numbers in one frame."""
+        return len(self.columns) + self.prev_action * self.act_dim
+
+    @property
+    def dim(self) -> int:
+        """F, the numbers that the learner sees."""
+        return self.history * self.frame_dim
+
+    @property
+    def reach(self) -> int:
+        """L, the number of frames that it needs to know."""
+        return self.history + self.delay
+
+    @property
+    def has_noise(self) -> bool:
+        """True if any column is noisy."""
+        return any(self.noise)
+
+    @property
+    def is_memoryless(self) -> bool:
+        """True if it needs nothing but the present observation."""
+        return self.reach == 1 and not self.prev_action
+
+    @property
+    def without_sensors(self) -> View:
+        """The view without noise and delay, which a robot's own sensors add."""
+        return replace(self, noise=(), delay=0)
+
+    def places(self, frames: int) -> list[int]:
+        """Return the positions of what is seen [F] in the last frames [frames, O + A], flattened.
+
+        A frame there is a raw observation and the action before it.
+        """
+        width = self.obs_dim + self.act_dim
+        acts = range(self.obs_dim, width) if self.prev_action else range(0)
+        found: list[int] = []
+        for now in range(frames - self.history, frames):
+            found += [(now - self.delay) * width + c for c in self.columns]
+            found += [now * width + c for c in acts]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +151,17 @@ class LearnerConfig:
         act_dim: int,
         ids: Sequence[LearnerId],
         device: torch.device | None = None,
+        views: Sequence[View] = (),
     ) -> Learners:
-        """Return a stack of learners, one for each of `ids`, on a device (None: the CPU)."""
+        """Return a stack of learners, one for each of `ids`, on a device (None: the CPU).
+
+        `views` are what each of them sees; empty: all of the observation.
+        """
         from dpd.agents.base import CPU  # here: settings must not import torch
 
         row = next(row for row in ALGORITHMS.values() if row.settings is type(self))
         kind: type[Learners] = resolve_name(row.learners)
-        return kind(self, obs_dim, act_dim, ids, device=device or CPU)
+        return kind(self, obs_dim, act_dim, ids, device=device or CPU, views=views)
 
     @property
     def samples(self) -> int:

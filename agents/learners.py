@@ -32,6 +32,7 @@ from dpd.agents.norm import ObsNorm
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.views import View, ViewNorm
 
 if TYPE_CHECKING:
     from dpd.agents.kernels import Kernels
@@ -42,7 +43,10 @@ FusedImitation = Callable[[Sequence[Tensor], Tensor, float, float], Tensor]
 
 
 class Learners(Stateful, ABC):
-    """N learners, each with its own discount, learning rate, normaliser and random numbers."""
+    """N learners, each with its own discount, learning rate, normaliser and random numbers.
+
+    With `views`, one per learner, observations are wide everywhere (`views.py`).
+    """
 
     STATE: ClassVar[tuple[str, ...]] = ("nets", "optimizer", "explore", "obs_norm", "lr")
 
@@ -65,16 +69,26 @@ class Learners(Stateful, ABC):
         ids: Sequence[LearnerId],
         dtype: torch.dtype = torch.float32,
         device: torch.device = CPU,
+        views: Sequence[View] = (),
     ) -> None:
         n = self.n_learners = len(ids)
-        self.config = config
-        self.obs_dim, self.act_dim, self.dtype, self.device = obs_dim, act_dim, dtype, device
+        self.config, self.views = config, views
+        self.in_dims = [view.dim for view in views] or [obs_dim] * n
+        """Inputs of each learner's networks."""
+        self.in_dim = max(self.in_dims)
+        self.obs_dim = obs_dim + self.in_dim if views else obs_dim
+        """Numbers of a stored observation, which is wide if there are views."""
+        self.act_dim, self.dtype, self.device = act_dim, dtype, device
         self.graphs = Graphs(device)
         self.explore = RowRandom(ids, Stream.EXPLORE, device)
         gamma = per_row(config.peer_gamma, config.gamma, ids)
         self.gamma = gamma.to(device, dtype).unsqueeze(1)  # [N, 1]
         self.lr = per_row(config.peer_lr, config.lr, ids)
-        self.obs_norm = ObsNorm(n, obs_dim, dtype, config.norm_obs, device)
+        self.obs_norm = (
+            ViewNorm(views, dtype, config.norm_obs, device)
+            if views
+            else ObsNorm(n, obs_dim, dtype, config.norm_obs, device)
+        )
         self._make(ids)
 
     @abstractmethod
@@ -175,8 +189,8 @@ class GaussianLearners(Learners):
 
     config: PPOConfig | StudentConfig
 
-    def _policy_shapes(self, hidden: Sequence[int]) -> Shapes:
-        actor = mlp_shapes("actor", [self.obs_dim, *hidden, self.act_dim])
+    def _policy_shapes(self, hidden: Sequence[int], in_dim: int) -> Shapes:
+        actor = mlp_shapes("actor", [in_dim, *hidden, self.act_dim])
         return actor | {"log_std": (1, self.act_dim)}
 
     def _initialise(self, prefix: str, last_gain: float, rng: RowRandom) -> None:
@@ -193,12 +207,12 @@ class GaussianLearners(Learners):
     def act(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Sample actions from raw obs [N, E, O] and noise [N, E, A] -> [N, E, A], unclipped."""
         if self.kernels is not None:
-            return self.kernels.act(self.nets, self.obs_norm, obs, noise)
+            return self.kernels.act(self.nets, self.obs_norm, self.obs_norm.select(obs), noise)
         return self.dist(self.obs_norm(obs)).sample(noise)
 
     def mode(self, obs: Tensor) -> Tensor:
         if self.kernels is not None:
-            return self.kernels.act(self.nets, self.obs_norm, obs)
+            return self.kernels.act(self.nets, self.obs_norm, self.obs_norm.select(obs))
         return super().mode(obs)
 
     def _policy(self, n: int) -> dict[str, Tensor]:

@@ -57,7 +57,8 @@ class ObsNorm(Stateful):
     ) -> None:
         self.moments = RunningMoments(n, dim, device)
         self.enabled = enabled
-        self.mean = torch.empty(n, 1, dim, dtype=dtype, device=device)
+        inputs = self._inputs(self.moments.mean, 0.0).unsqueeze(1)
+        self.mean = torch.empty_like(inputs, dtype=dtype)
         self.scale = torch.empty_like(self.mean)
         self._refresh()
 
@@ -79,8 +80,30 @@ class ObsNorm(Stateful):
 
     def _refresh(self) -> None:
         """Round the statistics to `dtype`, in place: recorded updates read fixed addresses."""
-        self.mean.copy_(self.moments.mean.unsqueeze(1))
-        self.scale.copy_((self.moments.var + EPSILON).rsqrt().unsqueeze(1))
+        self.mean.copy_(self._inputs(self.moments.mean, 0.0).unsqueeze(1))
+        scale = (self._variance + EPSILON).rsqrt()
+        self.scale.copy_(self._inputs(scale, 1.0).unsqueeze(1))
+
+    def _inputs(self, x: Tensor, filler: float) -> Tensor:
+        """Return numbers of raw columns [N, dim] for every input of the networks.
+
+        `filler` stands for inputs that are no column of an observation.
+        """
+        return x
+
+    @property
+    def _variance(self) -> Tensor:
+        """The variance [N, dim] by which observations are scaled."""
+        return self.moments.var
+
+    @property
+    def changes_nothing(self) -> bool:
+        """True if the networks read observations as they are stored."""
+        return not self.enabled
+
+    def select(self, obs: Tensor) -> Tensor:
+        """Return the part of stored observations that the networks read, not normalised."""
+        return obs
 
     @property
     def clip(self) -> float:
@@ -89,6 +112,7 @@ class ObsNorm(Stateful):
 
     def __call__(self, obs: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return normalised obs [N, B, dim]; `rows`: by the statistics of those learners [N]."""
+        obs = self.select(obs)
         if not self.enabled:
             return obs
         mean, scale = self.mean, self.scale

@@ -89,7 +89,7 @@ class OffPolicy(Learners):
         init = RowRandom(ids, Stream.INIT).generators
         self.nets = StackedNets(self._actor_shapes(), n, config.activation, dtype, device)
         self.nets.init_uniform("actor", init)
-        shapes = mlp_shapes("critic", [self.obs_dim + self.act_dim, *config.hidden, 1])
+        shapes = mlp_shapes("critic", [self.in_dim + self.act_dim, *config.hidden, 1])
         self.critics = StackedNets(shapes, n * c, config.activation, dtype, device)
         self.critics.init_uniform("critic", [g for g in init for _ in range(c)])
         self.target_critics = self.critics.twin()
@@ -130,7 +130,7 @@ class OffPolicy(Learners):
     def _output(self, obs: Tensor) -> Tensor:
         """Return the actors' output at raw obs [N, E, O], without a gradient."""
         if self.kernels is not None:
-            return self.kernels.output(self.nets, self.obs_norm, obs)
+            return self.kernels.output(self.nets, self.obs_norm, self.obs_norm.select(obs))
         return self.nets.run(self.obs_norm(obs), "actor")[0][0]
 
     @abstractmethod
@@ -202,10 +202,9 @@ class OffPolicy(Learners):
 
     def _ascend(self, sample: Sample, act: Tensor) -> tuple[Tensor, Tensor]:
         """Return the policy's objective at act [N, B, A]: `_ascend_own`, or the mean of a pool."""
-        own, raw = (x.obs_act[..., : self.obs_dim] for x in (sample.own, sample.raw))
         if self.config.drawn_critics is None:
-            return self._ascend_own(own, act)
-        return self.policy_pool.ascent(self.critics, raw, act)
+            return self._ascend_own(sample.own.obs_act[..., : self.in_dim], act)
+        return self.policy_pool.ascent(self.critics, sample.raw.obs_act[..., : self.obs_dim], act)
 
     @torch.no_grad()
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
@@ -321,7 +320,7 @@ class OffPolicy(Learners):
             self._update_policy(ascent, raw.obs_act, extra)
 
     def _normalised(self, sample: Transitions) -> Transitions:
-        if not self.obs_norm.enabled:
+        if self.obs_norm.changes_nothing:
             return sample
         obs, act = sample.obs_act.split([self.obs_dim, self.act_dim], -1)
         obs_act = torch.cat([self.obs_norm(obs), act], -1)

@@ -80,8 +80,8 @@ class PPO(GaussianLearners):
         self.past = PastRollouts(config.reuse_iterations - 1, *sizes, dtype, device)
 
     def _shapes(self, hidden: Sequence[int]) -> Shapes:
-        critic = mlp_shapes("critic", [self.obs_dim, *hidden, 1])
-        return self._policy_shapes(hidden) | critic
+        critic = mlp_shapes("critic", [self.in_dim, *hidden, 1])
+        return self._policy_shapes(hidden, self.in_dim) | critic
 
     @property
     def sources(self) -> int:

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     TEACHER = 4
     STAGGER = 5
     TURNS = 6
+    SENSOR = 7
 
 
 def _word(learner: LearnerId, stream: Stream, *attempt: int) -> int:

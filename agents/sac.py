@@ -76,7 +76,7 @@ class SAC(OffPolicy):
         self.target_entropy = -float(self.act_dim) if wanted is None else wanted
 
     def _actor_shapes(self) -> Shapes:
-        return mlp_shapes("actor", [self.obs_dim, *self.config.hidden, 2 * self.act_dim])
+        return mlp_shapes("actor", [self.in_dim, *self.config.hidden, 2 * self.act_dim])
 
     def dist(self, obs: Tensor) -> DiagGaussian:
         return gaussian(self.nets(obs, "actor")[0])
@@ -101,7 +101,7 @@ class SAC(OffPolicy):
 
     def _sample(self, obs_act: Tensor, noise: Tensor) -> Sampled:
         """Sample the policy at the states of obs_act [N, B, O + A]."""
-        (output,), tape = self.nets.run(obs_act[..., : self.obs_dim], "actor")
+        (output,), tape = self.nets.run(obs_act[..., : self.in_dim], "actor")
         dist = gaussian(output)
         u = dist.sample(noise)
         return Sampled(output, tape, dist, u, dist.logp(u))
@@ -134,7 +134,7 @@ class SAC(OffPolicy):
         n, c, b = q.shape
         least, which = q.min(1, keepdim=True)
         of_q = torch.zeros_like(q).scatter_(1, which, -1 / b).view(n * c, b, 1)
-        of_act = self.critics.input_gradient(tape, of_q, self.obs_dim)
+        of_act = self.critics.input_gradient(tape, of_q, self.in_dim)
         return least.squeeze(1), of_act.view(n, c, b, -1).sum(1)
 
     def _set_rates(self) -> None:

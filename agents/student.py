@@ -17,14 +17,15 @@ from dpd.agents.rng import RowRandom, Stream
 
 
 class Student(GaussianLearners):
-    """N learners that act and store states; rows may differ in width."""
+    """N learners that act and store states; rows may differ in width and in view."""
 
     config: StudentConfig
     replay: Replay
 
     def _make(self, ids: Sequence[LearnerId]) -> None:
         config, dtype, device = self.config, self.dtype, self.device
-        rows = [self._policy_shapes(config.hidden_of(peer)) for _, peer in ids]
+        hidden = [config.hidden_of(peer) for _, peer in ids]
+        rows = [self._policy_shapes(*sizes) for sizes in zip(hidden, self.in_dims, strict=True)]
         self.nets = StackedNets.padded(rows, config.activation, dtype, device)
         self._initialise("actor", 0.01, RowRandom(ids, Stream.INIT))
         self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())

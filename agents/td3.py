@@ -46,7 +46,7 @@ class TD3(OffPolicy):
         self.log_std = std.log().view(-1, 1, 1).repeat(1, 1, self.act_dim)
 
     def _actor_shapes(self) -> Shapes:
-        return mlp_shapes("actor", [self.obs_dim, *self.config.hidden, self.act_dim])
+        return mlp_shapes("actor", [self.in_dim, *self.config.hidden, self.act_dim])
 
     def dist(self, obs: Tensor) -> DiagGaussian:
         """Return the policy at normalised obs [N, B, O]: its action with deviation `noise_std`.
@@ -95,7 +95,7 @@ class TD3(OffPolicy):
         return self._least(sample, u.tanh_().add_(noise).clamp_(-1, 1), judges)
 
     def _improve(self, sample: Sample, noise: Tensor) -> Ascent:
-        (u,), tape = self.nets.run(sample.own.obs_act[..., : self.obs_dim], "actor")
+        (u,), tape = self.nets.run(sample.own.obs_act[..., : self.in_dim], "actor")
         act = u.tanh()
         q, of_act = self._ascend(sample, act)
         _, metrics, (of_u,) = deterministic_loss(q, act, of_act)
@@ -105,7 +105,7 @@ class TD3(OffPolicy):
         """Return the first critic's values of act, and the gradient of -mean_B Q."""
         q, tape = self._judge(self.first_critics, torch.cat([obs, act], -1))
         of_q = torch.full_like(q, -1 / q.shape[2]).view(-1, q.shape[2], 1)
-        return q.squeeze(1), self.first_critics.input_gradient(tape, of_q, self.obs_dim)
+        return q.squeeze(1), self.first_critics.input_gradient(tape, of_q, self.in_dim)
 
     def _follow(self) -> None:
         super()._follow()
@@ -203,8 +203,8 @@ class ParameterNoise(GaussianNoise):
         return flat.new_zeros(n, *shape)
 
     def output(self, norm: ObsNorm, obs: Tensor) -> Tensor:
-        n, e, size = obs.shape
-        (u,), _ = self.perturbed.run(norm(obs).reshape(n * e, 1, size), "actor")
+        n, e = obs.shape[:2]
+        (u,), _ = self.perturbed.run(norm(obs).reshape(n * e, 1, -1), "actor")
         return u.view(n, e, -1)
 
     def adapt(self, obs: Tensor, ended: Tensor) -> None:

@@ -36,6 +36,7 @@ from dpd.config import (
 )
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
 from dpd.distill.config import METHODS, MethodConfig, MethodSpec
+from dpd.distill.views import ViewConfig, parse_histories
 from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
 from dpd.run.settings import (
@@ -118,6 +119,9 @@ class DistillSelection(Selection):
     student_sizes: str | None = None
     """Hidden layers of several students that differ in size only, for example 16,32,64x64. A single
     width applies to all layers."""
+    history: str | None = None
+    """Frames that students see, the present one and those before it. Several numbers, for example
+    1,2,4,8, make several students. None: 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +140,7 @@ class DistillFlags(TrainFlags[Kinds]):
 
     selection: Annotated[DistillSelection, Plain]
     teachers: Annotated[TeacherConfig, Plain]
+    views: Annotated[ViewConfig, Plain]
 
 
 def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any], Path | None]:
@@ -174,8 +179,8 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     names = (selection.algo or method.ALGO).split(",")
     given = getattr(selection, "student_sizes", None)
     sizes = [] if given is None else given.split(",")
-    if sizes and len(names) > 1:
-        raise BadInput("--student-sizes needs a single algorithm; give one --algo")
+    histories = parse_histories(getattr(selection, "history", None))
+    refuse_several_kinds(names, sizes, histories)
     algos = [default_learners(name, method) for name in names]
     refuse_unshareable(names, argv, settings)
     if selection.preset is not None:
@@ -183,9 +188,9 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         settings = merge(preset, settings)
     kinds = [f"peer{k}" for k in range(len(algos))] if algos[1:] else ["learners"]
     groups = {
-        "run": default_run(command, len(sizes) or len(names)),
+        "run": default_run(command, max(len(sizes), len(histories)) or len(names)),
         "selection": selection,
-        **({"teachers": TeacherConfig()} if command == "distill" else {}),
+        **({"teachers": TeacherConfig(), "views": ViewConfig()} if command == "distill" else {}),
         **dict(zip(kinds, algos, strict=True)),
         "distill": method(),
     }
@@ -203,7 +208,24 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         method=selection.method,
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
+        views=getattr(args, "views", ViewConfig()),
+        histories=histories,
     )
+
+
+def refuse_several_kinds(
+    names: Sequence[str], sizes: Sequence[str], histories: Sequence[int]
+) -> None:
+    """Raise BadInput if students would differ in more than one of algorithm, size and history."""
+    if sizes and len(names) > 1:
+        raise BadInput("--student-sizes needs a single algorithm; give one --algo")
+    if len(histories) > 1 and len(names) > 1:
+        raise BadInput("several numbers of --history need a single algorithm; give one --algo")
+    if len(histories) > 1 and sizes:
+        raise BadInput(
+            "--history and --student-sizes both name students; give one number of --history, or "
+            "--hidden for the size of all"
+        )
 
 
 def refuse_unshareable(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +21,12 @@ from dpd.agents.config import (
     OffPolicyConfig,
     ReplayConfig,
     StudentConfig,
+    View,
     layers_of,
     require,
 )
 from dpd.distill.config import DPDConfig, MethodConfig
+from dpd.distill.views import ViewConfig
 from dpd.envs.randomization import NATIVE_IDS, RANDOMIZE, BadRange, format_ranges, parse_ranges
 from dpd.errors import BadInput
 
@@ -232,6 +234,8 @@ class StackConfig:
     peers: tuple[int, ...]
     rounds: int
     """Times that the stack collects and learns in one iteration of the run."""
+    histories: tuple[int, ...] = ()
+    """Frames that each peer sees; empty: learners see all that the environment shows."""
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer's policy."""
@@ -253,6 +257,9 @@ class TrainConfig:
     method: str
     distill: MethodConfig
     teachers: TeacherConfig | None = None
+    views: ViewConfig = field(default_factory=ViewConfig)
+    histories: tuple[int, ...] = ()
+    """Frames that students see: one number for all peers, or one per peer; empty: 1."""
 
     @property
     def command(self) -> str:
@@ -286,17 +293,51 @@ class TrainConfig:
         Stacks with fewer steps between updates take several rounds per iteration, so that all peers
         take about the same number of steps.
         """
-        if len(self.algos) == 1:
-            name, algo = self.algos[0]
-            return (StackConfig(name, algo, tuple(range(self.run.peers)), 1),)
-        longest = max(algo.samples for _, algo in self.algos)
-        peers: dict[tuple[str, LearnerConfig], list[int]] = {}
-        for peer, kind in enumerate(self.algos):
-            peers.setdefault(kind, []).append(peer)
+        algos = self.algos if len(self.algos) > 1 else self.algos * self.run.peers
+        longest = max(algo.samples for _, algo in algos)
+        peers: dict[tuple[str, LearnerConfig, int], list[int]] = {}
+        for peer, (name, algo) in enumerate(algos):
+            joins = isinstance(algo, StudentConfig) and self.distill.STACKS_HISTORIES
+            history = 0 if joins else self.history_of(peer)
+            peers.setdefault((name, algo, history), []).append(peer)
         return tuple(
-            StackConfig(name, algo, tuple(members), max(1, round(longest / algo.samples)))
-            for (name, algo), members in peers.items()
+            StackConfig(
+                name,
+                algo,
+                tuple(members),
+                max(1, round(longest / algo.samples)),
+                tuple(map(self.history_of, members)) if self.has_views else (),
+            )
+            for (name, algo, _), members in peers.items()
         )
+
+    @property
+    def has_views(self) -> bool:
+        """True if students see less than the environment shows, or a history."""
+        views = self.views
+        plain = replace(views, teacher_obs=None) == ViewConfig()
+        return not plain or bool(self.histories)
+
+    def history_of(self, peer: int) -> int:
+        """Return the number of frames that a peer sees."""
+        if not self.histories:
+            return 1
+        return self.histories[peer if len(self.histories) > 1 else 0]
+
+    def views_of(self, stack: StackConfig, spec: EnvSpec) -> list[View]:
+        """Return the view of each peer of a stack; empty if learners see everything."""
+        views = [self.views.resolve(spec, history) for history in stack.histories]
+        sees_all = views and len(views[0].columns) == spec.obs_dim
+        if sees_all and all(v.is_memoryless and not v.has_noise for v in views):
+            given = self.views.student_obs
+            if len(self.histories) < 2:
+                asked = "" if given is None else f"--student-obs {given} "
+                asked += f"--history {self.histories[0]}" if self.histories else ""
+                raise BadInput(
+                    f"{asked.strip()}: that is all that {spec.env_id} shows, which students see "
+                    "without these flags; leave them out, or ask for less or for a history"
+                )
+        return views
 
     def __post_init__(self) -> None:
         run = self.run
@@ -308,6 +349,11 @@ class TrainConfig:
             raise BadInput(
                 f"--algo {self.algo_name} names {len(self.algos)} peers and --peers {run.peers}; "
                 "name one algorithm for all, or one per peer"
+            )
+        if len(self.histories) > 1 and len(self.histories) != run.peers:
+            raise BadInput(
+                f"--history names {len(self.histories)} students and --peers {run.peers}; leave "
+                "--peers out"
             )
         if isinstance(self.distill, DPDConfig):
             if run.peers < 2:
@@ -439,6 +485,7 @@ class TrainConfig:
             raise BadInput(
                 f"the replay buffers would take {need / 1e9:,.1f} GB, and {where} "
                 f"has {total / 1e9:,.1f}; lower --capacity or --seeds"
+                + (", or --history" if self.has_views else "")
             )
         return need
 
@@ -446,7 +493,9 @@ class TrainConfig:
         algo = stack.algo
         if not isinstance(algo, ReplayConfig):
             return 0
-        full = algo.replay_bytes(spec.obs_dim, spec.act_dim, self.run.seeds * len(stack.peers))
+        views = self.views_of(stack, spec)
+        wide = spec.obs_dim + max((view.dim for view in views), default=0)
+        full = algo.replay_bytes(wide, spec.act_dim, self.run.seeds * len(stack.peers))
         used = algo.capacity if at_once else min(algo.capacity, self.steps_of(stack))
         return full * used // algo.capacity
 
@@ -468,6 +517,7 @@ class TrainConfig:
             "method": self.method,
             **asdict(self.run),
             **(asdict(self.teachers) if self.teachers else {}),
+            **self._view_settings(),
             **({f"peer{k}": x for k, x in enumerate(learners)} if learners[1:] else learners[0]),
             "distill": asdict(self.distill),
         }
@@ -475,6 +525,12 @@ class TrainConfig:
             del settings[name]
         as_read: dict[str, Any] = json.loads(json.dumps(settings, default=str))
         return as_read
+
+    def _view_settings(self) -> dict[str, Any]:
+        """Return the settings of views, if there are any: runs without them need not know them."""
+        if self.views == ViewConfig() and not self.histories:
+            return {}
+        return {"history": ",".join(map(str, self.histories)) or None, **asdict(self.views)}
 
 
 def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
+import torch
 
 from dpd.envs.rendering import make_renderable
 from dpd.errors import BadInput
+from dpd.policies.playing import Playing
 from dpd.policies.policyfile import Policy
 from dpd.report.report import print_report
 from dpd.run.episodes import evaluate_together
@@ -129,10 +131,11 @@ def render_episode(policy: Policy, place: Place, seed: int) -> tuple[list[np.nda
             "render_modes); leave --video out"
         )
     obs, _ = env.reset(seed=seed)
-    frames = [np.asarray(env.render())]
+    frames, playing = [np.asarray(env.render())], Playing(policy, seed)
     limit = env.spec.max_episode_steps if env.spec is not None else None
     for _ in range(limit or 0):  # environments without a limit were refused before
-        act = policy.act_flat(np.asarray(obs, np.float32).reshape(1, -1))
+        seen = torch.from_numpy(np.asarray(obs, np.float32).reshape(1, -1))
+        act = policy.scaled(playing(seen))
         obs, _, terminated, truncated, _ = env.step(fit_action(act, env.action_space))
         frames.append(np.asarray(env.render()))
         if terminated or truncated:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpd.agents.config import View
 from dpd.agents.nets import layers
 from dpd.envs.make import check
 from dpd.errors import BadInput
@@ -40,6 +41,7 @@ from dpd.policies.policyfile import (
     require_fit,
     require_same_actions,
 )
+from dpd.policies.views import refuse_view, without_view
 from dpd.run.hybrid_groups import read_groups
 from dpd.run.saved import RunReader
 from dpd.run.sources import Place, find_policies, load_any, place_of, refuse_zip_settings
@@ -55,7 +57,10 @@ INT8_TOLERANCE = 0.5
 
 
 class ExportedActor(nn.Module):
-    """A policy as a network: raw obs [B, O] -> actions [B, A] in the environment's bounds."""
+    """A policy as a network: raw obs [B, O] -> actions [B, A] in the environment's bounds.
+
+    Of a policy with a view, the input is the stack of frames that it sees [B, H, G].
+    """
 
     obs_mean: Tensor
     obs_scale: Tensor
@@ -68,18 +73,18 @@ class ExportedActor(nn.Module):
         refuse_memory(policy, "such a file")
         meta, tensors = policy.meta, policy.tensors
         self.norm_obs, self.clip_obs = meta.norm_obs, meta.clip_obs
-        self.is_bounded = meta.squashed or meta.tanh_mean
+        self.is_bounded, self.has_view = meta.squashed or meta.tanh_mean, meta.view is not None
         for name in ("obs_mean", "obs_scale", "act_low", "act_high"):
             self.register_buffer(name, tensors[name].clone())
         self.register_buffer("act_half", 0.5 * (tensors["act_high"] - tensors["act_low"]))
         self.net = sequential(layers(tensors, "actor"), meta.activation)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [B, O]."""
+        """Act without noise on raw obs [B, O], or on frames [B, H, G]."""
         x = obs
         if self.norm_obs:
             x = torch.clamp((x - self.obs_mean) * self.obs_scale, -self.clip_obs, self.clip_obs)
-        mean = self.net(x)
+        mean = self.net(x.flatten(1) if self.has_view else x)
         act = torch.tanh(mean) if self.is_bounded else torch.clamp(mean, -1.0, 1.0)
         scaled = self.act_low + (act + 1.0) * self.act_half
         return torch.clamp(scaled, self.act_low, self.act_high)  # rounding may leave the bounds
@@ -101,12 +106,28 @@ def facts(policy: Policy) -> dict[str, str]:
         "obs_shape": json.dumps(meta.full_obs_shape),
         "act_shape": json.dumps(meta.full_act_shape),
         "provenance": json.dumps(meta.provenance),
+    } | ({} if meta.view is None else view_facts(meta.view))
+
+
+def view_facts(view: View) -> dict[str, str]:
+    """Return the metadata that tells a robot how to make the input [B, H, G]."""
+    return {
+        "groups": json.dumps(view.groups),
+        # The numbers of a frame: these columns of a raw observation, then the previous action in
+        # [-1, 1] if `prev_action`, which is 0 at an episode's start.
+        "columns": json.dumps(view.columns),
+        "prev_action": json.dumps(view.prev_action),
+        # Oldest frame first; the first frame of an episode stands for those before it.
+        "history": json.dumps(view.history),
+        # Trained with: sensors are to have these by themselves.
+        "noise": json.dumps(view.noise),
+        "delay": json.dumps(view.delay),
     }
 
 
 def example(policy: Policy) -> Tensor:
-    """Return obs [2, O] to trace with: a batch of one would be taken as a fixed size."""
-    return torch.zeros(2, policy.meta.obs_dim)
+    """Return inputs [2, ...] to trace with: a batch of one would be taken as a fixed size."""
+    return torch.zeros(2, *policy.meta.input_shape)
 
 
 @contextmanager
@@ -118,7 +139,10 @@ def quiet() -> Iterator[None]:
 
 
 def write_onnx(policy: Policy, path: Path) -> None:
-    """Write an ONNX model: `obs` [batch, O] -> `act` [batch, A], flattened, weights inside."""
+    """Write an ONNX model: `obs` [batch, O] -> `act` [batch, A], flattened, weights inside.
+
+    `obs` is [batch, H, G] for a policy with a view.
+    """
     import onnx
 
     if isinstance(policy, HybridPolicy):
@@ -197,6 +221,10 @@ FORMATS = {  # without sb3: that is a folder, which dpd.sb3.export writes and ch
 }
 
 
+WITHOUT_VIEW = ("c", "c-int8", "sb3")
+"""Formats whose input is the whole observation."""
+
+
 def export_policy(config: ExportConfig, read_settings: RunReader) -> int:
     """Write a policy in another format and print how much its actions differ.
 
@@ -213,6 +241,8 @@ def export_policy(config: ExportConfig, read_settings: RunReader) -> int:
     policy, default = read_source(config, read_settings)
     out = target(config, default, "-sb3" if kind is None else kind.ending)
     policy = put_into(policy, place_of(config.path, policy, config.foreign))
+    if config.format in WITHOUT_VIEW:
+        policy = without_view(policy, f"--format {config.format}")
     if kind is None:
         from dpd.sb3.export import export_zoo
 
@@ -252,6 +282,7 @@ def put_into(policy: Policy, place: Place) -> Policy:
     spec = check(place.env_id, env_kwargs=place.env_kwargs)
     require_fit(policy, spec)
     shapes: dict[str, Any] = {"obs_shape": spec.obs_shape, "act_shape": spec.act_shape}
+    refuse_view(policy, f"another environment, {place},")  # whose groups may have other columns
     return redescribed(policy, place._asdict() | shapes)
 
 

@@ -24,6 +24,7 @@ from dpd.envs.make import check, choose_backend, ranges_of
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console, steps_progress
 from dpd.policies.policyfile import Policy, load, require_bounds, require_fit
+from dpd.policies.views import refuse_view
 from dpd.report.report import print_line, print_report, require_writable
 from dpd.report.stats import (
     CONFIDENCE,
@@ -210,6 +211,8 @@ def read_policies(config: CooperateConfig) -> tuple[list[CooperatingPolicy], str
     if len({file.resolve() for file in files}) < len(files):
         raise BadInput("a policy is given twice; give each once")
     policies, place = load_together(names, files, config.foreign)
+    for policy in policies:
+        refuse_view(policy, "dpd cooperate")
     if (kwargs := config.foreign.parsed_env_kwargs()) is not None:
         policies = [moved(policy, Place(policy.meta.env_id, kwargs)) for policy in policies]
     subjects = []

@@ -76,6 +76,8 @@ class MethodConfig:
     """Default algorithm of the learners."""
     SETTINGS: ClassVar[dict[str, Any]] = {}
     """Defaults of the learners under this method, instead of their own."""
+    STACKS_HISTORIES: ClassVar[bool] = False
+    """True if students that see histories of several lengths can be rows of one stack."""
 
     def _require(self, bound: str, *names: str) -> None:
         require(self, bound, *names, called="distill.{}".format)
@@ -363,6 +365,7 @@ class TeachingConfig(MethodConfig):
 class SupervisedConfig(TeachingConfig):
     """Settings shared by the methods that learn from the teacher's answers alone."""
 
+    STACKS_HISTORIES: ClassVar[bool] = True
     WHOLE_MEMORY: ClassVar[bool] = True
     """True: learn from all stored states. False: from the latest iteration."""
 
@@ -552,6 +555,7 @@ class RetrievalConfig(DAggerConfig):
     and sizes: the defaults are ours.
     """
 
+    STACKS_HISTORIES: ClassVar[bool] = False  # the scale of keys depends on the number of inputs
     gamma: float = 0.1
     """Weight of the relational loss, the divergence between the teacher's similarities of states
     and the student's. 0 is plain distillation, where the lookup is not trained."""
@@ -608,6 +612,7 @@ class ScaffoldConfig(DAggerConfig):
     b; the guide g in (0, 1) is trained together with it and discarded at the end.
     """
 
+    STACKS_HISTORIES: ClassVar[bool] = False  # the guide reads the student's inputs
     divergence: Divergence = "nll"
     """Must be nll, because the mixture is one of likelihoods."""
     label: Literal["mean", "sample"] = "mean"

@@ -97,7 +97,7 @@ class Scaffold(Supervised):
     def __init__(self, config: ScaffoldConfig, context: Context) -> None:
         super().__init__(config, context)
         agent, n = self.agent, self.agent.n_learners
-        sizes = [agent.obs_dim + agent.act_dim, *config.guide_hidden, 1]
+        sizes = [agent.in_dim + agent.act_dim, *config.guide_hidden, 1]
         self.guide = StackedNets(mlp_shapes("guide", sizes), n, "elu", agent.dtype, agent.device)
         self.guide.init_uniform("guide", RowRandom(context.ids, Stream.DISTILL).generators)
         self.guide_optimizer = StackedAdam(self.guide.flat, [config.guide_lr] * n)

@@ -85,15 +85,26 @@ class Teacher(Stateful):
     def features(self, obs: Tensor) -> Tensor:
         """Return the only teacher's last hidden layer at raw obs [N, B, O] -> [N, B, H]."""
         (policy,) = self.policies
-        return policy.features(obs.flatten(0, 1).float()).unflatten(0, obs.shape[:2]).to(obs.dtype)
+        return (
+            policy.features(full_part(policy, obs).flatten(0, 1).float())
+            .unflatten(0, obs.shape[:2])
+            .to(obs.dtype)
+        )
 
     def _answer(self, policy: Policy, obs: Tensor) -> DiagGaussian:
         """Return a teacher's answer at raw obs [N, B, O], as a target."""
-        mean, log_std, squashed = as_target(policy.dist(obs.flatten(0, 1).float()))
+        mean, log_std, squashed = as_target(
+            policy.dist(full_part(policy, obs).flatten(0, 1).float())
+        )
         shape = (*obs.shape[:2], mean.shape[-1])
         return DiagGaussian(
             mean.view(shape).to(obs.dtype), log_std.reshape(shape).to(obs.dtype), squashed
         )
+
+
+def full_part(policy: Policy, obs: Tensor) -> Tensor:
+    """Return the raw observations in front of wide ones, or raw ones as they are [..., O]."""
+    return obs[..., : policy.meta.obs_dim]
 
 
 class Mixture(Stateful):

@@ -20,12 +20,13 @@ from dpd.fidelity.states import (
     HELD_OUT,
     SETS,
     AuditSettings,
-    coin_flip_policy,
+    CoinFlip,
     perturbed_states,
     random_returns,
     visit,
 )
 from dpd.policies.metadata import PolicyMeta
+from dpd.policies.playing import Playing
 from dpd.report.stats import (
     ALPHA,
     BOOTSTRAP_SEEDS,
@@ -231,7 +232,7 @@ def audit(
 ) -> Audit:
     """Play episodes, collect states and compare; `tell` receives the name of each policy played."""
     tell(teacher.name)
-    mode, n = teacher.policy.repeatable_mode, settings.n_states
+    mode, n = Playing(teacher.policy), settings.n_states
     returns, obs = visit(settings, mode, n)
     random = random_returns(settings, teacher.policy.meta.act_dim)
     states = {"teacher": obs, "heldout": visit(settings, mode, n, HELD_OUT).obs}
@@ -249,9 +250,9 @@ def audit_student(
 ) -> StudentAudit:
     """Compare one student with its teacher; `common`: sets of states shared by all students."""
     settings, teacher = result.settings, result.teacher
-    mode = student.policy.repeatable_mode
+    mode = Playing(student.policy)
     returns, obs = visit(settings, mode, settings.n_states)
-    coin = coin_flip_policy(settings, teacher.policy.repeatable_mode, mode)
+    coin = CoinFlip(settings, Playing(teacher.policy), mode)
     states = {**common, "student": obs, "mixed": visit(settings, coin, settings.n_states).obs}
     if student.train is not None:
         states["train"] = student.train

@@ -52,7 +52,7 @@ def time_onnx(policy: Policy, folder: Path) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(os.fspath(folder / "policy.onnx"), options)
-    inputs = {"obs": np.zeros((1, policy.meta.obs_dim), np.float32)}
+    inputs = {"obs": np.zeros((1, *policy.meta.input_shape), np.float32)}
     return seconds_per_call(lambda: session.run(["act"], inputs))
 
 
@@ -60,7 +60,7 @@ def time_torchscript(policy: Policy, folder: Path) -> float:
     """Time a TorchScript module."""
     FORMATS["torchscript"].write(policy, folder / "policy.pt")
     act = FORMATS["torchscript"].read(folder / "policy.pt")
-    obs = np.zeros((1, policy.meta.obs_dim), np.float32)
+    obs = np.zeros((1, *policy.meta.input_shape), np.float32)
     return seconds_per_call(lambda: act(obs))
 
 
@@ -88,13 +88,15 @@ def latencies(policy: Policy) -> dict[str, float]:
     """Return the median microseconds per action for one observation, on one thread, by runtime.
 
     A runtime that is not installed is left out; so are those whose formats cannot hold the policy:
-    all but Python for a policy with a memory, and C for a hybrid policy.
+    all but Python for a policy with a memory, and C for a hybrid policy or one with a view.
     """
     names = [name for name in TIMERS if is_at_hand(name)]
     if isinstance(policy, HybridPolicy):
         names = [name for name in names if name != "C"]
     if policy.meta.memory is not None:
         names = [PYTHON]
+    elif policy.meta.view is not None:
+        names = [name for name in names if name != "C"]
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         return {name: 1e6 * TIMERS[name](policy, Path(folder)) for name in names}
 

@@ -48,6 +48,8 @@ def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
     Both are None if the file lies in no run or the checkpoint of its step is gone. Raises BadInput
     or BadFile if the settings or the checkpoint can't be read.
     """
+    if policy.meta.view is not None:
+        return RunLookup()  # what it learned from was seen at the time, with noise
     steps, seed, peer = (policy.meta.provenance.get(k) for k in ("steps", "seed", "peer"))
     above = file.resolve().parents[1:3]  # RUN/policies/, or RUN/policies/history/
     run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
@@ -120,10 +122,12 @@ class ComparedPolicy:
 
     @torch.no_grad()
     def outputs(self, obs: Tensor) -> PolicyOutputs:
-        """Return the policy's outputs on raw states [n, O]."""
-        dist = self.policy.dist(obs)
-        value = None if self.value is None else self.value(obs)
-        return PolicyOutputs(dist.mode(), dist, self.policy.features(obs), value)
+        """Return the policy's outputs on raw states [n, O], or on wide ones."""
+        raw = obs[:, : self.policy.meta.obs_dim]
+        seen = raw if self.policy.meta.view is None else seen_at(self.policy, obs)
+        dist = self.policy.dist(seen)
+        value = None if self.value is None else self.value(raw)
+        return PolicyOutputs(dist.mode(), dist, self.policy.features(seen), value)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -138,6 +142,22 @@ class ComparedPolicy:
             "hidden": list(meta.hidden),
             "provenance": meta.provenance,
         }
+
+
+def seen_at(policy: Policy, obs: Tensor) -> Tensor:
+    """Return the stacks [n, H, G] that a policy with a view sees at wide states, with its noise.
+
+    Behind each raw observation are the last frames of its episode (`visit_together`).
+    """
+    view = policy.meta.view
+    assert view is not None
+    frames = obs[:, view.obs_dim :].unflatten(1, (-1, view.obs_dim + view.act_dim))
+    seen = policy.seen_in(frames)
+    if view.has_noise:
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(*seen.shape[:2], len(view.noise), generator=generator)
+        seen[..., : len(view.noise)] += noise * torch.tensor(view.noise)
+    return seen
 
 
 class Cost(NamedTuple):
@@ -156,7 +176,7 @@ class Cost(NamedTuple):
 def measure_cost(subject: ComparedPolicy) -> Cost:
     """Measure a policy's parameters, file size and speed."""
     n_bytes = None if subject.file is None else subject.file.stat().st_size
-    obs = np.zeros((TIMING_BATCH, subject.policy.meta.obs_dim), np.float32)
+    obs = np.zeros((TIMING_BATCH, *subject.policy.meta.input_shape), np.float32)
     with one_thread():
         batch = seconds_per_call(lambda: subject.policy.act_flat(obs), BATCH_CALLS)
     speeds = latencies(subject.policy)

@@ -55,7 +55,8 @@ def fidelity_paths(config: FidelityConfig, read_run: RunReader) -> int:
     """Audit all students; print tables or JSON, and write the report."""
     require_writable(config.out)
     teacher, students, place = read_teacher_and_students(config, read_run)
-    settings = audit_settings(config, teacher.policy, place)
+    others = [student.policy for student in students]
+    settings = audit_settings(config, teacher.policy, place, others)
     with Progress(console=make_console(stderr=True, highlight=False), transient=True) as progress:
         task = progress.add_task("", total=1 + len(students))
 

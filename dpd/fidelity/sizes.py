@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,9 +15,16 @@ from dpd.config import TrainConfig
 from dpd.distill.teacher import Returns, Teacher
 from dpd.fidelity.audit import NEAR, NOTHING_TO_RETAIN, compare_policies
 from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
-from dpd.fidelity.states import HELD_OUT, AuditSettings, visit, visit_together
+from dpd.fidelity.states import (
+    HELD_OUT,
+    AuditSettings,
+    frames_needed,
+    visit,
+    visit_together,
+)
 from dpd.files import replacing
 from dpd.policies import policyfile
+from dpd.policies.playing import Playing
 from dpd.report.figures import (
     DASHED,
     GREY,
@@ -61,15 +68,18 @@ class StudentResult:
     """By the names of SIZE_FIGURES."""
     memory: bool = False
     """True if it queries a memory of its teacher."""
+    history: int = 1
+    """Frames that it sees."""
 
     def as_json(self) -> dict[str, Any]:
         """Return everything but the size."""
         own = {"policy": self.name, "seed": self.seed, "memory": self.memory}
+        own |= {"history": self.history} if self.history > 1 else {}
         return own | self.cost._asdict() | self.figures
 
 
 class SizeGroup(NamedTuple):
-    """All students of one algorithm and size."""
+    """All students of one algorithm, size and length of history."""
 
     name: str
     students: list[StudentResult]
@@ -87,7 +97,9 @@ class SizeGroup(NamedTuple):
         return self.teachers_parameters / self.parameters
 
     def cost(self, name: str) -> float:
-        """Return the parameters, or the mean of another cost."""
+        """Return the parameters, the frames that students see, or the mean of another cost."""
+        if name == "history":
+            return self.students[0].history
         return self.parameters if name == "parameters" else self.mean(name) or 0.0
 
     def per_seed(self, figure: str) -> list[float]:
@@ -137,12 +149,12 @@ def compare_sizes(
         threads=run.threads,
     )
     teachers = [ComparedPolicy(name="teacher", policy=policy) for policy in teacher.policies]
-    lessons = [
-        (t, visit(settings, t.policy.repeatable_mode, settings.n_states, HELD_OUT).obs)
-        for t in teachers
-    ]
     subjects = [ComparedPolicy(name=f.stem, policy=policyfile.load(f), file=f) for f in files]
-    modes = [s.policy.repeatable_mode for s in subjects]
+    settings = replace(settings, frames=frames_needed([s.policy for s in subjects]))
+    lessons = [
+        (t, visit(settings, Playing(t.policy), settings.n_states, HELD_OUT).obs) for t in teachers
+    ]
+    modes = [Playing(s.policy) for s in subjects]
     visited = visit_together(settings, modes, settings.n_states)
     sizes: dict[str, list[StudentResult]] = {}
     for subject, own, outcome in zip(subjects, visited, outcomes, strict=True):
@@ -173,9 +185,12 @@ def compare_student(
     error = [compare_policies(t, subject, own).values["action_error"] for t, _ in lessons]
     cost, meta = measure_cost(subject), subject.policy.meta
     measures = {"agree": mean_of_known(agree), "own_error": mean_of_known(error)}
+    history = 1 if meta.view is None else meta.view.history
     return StudentResult(
         name=subject.name,
-        size="x".join(map(str, meta.hidden)) + f" {meta.algo}" * (meta.algo != "student"),
+        size="x".join(map(str, meta.hidden))
+        + f" {meta.algo}" * (meta.algo != "student")
+        + f", {history} frames" * (history > 1),
         seed=int(meta.provenance["seed"]),
         cost=cost,
         figures={
@@ -185,6 +200,7 @@ def compare_student(
             "c_latency_us": cost.runtimes_us.get("C"),
         },
         memory=meta.memory is not None,
+        history=history,
     )
 
 
@@ -266,16 +282,25 @@ FIGURE_LABELS = {
     "agree": f"held-out states with every action within {NEAR}",
 }
 COST_LABELS = {
+    "history": "frames that the student sees",
     "parameters": "parameters",
     "latency_us": "microseconds per action in Python, one thread",
     "c_latency_us": "microseconds per action in C, one thread",
 }
 
 
+LABELLED = {"history": 2, "parameters": 10}
+"""Costs on a logarithmic axis, by its base, where every size has a label."""
+
+
 def draw_sizes(comparison: SizeComparison, out_png: Path, title: str) -> None:
-    """Draw return and agreement of every size over its parameters and latency."""
+    """Draw return and agreement of every size over its parameters and latency.
+
+    If students differ in history, the number of frames takes the place of the parameters.
+    """
     in_c = all(size.mean("c_latency_us") is not None for size in comparison.sizes)
-    costs = ["parameters", "c_latency_us" if in_c else "latency_us"]
+    by_history = len({size.cost("history") for size in comparison.sizes}) > 1
+    costs = ["history" if by_history else "parameters", "c_latency_us" if in_c else "latency_us"]
     figure = new_figure(10.4, 6.8, 200, gap=0.05)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     for row, (name, text) in enumerate(FIGURE_LABELS.items()):
@@ -300,18 +325,21 @@ def draw_panel(axes: Axes, comparison: SizeComparison, figure: str, cost: str) -
         faint: dict[str, Any] = {"color": colour, "s": 14, "alpha": 0.35, "linewidths": 0}
         axes.scatter([x] * len(seeds), seeds, **faint)
         axes.scatter([x], [value], color=colour, s=46, zorder=3)
-        if cost == "parameters":  # latencies are too close for labels, and the colours are the same
+        if cost in LABELLED:  # latencies are too close for labels, and the colours are the same
             look: dict[str, Any] = {"fontsize": 8.5, "color": colour, "textcoords": "offset points"}
-            axes.annotate(size.name, (x, value), xytext=(6, 5), **look)
+            label = size.name if cost == "parameters" else f"{x:.0f}"
+            axes.annotate(label, (x, value), xytext=(6, 5), **look)
     level = comparison.returns.teacher if figure == "return" else 1.0
     axes.axhline(level, color=GREY, linewidth=0.9, linestyle=DASHED, zorder=1)
     style_axes(axes)
     axes.margins(x=0.15)
-    if cost == "parameters":
+    if cost in LABELLED:
         from matplotlib.ticker import LogLocator, NullLocator
 
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.set_xscale("log", base=LABELLED[cost])
+        axes.xaxis.set_major_locator(
+            LogLocator(base=LABELLED[cost], subs=(1, 2, 5) if cost == "parameters" else (1,))
+        )
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(thousands)
     else:

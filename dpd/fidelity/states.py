@@ -11,7 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.views import Frames, see_all
+from dpd.envs.base import EnvSpec
 from dpd.envs.make import check, make
+from dpd.policies.playing import EpisodeActor
 from dpd.policies.policyfile import Policy, require_fit
 from dpd.run.episodes import (
     ActFunction,
@@ -52,6 +56,9 @@ class AuditSettings:
     n_states: int = 10_000
     seed: int = 0
     threads: int | None = None
+    frames: int = 0
+    """Frames of its episode, observations and actions, behind each state: as many as any policy
+    with a view needs."""
 
     def seed_of(self, purpose: int) -> int:
         """Return the seed for one purpose."""
@@ -64,7 +71,10 @@ class AuditSettings:
 
 
 def audit_settings(
-    config: FidelityConfig | SweepConfig, policy: Policy, place: Place
+    config: FidelityConfig | SweepConfig,
+    policy: Policy,
+    place: Place,
+    others: Sequence[Policy] = (),
 ) -> AuditSettings:
     """Return a command's settings. Raises BadInput if the policy does not fit the environment."""
     require_fit(policy, check(place.env_id, env_kwargs=place.env_kwargs))
@@ -75,14 +85,21 @@ def audit_settings(
         n_states=config.states,
         seed=config.seed,
         threads=config.threads,
+        frames=frames_needed([policy, *others]),
     )
+
+
+def frames_needed(policies: Sequence[Policy]) -> int:
+    """Return how many frames of an episode these policies see at most; 0 if none has a view."""
+    views = [policy.meta.view for policy in policies]
+    return max((view.reach for view in views if view is not None), default=0)
 
 
 class PlayedEpisodes(NamedTuple):
     """Returns of some episodes, and states drawn from them."""
 
     returns: np.ndarray  # [K]
-    obs: Tensor  # [n, O] raw
+    obs: Tensor  # [n, O] raw, with frames behind them if the settings ask for any
 
 
 def visit(
@@ -107,23 +124,39 @@ def visit_together(
         return [v for part in parts for v in visit_together(settings, part, n_states, episodes)]
     seeds = n * episode_seeds(settings.seed_of(episodes), settings.episodes)
     env = make(settings.env_id, len(seeds), seeds, "auto", settings.env_kwargs, settings.threads)
-    steps: list[Tensor] = []
-
-    def act(obs: Tensor) -> Tensor:  # [N, K, O]
-        steps.append(obs.clone())
-        return side_by_side(acts)(obs)
-
     played: list[EvalResult] = []
     seen: list[list[Tensor]] = [[] for _ in acts]
     with closing(env):
         while not played or min(sum(map(len, obs)) for obs in seen) < n_states:
-            steps.clear()
-            played.append(run_episodes(env, act, n))
-            inside = states_within_episodes(steps, played[-1].lengths)
+            recorder = Recorder(acts, settings, env.spec)
+            played.append(run_episodes(env, recorder, n))
+            inside = states_within_episodes(recorder.steps, played[-1].lengths)
             for obs, more in zip(seen, inside, strict=True):
                 obs.append(more)
     drawn = [draw_rows(torch.cat(obs), n_states, settings.generator(DRAW)) for obs in seen]
     return [PlayedEpisodes(*each) for each in zip(played[0].returns, drawn, strict=True)]
+
+
+class Recorder:
+    """Lets N policies act in episodes that begin, and keeps all states [N, K, O]."""
+
+    def __init__(self, acts: Sequence[ActFunction], settings: AuditSettings, spec: EnvSpec) -> None:
+        for act in acts:
+            if isinstance(act, EpisodeActor):
+                act.begin()
+        self.act, self.steps = side_by_side(acts), list[Tensor]()
+        self.frames: Frames | None = None
+        if settings.frames:
+            views = [see_all(spec.obs_dim, spec.act_dim, settings.frames)] * len(acts)
+            no_noise = RowRandom([(0, 0)] * len(acts), Stream.SENSOR)
+            self.frames = Frames(views, settings.episodes, no_noise)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        act = self.act(obs)
+        self.steps.append(obs.clone() if self.frames is None else self.frames.follow(obs))
+        if self.frames is not None:
+            self.frames.act = act
+        return act
 
 
 def states_within_episodes(steps: list[Tensor], lengths: np.ndarray) -> list[Tensor]:
@@ -143,20 +176,30 @@ def random_returns(settings: AuditSettings, act_dim: int, episodes: int = TEST) 
     return visit(settings, uniform_policy(act_dim, settings.generator(COIN)), 0, episodes).returns
 
 
-def coin_flip_policy(
-    settings: AuditSettings, teacher: ActFunction, student: ActFunction
-) -> ActFunction:
-    """Return a policy that flips a coin between two policies at every step of every episode.
+class CoinFlip(EpisodeActor):
+    """Flips a coin between two policies at every step of every episode.
 
     A coin per episode would only reproduce the states of either policy, and none in between.
     """
-    generator = settings.generator(COIN)
 
-    def act(obs: Tensor) -> Tensor:
-        heads = torch.rand(len(obs), 1, generator=generator) < 0.5
-        return torch.where(heads, teacher(obs), student(obs))
+    def __init__(self, settings: AuditSettings, teacher: ActFunction, student: ActFunction) -> None:
+        self.teacher, self.student = teacher, student
+        self.generator = settings.generator(COIN)
 
-    return act
+    @property
+    def _actors(self) -> list[EpisodeActor]:
+        return [x for x in (self.teacher, self.student) if isinstance(x, EpisodeActor)]
+
+    def begin(self) -> None:
+        for actor in self._actors:
+            actor.begin()
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        heads = torch.rand(len(obs), 1, generator=self.generator) < 0.5
+        act = torch.where(heads, self.teacher(obs), self.student(obs))
+        for actor in self._actors:
+            actor.took(act)
+        return act
 
 
 def perturbed_states(settings: AuditSettings, obs: Tensor) -> dict[str, Tensor]:

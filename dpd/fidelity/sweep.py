@@ -48,6 +48,7 @@ from dpd.fidelity.states import (
 from dpd.log.terminal import make_console, steps_progress
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy
+from dpd.policies.views import refuse_view
 from dpd.report.report import deliver_report, require_writable
 from dpd.run.sources import load_any, one_policy, place_of, short_names
 
@@ -348,6 +349,7 @@ def read_sweep_teacher(config: SweepConfig) -> tuple[ComparedPolicy, AuditSettin
     """Read the teacher and the environment it acts in. Raises BadInput or NotAPolicy."""
     file = one_policy(config.teacher)
     policy = load_any(file, config.foreign)
+    refuse_view(policy, "dpd sweep")
     if not policy.meta.hidden:
         raise BadInput(f"{file} has no hidden layers whose width the sweep could change")
     settings = audit_settings(config, policy, place_of(file, policy, config.foreign))

@@ -48,10 +48,12 @@ def parse_policy_name(stem: str) -> PolicyName:
 def peer_names(config: TrainConfig) -> list[str]:
     """Name the peers of a run: peer0, peer1, ..., or by algorithm and size if these differ.
 
-    Students are named by size (64x64), and also by algorithm if they have different ones. The names
-    of peers in `dpd train` include the number that their flags use (--peer1.hidden): peer0-ppo,
-    peer1-sac.
+    Students are named by size (64x64), and also by algorithm if they have different ones, or by the
+    length of their history (h4). The names of peers in `dpd train` include the number that their
+    flags use (--peer1.hidden): peer0-ppo, peer1-sac.
     """
+    if len(config.histories) > 1:  # students then differ in nothing else
+        return [f"h{history}" for history in config.histories]
     numbers = [f"peer{peer}" for peer in range(config.run.peers)]
     traits = _distinguishing_traits(config)
     if not any(traits):

@@ -20,6 +20,7 @@ import numpy as np
 
 from dpd.errors import BadInput
 from dpd.policies.policyfile import ArrayPolicy, Policy, refuse_memory
+from dpd.policies.views import refuse_view
 
 INT8, INT16, INT32 = 127, 2**15 - 1, 2**31 - 1
 
@@ -86,6 +87,7 @@ def c_source(policy: Policy, name: str, quantized: bool = False) -> str:
     memory.
     """
     refuse_memory(policy, "a C file")
+    refuse_view(policy, "a C file")
     meta = policy.meta
     t = {key: x.numpy() for key, x in policy.tensors.items()}
     pairs = [(t[f"actor.{i}.weight"], t[f"actor.{i}.bias"]) for i in range(len(meta.hidden) + 1)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dpd.agents.config import View
 from dpd.agents.nets import ACTIVATIONS, Shapes, mlp_shapes
 from dpd.agents.norm import CLIP
 from dpd.policies.memory import MAX_SIZE, MIN_TAU, QUERIES, MemoryMeta, memory_shapes
@@ -30,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "memory": None,
     "obs_shape": None,
     "act_shape": None,
+    "view": None,
 }
 """Fields that the first files of this format lack, and their values there."""
 
@@ -74,12 +76,30 @@ class PolicyMeta:
     leave it out of the file. The network always reads observations flattened in C order."""
     act_shape: tuple[int, ...] | None = None
     """Shape of the environment's actions, act_dim numbers in total, likewise."""
+    view: View | None = None
+    """The part of the observations that the policy sees; left out of the file if it is all."""
     format: int = FORMAT
 
     @property
     def full_obs_shape(self) -> tuple[int, ...]:
         """The shape of one observation of the environment."""
         return (self.obs_dim,) if self.obs_shape is None else self.obs_shape
+
+    @property
+    def in_dim(self) -> int:
+        """The number of the network's inputs."""
+        return self.obs_dim if self.view is None else self.view.dim
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of an input of exported files: (O,), or (H, G) for a policy with a view."""
+        view = self.view
+        return (self.obs_dim,) if view is None else (view.history, view.frame_dim)
+
+    @property
+    def frame_dim(self) -> int:
+        """The number of inputs of one step, which the normaliser knows."""
+        return self.obs_dim if self.view is None else self.view.frame_dim
 
     @property
     def full_act_shape(self) -> tuple[int, ...]:
@@ -94,26 +114,26 @@ def shapes(meta: PolicyMeta) -> Shapes:
     else:
         std = {"log_std": (1, meta.act_dim)}
     return {
-        "obs_mean": (1, meta.obs_dim),
-        "obs_scale": (1, meta.obs_dim),
+        "obs_mean": (1, meta.frame_dim),
+        "obs_scale": (1, meta.frame_dim),
         "obs_count": (1, 1),  # samples behind mean and scale
         **std,
         "act_low": (meta.act_dim,),
         "act_high": (meta.act_dim,),
-        **mlp_shapes("actor", [meta.obs_dim, *meta.hidden, meta.act_dim]),
+        **mlp_shapes("actor", [meta.in_dim, *meta.hidden, meta.act_dim]),
         **memory_shapes(meta.memory, n_features(meta), meta.act_dim),
     }
 
 
 def n_features(meta: PolicyMeta) -> int:
     """Return the width of the last hidden layer, or of the input if there is none."""
-    return [meta.obs_dim, *meta.hidden][-1]
+    return [meta.in_dim, *meta.hidden][-1]
 
 
 def to_json(meta: PolicyMeta) -> str:
     """Return the description as text for `read_meta`."""
     values = asdict(meta)
-    for name in ("memory", "obs_shape", "act_shape"):
+    for name in ("memory", "obs_shape", "act_shape", "view"):
         if values[name] is None:
             del values[name]  # so that older versions can read the file
     return json.dumps(values)
@@ -145,6 +165,9 @@ def read_meta(path: Path, text: str | None) -> PolicyMeta:
             values[name] = tuple(values[name])
     if values["memory"] is not None:
         values["memory"] = MemoryMeta(**values["memory"])
+    if values["view"] is not None:
+        tuples = {k: tuple(v) for k, v in values["view"].items() if isinstance(v, list)}
+        values["view"] = View(**values["view"] | tuples)
     return PolicyMeta(**values)
 
 
@@ -165,6 +188,8 @@ def _check_values(values: dict[str, Any]) -> None:
             raise ValueError(f"{part}_shape is {shape!r:.40}")
     if values["squashed"] and values["tanh_mean"]:
         raise ValueError("squashed and tanh_mean exclude each other")
+    if values["view"] is not None:
+        _check_view(values["view"], values)
     if (memory := values["memory"]) is None:
         return
     if values["squashed"]:
@@ -173,8 +198,23 @@ def _check_values(values: dict[str, Any]) -> None:
     _check_fields(memory, MemoryMeta, "memory.")
     if memory["k"] > memory["entries"]:
         raise ValueError(f"memory.k is {memory['k']}, of {memory['entries']} entries")
-    if memory["query"] == "obs" and memory["dim"] != values["obs_dim"]:
+    if memory["query"] == "obs" and values["view"] is None and memory["dim"] != values["obs_dim"]:
         raise ValueError(f"memory.dim is {memory['dim']}, not obs_dim")
+
+
+def _check_view(view: dict[str, Any], values: dict[str, Any]) -> None:
+    """Raise ValueError unless the description of a view is complete, and fits the policy's."""
+    _check_fields(view, View, "view.")
+    for name in ("obs_dim", "act_dim"):
+        if view[name] != values[name]:
+            raise ValueError(f"view.{name} is {view[name]}, not {values[name]}")
+    columns = view["columns"]
+    if not columns or columns[-1] >= view["obs_dim"] or sorted(set(columns)) != columns:
+        raise ValueError("view.columns are no columns of an observation in rising order")
+    if len(view["noise"]) not in (0, len(columns)):
+        raise ValueError("view.noise has another length than view.columns")
+    if (len(columns) + view["act_dim"]) * view["history"] > MAX_WIDTH:
+        raise ValueError(f"view.history is {view['history']}, which is too many inputs")
 
 
 def _check_fields(values: dict[str, Any], kind: type, prefix: str = "") -> None:
@@ -213,6 +253,10 @@ def _or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
+def _all(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
 CHECKS: dict[type, dict[str, Check]] = {
     PolicyMeta: {
         **dict.fromkeys(("algo", "env_id", "activation"), _is_text),
@@ -222,7 +266,15 @@ CHECKS: dict[type, dict[str, Check]] = {
         **dict.fromkeys(("obs_shape", "act_shape"), _or_none(_is_sizes(MAX_AXES))),
         "hidden": _is_sizes(MAX_LAYERS),
         "clip_obs": _within(MIN_CLIP, MAX_CLIP, int, float),
-        "memory": _or_none(_is_a(dict)),
+        **dict.fromkeys(("memory", "view"), _or_none(_is_a(dict))),
+    },
+    View: {
+        **dict.fromkeys(("obs_dim", "act_dim", "history"), _within(1, MAX_WIDTH, int)),
+        "columns": _all(_within(0, MAX_WIDTH, int)),
+        "groups": _all(_is_text),
+        "prev_action": _is_a(bool),
+        "delay": _within(0, MAX_WIDTH, int),
+        "noise": _all(_within(0, MAX_CLIP, int, float)),
     },
     MemoryMeta: {
         **dict.fromkeys(("entries", "dim", "k"), _within(1, MAX_SIZE, int)),

@@ -38,6 +38,7 @@ class GraphBuilder:
 def onnx_model(policy: Policy, facts: Mapping[str, str]) -> onnx.ModelProto:
     """Return a model `obs` [batch, O] -> `act` [batch, A], flattened, with `facts` as metadata.
 
+    For a policy with a view, `obs` is the stack of frames that it sees [batch, H, G], oldest first.
     Raises ValueError for a policy with a memory.
     """
     refuse_memory(policy, "such a file")
@@ -59,7 +60,7 @@ def packed(
     graph = helper.make_graph(
         nodes,
         "policy",
-        [helper.make_tensor_value_info("obs", TensorProto.FLOAT, ["batch", meta.obs_dim])],
+        [helper.make_tensor_value_info("obs", TensorProto.FLOAT, ["batch", *meta.input_shape])],
         [helper.make_tensor_value_info("act", TensorProto.FLOAT, ["batch", meta.act_dim])],
         constants,
     )
@@ -72,7 +73,7 @@ def packed(
 
 
 def actor_chain(policy: Policy) -> GraphBuilder:
-    """Return the nodes from raw observations to actions in the environment's bounds."""
+    """Return the nodes from observations, or frames, to actions in the environment's bounds."""
     meta = policy.meta
     t = {name: x.numpy() for name, x in policy.tensors.items()}
     chain = GraphBuilder("obs")
@@ -81,6 +82,8 @@ def actor_chain(policy: Policy) -> GraphBuilder:
         chain.then("Mul", obs_scale=t["obs_scale"])
         clip = np.float32(meta.clip_obs)
         chain.then("Clip", obs_least=-clip, obs_most=clip)
+    if meta.view is not None:
+        chain.then("Flatten")
     for i in range(len(meta.hidden) + 1):
         if i:
             chain.then(ONNX_ACTIVATIONS[meta.activation])

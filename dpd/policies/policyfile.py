@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dpd.agents.config import View
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import Shapes, layers, mlp
 from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
@@ -30,7 +31,7 @@ from dpd.policies.metadata import (
     shapes,
     to_json,
 )
-from dpd.policies.single import SingleActor
+from dpd.policies.single import SeenFrames, SingleActor
 
 # Far beyond any policy of this suite: larger files are rejected before they cost memory or time.
 MAX_POLICY_FILE = 2**30  # bytes
@@ -55,6 +56,11 @@ class Policy:
         self._wide: Policy | None = None  # a copy in float64, made on first use
         self._obs_shape, self._act_shape = meta.full_obs_shape, meta.full_act_shape
         self._memory: Neighbours | None = None
+        self._columns: Tensor | None = None  # made once, since a copy to a GPU waits for it
+        if meta.view is not None:
+            device = next(iter(self.tensors.values())).device
+            self._columns = torch.tensor(meta.view.columns, device=device)
+        self._seen: SeenFrames | None = None  # of the episodes that `act` is in
         if meta.memory is not None and meta.memory.student_weight < 1:
             keys, actions = self._params["memory.keys"], self._params["memory.actions"]
             self._memory = Neighbours.of(keys, actions, meta.memory.k, meta.memory.tau)
@@ -69,7 +75,7 @@ class Policy:
         return is_alike and all(torch.equal(x, other.tensors[k]) for k, x in self.tensors.items())
 
     def repeatable_mode(self, obs: Tensor) -> Tensor:
-        """Act as `mode` does, but in float64: raw obs [B, O] -> [B, A] float32.
+        """Act as `mode` does, but in float64: obs as `dist` reads them -> [B, A] float32.
 
         The result does not depend on B or the number of threads. In float32, MKL rounds rows of a
         product differently when their number or the threads change, and in a chaotic task such as
@@ -83,7 +89,9 @@ class Policy:
     def dist(self, obs: Tensor) -> DiagGaussian:
         """Return the action distribution at raw obs [B, O]: mean [B, A], log_std [B, A] or [1, A].
 
-        Actions are in [-1, 1], as in training. A memory changes only the mean.
+        Actions are in [-1, 1], as in training. A memory changes only the mean. A policy with a view
+        reads the stack of frames [B, H, G] that it sees; raw observations are enough for it only if
+        its view has no memory.
         """
         p, meta = self._params, self.meta
         mean, inputs = self._run(obs)
@@ -109,33 +117,61 @@ class Policy:
         return memory.mix(mean.clamp(-1, 1), stored.answer(query), weight)
 
     def features(self, obs: Tensor) -> Tensor:
-        """Return the last hidden layer [B, H] at raw obs [B, O], or the input if there is none."""
+        """Return the last hidden layer at obs as in `dist` [B, H], or the input without one."""
         return self._run(obs)[1][-1].squeeze(0)
 
     def _run(self, obs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the actor's output [1, B, A] at raw obs [B, O], and each layer's input."""
-        return mlp(self._actor, self.normalised(obs).unsqueeze(0), self.meta.activation)
+        """Return the actor's output [1, B, A] at obs as in `dist`, and each layer's input."""
+        if (view := self.meta.view) is not None:
+            obs = self.normalised(self._stacked(view, obs)).flatten(1)
+        else:
+            obs = self.normalised(obs)
+        return mlp(self._actor, obs.unsqueeze(0), self.meta.activation)
+
+    def _stacked(self, view: View, obs: Tensor) -> Tensor:
+        """Return stacks of frames [B, H, G] as they are, or make them of raw obs [B, O]."""
+        if obs.ndim == 3:
+            return obs
+        if not view.is_memoryless:
+            raise ValueError(
+                f"the policy sees {view.history} frames of an episode, and one observation does "
+                "not tell them; let it act step by step"
+            )
+        assert self._columns is not None
+        return obs.index_select(1, self._columns).unsqueeze(1)
+
+    def seen_in(self, frames: Tensor) -> Tensor:
+        """Return the stacks [B, H, G] that a policy with a view sees in whole frames.
+
+        Those are the last L raw observations and the actions before them [B, L, O + A].
+        """
+        view = self.meta.view
+        assert view is not None
+        places = torch.tensor(view.places(frames.shape[1]), device=frames.device)
+        return frames.flatten(1)[:, places].unflatten(1, (view.history, -1))
 
     def normalised(self, obs: Tensor) -> Tensor:
-        """Return raw obs [..., O] as the network reads them."""
+        """Return raw obs [..., O], or the frames of a view [..., G], as the network reads them."""
         if not self.meta.norm_obs:
             return obs
         scaled = (obs - self.tensors["obs_mean"]) * self.tensors["obs_scale"]
         return scaled.clamp(-self.meta.clip_obs, self.meta.clip_obs)
 
     def mode(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [B, O] -> [B, A] in [-1, 1]."""
+        """Act without noise on obs as in `dist` -> [B, A] in [-1, 1]."""
         return self.dist(obs).mode()
 
     def act(self, obs: np.ndarray | Tensor) -> np.ndarray:
         """Act without noise on raw observations -> float32 actions in the environment's bounds.
 
         Both have the shapes of the environment's spaces after any leading batch axes: obs
-        [..., O] -> [..., A] for vectors, [..., 3, 4] -> [..., 2, 3] for matrices. Raises
-        ValueError for observations of another shape.
+        [..., O] -> [..., A] for vectors, [..., 3, 4] -> [..., 2, 3] for matrices. A policy with a
+        view takes each call as the next step of the same episodes, one per row of the batch; call
+        `reset` where episodes begin. It adds no noise and no delay, which are those of sensors.
+        Raises ValueError for observations of another shape, and for another batch before a `reset`.
         """
         x, meta = np.asarray(obs), self.meta
-        if x.shape == self._obs_shape and self._memory is None:
+        if x.shape == self._obs_shape and self._memory is None and meta.view is None:
             return self._act_on_one(x.ravel()).reshape(self._act_shape)
         batch = x.shape[: max(0, x.ndim - len(meta.full_obs_shape))]
         if x.shape != (*batch, *meta.full_obs_shape):
@@ -143,7 +179,42 @@ class Policy:
                 f"observation of shape {x.shape}; the policy reads observations of shape "
                 f"{meta.full_obs_shape}, one or a batch"
             )
-        return self.act_flat(x.reshape(-1, meta.obs_dim)).reshape((*batch, *meta.full_act_shape))
+        flat = x.reshape(-1, meta.obs_dim)
+        act = self.act_flat(flat) if meta.view is None else self._act_next(meta.view, flat)
+        return act.reshape((*batch, *meta.full_act_shape))
+
+    def reset(self, mask: np.ndarray | Tensor | None = None) -> None:
+        """Begin new episodes: of all rows of a batch, or where mask [B] is true.
+
+        Policies without a view have nothing to forget. Raises ValueError for a mask of another size
+        than the batch that the policy acts on.
+        """
+        if mask is None or self._seen is None:
+            self._seen = None
+            return
+        rows = np.asarray(mask, dtype=bool).ravel()
+        if len(rows) != self._seen.batch:
+            raise ValueError(f"a mask of {len(rows)} rows; the policy acts on {self._seen.batch}")
+        self._seen.restart(rows)
+
+    def _act_next(self, view: View, obs: np.ndarray) -> np.ndarray:
+        """Act on the next flattened observations [B, O] of running episodes."""
+        if self._seen is None:
+            self._seen = SeenFrames(view, len(obs))
+        if self._seen.batch != len(obs):
+            raise ValueError(
+                f"{len(obs)} observations after {self._seen.batch}: the policy keeps a history of "
+                "each row; call reset() before another batch"
+            )
+        stack = self._seen.see(obs)
+        if len(obs) == 1 and self._memory is None:
+            act = self._act_on_one(stack.ravel())[None]
+        else:
+            act = self.act_flat(stack)
+        if view.prev_action:
+            low, high = self.tensors["act_low"].numpy(), self.tensors["act_high"].numpy()
+            self._seen.took((act - low) / (high - low) * 2 - 1)
+        return act
 
     @cached_property
     def _act_on_one(self) -> Callable[[np.ndarray], np.ndarray]:
@@ -151,8 +222,14 @@ class Policy:
 
     @torch.no_grad()
     def act_flat(self, obs: np.ndarray | Tensor) -> np.ndarray:
-        """Act as `act` does on flattened observations [B, O] -> flattened actions [B, A]."""
-        act = self.mode(torch.as_tensor(np.asarray(obs), dtype=torch.float32))
+        """Act as `act` does on flattened observations [B, O] -> flattened actions [B, A].
+
+        With a view, obs are stacks of frames [B, H, G], and nothing is remembered.
+        """
+        return self.scaled(self.mode(torch.as_tensor(np.asarray(obs), dtype=torch.float32)))
+
+    def scaled(self, act: Tensor) -> np.ndarray:
+        """Return actions [B, A] in [-1, 1] in the environment's bounds."""
         low, high = self.tensors["act_low"], self.tensors["act_high"]
         scaled = low + (act + 1) * 0.5 * (high - low)
         return scaled.clamp(low, high).numpy()  # rounding may leave the bounds
@@ -295,11 +372,11 @@ def require_bounds(policy: Policy, spec: EnvSpec, name: str = "the policy") -> N
 
 
 def probes(policy: Policy, clipped: bool = True) -> np.ndarray:
-    """Return random raw obs [B, O] as in training.
+    """Return random raw obs [B, O] as in training, or what a policy with a view sees [B, H, G].
 
     `clipped`: every second one is so far out that the clip of normalised observations counts.
     """
-    obs = np.random.default_rng(0).standard_normal((N_PROBES, policy.meta.obs_dim))
+    obs = np.random.default_rng(0).standard_normal((N_PROBES, *policy.meta.input_shape))
     if clipped:
         obs[1::2] *= 30
     mean, scale = policy.tensors["obs_mean"].numpy(), policy.tensors["obs_scale"].numpy()

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpd.agents.config import View
 from dpd.agents.nets import layers
 from dpd.policies.metadata import PolicyMeta
 
@@ -33,6 +34,40 @@ NUMPY_ACTIVATIONS: dict[str, Callable[[Vector, Vector], Vector]] = {
     "relu": relu,
     "elu": elu,
 }
+
+
+class SeenFrames:
+    """The frames that a policy with a view has seen of B running episodes, without noise or delay.
+
+    A robot's own sensors have these.
+    """
+
+    def __init__(self, view: View, batch: int) -> None:
+        self.batch, self._columns = batch, np.array(view.columns)
+        self._stack = np.zeros((batch, view.history, view.frame_dim), np.float32)
+        self._act = np.zeros((batch, view.frame_dim - len(view.columns)), np.float32)
+        self._fresh = np.ones(batch, dtype=bool)  # episodes that begin
+
+    def see(self, obs: np.ndarray) -> np.ndarray:
+        """Add raw obs [B, O]; return the stacks of frames [B, H, G], oldest first."""
+        stack, n = self._stack, len(self._columns)
+        stack[:, :-1] = stack[:, 1:]
+        stack[:, -1, :n] = obs[:, self._columns]
+        stack[:, -1, n:] = self._act
+        if self._fresh.any():
+            stack[self._fresh, -1, n:] = 0
+            stack[self._fresh] = stack[self._fresh, -1:]
+            self._fresh[:] = False
+        return stack
+
+    def took(self, act: np.ndarray) -> None:
+        """Store the actions [B, A] in [-1, 1] that followed."""
+        if self._act.size:
+            self._act[:] = act
+
+    def restart(self, rows: np.ndarray) -> None:
+        """Let the next observations begin episodes where rows [B]."""
+        self._fresh |= rows
 
 
 class SingleActor:
@@ -68,12 +103,16 @@ class SingleActor:
         ]
         self._activation = NUMPY_ACTIVATIONS[meta.activation]
         self._norm = meta.norm_obs
-        self._mean, self._scale = arrays["obs_mean"][0], arrays["obs_scale"][0]
-        self._most = np.full(meta.obs_dim, meta.clip_obs, dtype=np.float32)
+        frames = 1 if meta.view is None else meta.view.history
+        self._mean, self._scale = (np.tile(arrays[k][0], frames) for k in ("obs_mean", "obs_scale"))
+        self._most = np.full(meta.in_dim, meta.clip_obs, dtype=np.float32)
         self._least = -self._most
 
     def __call__(self, obs: np.ndarray) -> Vector:
-        """Return the action [A], in the environment's bounds, at one raw obs [O]."""
+        """Return the action [A], in the environment's bounds, at one raw obs [O].
+
+        Of a policy with a view, `obs` is the stack of frames, flattened [H G].
+        """
         x = self._first
         x[...] = obs
         if self._norm:

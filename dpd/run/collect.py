@@ -6,32 +6,39 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import CPU, Rollout, State, put_back
+from dpd.agents.views import Frames
 from dpd.distill.method import Actor
 from dpd.envs.base import Env
 
 
-def collect(env: Env, actor: Actor, obs: Tensor, rollout: Rollout) -> Tensor:
+def collect(
+    env: Env, actor: Actor, obs: Tensor, rollout: Rollout, frames: Frames | None = None
+) -> Tensor:
     """Fill a rollout, starting from raw obs [N, E, O]; return the obs after its last step.
 
     Actions are stored as sampled; the environment clips them to its bounds, as Stable-Baselines3
-    does.
+    does. `frames` are there if the learners have views; all observations are then wide.
     """
-    n, _, n_envs = rollout.reward.shape
+    n, steps, n_envs = rollout.reward.shape
     # Views of all steps, made at once: indexing tensors step by step takes longer than the copies.
     names = ("obs", "act", "next_obs", "reward", "terminated", "truncated", "valid")
     views = [getattr(rollout, name).unbind(1) for name in names]
-    for noise, at_obs, at_act, at_next, *at_others in zip(
-        actor.noise().unbind(1), *views, strict=True
+    seen_noise = [None] * steps if frames is None else frames.draw(steps)
+    for noise, of_obs, at_obs, at_act, at_next, *at_others in zip(
+        actor.noise().unbind(1), seen_noise, *views, strict=True
     ):
         act = actor.act(obs, noise)
         at_obs.copy_(obs)
         at_act.copy_(act)
         step = env.step(act.view(n * n_envs, -1))
-        at_next.copy_(step.next_obs.view_as(obs))
+        next_obs, obs = (x.view(n, n_envs, -1) for x in (step.next_obs, step.obs))
+        if frames is not None:
+            over = (step.terminated | step.truncated | ~step.valid).view(n, n_envs)
+            next_obs, obs = frames.advance(next_obs, obs, act, over, of_obs)
+        at_next.copy_(next_obs)
         others = (step.reward, step.terminated, step.truncated, step.valid)
         for at, x in zip(at_others, others, strict=True):
             at.copy_(x.view(n, n_envs))
-        obs = step.obs.view_as(obs)
     return obs
 
 

@@ -93,7 +93,8 @@ class RunDir:
         self, path: Path, config: TrainConfig, training: Training, part: int | None = None
     ) -> None:
         self.path, self.config, self.training = path, config, training
-        self.saver = PolicySaver(path, config, training.spec, training.export, training.memory)
+        facts = training.export, training.memory, training.view
+        self.saver = PolicySaver(path, config, training.spec, *facts)
         self.checkpoints = Checkpoints(path, config.run.keep, part, training.journals)
         self.metrics = metrics_name(part)
         self.rollbacks = 0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpd.envs.base import Env, EnvKwargs, UnsupportedEnv
 from dpd.envs.make import make
+from dpd.policies.playing import Playing
 from dpd.policies.policyfile import Policy, require_fit
 
 EVAL_SEED = 1_000_003  # separates the seeds of evaluation episodes from those of training
@@ -113,7 +114,7 @@ def evaluate_together(
     with closing(env):
         for policy in policies:
             require_fit(policy, env.spec)
-        acts = [policy.repeatable_mode for policy in distinct.values()]
+        acts = [Playing(policy, seed) for policy in distinct.values()]
         result = run_episodes(env, side_by_side(acts), n)
     rows = [list(distinct).index(k) for k in first]
     return [EvalResult(result.returns[i : i + 1], result.lengths[i : i + 1]) for i in rows]

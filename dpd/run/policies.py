@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpd import __version__
 from dpd.agents.base import State, put_back
+from dpd.agents.config import View
 from dpd.config import StackConfig, TrainConfig
 from dpd.envs.base import EnvSpec
 from dpd.log.naming import learner_name, peer_names, policy_name
@@ -31,9 +32,11 @@ class PolicySaver:
         spec: EnvSpec,
         export: Callable[[int], tuple[StackConfig, Mapping[str, Tensor]]],
         memory: Callable[[int], MemoryMeta | None] = lambda n: None,
+        view: Callable[[int], View | None] = lambda n: None,
     ) -> None:
         self.dir, self.names = run_dir / "policies", peer_names(config)
         self.config, self.spec, self.export, self.memory = config, spec, export, memory
+        self.view = view
         seeds = range(config.run.seed, config.run.seed + config.run.seeds)
         self.ids = [(seed, peer) for seed in seeds for peer in range(config.run.peers)]
         self.best = torch.full((len(self.ids),), -torch.inf, dtype=torch.float64)
@@ -94,6 +97,7 @@ class PolicySaver:
             hidden=stack.hidden_of(peer),
             env_kwargs=run.parsed_env_kwargs(),
             memory=self.memory(n),
+            view=self.view(n),
             provenance=self.origin
             | {"seed": seed, "peer": peer, "steps": steps, "eval_return": value},
         )

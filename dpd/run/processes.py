@@ -124,7 +124,7 @@ def check_run(config: TrainConfig) -> tuple[EnvSpec, torch.device, Teacher | Non
     n_envs = sum(len(stack.peers) * stack.algo.n_envs for stack in config.stacks)
     n_envs *= -(-run.seeds // run.workers)
     spec = check(run.env, run.backend, run.parsed_env_kwargs(), device, n_envs)
-    if (teacher := read_run_teacher(config)) is not None:
+    if (teacher := read_run_teacher(config, spec)) is not None:
         refuse_unfit(teacher, config, spec)
     return spec, device, teacher
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dpd.agents.base import LearnerId, Metrics, State, nest, part
 from dpd.agents.learners import Learners
-from dpd.agents.rng import Stream
+from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.views import Frames
 from dpd.config import StackConfig
 from dpd.distill.method import Method
 from dpd.envs.base import Env, NonFiniteAction
@@ -74,6 +75,11 @@ class LearnerStack:
         self.guard = NanGuard(ids, agent.device)
         self.episodes = EpisodeStatistics(len(ids), config.algo.n_envs, agent.device)
         self.rollout = agent.new_rollout()
+        self.frames: Frames | None = None
+        if agent.views:
+            sensors = RowRandom(ids, Stream.SENSOR, agent.device)
+            sizes = agent.views, config.algo.n_envs
+            self.frames = Frames(*sizes, sensors, agent.dtype, agent.device)
         self.obs = self._begin()
 
     def _shaped(self, obs: Tensor) -> Tensor:
@@ -86,12 +92,12 @@ class LearnerStack:
         if self.config.algo.stagger:
             self.env.stagger(first_ages(self.ids, self.config.algo.n_envs, *since))
             self.episodes.skip_running()
-        return obs
+        return obs if self.frames is None else self.frames.begin(obs)
 
     def collect(self) -> None:
         """Fill the rollout, and let the method read it. Raises NonFinite."""
         try:
-            self.obs = collect(self.env, self.method.actor, self.obs, self.rollout)
+            self.obs = collect(self.env, self.method.actor, self.obs, self.rollout, self.frames)
         except NonFiniteAction as error:
             row = error.ids[0] // self.config.algo.n_envs
             raise NonFinite("action", self.ids[row]) from error
@@ -99,6 +105,17 @@ class LearnerStack:
         self.guard.require("reward", self.rollout.reward)
         self.episodes.add(self.rollout)
         self.method.on_rollout(self.rollout)
+
+    def evaluation_frames(self, episodes: int, iteration: int) -> Frames | None:
+        """Return new frames for an evaluation, if the learners have views.
+
+        Its noise depends on the iteration alone: an evaluation more leaves training as it is.
+        """
+        if self.frames is None:
+            return None
+        sensors = RowRandom(self.ids, Stream.SENSOR, self.agent.device)
+        sensors.reseed(range(len(self.ids)), iteration)
+        return Frames(self.agent.views, episodes, sensors, self.agent.dtype, self.agent.device)
 
     def check(self, metrics: Metrics) -> None:
         """Raise NonFinite if a learner has diverged in this iteration."""
@@ -112,6 +129,8 @@ class LearnerStack:
         """Return the checkpoint state; simulators are included if the backend can copy them."""
         agent, method = self.agent.state(), self.method.state()
         state = nest(agent=agent, method=method, episodes=self.episodes.state())
+        if self.frames is not None:
+            state |= nest(frames=self.frames.state())
         if not self.env.spec.can_snapshot:
             return state
         return state | nest(env={k: torch.from_numpy(v) for k, v in self.env.snapshot().items()})
@@ -121,9 +140,12 @@ class LearnerStack:
         self.agent.load_state(part(state, "agent"))
         self.method.load_state(part(state, "method"))
         self.episodes.load_state(part(state, "episodes"))
+        if self.frames is not None:
+            self.frames.load_state(part(state, "frames"))
         if simulators := part(state, "env"):
             obs = self.env.restore({k: v.numpy() for k, v in simulators.items()})
-            self.obs = self._shaped(obs)
+            obs = self._shaped(obs)
+            self.obs = obs if self.frames is None else self.frames.widen(obs)
         else:
             self.env.close()
             self.env = self.make_env(env_seeds(self.ids, self.config.algo.n_envs, iteration))

@@ -16,6 +16,7 @@ from dpd.log.csv import read_rows
 from dpd.log.naming import display_names, peer_names
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy
+from dpd.policies.views import describe_view
 from dpd.report.figures import learning_curves
 from dpd.report.report import Report, Section, Table, print_report
 from dpd.run.episodes import EvalResult, evaluate_together
@@ -68,6 +69,7 @@ def start_facts(
         "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions"
         + "".join(f"; {note}" for note in spec.notes),
         **teacher_facts(config, teacher),
+        **student_facts(config, spec),
         "run": run_dir,
         "watch": f"tensorboard --logdir {run_dir / 'tb'}",
     }
@@ -89,6 +91,16 @@ def teacher_facts(config: TrainConfig, teacher: Teacher | None) -> dict[str, obj
             f"episodes; random actions {teacher.returns.floor:,.0f}"
         )
     return facts
+
+
+def student_facts(config: TrainConfig, spec: EnvSpec) -> dict[str, object]:
+    """Return what students see, if it is not all that their environment shows."""
+    if not config.has_views:
+        return {}
+    view = config.views.resolve(spec, 1)
+    frames = ", ".join(map(str, config.histories)) or "1"
+    seen = f"{describe_view(view)}; {len(view.columns)} of {spec.obs_dim} observations"
+    return {"students see": f"{seen}, frames: {frames}"}
 
 
 StudentReport = Callable[[TrainConfig, Path, Mapping[Path, EvalResult], Console], None]

@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from dpd.config import ForeignConfig, ForeignTeacher, RunConfig, TeacherConfig, TrainConfig
+from dpd.agents.config import View
+from dpd.config import (
+    ForeignConfig,
+    ForeignTeacher,
+    RunConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 from dpd.distill.config import ProgressiveConfig
 from dpd.distill.teacher import Returns, Teacher, number_of
+from dpd.distill.views import chosen_columns
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import make
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy, require_bounds, require_fit
+from dpd.policies.views import describe_view
 from dpd.run.episodes import episode_seeds, run_episodes, side_by_side, uniform_policy
 from dpd.run.sources import Place, as_flag, history_of, is_zip, load_any, one_policy
 
@@ -26,7 +38,7 @@ FOLDER, RETURNS = "teachers", "returns.json"
 LAST_EPISODES = 1_000_000
 
 
-def read_run_teacher(config: TrainConfig) -> Teacher | None:
+def read_run_teacher(config: TrainConfig, spec: EnvSpec) -> Teacher | None:
     """Read a run's teachers; those of a resumed run come from its directory.
 
     Returns None if the method has no teacher. Raises BadInput or NotAPolicy.
@@ -38,13 +50,40 @@ def read_run_teacher(config: TrainConfig) -> Teacher | None:
     files = [one_policy(path) for path in config.teachers.teacher]
     foreign = foreign_settings(files, config.teachers, config.run)
     policies = [load_any(file, each) for file, each in zip(files, foreign, strict=True)]
+    reads = partial(with_view, text=config.views.teacher_obs, spec=spec)
+    policies = [reads(policy) for policy in policies]
     if not isinstance(config.distill, ProgressiveConfig):
         return Teacher(policies)
     if len(files) > 1:
         raise BadInput(
             "method progressive follows the checkpoints of one teacher; give one --teacher"
         )
-    return Teacher(policies, _up_to(policies[0], map(policyfile.load, history_of(files[0]))))
+    history = [reads(policyfile.load(file)) for file in history_of(files[0])]
+    return Teacher(policies, _up_to(policies[0], history))
+
+
+def with_view(policy: Policy, text: str | None, spec: EnvSpec) -> Policy:
+    """Return a teacher that reads only the observations that --teacher-obs names.
+
+    Raises BadInput if these are not as many as it reads, or if its file names others.
+    """
+    if text is None:
+        return policy
+    columns, meta = chosen_columns("--teacher-obs", text, spec), policy.meta
+    if meta.view is not None:
+        raise BadInput(
+            f"--teacher-obs {text}: the teacher's file says what it sees, "
+            f"{describe_view(meta.view)}; leave --teacher-obs out"
+        )
+    if meta.obs_dim != len(columns):
+        raise BadInput(
+            f"--teacher-obs {text} has {len(columns)} columns of {spec.env_id}, but the teacher "
+            f"reads {meta.obs_dim}; name those that it was trained on"
+        )
+    words = tuple(word.strip() for word in text.split(","))
+    view = View(obs_dim=spec.obs_dim, act_dim=meta.act_dim, columns=tuple(columns), groups=words)
+    shapes: dict[str, Any] = {"obs_dim": spec.obs_dim, "obs_shape": spec.obs_shape}
+    return Policy(policy.tensors, replace(meta, view=view, **shapes))
 
 
 def foreign_settings(
@@ -118,6 +157,16 @@ def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
             raise BadInput(
                 f"the teacher was trained in {home}, but this run has no arguments: give "
                 f"{as_flag(home)}, or other arguments"
+            )
+        if meta.view is not None and not meta.view.is_memoryless:
+            raise BadInput(
+                f"the teacher sees {describe_view(meta.view)}: it must answer about "
+                "single observations; give a teacher without history, delay and prev_action"
+            )
+        if meta.obs_dim < spec.obs_dim and meta.act_dim == spec.act_dim:
+            raise BadInput(
+                f"the teacher reads {meta.obs_dim} observations, and {spec.env_id} has "
+                f"{spec.obs_dim}; if it knows a part of them, give --teacher-obs with their names"
             )
         require_fit(policy, spec, "the teacher")
         require_bounds(policy, spec, "the teacher")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dpd.agents.base import LearnerId, Metrics, State, nest, part
+from dpd.agents.config import View
 from dpd.agents.kernels import Kernels
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.replay import Replay
+from dpd.agents.views import Frames
 from dpd.config import StackConfig, TrainConfig
 from dpd.distill.method import Context, PeerStack
 from dpd.envs.base import Env, EnvSpec
@@ -24,6 +27,7 @@ from dpd.log.log import Metric, Partial
 from dpd.policies import policyfile
 from dpd.policies.memory import MemoryMeta
 from dpd.policies.metadata import PolicyMeta
+from dpd.policies.views import describe_view
 from dpd.run.episodes import episode_seeds, run_episodes
 from dpd.run.stack import LearnerStack, env_seeds
 from dpd.run.teachers import read_run_teacher, refuse_unfit
@@ -76,13 +80,13 @@ class Training:
         ids = [[(seed, peer) for seed in self.seeds for peer in c.peers] for c in configs]
         envs = [self._make(env_seeds(i, c.algo.n_envs)) for c, i in zip(configs, ids, strict=True)]
         spec = envs[0].spec
-        self.teacher = read_run_teacher(self.config)
+        self.teacher = read_run_teacher(self.config, spec)
         if self.teacher is not None:
             refuse_unfit(self.teacher, self.config, spec)
         # Check the size of the replays before the learners allocate them.
         self.replay_bytes = self.config.replay_bytes(spec, gpu_memory_bytes(self.device))
         agents = [
-            c.algo.build(spec.obs_dim, spec.act_dim, i, self.device)
+            c.algo.build(spec.obs_dim, spec.act_dim, i, self.device, self._views(c, spec))
             for c, i in zip(configs, ids, strict=True)
         ]
         peers = [PeerStack(agent, c.peers) for agent, c in zip(agents, configs, strict=True)]
@@ -94,6 +98,10 @@ class Training:
             method = self.config.distill.build(context)
             stacks.append(LearnerStack(c, i, env, self._make, agent, method))
         return stacks
+
+    def _views(self, stack: StackConfig, spec: EnvSpec) -> list[View]:
+        """Return the view of every learner of a stack; empty if they see everything."""
+        return self.config.views_of(stack, spec) * self.run.seeds
 
     def fuse_updates(self, say: Callable[[str], None]) -> None:
         """Let compiled kernels update the stacks that they support; `say` if one is compiled."""
@@ -130,6 +138,8 @@ class Training:
             if policies:
                 k = peer % len(policies)
                 self._refuse_unfit(files[k], policies[k].meta, stack.config, peer)
+                view = stack.agent.views[n] if stack.agent.views else None
+                refuse_unlike_view(files[k], policies[k].meta.view, view)
                 stack.agent.start_from(n, policies[k].tensors)
 
     def _refuse_unfit(self, file: Path, meta: PolicyMeta, stack: StackConfig, peer: int) -> None:
@@ -184,11 +194,20 @@ class Training:
             rows = [row for row, (owner, _) in enumerate(stack.ids) if owner == seed]
             stack.agent.retry(rows, attempt)
 
-    def mode(self, obs: Tensor) -> Tensor:
-        """Return actions without noise [N, K, A] for raw obs [N, K, O]; both on the CPU."""
+    def mode(self, obs: Tensor, seen: Sequence[Frames | None] = ()) -> Tensor:
+        """Return actions without noise [N, K, A] for raw obs [N, K, O]; both on the CPU.
+
+        `seen` are the frames of every stack in these episodes; the actions are added to them.
+        """
         act = torch.empty(*obs.shape[:2], self.spec.act_dim, dtype=obs.dtype)
-        for stack, rows in zip(self.stacks, self.rows, strict=True):
-            act[rows] = stack.method.mode(obs[rows].to(self.device)).cpu()
+        each = zip(self.stacks, self.rows, seen or [None] * len(self.stacks), strict=True)
+        for stack, rows, frames in each:
+            own = obs[rows].to(self.device)
+            own = own if frames is None else frames.follow(own)
+            done = stack.method.mode(own)
+            if frames is not None:
+                frames.act = done
+            act[rows] = done.cpu()
         return act
 
     def warnings(self) -> list[str]:
@@ -209,7 +228,9 @@ class Training:
             kwargs = run.parsed_env_kwargs()
             env = make(run.env, len(seeds), seeds, backend, kwargs, run.threads)
             try:
-                episodes = run_episodes(env, self.mode, len(self.ids), stop_requested)
+                seen = [stack.evaluation_frames(n, self.iteration) for stack in self.stacks]
+                act = partial(self.mode, seen=seen)
+                episodes = run_episodes(env, act, len(self.ids), stop_requested)
             finally:
                 env.close()
         self.evaluation_due = False
@@ -226,10 +247,28 @@ class Training:
         stack, n = self.places[self.ids[row]]
         return stack.config, stack.method.export(n)
 
+    def view(self, row: int) -> View | None:
+        """Return the view of a row's policy; None if it sees everything."""
+        stack, n = self.places[self.ids[row]]
+        return stack.agent.views[n] if stack.agent.views else None
+
     def memory(self, row: int) -> MemoryMeta | None:
         """Return the metadata of a row's retrieval memory, if its policy has one."""
         stack, n = self.places[self.ids[row]]
         return stack.method.memory_meta(n)
+
+
+def refuse_unlike_view(file: Path, given: View | None, needed: View | None) -> None:
+    """Raise BadInput if a policy of --init-from has other inputs than a learner with a view."""
+    inputs = [
+        None if view is None else (view.columns, view.prev_action, view.history)
+        for view in (given, needed)
+    ]
+    if inputs[0] != inputs[1]:
+        theirs, own = (
+            "everything" if view is None else describe_view(view) for view in (given, needed)
+        )
+        raise BadInput(f"--init-from {file} sees {theirs}; these learners see {own}")
 
 
 def require_device(name: str) -> torch.device:

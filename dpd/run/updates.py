@@ -73,6 +73,8 @@ def why_not_fused(config: TrainConfig, stack: StackConfig) -> str | None:
 def _why_not_replayed(config: TrainConfig, stack: StackConfig) -> str | None:
     """Return why torch computes the updates of learners with critics of actions."""
     distill, algo = config.distill, stack.algo
+    if stack.histories:
+        return "there are no kernels for learners with a replay that see a part of observations"
     if isinstance(distill, KickstartConfig) or getattr(distill, "dose", None) == "loss":
         return f"there are no kernels for a loss of method {config.method} with {stack.name}"
     if config.method in METHODS_WITHOUT_KERNELS:

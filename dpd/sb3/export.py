@@ -38,6 +38,7 @@ from dpd.policies.policyfile import (
     require_fit,
     require_same_actions,
 )
+from dpd.policies.views import refuse_view
 from dpd.sb3.kinds import KINDS, Kind
 
 MODELS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "td3": TD3, "ddpg": DDPG}
@@ -112,6 +113,7 @@ def zoo_name(policy: Policy) -> str:
 def _kind(policy: Policy) -> Kind:
     """Return SB3's counterpart of the algorithm. Raises BadInput if it acts differently."""
     refuse_memory(policy, "a model of Stable-Baselines3")
+    refuse_view(policy, "a model of Stable-Baselines3")
     meta, instead = policy.meta, "give --format onnx, torchscript or dpd"
     name = ALGORITHMS[meta.algo].sb3 if meta.algo in ALGORITHMS else None
     kind = next((kind for kind in KINDS if kind.algo == name), None)

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from dpd.agents.base import Metrics
-from dpd.agents.config import StudentConfig
+from dpd.agents.config import StudentConfig, View
 from dpd.agents.graphs import Graphs
 from dpd.agents.learners import Learners
+from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.views import Frames
 from dpd.distill.config import METHODS, DPDConfig
 from dpd.distill.method import Context, PeerStack
 from dpd.distill.teacher import Teacher
@@ -19,7 +21,7 @@ from dpd.policies.policyfile import Policy
 from tests.toy.meta_device import META, Recorded, on_device
 from tests.toy.peers import ALGO, REPLAYED, O
 from tests.toy.peers import A as ACT
-from tests.toy.students import PLAIN, drawn
+from tests.toy.students import PLAIN, drawn, linear
 from tests.toy.students import SAC as SQUASHED
 
 KINDS: dict[str, Any] = {name: row.settings for name, row in METHODS.items()}
@@ -93,9 +95,11 @@ TAUGHT: dict[str, tuple[Any, Any]] = {
 }
 
 
-def on_meta(algo: Any, seeds: Sequence[tuple[int, int]] = SEEDS) -> Learners:
+def on_meta(
+    algo: Any, seeds: Sequence[tuple[int, int]] = SEEDS, views: Sequence[View] = ()
+) -> Learners:
     """Return learners that record their updates as they would on a GPU."""
-    agent: Learners = algo.build(O, ACT, seeds, META)
+    agent: Learners = algo.build(O, ACT, seeds, META, views)
     agent.graphs = Graphs(torch.device("cuda"), record=Recorded)
     if agent.replay is not None:
         agent.replay._ready = True  # what is waited for, until true
@@ -137,6 +141,39 @@ def test_an_iteration_with_a_method_stays_on_the_device(name: str) -> None:
     assert any(metric.startswith("distill/") for metric in metrics)
 
 
+SEEN = View(obs_dim=O, act_dim=ACT, columns=(0, 2), noise=(0.1, 0.0), delay=1, prev_action=True)
+HISTORIES = [SEEN, replace(SEEN, history=3)] * 2
+ALIKE = [replace(SEEN, history=3)] * 4
+VIEWED = {"dagger": HISTORIES, "on-policy": HISTORIES}
+VIEWED |= dict.fromkeys(("scaffold", "retrieval", "kickstart", "n-distill"), ALIKE)
+VIEWED |= {f"kickstart, {name}": ALIKE for name in REPLAYED}
+
+
+@pytest.mark.parametrize("name", VIEWED)
+def test_students_that_see_less_stay_on_the_device(name: str) -> None:
+    config, algo = TAUGHT[name]
+    agent = on_meta(algo, views=VIEWED[name])
+    method = config.build(Context(agent, 2, 2, SEEDS, Teacher([checkpoint(400)]).on(META)))
+    sensors = RowRandom(SEEDS, Stream.SENSOR, META)
+    frames = Frames(agent.views, agent.config.n_envs, sensors, device=META)
+    raw = torch.zeros(4, agent.config.n_envs, O, device=META)
+    act, over = raw[..., :ACT], raw[..., 0] > 0
+    with on_device():
+        obs = frames.begin(raw)
+        for k in range(3):
+            noise = frames.draw(1)[0]
+            next_obs, obs = frames.advance(raw, raw, act, over, noise)
+            iterate(agent, method, k / 3)
+    assert obs.shape[-1] == agent.obs_dim == next_obs.shape[-1] and obs.device == META
+
+
+def partial_policy() -> Policy:
+    """Return a teacher that reads two columns."""
+    policy = linear(torch.zeros(2, ACT), torch.zeros(ACT))
+    view = View(obs_dim=O, act_dim=ACT, columns=(0, 2))
+    return Policy(policy.tensors, replace(policy.meta, obs_dim=O, view=view))
+
+
 def with_memory() -> Policy:
     """Return a policy that asks a memory of four states, as `retrieval` writes them."""
     policy = drawn(PLAIN)
@@ -147,8 +184,13 @@ def with_memory() -> Policy:
 
 @pytest.mark.parametrize(
     "policies",
-    [[drawn(PLAIN, seed=k) for k in range(3)], [drawn(SQUASHED)], [with_memory()]],
-    ids=["several", "squashed", "memory"],
+    [
+        [drawn(PLAIN, seed=k) for k in range(3)],
+        [drawn(SQUASHED)],
+        [with_memory()],
+        [partial_policy()],
+    ],
+    ids=["several", "squashed", "memory", "a part of the observations"],
 )
 def test_a_teacher_answers_on_the_device(policies: list[Policy]) -> None:
     agent, teacher = on_meta(STUDENT), Teacher(policies).on(META)

@@ -11,7 +11,7 @@ from dpd.fidelity.states import (
     HELD_OUT,
     TEST,
     AuditSettings,
-    coin_flip_policy,
+    CoinFlip,
     draw_rows,
     perturbed_states,
     random_returns,
@@ -87,7 +87,7 @@ def test_random_actions_fill_the_range() -> None:
 
 
 def test_the_coin_is_tossed_for_each_state_and_falls_evenly() -> None:
-    act = coin_flip_policy(SETTING, lambda obs: obs, lambda obs: -obs)
+    act = CoinFlip(SETTING, lambda obs: obs, lambda obs: -obs)
     first, second = act(torch.ones(4_000, 2)), act(torch.ones(4_000, 2))
     assert (first[:, 0] == first[:, 1]).all()  # one policy acts at a time
     assert first.mean() == pytest.approx(0, abs=0.06)

@@ -18,6 +18,8 @@ ITERATIONS, STOP = 8, 3
 PPO = [*ROLLOUT, "--minibatch-size", "64", "--epochs", "1"]
 SAC = ["--algo", "sac", "--n-steps", "64", "--hidden", "8", "--learning-starts", "64"]
 SAC += ["--minibatch-size", "16", "--capacity", "300", "--updates-per-step", "0.1"]
+VIEW = ["--student-obs", "qpos,prev_action", "--student-noise", "qpos=0.1"]
+VIEW += ["--student-delay", "1"]
 CASES = {
     "dagger": [*STUDENT, "--distill.beta-schedule", "linear"],
     "dagger of samples": [*STUDENT, "--distill.divergence", "nll"],
@@ -35,6 +37,12 @@ CASES = {
     "kickstart sac": ["--method", "kickstart", *SAC, "--distill.divergence", "nll"],
     "n-distill": ["--method", "n-distill", "--distill.schedule", "linear", *PPO],
     "sizes": ["--student-sizes", "4x4,8,6", *STUDENT],
+    "views": [*VIEW, "--history", "1,3", *STUDENT],
+    "kickstart with views": ["--method", "kickstart", *VIEW, "--history", "1,3", *PPO],
+    "kickstart sac with a view": [
+        *["--method", "kickstart", *SAC, "--distill.divergence", "nll"],
+        *[*VIEW, "--history", "2"],
+    ],
 }
 
 

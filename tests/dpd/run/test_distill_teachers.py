@@ -14,6 +14,7 @@ import torch
 import dpd
 from dpd.cli import main, parse_run
 from dpd.config import RunConfig, TeacherConfig
+from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.fidelity.policies import n_parameters
 from dpd.policies import policyfile
@@ -97,7 +98,7 @@ def test_several_teachers_teach_students_of_several_sizes(
         policy = dpd.load(out / f"policies/{each['policy']}.safetensors")
         assert n_parameters(policy) == each["parameters"] and each["latency_us"] > 0
         assert 0 <= each["agree"] <= 1 and (each["retained"] is not None) == is_better
-    resumed = read_run_teacher(parse_run(["--resume", str(out)], "distill"))
+    resumed = read_run_teacher(parse_run(["--resume", str(out)], "distill"), check("Swimmer-v5"))
     assert resumed is not None and len(resumed.policies) == 2
     run("--resume", str(out), "--total-steps", "1024")
 
@@ -122,7 +123,7 @@ def test_a_kept_teacher_that_is_gone_is_missed(files: Path, tmp_path: Path) -> N
     out = distil(tmp_path / "run", files / "run", *STUDENT, steps=128)
     shutil.rmtree(out / "teachers")
     with pytest.raises(BadInput, match="teachers contains no teacher"):
-        read_run_teacher(parse_run(["--resume", str(out)], "distill"))
+        read_run_teacher(parse_run(["--resume", str(out)], "distill"), check("Swimmer-v5"))
 
 
 # --- Bad input ---
