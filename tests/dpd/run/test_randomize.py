@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.mujoco import MujocoEnv
+from torch import Tensor
 
 from dpd.cli import main, parse_train
 from dpd.config import RunConfig
@@ -60,12 +63,17 @@ def test_a_video_shows_the_randomized_episode(monkeypatch: pytest.MonkeyPatch) -
     class Watched:
         """A policy that remembers what it saw."""
 
+        meta = SimpleNamespace(view=None)
+
         def __init__(self) -> None:
             self.seen: list[np.ndarray] = []
 
-        def act_flat(self, obs: np.ndarray) -> np.ndarray:
-            self.seen.append(obs[0])
-            return np.full((1, 2), 0.5, np.float32)
+        def repeatable_mode(self, obs: Tensor) -> Tensor:
+            self.seen.append(obs[0].numpy().copy())
+            return torch.full((1, 2), 0.5)
+
+        def scaled(self, act: Tensor) -> np.ndarray:
+            return act.numpy()
 
     policy: Any = Watched()
     # a machine without a renderer draws nothing

@@ -140,7 +140,7 @@ def test_a_child_saves_its_run_and_ends_when_the_study_is_killed(tmp_path: Path)
         wait_for(lambda: job.steps() > 0)
         end(job)  # the system closes this end of a pipe when a process is killed
         assert job.process is not None and job.process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert "resume with: dpd train --resume" in job.failure()
+    assert "resume with: dpd train --resume" in job.log.read_text()
     steps = [int(file.stem.removeprefix("step-")) for file in job.path.rglob("step-*")]
     assert max(steps) > 0
 
