@@ -56,11 +56,15 @@ WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "match_dose": ("gate", ("uniform",)),
     "target_kl": ("dose", ("loss",)),
     "coef_unit": ("dose", ("loss",)),
-    "target": ("divergence", ("mse",)),
+    "target": ("divergence", ("mse", "huber")),
     "peer_share": ("states", ("mixed",)),
 }
 """Setting -> the setting that must have one of these values, or the first has no effect."""
 
+
+Divergence = Literal["kl_forward", "kl_reverse", "mse", "huber", "nll"]
+OF_MEANS = ("mse", "huber")
+"""Divergences of mean actions alone, which policies without a spread have as well."""
 
 OF_WHAT_WAS_PLAYED = ("return", "advantage", "common")
 """Rulers that read the peer's rollout of the iteration, not only answers about its states."""
@@ -141,11 +145,13 @@ class DPDConfig(MethodConfig):
     control: Literal["none", "shuffled", "reversed", "cancelled"] = "none"
     """Control experiment: permute the weights over the states, flip the sign of the advantage, or
     multiply every distance by every weight, so that the weights cancel (2020 code for DDPG)."""
-    divergence: Literal["mse", "kl_forward", "kl_reverse", "nll"] = "mse"
-    """Distance to the target: squared error of the mean actions (the paper), KL(target || student),
-    KL(student || target), or -log likelihood of the target's samples."""
+    divergence: Divergence = "mse"
+    """Distance to the target: squared error of the mean actions (the paper), their Huber loss (half
+    the squared error up to 1, linear from there), KL(target || student), KL(student || target), or
+    -log likelihood of the target's samples."""
     target: Literal["mode", "sample"] = "mode"
-    """Action that `mse` compares with: the target's mean action, or a sample of it (2020 code)."""
+    """Action that `mse` and `huber` compare with: the target's mean action, or a sample of it (2020
+    code)."""
     states: Literal["peer", "own", "mixed"] = "peer"
     """Source of the states: a random other peer (the paper), the learner itself, or both."""
     peer_share: float = 0.5
@@ -275,8 +281,10 @@ class DPDConfig(MethodConfig):
                 "values; leave it out"
             )
         if any(isinstance(each, TD3Config) for each in learners):
-            if self.divergence != "mse":
-                raise ValueError(f"distill.divergence {self.divergence} {no_spread}divergence mse")
+            if self.divergence not in OF_MEANS:
+                raise ValueError(
+                    f"distill.divergence {self.divergence} {no_spread}divergence mse or huber"
+                )
             if self.target == "sample":
                 raise ValueError(f"distill.target sample {no_spread}target mode")
         if (self.memory or 0) > min((each.capacity for each in replays), default=inf):
@@ -309,18 +317,15 @@ class DPDConfig(MethodConfig):
                 "distill.ruler critics compares critics of unlike peers: give --distill.ruler "
                 "action or lcb"
             )
-        if len({each.squashed for each in learners}) > 1 and self.divergence != "mse":
+        if len({each.squashed for each in learners}) > 1 and self.divergence not in OF_MEANS:
             raise ValueError(
                 f"distill.divergence {self.divergence} has no meaning between policies that squash "
-                "their actions and that do not: give --distill.divergence mse"
+                "their actions and that do not: give --distill.divergence mse or huber"
             )
         if self.target == "sample" and several_algorithms:
             raise ValueError(
                 "distill.target sample is for peers of one algorithm; give --distill.target mode"
             )
-
-
-Divergence = Literal["kl_forward", "kl_reverse", "mse", "nll"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,8 +339,9 @@ class TeachingConfig(MethodConfig):
 
     divergence: Divergence = "kl_forward"
     """Distance to the teacher: KL(teacher || student), KL(student || teacher), the squared error of
-    the mean actions, or the student's -log p of the teacher's samples. Only the last two are
-    defined between a policy that squashes its actions and one that does not."""
+    the mean actions, their Huber loss (half the squared error up to 1, linear from there), or the
+    student's -log p of the teacher's samples. Only the last three are defined between a policy that
+    squashes its actions and one that does not."""
 
     def refuse_unfit(self, *learners: Any) -> None:
         """Raise ValueError if the method cannot teach these learners."""
@@ -345,10 +351,10 @@ class TeachingConfig(MethodConfig):
                 fit = ", ".join(n for n, row in rows if issubclass(row.settings, self.LEARNERS))
                 given = next(n for n, row in rows if row.settings is type(each))
                 raise ValueError(f"this method teaches --algo {fit}, not {given}")
-            if isinstance(each, TD3Config) and self.divergence != "mse":
+            if isinstance(each, TD3Config) and self.divergence not in OF_MEANS:
                 raise ValueError(
                     f"distill.divergence {self.divergence} needs a spread, which policies of TD3 "
-                    "and DDPG do not have: give --distill.divergence mse"
+                    "and DDPG do not have: give --distill.divergence mse or huber"
                 )
 
     def refuse_unfit_teacher(self, squashed: bool, learners: LearnerConfig) -> None:
@@ -357,7 +363,7 @@ class TeachingConfig(MethodConfig):
             one, other = ("squashes", "do not") if squashed else ("does not squash", "do")
             raise ValueError(
                 f"distill.divergence {self.divergence}: the teacher {one} its actions and these "
-                f"students {other}; give --distill.divergence mse or nll"
+                f"students {other}; give --distill.divergence mse, huber or nll"
             )
 
 
