@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -41,6 +42,35 @@ def scheduled(kind: Schedule, start: float, until: float, progress: float) -> fl
             return float(start * 0.01 ** (progress / until))
         case "first":
             return start if progress == 0 else 0.0
+
+
+def parse_points(text: str) -> list[tuple[float, float]]:
+    """Parse the points of a schedule, progress:value pairs: 0:1,0.3:1,0.5:0.
+
+    Raises ValueError unless progress rises within [0, 1] and values are finite and not negative.
+    """
+    try:
+        points = [(float(x), float(y)) for x, y in (pair.split(":") for pair in text.split(","))]
+    except ValueError:
+        raise ValueError(
+            f"'{text}' is no schedule; give progress:value pairs, for example 0:1,0.3:1,0.5:0"
+        ) from None
+    progress = [x for x, _ in points]
+    if not all(0 <= x <= 1 for x in progress) or sorted(set(progress)) != progress:
+        raise ValueError(f"'{text}': progress must rise from pair to pair, within [0, 1]")
+    if not all(0 <= y < inf for _, y in points):
+        raise ValueError(f"'{text}': values must be finite and not negative")
+    return points
+
+
+def between(points: Sequence[tuple[float, float]], progress: float) -> float:
+    """Return the value at `progress`, linear between points and constant outside them."""
+    if progress <= points[0][0]:
+        return points[0][1]
+    for (x, y), (next_x, next_y) in pairwise(points):
+        if progress <= next_x:
+            return y + (next_y - y) * (progress - x) / (next_x - x)
+    return points[-1][1]
 
 
 WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -487,13 +517,38 @@ class KickstartConfig(TeachingConfig):
     """Schedule of that weight."""
     until: float = 0.5
     """Share of the run at which the schedule ends."""
+    coef_points: str | None = None
+    """Weights at shares of the run, for example 0:1,0.3:1,0.5:0, linear between them and constant
+    outside, instead of `coef`, `schedule` and `until`."""
 
     def __post_init__(self) -> None:
         self._require("be positive", "coef")
         self._require("lie in (0, 1]", "until")
+        if self.coef_points is not None:
+            self._refuse_unfit_points(self.coef_points)
+
+    def _refuse_unfit_points(self, text: str) -> None:
+        """Raise ValueError for points that are no schedule of the weight, or not the only one."""
+        for name in ("coef", "schedule", "until"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"distill.{name} does nothing beside distill.coef_points, which take its "
+                    "place; leave one of them out"
+                )
+        try:
+            points = parse_points(text)
+        except ValueError as error:
+            raise ValueError(f"distill.coef_points {error}") from None
+        if not any(y > 0 for _, y in points):
+            raise ValueError(
+                f"distill.coef_points '{text}': the teacher never has a weight; give dpd train "
+                "--method none"
+            )
 
     def coef_at(self, progress: float) -> float:
         """Return the weight of the divergence."""
+        if self.coef_points is not None:
+            return between(parse_points(self.coef_points), progress)
         return scheduled(self.schedule, self.coef, self.until, progress)
 
 
