@@ -83,11 +83,15 @@ def divergence(kind: str, student: DiagGaussian, target: DiagGaussian, sample: T
     """Return the divergence of a student from a target [...]; the target must carry no gradient.
 
     `mse` is the squared error between the student's mean action and `sample` (the target's mean
-    or a sample of the target), averaged over action dimensions; `nll` is -log p(sample).
+    or a sample of the target), averaged over action dimensions; `huber` is half of it up to an
+    error of 1 and linear from there (torch's huber_loss); `nll` is -log p(sample).
     """
     match kind:
         case "mse":
             return (student.action(student.mean) - sample).square().mean(-1)
+        case "huber":
+            act = student.action(student.mean)
+            return F.huber_loss(act, sample, reduction="none").mean(-1)
         case "kl_forward":
             return kl(target, student)
         case "kl_reverse":

@@ -197,6 +197,9 @@ class TeacherConfig:
     teacher: tuple[Path, ...] = ()
     """Policy files, Stable-Baselines3 zips, or run directories (their best policy is used). With
     several teachers, one is drawn uniformly to label each state."""
+    teacher_by: str | None = None
+    """Observation that picks the teacher of each state, a group or a column that `dpd groups ENV`
+    prints: where it is 0, the first of --teacher answers and acts, where it is 1, the second."""
     teacher_vecnormalize: tuple[Path, ...] = ()
     """VecNormalize statistics of teachers that are .zip files, in the formats that dpd evaluate
     --vecnormalize reads: one for all, or one per zip."""
@@ -344,6 +347,12 @@ class TrainConfig:
         if self.teachers is not None and not self.teachers.teacher:
             raise BadInput(
                 "dpd distill needs --teacher PATH: a policy file, a zip or a run directory"
+            )
+        by = None if self.teachers is None else self.teachers.teacher_by
+        if self.teachers is not None and by is not None and len(self.teachers.teacher) < 2:
+            raise BadInput(
+                "--teacher-by chooses among several teachers; give --teacher more than one, or "
+                "leave it out"
             )
         if len(self.algos) not in (1, run.peers):
             raise BadInput(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dpd.agents.replay import Transitions
 
 ACTIVATION_KINDS = {"tanh": 0, "relu": 1, "elu": 2}
-DIVERGENCE_KINDS = {"mse": 0, "kl_forward": 1, "kl_reverse": 2, "nll": 3}
+DIVERGENCE_KINDS = {"mse": 0, "kl_forward": 1, "kl_reverse": 2, "nll": 3, "huber": 4}
 COMPILE_SECONDS = {False: 12, True: 22}
 """Time that the first compilation takes on one core, about; see the kinds of `warm_up`."""
 

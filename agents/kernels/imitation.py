@@ -20,7 +20,7 @@ from dpd.agents.kernels.nets import (
     turn_weights,
 )
 
-MSE, KL_FORWARD, KL_REVERSE, NLL = range(4)
+MSE, KL_FORWARD, KL_REVERSE, NLL, HUBER = range(5)
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -72,6 +72,11 @@ def distance_at(
             error = mean[j] - t.sample[k, j]
             total += error * error / size
             of_mean[j] = 2 * error / size
+        elif t.kind == HUBER:
+            error = mean[j] - t.sample[k, j]
+            clipped = min(max(error, -1.0), 1.0)
+            total += clipped * (error - 0.5 * clipped) / size
+            of_mean[j] = clipped / size
         elif t.kind == NLL:
             inverse = math.exp(-s)
             z = (t.sample[k, j] - mean[j]) * inverse

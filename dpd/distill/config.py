@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -43,6 +44,35 @@ def scheduled(kind: Schedule, start: float, until: float, progress: float) -> fl
             return start if progress == 0 else 0.0
 
 
+def parse_points(text: str) -> list[tuple[float, float]]:
+    """Parse the points of a schedule, progress:value pairs: 0:1,0.3:1,0.5:0.
+
+    Raises ValueError unless progress rises within [0, 1] and values are finite and not negative.
+    """
+    try:
+        points = [(float(x), float(y)) for x, y in (pair.split(":") for pair in text.split(","))]
+    except ValueError:
+        raise ValueError(
+            f"'{text}' is no schedule; give progress:value pairs, for example 0:1,0.3:1,0.5:0"
+        ) from None
+    progress = [x for x, _ in points]
+    if not all(0 <= x <= 1 for x in progress) or sorted(set(progress)) != progress:
+        raise ValueError(f"'{text}': progress must rise from pair to pair, within [0, 1]")
+    if not all(0 <= y < inf for _, y in points):
+        raise ValueError(f"'{text}': values must be finite and not negative")
+    return points
+
+
+def between(points: Sequence[tuple[float, float]], progress: float) -> float:
+    """Return the value at `progress`, linear between points and constant outside them."""
+    if progress <= points[0][0]:
+        return points[0][1]
+    for (x, y), (next_x, next_y) in pairwise(points):
+        if progress <= next_x:
+            return y + (next_y - y) * (progress - x) / (next_x - x)
+    return points[-1][1]
+
+
 WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "steps": ("dose", ("step", "shared")),
     "batch_size": ("dose", ("step", "shared")),
@@ -56,11 +86,15 @@ WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "match_dose": ("gate", ("uniform",)),
     "target_kl": ("dose", ("loss",)),
     "coef_unit": ("dose", ("loss",)),
-    "target": ("divergence", ("mse",)),
+    "target": ("divergence", ("mse", "huber")),
     "peer_share": ("states", ("mixed",)),
 }
 """Setting -> the setting that must have one of these values, or the first has no effect."""
 
+
+Divergence = Literal["kl_forward", "kl_reverse", "mse", "huber", "nll"]
+OF_MEANS = ("mse", "huber")
+"""Divergences of mean actions alone, which policies without a spread have as well."""
 
 OF_WHAT_WAS_PLAYED = ("return", "advantage", "common")
 """Rulers that read the peer's rollout of the iteration, not only answers about its states."""
@@ -141,11 +175,13 @@ class DPDConfig(MethodConfig):
     control: Literal["none", "shuffled", "reversed", "cancelled"] = "none"
     """Control experiment: permute the weights over the states, flip the sign of the advantage, or
     multiply every distance by every weight, so that the weights cancel (2020 code for DDPG)."""
-    divergence: Literal["mse", "kl_forward", "kl_reverse", "nll"] = "mse"
-    """Distance to the target: squared error of the mean actions (the paper), KL(target || student),
-    KL(student || target), or -log likelihood of the target's samples."""
+    divergence: Divergence = "mse"
+    """Distance to the target: squared error of the mean actions (the paper), their Huber loss (half
+    the squared error up to 1, linear from there), KL(target || student), KL(student || target), or
+    -log likelihood of the target's samples."""
     target: Literal["mode", "sample"] = "mode"
-    """Action that `mse` compares with: the target's mean action, or a sample of it (2020 code)."""
+    """Action that `mse` and `huber` compare with: the target's mean action, or a sample of it (2020
+    code)."""
     states: Literal["peer", "own", "mixed"] = "peer"
     """Source of the states: a random other peer (the paper), the learner itself, or both."""
     peer_share: float = 0.5
@@ -275,8 +311,10 @@ class DPDConfig(MethodConfig):
                 "values; leave it out"
             )
         if any(isinstance(each, TD3Config) for each in learners):
-            if self.divergence != "mse":
-                raise ValueError(f"distill.divergence {self.divergence} {no_spread}divergence mse")
+            if self.divergence not in OF_MEANS:
+                raise ValueError(
+                    f"distill.divergence {self.divergence} {no_spread}divergence mse or huber"
+                )
             if self.target == "sample":
                 raise ValueError(f"distill.target sample {no_spread}target mode")
         if (self.memory or 0) > min((each.capacity for each in replays), default=inf):
@@ -309,18 +347,15 @@ class DPDConfig(MethodConfig):
                 "distill.ruler critics compares critics of unlike peers: give --distill.ruler "
                 "action or lcb"
             )
-        if len({each.squashed for each in learners}) > 1 and self.divergence != "mse":
+        if len({each.squashed for each in learners}) > 1 and self.divergence not in OF_MEANS:
             raise ValueError(
                 f"distill.divergence {self.divergence} has no meaning between policies that squash "
-                "their actions and that do not: give --distill.divergence mse"
+                "their actions and that do not: give --distill.divergence mse or huber"
             )
         if self.target == "sample" and several_algorithms:
             raise ValueError(
                 "distill.target sample is for peers of one algorithm; give --distill.target mode"
             )
-
-
-Divergence = Literal["kl_forward", "kl_reverse", "mse", "nll"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,8 +369,9 @@ class TeachingConfig(MethodConfig):
 
     divergence: Divergence = "kl_forward"
     """Distance to the teacher: KL(teacher || student), KL(student || teacher), the squared error of
-    the mean actions, or the student's -log p of the teacher's samples. Only the last two are
-    defined between a policy that squashes its actions and one that does not."""
+    the mean actions, their Huber loss (half the squared error up to 1, linear from there), or the
+    student's -log p of the teacher's samples. Only the last three are defined between a policy that
+    squashes its actions and one that does not."""
 
     def refuse_unfit(self, *learners: Any) -> None:
         """Raise ValueError if the method cannot teach these learners."""
@@ -345,10 +381,10 @@ class TeachingConfig(MethodConfig):
                 fit = ", ".join(n for n, row in rows if issubclass(row.settings, self.LEARNERS))
                 given = next(n for n, row in rows if row.settings is type(each))
                 raise ValueError(f"this method teaches --algo {fit}, not {given}")
-            if isinstance(each, TD3Config) and self.divergence != "mse":
+            if isinstance(each, TD3Config) and self.divergence not in OF_MEANS:
                 raise ValueError(
                     f"distill.divergence {self.divergence} needs a spread, which policies of TD3 "
-                    "and DDPG do not have: give --distill.divergence mse"
+                    "and DDPG do not have: give --distill.divergence mse or huber"
                 )
 
     def refuse_unfit_teacher(self, squashed: bool, learners: LearnerConfig) -> None:
@@ -357,7 +393,7 @@ class TeachingConfig(MethodConfig):
             one, other = ("squashes", "do not") if squashed else ("does not squash", "do")
             raise ValueError(
                 f"distill.divergence {self.divergence}: the teacher {one} its actions and these "
-                f"students {other}; give --distill.divergence mse or nll"
+                f"students {other}; give --distill.divergence mse, huber or nll"
             )
 
 
@@ -481,13 +517,38 @@ class KickstartConfig(TeachingConfig):
     """Schedule of that weight."""
     until: float = 0.5
     """Share of the run at which the schedule ends."""
+    coef_points: str | None = None
+    """Weights at shares of the run, for example 0:1,0.3:1,0.5:0, linear between them and constant
+    outside, instead of `coef`, `schedule` and `until`."""
 
     def __post_init__(self) -> None:
         self._require("be positive", "coef")
         self._require("lie in (0, 1]", "until")
+        if self.coef_points is not None:
+            self._refuse_unfit_points(self.coef_points)
+
+    def _refuse_unfit_points(self, text: str) -> None:
+        """Raise ValueError for points that are no schedule of the weight, or not the only one."""
+        for name in ("coef", "schedule", "until"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"distill.{name} does nothing beside distill.coef_points, which take its "
+                    "place; leave one of them out"
+                )
+        try:
+            points = parse_points(text)
+        except ValueError as error:
+            raise ValueError(f"distill.coef_points {error}") from None
+        if not any(y > 0 for _, y in points):
+            raise ValueError(
+                f"distill.coef_points '{text}': the teacher never has a weight; give dpd train "
+                "--method none"
+            )
 
     def coef_at(self, progress: float) -> float:
         """Return the weight of the divergence."""
+        if self.coef_points is not None:
+            return between(parse_points(self.coef_points), progress)
         return scheduled(self.schedule, self.coef, self.until, progress)
 
 

@@ -188,7 +188,7 @@ class DualDistillation(Method):
         return self.mean_square.sqrt().clamp(min=1e-8)
 
     def _sample(self, target: DiagGaussian) -> Tensor:
-        """Return the actions that `mse` and `nll` compare with [N, K, A]."""
+        """Return the actions that all divergences but KL compare with [N, K, A]."""
         c = self.config
         if c.divergence == "nll" or c.target == "sample":
             k, a = target.mean.shape[1:]

@@ -35,7 +35,7 @@ class Answers(NamedTuple):
 
     mean: Tensor
     log_std: Tensor
-    sample: Tensor  # the action that `mse` and `nll` compare with
+    sample: Tensor  # the action that all but KL compare with
 
 
 SampleTuple = TypeVar("SampleTuple", bound=tuple[Tensor, ...])

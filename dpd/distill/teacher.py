@@ -8,10 +8,11 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Stateful
+from dpd.agents.base import CPU, State, Stateful
 from dpd.agents.dist import DiagGaussian, as_target
 from dpd.agents.learners import Learners
 from dpd.agents.rng import RowRandom
+from dpd.errors import BadInput
 from dpd.policies.policyfile import Policy
 
 
@@ -46,28 +47,75 @@ class Returns(NamedTuple):
         return (returns - self.floor) / ahead if ahead > 0 else None
 
 
+class Route(NamedTuple):
+    """The column of a raw observation that holds the number of the teacher, from 0."""
+
+    column: int
+    name: str
+    """The column's name for the user, as --teacher-by has it."""
+
+
 class Teacher(Stateful):
     """One or more saved policies with one action space; of several, each state gets one's answer.
 
-    `history`: the checkpoints of the only one, oldest first. `n_queries` counts the states they
-    were asked about. `returns` is there once it is measured.
+    `route`: the column that chooses it; None: chance does. `history`: the checkpoints of the only
+    one, oldest first. `n_queries` counts the states they were asked about. `returns` is there once
+    it is measured.
     """
 
     STATE = ("n_queries",)
 
-    def __init__(self, policies: Sequence[Policy], history: Sequence[Policy] = ()) -> None:
-        self.policies, self.history = policies, history
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        history: Sequence[Policy] = (),
+        route: Route | None = None,
+    ) -> None:
+        self.policies, self.history, self.route = policies, history, route
+        device = next(iter(policies[0].tensors.values())).device
+        self.has_strayed = torch.zeros((), dtype=torch.bool, device=device)
         self.returns: Returns | None = None
         self.n_queries = 0
 
     def on(self, device: torch.device) -> Teacher:
         """Return the same teachers on a device."""
         policies = [policy.on(device) for policy in self.policies]
-        return Teacher(policies, [policy.on(device) for policy in self.history])
+        return Teacher(policies, [policy.on(device) for policy in self.history], self.route)
 
-    def pick(self, uniform: Tensor) -> Tensor:
-        """Turn uniform numbers in [0, 1) [...] into which teacher answers."""
-        return (uniform * len(self.policies)).long()
+    def pick(self, uniform: Tensor, obs: Tensor) -> Tensor:
+        """Return which teacher answers at raw obs [..., O], by the route or uniform numbers [...].
+
+        The numbers lie in [0, 1). Raises BadInput if a state's value is no teacher's number; on a
+        GPU, where asking would stall every step, `state` does.
+        """
+        if self.route is None:
+            return (uniform * len(self.policies)).long()
+        value = obs[..., self.route.column]
+        which = value.clamp(0, len(self.policies) - 1).round()
+        self.has_strayed |= (which != value).any()
+        if obs.device == CPU:
+            self._refuse_strays()
+        return which.long()
+
+    def state(self) -> State:
+        """Return the state. Raises BadInput if the route led to no teacher."""
+        if self.has_strayed.device.type != "meta":
+            self._refuse_strays()
+        return super().state()
+
+    def _refuse_strays(self) -> None:
+        if self.route is not None and self.has_strayed:
+            n, name = len(self.policies), self.route.name
+            raise BadInput(
+                f"--teacher-by {name}: {name} is not 0 to {n - 1} in every state, and there are "
+                f"{n} teachers; give a --teacher for each of its values, counted from 0"
+            )
+
+    def routed_mode(self, obs: Tensor) -> Tensor:
+        """Act without noise on raw obs [B, O] as the teacher that the route picks -> [B, A]."""
+        which = self.pick(obs[..., 0], obs)
+        acts = torch.stack([policy.repeatable_mode(obs) for policy in self.policies])
+        return acts[which, torch.arange(len(obs), device=obs.device)]
 
     @torch.no_grad()
     def ask(self, obs: Tensor, which: Tensor) -> DiagGaussian:
@@ -134,7 +182,7 @@ class Mixture(Stateful):
         own, theirs, coin, which = noise.split([noise.shape[-1] - a - 2, a, 1, 1], -1)
         if self.beta == 0:
             return self._student(obs, own)
-        asked = self.teacher.ask(obs, self.teacher.pick(which.squeeze(-1)))
+        asked = self.teacher.ask(obs, self.teacher.pick(which.squeeze(-1), obs))
         act = asked.action(asked.sample(theirs))
         return (
             act if self.beta == 1 else torch.where(coin < self.beta, act, self._student(obs, own))

@@ -29,7 +29,7 @@ class TeacherMethod(Method):
             raise ValueError("this method needs a teacher: --teacher FILE")
         self.teacher = context.teacher
         # A separate object, so that it counts only the questions of this stack's distillation.
-        self.current = Teacher(self.teacher.policies)
+        self.current = Teacher(self.teacher.policies, route=self.teacher.route)
         config.refuse_unfit(context.agent.config)
         for policy in self.teacher.policies:
             config.refuse_unfit_teacher(policy.meta.squashed, context.agent.config)
@@ -46,7 +46,7 @@ class TeacherMethod(Method):
 
     def ask(self, obs: Tensor) -> Answers:
         """Ask the current teacher about raw obs [N, K, O]."""
-        answer = self.current.ask(obs, self.current.pick(self.rng.uniform(obs.shape[1])))
+        answer = self.current.ask(obs, self.current.pick(self.rng.uniform(obs.shape[1]), obs))
         if self.divergence != "nll":
             return Answers(answer.mean, answer.log_std, answer.mode())
         noise = self.rng.normal(*answer.mean.shape[1:], dtype=answer.mean.dtype)
@@ -60,7 +60,7 @@ class TeacherMethod(Method):
     def _agreement(self, batch: Batch) -> Metrics:
         """Compare the students' actions with the teacher's at some of the latest states."""
         obs = batch.raw_obs[:, spread(batch.raw_obs, MEASURED)]
-        answer = self.teacher.ask(obs, self.teacher.pick(self.rng.uniform(obs.shape[1])))
+        answer = self.teacher.ask(obs, self.teacher.pick(self.rng.uniform(obs.shape[1]), obs))
         error = (self.agent.mode(obs) - answer.mode()).abs()
         return {
             "distill/action_error": error.square().mean((1, 2)).sqrt(),

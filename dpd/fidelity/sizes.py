@@ -151,16 +151,15 @@ def compare_sizes(
     teachers = [ComparedPolicy(name="teacher", policy=policy) for policy in teacher.policies]
     subjects = [ComparedPolicy(name=f.stem, policy=policyfile.load(f), file=f) for f in files]
     settings = replace(settings, frames=frames_needed([s.policy for s in subjects]))
-    lessons = [
-        (t, visit(settings, Playing(t.policy), settings.n_states, HELD_OUT).obs) for t in teachers
-    ]
+    lessons = teachers_states(settings, teacher, teachers)
     modes = [Playing(s.policy) for s in subjects]
     visited = visit_together(settings, modes, settings.n_states)
     sizes: dict[str, list[StudentResult]] = {}
     for subject, own, outcome in zip(subjects, visited, outcomes, strict=True):
         got = float(outcome.returns.mean())
         figures = {"return": got, "retained": returns.retained(got)}
-        student = compare_student(subject, lessons, own.obs, figures)
+        taught = [(t, states_of(teacher, k, own.obs)) for k, t in enumerate(teachers)]
+        student = compare_student(subject, lessons, taught, figures)
         sizes.setdefault(student.size, []).append(student)
     costs = [measure_cost(t) for t in teachers]
     whole = sum(cost.parameters for cost in costs)
@@ -174,15 +173,32 @@ def compare_sizes(
     )
 
 
+def states_of(teacher: Teacher, k: int, obs: Tensor) -> Tensor:
+    """Return those of raw obs [n, O] that teacher k answers; without a route, each answers all."""
+    return obs if teacher.route is None else obs[teacher.pick(obs[:, 0], obs) == k]
+
+
+def teachers_states(
+    settings: AuditSettings, teacher: Teacher, teachers: Sequence[ComparedPolicy]
+) -> list[tuple[ComparedPolicy, Tensor]]:
+    """Play each teacher's held-out episodes; teachers with a route play the same ones together."""
+    n = settings.n_states
+    if teacher.route is not None:
+        obs = visit(settings, teacher.routed_mode, n, HELD_OUT).obs
+        return [(t, states_of(teacher, k, obs)) for k, t in enumerate(teachers)]
+    return [(t, visit(settings, Playing(t.policy), n, HELD_OUT).obs) for t in teachers]
+
+
 def compare_student(
     subject: ComparedPolicy,
     lessons: Sequence[tuple[ComparedPolicy, Tensor]],
-    own: Tensor,
+    own: Sequence[tuple[ComparedPolicy, Tensor]],
     figures: Mapping[str, float | None],
 ) -> StudentResult:
     """Compare a student with each teacher, on that teacher's held-out states and on its own."""
-    agree = [compare_policies(t, subject, obs).values[f"agree_{NEAR}"] for t, obs in lessons]
-    error = [compare_policies(t, subject, own).values["action_error"] for t, _ in lessons]
+    held_out, visited = [[(t, obs) for t, obs in each if len(obs)] for each in (lessons, own)]
+    agree = [compare_policies(t, subject, obs).values[f"agree_{NEAR}"] for t, obs in held_out]
+    error = [compare_policies(t, subject, obs).values["action_error"] for t, obs in visited]
     cost, meta = measure_cost(subject), subject.policy.meta
     measures = {"agree": mean_of_known(agree), "own_error": mean_of_known(error)}
     history = 1 if meta.view is None else meta.view.history

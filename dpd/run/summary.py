@@ -82,13 +82,14 @@ def teacher_facts(config: TrainConfig, teacher: Teacher | None) -> dict[str, obj
         return {}
     facts: dict[str, object] = {}
     several = len(teacher.policies) > 1
+    by = "" if teacher.route is None else f"; all of them by {teacher.route.name}"
     for k, (path, returns) in enumerate(
         zip(config.teachers.teacher, teacher.returns.teachers, strict=True)
     ):
         name = path.name.removesuffix(".safetensors")
         facts[f"teacher {k}" if several else "teacher"] = (
             f"{name}: {np.mean(returns):,.0f} ± {np.std(returns):,.0f} over {len(returns)} "
-            f"episodes; random actions {teacher.returns.floor:,.0f}"
+            f"episodes; random actions {teacher.returns.floor:,.0f}{by}"
         )
     return facts
 

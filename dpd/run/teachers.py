@@ -21,7 +21,7 @@ from dpd.config import (
     TrainConfig,
 )
 from dpd.distill.config import ProgressiveConfig
-from dpd.distill.teacher import Returns, Teacher, number_of
+from dpd.distill.teacher import Returns, Route, Teacher, number_of
 from dpd.distill.views import chosen_columns
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import make
@@ -33,7 +33,7 @@ from dpd.policies.views import describe_view
 from dpd.run.episodes import episode_seeds, run_episodes, side_by_side, uniform_policy
 from dpd.run.sources import Place, as_flag, history_of, is_zip, load_any, one_policy
 
-FOLDER, RETURNS = "teachers", "returns.json"
+FOLDER, RETURNS, ROUTE = "teachers", "returns.json", "route.json"
 # Added to a run's seed for the final table: no evaluation in training plays these episodes.
 LAST_EPISODES = 1_000_000
 
@@ -53,13 +53,26 @@ def read_run_teacher(config: TrainConfig, spec: EnvSpec) -> Teacher | None:
     reads = partial(with_view, text=config.views.teacher_obs, spec=spec)
     policies = [reads(policy) for policy in policies]
     if not isinstance(config.distill, ProgressiveConfig):
-        return Teacher(policies)
+        return Teacher(policies, route=route_of(config.teachers.teacher_by, spec))
     if len(files) > 1:
         raise BadInput(
             "method progressive follows the checkpoints of one teacher; give one --teacher"
         )
     history = [reads(policyfile.load(file)) for file in history_of(files[0])]
     return Teacher(policies, _up_to(policies[0], history))
+
+
+def route_of(text: str | None, spec: EnvSpec) -> Route | None:
+    """Return the column that --teacher-by names. Raises BadInput unless it is one."""
+    if text is None:
+        return None
+    columns = chosen_columns("--teacher-by", text, spec)
+    if len(columns) > 1:
+        raise BadInput(
+            f"--teacher-by {text} has {len(columns)} columns of {spec.env_id}; name the one that "
+            "holds the teacher's number, for example 3"
+        )
+    return Route(columns[0], text)
 
 
 def with_view(policy: Policy, text: str | None, spec: EnvSpec) -> Policy:
@@ -129,7 +142,9 @@ def kept_teacher(run_dir: Path) -> Teacher:
     history = [policyfile.load(file) for file in sorted(folder.glob("history*.safetensors"))]
     if not policies:
         raise BadInput(f"{folder} contains no teacher; it was written when the run began")
-    teacher = Teacher(policies, history)
+    route = folder / ROUTE
+    by = Route(**json.loads(route.read_text())) if route.is_file() else None
+    teacher = Teacher(policies, history, by)
     if (file := folder / RETURNS).is_file():
         teacher.returns = Returns(**json.loads(file.read_text()))
     return teacher
@@ -141,6 +156,9 @@ def keep_teacher(run_dir: Path, teacher: Teacher) -> None:
         for k, policy in enumerate(policies):
             file = run_dir / FOLDER / f"{name}{k:05d}.safetensors"
             policyfile.save(file, policy.tensors, policy.meta)
+    if teacher.route is not None:
+        with replacing(run_dir / FOLDER / ROUTE) as draft:
+            draft.write_text(json.dumps(teacher.route._asdict()) + "\n")
 
 
 def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
@@ -188,12 +206,17 @@ def keep_returns(run_dir: Path, teacher: Teacher, config: TrainConfig) -> None:
 
 
 def measure(teacher: Teacher, config: TrainConfig) -> Returns:
-    """Play the episodes of the run's final table with the teachers and with uniform actions."""
+    """Play the episodes of the run's final table with the teachers and with uniform actions.
+
+    Teachers with a route play them together, as one: the list of each is the same.
+    """
     run, policies = config.run, teacher.policies
     uniform = uniform_policy(policies[0].meta.act_dim, torch.Generator().manual_seed(run.seed))
-    acts = [*(p.repeatable_mode for p in policies), uniform]
+    routed = teacher.route is not None
+    alone = [teacher.routed_mode] if routed else [p.repeatable_mode for p in policies]
+    acts = [*alone, uniform]
     seeds = len(acts) * episode_seeds(run.seed + LAST_EPISODES, config.evaluation.final_episodes)
     env = make(run.env, len(seeds), seeds, run.backend, run.parsed_env_kwargs(), run.threads)
     with closing(env):
         *teachers, random = run_episodes(env, side_by_side(acts), len(acts)).returns.tolist()
-    return Returns(teachers, random)
+    return Returns(teachers * len(policies) if routed else teachers, random)

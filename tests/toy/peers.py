@@ -46,7 +46,7 @@ def f64(*numbers: float) -> Tensor:
 STEP = DPDConfig(lr=1e-3, steps=4, batch_size=32)
 SHARED = DPDConfig(dose="shared", steps=4, batch_size=32)
 LOSS = DPDConfig(dose="loss", coef=0.5)
-DIVERGENCES = ("mse", "kl_forward", "kl_reverse", "nll")
+DIVERGENCES = ("mse", "huber", "kl_forward", "kl_reverse", "nll")
 
 
 def vary(config: DPDConfig, **changes: Any) -> DPDConfig:

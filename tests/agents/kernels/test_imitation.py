@@ -57,7 +57,7 @@ def build(what: str, dtype: torch.dtype) -> GaussianLearners:
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 @pytest.mark.parametrize("what", ["peers", "students"])
-@pytest.mark.parametrize("kind", ["mse", "kl_forward", "kl_reverse", "nll"])
+@pytest.mark.parametrize("kind", ["mse", "huber", "kl_forward", "kl_reverse", "nll"])
 def test_imitation_steps_equal_those_by_autograd(kind: str, what: str, dtype: torch.dtype) -> None:
     bound = 1e-10 if dtype == F64 else 1e-5
     plain = after_steps(build(what, dtype), kind, None, None)

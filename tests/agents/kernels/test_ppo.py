@@ -260,7 +260,7 @@ def term_of(agent: PPO, kind: str, place: str) -> ClosedTerm:
 
 @pytest.mark.parametrize("target_kl", [None, 0.5])
 @pytest.mark.parametrize("place", ["own states", "samples", "proximal"])
-@pytest.mark.parametrize("kind", ["mse", "kl_forward", "kl_reverse", "nll"])
+@pytest.mark.parametrize("kind", ["mse", "huber", "kl_forward", "kl_reverse", "nll"])
 def test_a_term_of_a_method_equals_autograd(kind: str, place: str, target_kl: float | None) -> None:
     plain, fused = (build(replace(SMALL, target_kl=target_kl)) for _ in range(2))
     fused.kernels = ONE

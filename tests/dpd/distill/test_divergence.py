@@ -90,6 +90,22 @@ def test_mse_worked_by_hand() -> None:
     assert squashed.tolist() == pytest.approx([expected])
 
 
+@pytest.mark.parametrize("squashed", [False, True])
+def test_huber_is_that_of_torch_on_mean_actions(squashed: bool) -> None:
+    student, sample = gaussian(0, squashed), 2 * draw(5, *SHAPE)
+    act = student.action(student.mean)
+    assert ((act - sample).abs() > 1).any() and ((act - sample).abs() < 1).any()
+    expected = torch.nn.functional.huber_loss(act, sample, reduction="none", delta=1.0).mean(-1)
+    assert torch.equal(divergence("huber", student, student, sample), expected)
+
+
+def test_huber_worked_by_hand() -> None:
+    # errors 0.5 and 3: (0.5^2 / 2 + (3 - 1/2)) / 2 = 1.3125
+    student = DiagGaussian(torch.tensor([[0.5, -1.0]]), torch.zeros(2))
+    sample = torch.tensor([[0.0, 2.0]])
+    assert divergence("huber", student, student, sample).tolist() == [1.3125]
+
+
 def test_nll_worked_by_hand() -> None:
     # -log N(1; 0, 1) = 1/2 + log(2 pi) / 2 = 1.4189385, in each of two dimensions
     student = DiagGaussian(torch.zeros(1, 2), torch.zeros(2))

@@ -16,7 +16,7 @@ from dpd.distill.peers import dose_of
 from tests.toy.peers import DIVERGENCES, F64, LOSS, REPLAYED, SHARED, STEP, A, O, S, Setup, vary
 
 RULERS = ("value", "action", "lcb", "critics")
-ALL_KINDS = [("td3", "mse"), ("ddpg", "mse"), *(("sac", d) for d in DIVERGENCES)]
+ALL_KINDS = [("td3", "mse"), ("ddpg", "mse"), ("td3", "huber"), *(("sac", d) for d in DIVERGENCES)]
 
 
 def everything_else(agent: OffPolicy) -> list[Tensor]:

@@ -11,13 +11,15 @@ import torch
 from dpd.agents.config import LearnerConfig
 from dpd.agents.dist import STD_FLOOR
 from dpd.distill.config import (
+    CloningConfig,
     DAggerConfig,
     GradientConfig,
     KickstartConfig,
     ProgressiveConfig,
     TeachingConfig,
 )
-from dpd.distill.teacher import Teacher
+from dpd.distill.teacher import Route, Teacher
+from dpd.errors import BadInput
 from dpd.policies.policyfile import Policy
 from tests.toy.students import PLAIN, SAC, STUDENT, A, O, School, constant, drawn, linear
 
@@ -69,7 +71,8 @@ def test_of_several_teachers_each_state_gets_the_answer_of_one() -> None:
     policies = [constant(x, -x, log_std=math.log(x)) for x in stds]
     teacher = Teacher(policies)
     uniform = torch.rand(2, 3000, generator=torch.Generator().manual_seed(0))
-    said = teacher.ask(torch.zeros(2, 3000, O), teacher.pick(uniform))
+    obs = torch.zeros(2, 3000, O)
+    said = teacher.ask(obs, teacher.pick(uniform, obs))
     which = (said.mean[..., 0] * 10).round().long() - 1
     # mean and deviation, in all dimensions, are the same one's
     torch.testing.assert_close(said.mean[..., 1], -said.mean[..., 0])
@@ -81,7 +84,51 @@ def test_of_several_teachers_each_state_gets_the_answer_of_one() -> None:
 def test_numbers_below_one_are_shared_equally_among_teachers() -> None:
     teacher = Teacher([constant(0.0, 0.0)] * 2)
     uniform = torch.tensor([0.0, 0.49, 0.5, 0.99999994])
-    assert teacher.pick(uniform).tolist() == [0, 0, 1, 1]
+    assert teacher.pick(uniform, torch.zeros(4, O)).tolist() == [0, 0, 1, 1]
+
+
+def routed() -> Teacher:
+    return Teacher([constant(0.5, 0.0), constant(-0.5, 0.0)], route=Route(2, "terrain"))
+
+
+def test_a_column_of_the_observation_picks_the_teacher() -> None:
+    obs = torch.zeros(1, 4, O)
+    obs[0, :, 2] = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    teacher = routed()
+    # whatever the chance says
+    for uniform in (torch.zeros(1, 4), torch.full((1, 4), 0.9)):
+        said = teacher.ask(obs, teacher.pick(uniform, obs))
+        assert said.mean[0, :, 0].tolist() == [0.5, -0.5, -0.5, 0.5]
+    assert teacher.routed_mode(obs[0])[:, 0].tolist() == [0.5, -0.5, -0.5, 0.5]
+
+
+@pytest.mark.parametrize("value", [2.0, -1.0, 0.5, math.nan])
+def test_a_value_that_is_no_teachers_number_is_refused(value: float) -> None:
+    obs = torch.zeros(1, 3, O)
+    obs[0, 1, 2] = value
+    with pytest.raises(BadInput, match="terrain is not 0 to 1 in every state, and there are 2"):
+        routed().pick(torch.zeros(1, 3), obs)
+
+
+def test_the_state_of_teachers_tells_of_values_seen_where_asking_would_stall() -> None:
+    teacher = routed()
+    teacher.state()
+    teacher.has_strayed.fill_(True)
+    with pytest.raises(BadInput, match="--teacher-by terrain"):
+        teacher.state()
+
+
+def test_where_the_teacher_acts_the_route_says_which_does() -> None:
+    # beta is 1 in behaviour cloning; std 1e-4 leaves the mean
+    policies = [constant(x, 0.0, log_std=-9.0) for x in (0.5, -0.5)]
+    school = School(CloningConfig(), STUDENT, *policies)
+    school.teacher.route = Route(0, "0")
+    method = CloningConfig().build(school.context)
+    obs = torch.zeros(1, 2, O)
+    obs[0, 1, 0] = 1.0
+    act = method.actor.act(obs, method.actor.noise()[:, 0, :1].expand(-1, 2, -1))
+    # as a target, a teacher's deviation is at least 0.05: 0.5 is ten of them
+    assert act[0, 0, 0] > 0.2 and act[0, 1, 0] < -0.2
 
 
 def test_queries_are_the_states_asked_about() -> None:

@@ -94,7 +94,7 @@ def test_a_copy_of_the_teacher_has_no_gradient() -> None:
 
 # --- Learning ---
 
-DIVERGENCES: list[Divergence] = ["kl_forward", "kl_reverse", "mse", "nll"]
+DIVERGENCES: list[Divergence] = ["kl_forward", "kl_reverse", "mse", "huber", "nll"]
 METHODS: list[type[SupervisedConfig]] = [
     CloningConfig,
     DAggerConfig,
@@ -118,7 +118,7 @@ def test_students_come_nearer_to_their_teacher(
         assert (last["distill/loss"] < first["distill/loss"]).all()
 
 
-@pytest.mark.parametrize("divergence", ["mse", "nll"])
+@pytest.mark.parametrize("divergence", ["mse", "huber", "nll"])
 def test_a_plain_student_learns_from_a_teacher_that_squashes(divergence: Divergence) -> None:
     school = School(DAggerConfig(divergence=divergence, steps=STEPS), STUDENT, drawn(SAC))
     found = school.run(16)

@@ -33,6 +33,7 @@ LEARNERS: dict[str, tuple[KickstartConfig, LearnerConfig, LearnerConfig]] = {
     "ppo of sac, mse": (KickstartConfig(divergence="mse"), PLAIN, SAC),
     "ppo of sac, nll": (KickstartConfig(divergence="nll"), PLAIN, SAC),
     "td3, mse": (KickstartConfig(divergence="mse"), TD3, PLAIN),
+    "td3, huber": (KickstartConfig(divergence="huber"), TD3, PLAIN),
     "sac": (KickstartConfig(), SAC, SAC),
     "sac of ppo, nll": (KickstartConfig(divergence="nll"), SAC, PLAIN),
     "ppd": (ProximalConfig(), PLAIN, PLAIN),

@@ -45,7 +45,7 @@ def test_a_run_evaluates_what_it_saves(teacher: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(saved.mode(obs[n]), acted[n], rtol=0, atol=1e-5)
     # 150 entries of 32 numbers and 2 actions, beside what the student is: the report counts them
     subject = ComparedPolicy(name="s", policy=saved)
-    student = compare_student(subject, [], obs[0], {"return": 1.0, "retained": 1.0})
+    student = compare_student(subject, [], [], {"return": 1.0, "retained": 1.0})
     assert student.memory and student.cost.parameters > 150 * 34
     plain = replace(student, memory=False, cost=student.cost._replace(parameters=100))
     of_size = SizeGroup("6", [student, plain], 400)
