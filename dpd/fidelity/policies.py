@@ -123,11 +123,18 @@ class ComparedPolicy:
     @torch.no_grad()
     def outputs(self, obs: Tensor) -> PolicyOutputs:
         """Return the policy's outputs on raw states [n, O], or on wide ones."""
-        raw = obs[:, : self.policy.meta.obs_dim]
-        seen = raw if self.policy.meta.view is None else seen_at(self.policy, obs)
+        raw, seen = obs[:, : self.policy.meta.obs_dim], self.sees(obs)
         dist = self.policy.dist(seen)
         value = None if self.value is None else self.value(raw)
         return PolicyOutputs(dist.mode(), dist, self.policy.features(seen), value)
+
+    def sees(self, obs: Tensor) -> Tensor:
+        """Return what the policy reads in raw states [n, O], or in wide ones: [n, O] or [n, H, G].
+
+        Both are in raw units.
+        """
+        raw = obs[:, : self.policy.meta.obs_dim]
+        return raw if self.policy.meta.view is None else seen_at(self.policy, obs)
 
     @property
     def origin(self) -> dict[str, Any]:
