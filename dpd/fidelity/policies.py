@@ -154,10 +154,13 @@ class ComparedPolicy:
 def seen_at(policy: Policy, obs: Tensor) -> Tensor:
     """Return the stacks [n, H, G] that a policy with a view sees at wide states, with its noise.
 
-    Behind each raw observation are the last frames of its episode (`visit_together`).
+    Behind each raw observation are the last frames of its episode (`visit_together`). They may be
+    missing if the view needs no more than the observation.
     """
     view = policy.meta.view
     assert view is not None
+    if view.is_memoryless and obs.shape[1] == view.obs_dim:
+        obs = torch.cat([obs, obs, obs.new_zeros(len(obs), view.act_dim)], 1)
     frames = obs[:, view.obs_dim :].unflatten(1, (-1, view.obs_dim + view.act_dim))
     seen = policy.seen_in(frames)
     if view.has_noise:
@@ -216,6 +219,8 @@ def read_teacher_and_students(
         if k and config.foreign.env_kwargs is None:
             require_place(name, policy, place, f"{names[0]}, its teacher, acts in")
         require_same_spaces(names[0], policies[0], name, policy)
+        if k and given is not None:
+            require_no_memory(name, policy)
         value, train = look_up_run(file, policy, read_run)
         if train is not None:
             train = draw_rows(train, config.states, torch.Generator().manual_seed(config.seed))
@@ -250,6 +255,16 @@ def read_states(path: Path, policy: Policy) -> Tensor:
     if not states.isfinite().all():
         raise BadInput(f"{path} holds NaN or infinity")
     return states
+
+
+def require_no_memory(name: str, policy: Policy) -> None:
+    """Raise BadInput if single observations do not tell what a student sees."""
+    view = policy.meta.view
+    if view is not None and not view.is_memoryless:
+        raise BadInput(
+            f"{name} sees more than one observation (a history, a delay or its last action), which "
+            "--train-states does not hold: leave it out, or audit this student apart"
+        )
 
 
 def require_same_spaces(teacher: str, other: Policy, student: str, policy: Policy) -> None:

@@ -122,3 +122,21 @@ def test_the_report_answers_for_each_student(
         text = (tmp_path / page).read_text()
         assert "missed" in text and "seeing misses" in text
         assert "look alike to the student" in text
+
+
+def test_states_of_a_file_are_single_observations(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tmp_path / "states.npy"
+    np.save(given, np.random.default_rng(0).uniform(-0.4, 0.4, (50, 2)))
+    teacher_file, *students = (
+        str(folder / f"{name}.safetensors") for name in ("teacher", "blind", "seeing")
+    )
+    small = ["--episodes", "3", "--states", "40", "--threads", "1", "--out", str(tmp_path)]
+    argv = [*small, "--train-states", str(given), "--json"]
+    assert main(["fidelity", teacher_file, *students, *argv]) == 2
+    assert "seeing sees more than one observation" in capsys.readouterr().err
+    assert main(["fidelity", teacher_file, students[0], *argv]) == 0
+    (blind,) = json.loads(capsys.readouterr().out)["students"]
+    # it lacks -1.2 v, of mean |v| = 0.2
+    assert blind["sets"]["train"]["action_error"] == pytest.approx(1.2 * 0.2, rel=0.2)
