@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpd.agents.config import View
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
 from dpd.agents.student import Student
@@ -39,7 +40,8 @@ class RunLookup(NamedTuple):
 
     value: ValueFunction | None = None
     """The learner's value function; None for students."""
-    states: Tensor | None = None  # [n, O] raw training states in a student's replay
+    states: Tensor | None = None
+    """Training states in a student's replay: raw [n, O], or wide ones of a student with a view."""
 
 
 def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
@@ -48,8 +50,9 @@ def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
     Both are None if the file lies in no run or the checkpoint of its step is gone. Raises BadInput
     or BadFile if the settings or the checkpoint can't be read.
     """
-    if policy.meta.view is not None:
-        return RunLookup()  # what it learned from was seen at the time, with noise
+    view = policy.meta.view
+    if view is not None and view.has_noise:
+        return RunLookup()  # what it learned from was seen with noise, which would come twice
     steps, seed, peer = (policy.meta.provenance.get(k) for k in ("steps", "seed", "peer"))
     above = file.resolve().parents[1:3]  # RUN/policies/, or RUN/policies/history/
     run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
@@ -72,7 +75,8 @@ def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
         return RunLookup()  # the file was replaced by another policy
     if isinstance(agent, Student):
         journal = JournalFiles(folder, k)
-        return RunLookup(states=remembered_states(agent, n, journal, facts.replay))
+        states = remembered_states(agent, n, journal, facts.replay)
+        return RunLookup(states=states if view is None else with_frames(view, states))
     return RunLookup(value=lambda obs: learner_values(agent, n, obs))
 
 
@@ -84,13 +88,26 @@ def learner_values(agent: Learners, n: int, obs: Tensor) -> Tensor:
 
 
 def remembered_states(agent: Student, n: int, files: JournalFiles, names: list[str]) -> Tensor:
-    """Return the raw states [n, O] in student n's replay, which the named files hold."""
+    """Return the states [n, O] in student n's replay, raw or wide, which the named files hold."""
     begin, segments = files.read(names)
     agent.replay.restart(begin)
     for rows in segments:
         agent.replay.extend(rows)
     back = torch.arange(int(agent.replay.live[n])).unsqueeze(0)
     return agent.replay.states(torch.full_like(back, n), back)[0]
+
+
+def with_frames(view: View, wide: Tensor) -> Tensor:
+    """Turn a replay's wide states, raw with what was seen behind, into those that `seen_at` reads.
+
+    What the view does not show of earlier frames is 0.
+    """
+    raw, seen = wide[:, : view.obs_dim], wide[:, view.obs_dim : view.obs_dim + view.dim]
+    width = view.obs_dim + view.act_dim
+    frames = raw.new_zeros(len(raw), view.reach * width)
+    frames[:, -width : frames.shape[1] - view.act_dim] = raw  # for a teacher with a view
+    frames[:, view.places(view.reach)] = seen
+    return torch.cat([raw, frames], 1)
 
 
 TIMING_BATCH = 256
@@ -116,7 +133,7 @@ class ComparedPolicy:
     value: ValueFunction | None = None
     """None: unknown."""
     train: Tensor | None = None
-    """Raw states [n, O] it was distilled on; None: unknown."""
+    """States it was distilled on, raw [n, O] or with frames behind; None: unknown."""
     is_floor: bool = False
     """True for the policy that was trained without this teacher."""
 

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from dpd.agents.config import View
-from dpd.cli import main
+from dpd.cli import main, saved_run
 from dpd.fidelity.aliasing import AliasingScores, aliasing_verdict, score_aliasing
-from dpd.fidelity.policies import ComparedPolicy
+from dpd.fidelity.policies import ComparedPolicy, look_up_run
 from dpd.fidelity.states import AuditSettings, visit
 from dpd.policies.playing import Playing
-from dpd.policies.policyfile import Policy
+from dpd.policies.policyfile import Policy, load
+from dpd.run.directory import RunDir
+from dpd.run.training import Training
 from tests.toy.blind_env import DAMPING, DT, ENV, STIFFNESS, teacher
 from tests.toy.policies import write
+from tests.toy.runs import STUDENT, distil, train_teacher
 from tests.toy.students import linear
 
 
@@ -140,3 +143,27 @@ def test_states_of_a_file_are_single_observations(
     (blind,) = json.loads(capsys.readouterr().out)["students"]
     # it lacks -1.2 v, of mean |v| = 0.2
     assert blind["sets"]["train"]["action_error"] == pytest.approx(1.2 * 0.2, rel=0.2)
+
+
+def test_a_run_knows_what_its_students_with_a_view_were_trained_on(tmp_path: Path) -> None:
+    teacher_run, out = train_teacher(tmp_path / "teacher"), tmp_path / "run"
+    view = ["--student-obs", "0:3,prev_action", "--history", "1,3", "--student-delay", "1"]
+    distil(out, teacher_run, *STUDENT, *view)
+    training = Training(saved_run(out))
+    RunDir(out, training.config, training)._load_newest()
+    rows = training.stacks[0].agent.replay.rows  # type: ignore[union-attr]
+    for n, history in enumerate((1, 3)):
+        file = out / f"policies/seed0-h{history}.safetensors"
+        policy = load(file)
+        states = look_up_run(file, policy, saved_run).states
+        assert states is not None and len(states) == 256
+        seen = ComparedPolicy(name="student", policy=policy).sees(states).flatten(1)
+        assert seen.shape[1] == history * 5  # three columns and two actions
+        # 128 steps of 2 environments: the observation, and what was seen of it behind
+        held = rows[n, :128, :, : 8 + seen.shape[1]].flatten(0, 1)
+        found = torch.cat([states[:, :8], seen], 1)
+        assert torch.equal(found.unique(dim=0), held.unique(dim=0))
+    argv = ["fidelity", str(teacher_run), str(file), "--episodes", "1", "--states", "50"]
+    assert main([*argv, "--threads", "1", "--out", str(tmp_path / "fidelity")]) == 0
+    (student,) = json.loads((tmp_path / "fidelity/fidelity.json").read_text())["students"]
+    assert student["gap"]["seen"] == "train" and student["sets"]["train"]["n"] == 50
