@@ -15,12 +15,14 @@ import numpy as np
 from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian, kl
+from dpd.fidelity.aliasing import NEIGHBOURS, AliasingScores, aliasing_verdict, score_aliasing
 from dpd.fidelity.policies import ComparedPolicy, Cost, PolicyOutputs, measure_cost
 from dpd.fidelity.states import (
     HELD_OUT,
     SETS,
     AuditSettings,
     CoinFlip,
+    PlayedEpisodes,
     perturbed_states,
     random_returns,
     visit,
@@ -195,6 +197,8 @@ class StudentAudit:
     """Parameters of the teacher divided by those of the student."""
     scores: dict[str, Scores]
     """By set of states."""
+    aliasing: dict[str, AliasingScores]
+    """By set of states that were visited in episodes, where it is defined."""
     gap: GeneralisationGap
     returns: np.ndarray  # [K]
     ratio: float | None
@@ -221,7 +225,8 @@ class Audit:
     @property
     def notes(self) -> list[str]:
         """Notes on the gaps, on what was left out and on weak evidence."""
-        return [*gap_notes(self.entries), *omission_notes(self), *evidence_notes(self)]
+        about_students = [*gap_notes(self.entries), *aliasing_notes(self.entries)]
+        return [*about_students, *omission_notes(self), *evidence_notes(self)]
 
 
 def audit(
@@ -233,47 +238,65 @@ def audit(
     """Play episodes, collect states and compare; `tell` receives the name of each policy played."""
     tell(teacher.name)
     mode, n = Playing(teacher.policy), settings.n_states
-    returns, obs = visit(settings, mode, n)
+    played = {"teacher": visit(settings, mode, n), "heldout": visit(settings, mode, n, HELD_OUT)}
+    returns, obs, _ = played["teacher"]
     random = random_returns(settings, teacher.policy.meta.act_dim)
-    states = {"teacher": obs, "heldout": visit(settings, mode, n, HELD_OUT).obs}
-    states |= perturbed_states(settings, obs)
     cost = measure_cost(teacher)
     result = Audit(settings=settings, teacher=teacher, cost=cost, returns=returns, random=random)
+    perturbed = perturbed_states(settings, obs)
     for student in students:
         tell(student.name)
-        result.entries.append(audit_student(result, student, states))
+        result.entries.append(audit_student(result, student, played, perturbed))
     return result
 
 
 def audit_student(
-    result: Audit, student: ComparedPolicy, common: Mapping[str, Tensor]
+    result: Audit,
+    student: ComparedPolicy,
+    common: Mapping[str, PlayedEpisodes],
+    perturbed: Mapping[str, Tensor],
 ) -> StudentAudit:
-    """Compare one student with its teacher; `common`: sets of states shared by all students."""
+    """Compare one student with its teacher, on sets of states shared by all and on its own."""
     settings, teacher = result.settings, result.teacher
     mode = Playing(student.policy)
-    returns, obs = visit(settings, mode, settings.n_states)
+    own = visit(settings, mode, settings.n_states)
     coin = CoinFlip(settings, Playing(teacher.policy), mode)
-    states = {**common, "student": obs, "mixed": visit(settings, coin, settings.n_states).obs}
+    played = {**common, "student": own, "mixed": visit(settings, coin, settings.n_states)}
+    states = {name: episodes.obs for name, episodes in played.items()} | dict(perturbed)
     if student.train is not None:
         states["train"] = student.train
     scores = {
         name: compare_policies(teacher, student, states[name]) for name in SETS if name in states
     }
-    some = common["heldout"][:N_DRAWN_STATES]
+    some = states["heldout"][:N_DRAWN_STATES]
     cost = measure_cost(student)
-    ratio, kept, interval = compare_returns(returns, result.returns, result.random, settings.seed)
+    ratio, kept, interval = compare_returns(
+        own.returns, result.returns, result.random, settings.seed
+    )
     return StudentAudit(
         subject=student,
         cost=cost,
         compression=result.cost.parameters / cost.parameters,
         scores=scores,
+        aliasing=aliasing_by_set(teacher, student, played),
         gap=generalisation_gap(scores),
-        returns=returns,
+        returns=own.returns,
         ratio=ratio,
         retained=kept,
         interval=interval,
         acts=(teacher.outputs(some).act, student.outputs(some).act),
     )
+
+
+def aliasing_by_set(
+    teacher: ComparedPolicy, student: ComparedPolicy, played: Mapping[str, PlayedEpisodes]
+) -> dict[str, AliasingScores]:
+    """Measure aliasing on every set of visited states where it is defined."""
+    found = {
+        name: score_aliasing(teacher, student, visited.obs, visited.episodes)
+        for name, visited in played.items()
+    }
+    return {name: scores for name, scores in found.items() if scores is not None}
 
 
 def compare_policies(teacher: ComparedPolicy, student: ComparedPolicy, obs: Tensor) -> Scores:
@@ -326,6 +349,20 @@ def gap_notes(entries: Sequence[StudentAudit]) -> Iterator[str]:
         yield (
             f"training states are unknown for {', '.join(unknown)}: the gap compares two sets of "
             "the teacher's states and does not show too little data; see --train-states"
+        )
+
+
+def aliasing_notes(entries: Sequence[StudentAudit]) -> Iterator[str]:
+    """Answer for each student whether more data or another view helps, on held-out states."""
+    for entry in entries:
+        scores, subject = entry.aliasing.get("heldout"), entry.subject
+        if scores is not None and not subject.is_floor:
+            verdict = aliasing_verdict(scores, sees_all=subject.policy.meta.view is None)
+            yield f"{subject.name} {verdict}"
+    if any("heldout" not in entry.aliasing for entry in entries):
+        yield (
+            f"no aliasing: it needs a teacher whose actions vary, and for each state {NEIGHBOURS} "
+            "states of other episodes; see --episodes and --states"
         )
 
 

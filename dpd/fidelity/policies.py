@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpd.agents.config import View
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
 from dpd.agents.student import Student
@@ -39,7 +40,8 @@ class RunLookup(NamedTuple):
 
     value: ValueFunction | None = None
     """The learner's value function; None for students."""
-    states: Tensor | None = None  # [n, O] raw training states in a student's replay
+    states: Tensor | None = None
+    """Training states in a student's replay: raw [n, O], or wide ones of a student with a view."""
 
 
 def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
@@ -48,8 +50,9 @@ def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
     Both are None if the file lies in no run or the checkpoint of its step is gone. Raises BadInput
     or BadFile if the settings or the checkpoint can't be read.
     """
-    if policy.meta.view is not None:
-        return RunLookup()  # what it learned from was seen at the time, with noise
+    view = policy.meta.view
+    if view is not None and view.has_noise:
+        return RunLookup()  # what it learned from was seen with noise, which would come twice
     steps, seed, peer = (policy.meta.provenance.get(k) for k in ("steps", "seed", "peer"))
     above = file.resolve().parents[1:3]  # RUN/policies/, or RUN/policies/history/
     run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
@@ -72,7 +75,8 @@ def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
         return RunLookup()  # the file was replaced by another policy
     if isinstance(agent, Student):
         journal = JournalFiles(folder, k)
-        return RunLookup(states=remembered_states(agent, n, journal, facts.replay))
+        states = remembered_states(agent, n, journal, facts.replay)
+        return RunLookup(states=states if view is None else with_frames(view, states))
     return RunLookup(value=lambda obs: learner_values(agent, n, obs))
 
 
@@ -84,13 +88,26 @@ def learner_values(agent: Learners, n: int, obs: Tensor) -> Tensor:
 
 
 def remembered_states(agent: Student, n: int, files: JournalFiles, names: list[str]) -> Tensor:
-    """Return the raw states [n, O] in student n's replay, which the named files hold."""
+    """Return the states [n, O] in student n's replay, raw or wide, which the named files hold."""
     begin, segments = files.read(names)
     agent.replay.restart(begin)
     for rows in segments:
         agent.replay.extend(rows)
     back = torch.arange(int(agent.replay.live[n])).unsqueeze(0)
     return agent.replay.states(torch.full_like(back, n), back)[0]
+
+
+def with_frames(view: View, wide: Tensor) -> Tensor:
+    """Turn a replay's wide states, raw with what was seen behind, into those that `seen_at` reads.
+
+    What the view does not show of earlier frames is 0.
+    """
+    raw, seen = wide[:, : view.obs_dim], wide[:, view.obs_dim : view.obs_dim + view.dim]
+    width = view.obs_dim + view.act_dim
+    frames = raw.new_zeros(len(raw), view.reach * width)
+    frames[:, -width : frames.shape[1] - view.act_dim] = raw  # for a teacher with a view
+    frames[:, view.places(view.reach)] = seen
+    return torch.cat([raw, frames], 1)
 
 
 TIMING_BATCH = 256
@@ -116,18 +133,25 @@ class ComparedPolicy:
     value: ValueFunction | None = None
     """None: unknown."""
     train: Tensor | None = None
-    """Raw states [n, O] it was distilled on; None: unknown."""
+    """States it was distilled on, raw [n, O] or with frames behind; None: unknown."""
     is_floor: bool = False
     """True for the policy that was trained without this teacher."""
 
     @torch.no_grad()
     def outputs(self, obs: Tensor) -> PolicyOutputs:
         """Return the policy's outputs on raw states [n, O], or on wide ones."""
-        raw = obs[:, : self.policy.meta.obs_dim]
-        seen = raw if self.policy.meta.view is None else seen_at(self.policy, obs)
+        raw, seen = obs[:, : self.policy.meta.obs_dim], self.sees(obs)
         dist = self.policy.dist(seen)
         value = None if self.value is None else self.value(raw)
         return PolicyOutputs(dist.mode(), dist, self.policy.features(seen), value)
+
+    def sees(self, obs: Tensor) -> Tensor:
+        """Return what the policy reads in raw states [n, O], or in wide ones: [n, O] or [n, H, G].
+
+        Both are in raw units.
+        """
+        raw = obs[:, : self.policy.meta.obs_dim]
+        return raw if self.policy.meta.view is None else seen_at(self.policy, obs)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -147,10 +171,13 @@ class ComparedPolicy:
 def seen_at(policy: Policy, obs: Tensor) -> Tensor:
     """Return the stacks [n, H, G] that a policy with a view sees at wide states, with its noise.
 
-    Behind each raw observation are the last frames of its episode (`visit_together`).
+    Behind each raw observation are the last frames of its episode (`visit_together`). They may be
+    missing if the view needs no more than the observation.
     """
     view = policy.meta.view
     assert view is not None
+    if view.is_memoryless and obs.shape[1] == view.obs_dim:
+        obs = torch.cat([obs, obs, obs.new_zeros(len(obs), view.act_dim)], 1)
     frames = obs[:, view.obs_dim :].unflatten(1, (-1, view.obs_dim + view.act_dim))
     seen = policy.seen_in(frames)
     if view.has_noise:
@@ -209,6 +236,8 @@ def read_teacher_and_students(
         if k and config.foreign.env_kwargs is None:
             require_place(name, policy, place, f"{names[0]}, its teacher, acts in")
         require_same_spaces(names[0], policies[0], name, policy)
+        if k and given is not None:
+            require_no_memory(name, policy)
         value, train = look_up_run(file, policy, read_run)
         if train is not None:
             train = draw_rows(train, config.states, torch.Generator().manual_seed(config.seed))
@@ -243,6 +272,16 @@ def read_states(path: Path, policy: Policy) -> Tensor:
     if not states.isfinite().all():
         raise BadInput(f"{path} holds NaN or infinity")
     return states
+
+
+def require_no_memory(name: str, policy: Policy) -> None:
+    """Raise BadInput if single observations do not tell what a student sees."""
+    view = policy.meta.view
+    if view is not None and not view.is_memoryless:
+        raise BadInput(
+            f"{name} sees more than one observation (a history, a delay or its last action), which "
+            "--train-states does not hold: leave it out, or audit this student apart"
+        )
 
 
 def require_same_spaces(teacher: str, other: Policy, student: str, policy: Policy) -> None:

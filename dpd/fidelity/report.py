@@ -13,6 +13,7 @@ import torch
 from rich import markup
 from rich.progress import Progress
 
+from dpd.fidelity.aliasing import MAX_STATES, NEIGHBOURS
 from dpd.fidelity.audit import CLOSE, MEASURES, NEAR, Audit, StudentAudit, audit
 from dpd.fidelity.policies import ComparedPolicy, RunReader, read_teacher_and_students
 from dpd.fidelity.states import SETS, audit_settings
@@ -47,6 +48,14 @@ OTHER_MEANINGS = {
     "× smaller": "parameters of the teacher over the student's, normalisers excluded",
     "µs/action": "median time per action for one observation in Python; µs in ...: in another "
     "runtime that is installed, C with the compiler's -O3 -march=native",
+    "missed": "the student's squared error as a share of the variance of the teacher's action",
+    "aliasing": "share of the variance of the teacher's action among states that look alike to the "
+    f"student, the {NEIGHBOURS} nearest of other episodes in its standardised view (up to "
+    f"{MAX_STATES:,} states): an error that no student with this view undercuts",
+    "teacher's aliasing": "the same in the teacher's own view, in truth 0: so much does the "
+    "estimate overstate, since neighbours are not quite alike",
+    "own aliasing": "the same of the student's own action in its own view, in truth 0 too: larger "
+    "in many columns, and where small differences between frames decide",
     "floor": "a policy trained without this teacher: agreement that arises by chance",
 }
 
@@ -176,7 +185,19 @@ def student_section(result: Audit, entry: StudentAudit, k: int) -> Section:
     if n_act > MAX_SCATTER_DIMS:
         text += f"; the {MAX_SCATTER_DIMS} of {n_act} with the largest error"
     scatter = [partial(draw_actions, entry, k)]
-    return Section(heading=label, prose=[f"{text}."], figures=scatter, tables=[by_states, r2])
+    tables = [by_states, *aliasing_tables(entry), r2]
+    return Section(heading=label, prose=[f"{text}."], figures=scatter, tables=tables)
+
+
+def aliasing_tables(entry: StudentAudit) -> list[Table]:
+    """Tabulate a student's error beside what its view leaves open, where that is defined."""
+    if not entry.aliasing:
+        return []
+    title = f"{student_label(entry)}: shares of the variance of the teacher's action"
+    rows = [table_row(name, *scores) for name, scores in entry.aliasing.items()]
+    return [
+        Table(title, ["states", "missed", "aliasing", "teacher's aliasing", "own aliasing"], rows)
+    ]
 
 
 def fidelity_json(result: Audit) -> dict[str, Any]:
@@ -211,6 +232,7 @@ def student_audit_json(entry: StudentAudit) -> dict[str, Any]:
         "retained": entry.retained,
         "retained_interval": entry.interval,
         "sets": {name: {"n": s.n, **s.values, "r2": s.r2} for name, s in entry.scores.items()},
+        "aliasing": {name: scores._asdict() for name, scores in entry.aliasing.items()},
         "gap": {
             "seen": gap.seen,
             **gap.values,
@@ -225,6 +247,11 @@ def student_tags(result: Audit, entry: StudentAudit) -> Mapping[str, float | Non
     sets = {s: row.values for s, row in entry.scores.items()} | {"gap": entry.gap.values}
     return {
         **{f"fidelity/{s}/{k}": v for s, values in sets.items() for k, v in values.items()},
+        **{
+            f"fidelity/{s}/{k}": v
+            for s, scores in entry.aliasing.items()
+            for k, v in scores._asdict().items()
+        },
         "eval/student_return": float(entry.returns.mean()),
         "eval/teacher_return": float(result.returns.mean()),
         "eval/random_return": float(result.random.mean()),

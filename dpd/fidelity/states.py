@@ -100,6 +100,7 @@ class PlayedEpisodes(NamedTuple):
 
     returns: np.ndarray  # [K]
     obs: Tensor  # [n, O] raw, with frames behind them if the settings ask for any
+    episodes: Tensor  # [n], the number of each state's episode
 
 
 def visit(
@@ -126,6 +127,7 @@ def visit_together(
     env = make(settings.env_id, len(seeds), seeds, "auto", settings.env_kwargs, settings.threads)
     played: list[EvalResult] = []
     seen: list[list[Tensor]] = [[] for _ in acts]
+    numbers: list[list[Tensor]] = [[] for _ in acts]
     with closing(env):
         while not played or min(sum(map(len, obs)) for obs in seen) < n_states:
             recorder = Recorder(acts, settings, env.spec)
@@ -133,8 +135,15 @@ def visit_together(
             inside = states_within_episodes(recorder.steps, played[-1].lengths)
             for obs, more in zip(seen, inside, strict=True):
                 obs.append(more)
-    drawn = [draw_rows(torch.cat(obs), n_states, settings.generator(DRAW)) for obs in seen]
-    return [PlayedEpisodes(*each) for each in zip(played[0].returns, drawn, strict=True)]
+            first = (len(played) - 1) * settings.episodes
+            for own, lengths in zip(numbers, played[-1].lengths, strict=True):
+                own.append(first + episodes_of_states(lengths))
+    # a new generator each time, so that states and episodes are drawn alike
+    drawn, origins = (
+        [draw_rows(torch.cat(parts), n_states, settings.generator(DRAW)) for parts in rows]
+        for rows in (seen, numbers)
+    )
+    return [PlayedEpisodes(*x) for x in zip(played[0].returns, drawn, origins, strict=True)]
 
 
 class Recorder:
@@ -164,6 +173,12 @@ def states_within_episodes(steps: list[Tensor], lengths: np.ndarray) -> list[Ten
     obs = torch.stack(steps, 1)  # [N, T, K, O]
     inside = torch.arange(obs.shape[1]).unsqueeze(1) < torch.as_tensor(lengths).unsqueeze(1)
     return [own[mask] for own, mask in zip(obs, inside, strict=True)]
+
+
+def episodes_of_states(lengths: np.ndarray) -> Tensor:
+    """Return the episodes [n] of the states of `states_within_episodes`, from lengths [K]."""
+    running = torch.arange(int(lengths.max())).unsqueeze(1) < torch.as_tensor(lengths)  # [T, K]
+    return running.nonzero()[:, 1]
 
 
 def draw_rows(obs: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -366,7 +366,7 @@ def sweep(config: SweepConfig, teacher: ComparedPolicy, settings: AuditSettings)
     total = config.steps * sum(row.variant.length for row in rows)
     with steps_progress(make_console(stderr=True, highlight=False), total) as tell:
         tell("playing the teacher", 0)
-        returns, held_out = visit(settings, mode, settings.n_states, HELD_OUT)
+        returns, held_out, _ = visit(settings, mode, settings.n_states, HELD_OUT)
         random = random_returns(settings, meta.act_dim, HELD_OUT)
         pool = visit(settings, mode, max(config.sizes), TRAIN).obs
         lr = {"adam": config.lr, "sgd": config.sgd_lr}
@@ -381,7 +381,7 @@ def sweep(config: SweepConfig, teacher: ComparedPolicy, settings: AuditSettings)
         acts = [trained[row][0].policy.repeatable_mode for row in rows]
         visited = visit_together(settings, acts, settings.n_states, HELD_OUT)
     results = []
-    for row, (got, own) in zip(rows, visited, strict=True):
+    for row, (got, own, _) in zip(rows, visited, strict=True):
         student, before = trained[row]
         seen = pool[lesson.own(row)][: settings.n_states]
         sets = {"train": seen, "heldout": held_out, "student": own}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,7 +34,11 @@ def saved_learners(
     stack: StackConfig, k: int, ids: Sequence[LearnerId], state: State, policy: Policy
 ) -> Learners:
     """Return the learners of stack k in a checkpoint's state; `policy` is that of any of them."""
-    agent: Learners = stack.algo.build(policy.meta.obs_dim, policy.meta.act_dim, ids)
+    meta, view = policy.meta, policy.meta.view
+    # Learners of a stack differ in history alone.
+    each = [] if view is None else [replace(view, history=h) for h in stack.histories]
+    views = each * (len(ids) // len(stack.peers))
+    agent: Learners = stack.algo.build(meta.obs_dim, meta.act_dim, ids, views=views)
     # Keep the new generators: nothing is drawn here, and the state of a GPU's would not fit.
     agent.load_state(with_own_generators(part(state, f"training.stack{k}.agent"), agent.state()))
     return agent

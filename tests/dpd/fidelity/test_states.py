@@ -13,6 +13,7 @@ from dpd.fidelity.states import (
     AuditSettings,
     CoinFlip,
     draw_rows,
+    episodes_of_states,
     perturbed_states,
     random_returns,
     states_within_episodes,
@@ -37,6 +38,16 @@ def test_states_within_their_episodes_count() -> None:
     # the first episode has one step, the second three; the rest is of further episodes
     (own,) = states_within_episodes(steps, np.array([[1, 3]]))
     assert own.flatten().tolist() == [0, 1, 11, 21]
+    assert episodes_of_states(np.array([1, 3])).tolist() == [0, 1, 1, 1]
+
+
+def test_every_state_knows_its_episode_also_after_the_draw() -> None:
+    env_id = "tests.toy.blind_env:Blind-v0"  # a thrust of 0 leaves x where the episode began
+    setting = AuditSettings(env_id=env_id, episodes=3, threads=1)
+    found = visit(setting, lambda obs: torch.zeros(len(obs), 1), 200)  # of 3 * 40 and as many more
+    assert found.obs.shape == (200, 2) and set(found.episodes.tolist()) == set(range(6))
+    places = {(int(k), float(x)) for k, x in zip(found.episodes, found.obs[:, 0], strict=True)}
+    assert len(places) == 6 and len({x for _, x in places}) == 6
 
 
 def test_the_states_are_those_of_whole_episodes() -> None:
