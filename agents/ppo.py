@@ -23,7 +23,7 @@ from dpd.agents.base import (
 from dpd.agents.config import Critic, PPOConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import GaussianLearners
-from dpd.agents.nets import Shapes, StackedNets, mlp_shapes
+from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.norm import ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.ppo_loss import (
@@ -88,6 +88,10 @@ class PPO(GaussianLearners):
         """Number of rollouts in a learner's batch: of its peers, or of its last iterations."""
         return self.peers if self.config.share_experience else self.config.reuse_iterations
 
+    def inputs(self, obs: Tensor) -> Tensor:
+        """Return what policy and value function read of stored obs [N, B, O], normalised."""
+        return self.obs_norm(obs)
+
     def value(self, obs: Tensor) -> Tensor:
         """Return values at normalised obs [N, B, O] -> [N, B], in scaled reward units."""
         return self.nets(obs, "critic")[0].squeeze(-1)
@@ -98,7 +102,7 @@ class PPO(GaussianLearners):
 
     @torch.no_grad()
     def ask(self, obs: Tensor) -> Answer:
-        x = self.obs_norm(obs)
+        x = self.inputs(obs)
         return Answer(self.dist(x), self.value(x) * self.reward_scale)
 
     @torch.no_grad()
@@ -112,7 +116,7 @@ class PPO(GaussianLearners):
         if self.sources > 1:
             rollout, behaviour = self._join(own)
         shape = rollout.reward.shape
-        obs = self.obs_norm(rollout.flat_obs())
+        obs = self.inputs(rollout.flat_obs())
         act = rollout.act.flatten(1, 2)
         logp = self.dist(obs).logp(act)
         weight, valid, metrics = None, rollout.valid, None
@@ -152,7 +156,7 @@ class PPO(GaussianLearners):
         the value function counts only (1 - gamma) / (1 - gamma lambda) times, a sixth by default.
         """
         joint = shared_rollout(rollout, self.peers)
-        value = self.value(self.obs_norm(joint.flat_obs())).view_as(joint.reward)
+        value = self.value(self.inputs(joint.flat_obs())).view_as(joint.reward)
         adv = self._advantages(joint, self._joined(value, critic), None, critic)
         return peer_samples(adv * self.reward_scale.unsqueeze(-1), self.peers, first=0)
 
@@ -160,7 +164,7 @@ class PPO(GaussianLearners):
         self, rollout: Rollout, value: Tensor, weight: Tensor | None, critic: Critic
     ) -> Tensor:
         """Return the advantages [N, T, E] of samples with these values and weights [N, T, E]."""
-        next_obs = self.obs_norm(rollout.next_obs.flatten(1, 2))
+        next_obs = self.inputs(rollout.next_obs.flatten(1, 2))
         next_value = self._joined(self.value(next_obs).view_as(value), critic)
         # no transition took place: zero error, and no bootstrapping across it
         void = ~rollout.valid
@@ -269,12 +273,16 @@ class PPO(GaussianLearners):
     def _own_step(self, active: list[bool], *fields: Tensor) -> tuple[Metrics, Tensor]:
         """Take a step of PPO's loss alone, without autograd; `fields` are those of `Samples`."""
         batch = Samples(*fields)
-        (mean, log_std, value), tape = self.nets.run(batch.obs, *OUTPUTS)
+        (mean, log_std, value), tape = self._run(batch.obs)
         dist = DiagGaussian(mean, log_std)
         loss = clipped_loss(dist, value.squeeze(-1), batch, self.config)
         of_mean, of_log_std, of_value = clipped_gradient(loss, self.config, self._ones)
         grad, _ = self.nets.gradient(tape, (of_mean, of_log_std, of_value.unsqueeze(-1)))
         return loss.metrics | self._descend(grad, active), loss.ratio
+
+    def _run(self, obs: Tensor) -> tuple[tuple[Tensor, ...], Tape]:
+        """Return all outputs at normalised obs, and the tape for their gradient."""
+        return self.nets.run(obs, *OUTPUTS)
 
     def _descend(self, grad: Tensor, active: list[bool]) -> Metrics:
         """Clip a gradient [N, D] and take an optimizer step; return its norm before clipping."""
@@ -286,12 +294,16 @@ class PPO(GaussianLearners):
         self, batch: Samples, idx: Tensor, extra: ExtraLoss
     ) -> tuple[Tensor, Metrics, Tensor]:
         """Return the gradient of PPO's loss plus a method's, its metrics, and ratios [N, B]."""
-        mean, log_std, value = self.nets(batch.obs, *OUTPUTS)
-        dist = DiagGaussian(mean, log_std)
-        loss = ppo_loss(dist, value.squeeze(-1), batch, self.config)
+        dist, value = self._judged(batch.obs)
+        loss = ppo_loss(dist, value, batch, self.config)
         added, metrics = extra(Minibatch(dist, loss.ratio, idx))
         (grad,) = torch.autograd.grad(loss.loss + added, self.nets.flat, self._ones)
         return grad, loss.metrics | metrics, loss.ratio.detach()
+
+    def _judged(self, obs: Tensor) -> tuple[DiagGaussian, Tensor]:
+        """Return the policy and the values [N, B] at normalised obs, differentiably."""
+        mean, log_std, value = self.nets(obs, *OUTPUTS)
+        return DiagGaussian(mean, log_std), value.squeeze(-1)
 
     def _diagnose(self, batch: Batch, ratio: Tensor, weight: Tensor | None) -> Metrics:
         clipped = (ratio - 1).abs() > self.config.clip
