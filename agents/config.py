@@ -255,10 +255,18 @@ class PPOConfig(LearnerConfig):
     critic_obs: Literal["actor", "all"] = "actor"
     """Observations that the value function reads: those that the policy sees, or all of them, as
     they are, with a normaliser of their own (Pinto et al. 2018). It is needed in training only."""
+    critic_warmup: int = 0
+    """Iterations at the start in which only the value function learns, because it is new while the
+    policy of --init-from is not. They count as part of the run: the learning rate decays in them
+    too. The policy and its observation normaliser stay as they are; then Adam starts anew."""
+    init_std: float | None = None
+    """Initial standard deviation, in place of that of the policy of --init-from; None: keep it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "be positive", "epochs", "max_grad_norm", "value_clip")
+        require(self, "be positive", "init_std")
+        require(self, "not be negative", "critic_warmup")
         require(self, "be at least 1", "reuse_iterations")
         require(self, "lie in [0, 1]", "lam", "share_min_ess")
         self._refuse_idle_sharing()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -60,7 +61,7 @@ OUTPUTS = ("actor", "log_std", "critic")
 class PPO(GaussianLearners):
     """N learners that train by proximal policy optimization (Schulman et al. 2017)."""
 
-    STATE = (*GaussianLearners.STATE, "batches", "return_norm", "past")
+    STATE = (*GaussianLearners.STATE, "batches", "return_norm", "past", "frozen")
     config: PPOConfig
 
     def _make(self, ids: Sequence[LearnerId]) -> None:
@@ -78,6 +79,12 @@ class PPO(GaussianLearners):
         self.peers = len({peer for _, peer in ids})
         sizes = n, config.n_steps, config.n_envs, self.obs_dim, self.act_dim
         self.past = PastRollouts(config.reuse_iterations - 1, *sizes, dtype, device)
+        self.frozen = config.critic_warmup
+        """Iterations left in which the policies stay as they are."""
+        of_value = self.nets.twin()
+        for name, view in of_value.views.items():
+            view.fill_(name.startswith("critic."))
+        self._of_value = of_value.flat.detach()[:1]  # 1 for a value function's parameters
 
     def _shapes(self, hidden: Sequence[int]) -> Shapes:
         critic = mlp_shapes("critic", [self.in_dim, *hidden, 1])
@@ -207,11 +214,24 @@ class PPO(GaussianLearners):
                 active = [a and not o for a, o in zip(active, over, strict=True)]
                 if not any(active):
                     break
+        if self.frozen:
+            self._count_down()
         metrics = {k: torch.stack([m[k] for m in history]).mean(0) for k in history[0]}
         return metrics | self._diagnose(batch, ratio, weight) | (batch.metrics or {})
 
     def _is_fused(self, extra: ExtraLoss | None) -> bool:
-        return self.kernels is not None and (extra is None or isinstance(extra, ClosedTerm))
+        if self.kernels is None or self.frozen:
+            return False
+        return extra is None or isinstance(extra, ClosedTerm)
+
+    def _count_down(self) -> None:
+        """Count an iteration with frozen policies; after the last one, begin to train them."""
+        self.frozen -= 1
+        if not self.frozen:
+            # Adam divides by the mean of squared gradients. After many of 0 that mean lags behind
+            # the mean of gradients, and the first steps are several learning rates long.
+            self.optimizer.restart()
+            self.graphs.forget()
 
     def _fused_epochs(
         self, batch: Batch, epochs: range, active: list[bool], extra: ExtraLoss | None
@@ -286,6 +306,8 @@ class PPO(GaussianLearners):
 
     def _descend(self, grad: Tensor, active: list[bool]) -> Metrics:
         """Clip a gradient [N, D] and take an optimizer step; return its norm before clipping."""
+        if self.frozen:
+            grad = grad * self._of_value
         norm = clip_grad_norm(grad, self.config.max_grad_norm)
         self.optimizer.step(grad, active)
         return {"train/grad_norm": norm}
@@ -321,8 +343,14 @@ class PPO(GaussianLearners):
             "norm/return_std": self.return_norm.scale.squeeze(1),
         }
 
+    def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
+        super().start_from(n, policy)
+        if self.config.init_std is not None:
+            self.nets.own(n, "log_std").fill_(math.log(self.config.init_std))
+
     def observe(self, rollout: Rollout) -> None:
-        super().observe(rollout)
+        if not self.frozen:  # statistics are part of the policy
+            super().observe(rollout)
         self.return_norm.update(rollout.reward, rollout.done, rollout.valid)
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:

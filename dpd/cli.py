@@ -250,20 +250,18 @@ def refuse_lacking(names: Sequence[str], argv: Sequence[str], settings: dict[str
             f"--share-experience is for --algo ppo, td3, ddpg or sac, not {unfit[0]}: it shares "
             "rewards, and a student learns from a teacher alone"
         )
-    refuse_critic_obs(names, argv, settings)
+    refuse_ppo_only(names, argv, settings)
 
 
-def refuse_critic_obs(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
-    """Raise BadInput if learners whose critics judge actions are to see more than their policy."""
-    asked = any(re.match(r"--critic[-_]obs(=|$)", word) for word in argv)
-    unfit = [name for name in names if not hasattr(ALGORITHMS[name].settings, "critic_obs")]
-    if unfit and not names[1:] and (asked or settings.get("critic_obs")):
-        raise BadInput(
-            f"--critic-obs is for --algo ppo, not {unfit[0]}, whose critics see what the policy "
-            "sees; leave it out"
-            if unfit[0] != "student"
-            else "--critic-obs is for --algo ppo: students have no value function; leave it out"
-        )
+def refuse_ppo_only(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
+    """Raise BadInput if settings of PPO's value function and policy are given to another one."""
+    for setting in ("critic_obs", "critic_warmup", "init_std"):
+        word = re.compile(f"{flag(setting)}(=|$)")
+        asked = any(word.match(each.replace("_", "-")) for each in argv)
+        if hasattr(ALGORITHMS[names[0]].settings, setting) or names[1:]:
+            continue
+        if asked or settings.get(setting):
+            raise BadInput(f"{flag(setting)} is for --algo ppo, not {names[0]}; leave it out")
 
 
 def default_learners(name: str, method: type[MethodConfig]) -> LearnerConfig:

@@ -328,7 +328,11 @@ class TrainConfig:
         return self.histories[peer if len(self.histories) > 1 else 0]
 
     def views_of(self, stack: StackConfig, spec: EnvSpec) -> list[View]:
-        """Return the view of each peer of a stack; empty if learners see everything."""
+        """Return the view of each peer of a stack; empty if learners see everything.
+
+        Raises BadInput for views that would do nothing, or do not fit the environment.
+        """
+        self._refuse_idle_critic(stack)
         views = [self.views.resolve(spec, history) for history in stack.histories]
         sees_all = views and len(views[0].columns) == spec.obs_dim
         if sees_all and all(v.is_memoryless and not v.has_noise for v in views):
@@ -381,7 +385,7 @@ class TrainConfig:
         for stack in self.stacks:
             self._refuse_unfit_rows(stack)
             self._refuse_no_learning(stack)
-            self._refuse_idle_critic(stack)
+            self._refuse_unfit_start(stack)
 
     def _refuse_unfit_rows(self, stack: StackConfig) -> None:
         """Raise BadInput if settings of single peers do not fit the group."""
@@ -417,6 +421,26 @@ class TrainConfig:
             raise BadInput(
                 f"--critic-obs all does nothing if {self.views.PLURAL} see everything too; give "
                 f"{seen} what they see, or --history a number of frames"
+            )
+
+    def _refuse_unfit_start(self, stack: StackConfig) -> None:
+        """Raise BadInput if settings for the start from a policy have none, or do not fit."""
+        warmup, std = (getattr(stack.algo, name, None) for name in ("critic_warmup", "init_std"))
+        given = "--critic-warmup" if warmup else "--init-std"
+        if (warmup or std is not None) and not self.run.init_from:
+            instead = "leave it out" if warmup else "give --log-std-init instead"
+            raise BadInput(
+                f"{given} is for runs that start from a policy; give --init-from, or {instead}"
+            )
+        if warmup and self.method != "none":
+            raise BadInput(
+                f"--critic-warmup keeps policies as they are, and --method {self.method} teaches "
+                "them from the first iteration on; give --method none"
+            )
+        if warmup and warmup >= self.iterations * stack.rounds:
+            raise BadInput(
+                f"--critic-warmup {warmup} leaves no iteration to the policy: the run has "
+                f"{self.iterations * stack.rounds:,}; lower it, or raise --total-steps"
             )
 
     def _refuse_unfit_sharing(self) -> None:

@@ -110,3 +110,64 @@ def test_if_the_policy_sees_everything_its_numbers_are_those_without_a_view() ->
 def test_without_a_view_there_is_nothing_more_to_see() -> None:
     with pytest.raises(ValueError, match="the policies see everything too"):
         PPOConfig(critic_obs="all").build(3, 2, IDS)
+
+
+def policy_of(agent: PPO) -> dict[str, torch.Tensor]:
+    """Return copies of all that the policy of learner 1 depends on."""
+    return {k: x.clone() for k, x in agent.export(1).items()}
+
+
+@pytest.mark.parametrize("critic_obs", ["actor", "all"])
+@pytest.mark.parametrize("norm_adv", [True, False])
+def test_a_warm_up_leaves_the_policy_as_it_is_and_trains_the_value(
+    critic_obs: str, norm_adv: bool
+) -> None:
+    agent = made(critic_obs=critic_obs, critic_warmup=2, norm_adv=norm_adv, entropy_coef=0.1)
+    rollout = filled(agent)
+    first = policy_of(agent)
+    critic = agent.nets.views["critic.0.weight"].clone()
+    for left in (1, 0):
+        agent.observe(rollout)
+        agent.update(agent.prepare(rollout), 0.0)
+        assert agent.frozen == left
+        assert all(torch.equal(x, first[k]) for k, x in policy_of(agent).items())
+    assert not (agent.nets.views["critic.0.weight"] == critic).all(-1).any()
+    assert not agent.optimizer.steps.any() and not agent.optimizer.exp_avg_sq.any()
+    agent.update(agent.prepare(rollout), 0.0)
+    moved = policy_of(agent)
+    assert not torch.equal(moved["log_std"], first["log_std"])
+    assert not torch.equal(moved["actor.0.weight"], first["actor.0.weight"])
+
+
+def test_a_policy_takes_no_long_step_after_a_warm_up() -> None:
+    # 2 epochs of 32 / 16 samples: 4 steps, each of at most a learning rate 3e-4 per parameter, if
+    # Adam begins anew. With the step counts of the warm-up (120), step k of equal gradients would
+    # be (1 - 0.9^k) / sqrt((1 - 0.999^k) / (1 - 0.999^(120 + k))): 1.1, 1.4, 1.7 and 1.9, in all 6
+    agent = made(critic_warmup=30, epochs=2, lr_schedule="constant")
+    rollout = filled(agent)
+    for _ in range(30):
+        agent.update(agent.prepare(rollout), 0.0)
+    before = agent.nets.views["log_std"].clone()
+    agent.update(agent.prepare(rollout), 0.0)
+    assert (agent.nets.views["log_std"] - before).abs().max() <= 4 * 3e-4 * 1.01
+
+
+def test_a_saved_state_knows_how_much_of_the_warm_up_is_left() -> None:
+    agent, resumed = made(critic_warmup=3), made(critic_warmup=3)
+    rollout = filled(agent)
+    agent.update(agent.prepare(rollout), 0.0)
+    resumed.load_state({k: x.clone() for k, x in agent.state().items()})
+    assert resumed.frozen == 2
+
+
+def test_a_policy_starts_with_the_deviation_that_was_asked_for() -> None:
+    agent, kept, student = made(init_std=0.2), made(), made(log_std_init=-3.0)
+    for each in (agent, kept):
+        each.start_from(0, student.export(0))
+    # log 0.2 = -1.609
+    assert agent.nets.views["log_std"][0].tolist()[0] == pytest.approx([-1.609438] * 2)
+    assert kept.nets.views["log_std"][0].tolist()[0] == [-3.0] * 2
+    assert agent.nets.views["log_std"][1].tolist()[0] == [-0.5] * 2  # has no policy to start from
+    assert torch.equal(
+        agent.nets.views["actor.0.weight"][0], student.nets.views["actor.0.weight"][0]
+    )
