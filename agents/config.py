@@ -159,9 +159,13 @@ class LearnerConfig:
         """
         from dpd.agents.base import CPU  # here: settings must not import torch
 
-        row = next(row for row in ALGORITHMS.values() if row.settings is type(self))
-        kind: type[Learners] = resolve_name(row.learners)
+        kind: type[Learners] = resolve_name(self.learners)
         return kind(self, obs_dim, act_dim, ids, device=device or CPU, views=views)
+
+    @property
+    def learners(self) -> str:
+        """Import path of the stack of learners that these settings ask for."""
+        return next(row.learners for row in ALGORITHMS.values() if row.settings is type(self))
 
     @property
     def samples(self) -> int:
@@ -248,10 +252,21 @@ class PPOConfig(LearnerConfig):
     """Learn from the learner's own samples of so many iterations, this one included: 2 is the
     control of --share-experience for two peers, with the same weights (after GePPO's M, Queeney et
     al. 2021). An iteration then has as many times the samples and gradient steps."""
+    critic_obs: Literal["actor", "all"] = "actor"
+    """Observations that the value function reads: those that the policy sees, or all of them, as
+    they are, with a normaliser of their own (Pinto et al. 2018). It is needed in training only."""
+    critic_warmup: int = 0
+    """Iterations at the start in which only the value function learns, because it is new while the
+    policy of --init-from is not. They count as part of the run: the learning rate decays in them
+    too. The policy and its observation normaliser stay as they are; then Adam starts anew."""
+    init_std: float | None = None
+    """Initial standard deviation, in place of that of the policy of --init-from; None: keep it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "be positive", "epochs", "max_grad_norm", "value_clip")
+        require(self, "be positive", "init_std")
+        require(self, "not be negative", "critic_warmup")
         require(self, "be at least 1", "reuse_iterations")
         require(self, "lie in [0, 1]", "lam", "share_min_ess")
         self._refuse_idle_sharing()
@@ -261,6 +276,12 @@ class PPOConfig(LearnerConfig):
                 f"minibatch_size {self.minibatch_size} does not divide n_envs * n_steps = "
                 f"{self.n_envs} * {self.n_steps} = {self.samples}; choose a divisor of it"
             )
+
+    @property
+    def learners(self) -> str:
+        if self.critic_obs == "all":
+            return "dpd.agents.asymmetric:AsymmetricPPO"
+        return super().learners
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         words = self.peer_hidden

@@ -67,6 +67,11 @@ class StackedAdam(Stateful):
         if self._rates is not None:
             self._rates.copy_(torch.tensor(self._lr), non_blocking=True)  # or the host waits
 
+    def restart(self) -> None:
+        """Forget all moments and step counts, in place."""
+        for x in (self.exp_avg, self.exp_avg_sq, self.steps):
+            x.zero_()
+
     @torch.no_grad()
     def step(self, grad: Tensor, active: Sequence[bool] | Tensor | None = None) -> None:
         """Update every active row by its gradient in grad [N, D].

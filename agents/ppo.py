@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from dpd.agents.base import (
 from dpd.agents.config import Critic, PPOConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import GaussianLearners
-from dpd.agents.nets import Shapes, StackedNets, mlp_shapes
+from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.norm import ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.ppo_loss import (
@@ -60,7 +61,7 @@ OUTPUTS = ("actor", "log_std", "critic")
 class PPO(GaussianLearners):
     """N learners that train by proximal policy optimization (Schulman et al. 2017)."""
 
-    STATE = (*GaussianLearners.STATE, "batches", "return_norm", "past")
+    STATE = (*GaussianLearners.STATE, "batches", "return_norm", "past", "frozen")
     config: PPOConfig
 
     def _make(self, ids: Sequence[LearnerId]) -> None:
@@ -78,6 +79,12 @@ class PPO(GaussianLearners):
         self.peers = len({peer for _, peer in ids})
         sizes = n, config.n_steps, config.n_envs, self.obs_dim, self.act_dim
         self.past = PastRollouts(config.reuse_iterations - 1, *sizes, dtype, device)
+        self.frozen = config.critic_warmup
+        """Iterations left in which the policies stay as they are."""
+        of_value = self.nets.twin()
+        for name, view in of_value.views.items():
+            view.fill_(name.startswith("critic."))
+        self._of_value = of_value.flat.detach()[:1]  # 1 for a value function's parameters
 
     def _shapes(self, hidden: Sequence[int]) -> Shapes:
         critic = mlp_shapes("critic", [self.in_dim, *hidden, 1])
@@ -87,6 +94,10 @@ class PPO(GaussianLearners):
     def sources(self) -> int:
         """Number of rollouts in a learner's batch: of its peers, or of its last iterations."""
         return self.peers if self.config.share_experience else self.config.reuse_iterations
+
+    def inputs(self, obs: Tensor) -> Tensor:
+        """Return what policy and value function read of stored obs [N, B, O], normalised."""
+        return self.obs_norm(obs)
 
     def value(self, obs: Tensor) -> Tensor:
         """Return values at normalised obs [N, B, O] -> [N, B], in scaled reward units."""
@@ -98,7 +109,7 @@ class PPO(GaussianLearners):
 
     @torch.no_grad()
     def ask(self, obs: Tensor) -> Answer:
-        x = self.obs_norm(obs)
+        x = self.inputs(obs)
         return Answer(self.dist(x), self.value(x) * self.reward_scale)
 
     @torch.no_grad()
@@ -112,7 +123,7 @@ class PPO(GaussianLearners):
         if self.sources > 1:
             rollout, behaviour = self._join(own)
         shape = rollout.reward.shape
-        obs = self.obs_norm(rollout.flat_obs())
+        obs = self.inputs(rollout.flat_obs())
         act = rollout.act.flatten(1, 2)
         logp = self.dist(obs).logp(act)
         weight, valid, metrics = None, rollout.valid, None
@@ -152,7 +163,7 @@ class PPO(GaussianLearners):
         the value function counts only (1 - gamma) / (1 - gamma lambda) times, a sixth by default.
         """
         joint = shared_rollout(rollout, self.peers)
-        value = self.value(self.obs_norm(joint.flat_obs())).view_as(joint.reward)
+        value = self.value(self.inputs(joint.flat_obs())).view_as(joint.reward)
         adv = self._advantages(joint, self._joined(value, critic), None, critic)
         return peer_samples(adv * self.reward_scale.unsqueeze(-1), self.peers, first=0)
 
@@ -160,7 +171,7 @@ class PPO(GaussianLearners):
         self, rollout: Rollout, value: Tensor, weight: Tensor | None, critic: Critic
     ) -> Tensor:
         """Return the advantages [N, T, E] of samples with these values and weights [N, T, E]."""
-        next_obs = self.obs_norm(rollout.next_obs.flatten(1, 2))
+        next_obs = self.inputs(rollout.next_obs.flatten(1, 2))
         next_value = self._joined(self.value(next_obs).view_as(value), critic)
         # no transition took place: zero error, and no bootstrapping across it
         void = ~rollout.valid
@@ -203,11 +214,24 @@ class PPO(GaussianLearners):
                 active = [a and not o for a, o in zip(active, over, strict=True)]
                 if not any(active):
                     break
+        if self.frozen:
+            self._count_down()
         metrics = {k: torch.stack([m[k] for m in history]).mean(0) for k in history[0]}
         return metrics | self._diagnose(batch, ratio, weight) | (batch.metrics or {})
 
     def _is_fused(self, extra: ExtraLoss | None) -> bool:
-        return self.kernels is not None and (extra is None or isinstance(extra, ClosedTerm))
+        if self.kernels is None or self.frozen:
+            return False
+        return extra is None or isinstance(extra, ClosedTerm)
+
+    def _count_down(self) -> None:
+        """Count an iteration with frozen policies; after the last one, begin to train them."""
+        self.frozen -= 1
+        if not self.frozen:
+            # Adam divides by the mean of squared gradients. After many of 0 that mean lags behind
+            # the mean of gradients, and the first steps are several learning rates long.
+            self.optimizer.restart()
+            self.graphs.forget()
 
     def _fused_epochs(
         self, batch: Batch, epochs: range, active: list[bool], extra: ExtraLoss | None
@@ -269,15 +293,21 @@ class PPO(GaussianLearners):
     def _own_step(self, active: list[bool], *fields: Tensor) -> tuple[Metrics, Tensor]:
         """Take a step of PPO's loss alone, without autograd; `fields` are those of `Samples`."""
         batch = Samples(*fields)
-        (mean, log_std, value), tape = self.nets.run(batch.obs, *OUTPUTS)
+        (mean, log_std, value), tape = self._run(batch.obs)
         dist = DiagGaussian(mean, log_std)
         loss = clipped_loss(dist, value.squeeze(-1), batch, self.config)
         of_mean, of_log_std, of_value = clipped_gradient(loss, self.config, self._ones)
         grad, _ = self.nets.gradient(tape, (of_mean, of_log_std, of_value.unsqueeze(-1)))
         return loss.metrics | self._descend(grad, active), loss.ratio
 
+    def _run(self, obs: Tensor) -> tuple[tuple[Tensor, ...], Tape]:
+        """Return all outputs at normalised obs, and the tape for their gradient."""
+        return self.nets.run(obs, *OUTPUTS)
+
     def _descend(self, grad: Tensor, active: list[bool]) -> Metrics:
         """Clip a gradient [N, D] and take an optimizer step; return its norm before clipping."""
+        if self.frozen:
+            grad = grad * self._of_value
         norm = clip_grad_norm(grad, self.config.max_grad_norm)
         self.optimizer.step(grad, active)
         return {"train/grad_norm": norm}
@@ -286,12 +316,16 @@ class PPO(GaussianLearners):
         self, batch: Samples, idx: Tensor, extra: ExtraLoss
     ) -> tuple[Tensor, Metrics, Tensor]:
         """Return the gradient of PPO's loss plus a method's, its metrics, and ratios [N, B]."""
-        mean, log_std, value = self.nets(batch.obs, *OUTPUTS)
-        dist = DiagGaussian(mean, log_std)
-        loss = ppo_loss(dist, value.squeeze(-1), batch, self.config)
+        dist, value = self._judged(batch.obs)
+        loss = ppo_loss(dist, value, batch, self.config)
         added, metrics = extra(Minibatch(dist, loss.ratio, idx))
         (grad,) = torch.autograd.grad(loss.loss + added, self.nets.flat, self._ones)
         return grad, loss.metrics | metrics, loss.ratio.detach()
+
+    def _judged(self, obs: Tensor) -> tuple[DiagGaussian, Tensor]:
+        """Return the policy and the values [N, B] at normalised obs, differentiably."""
+        mean, log_std, value = self.nets(obs, *OUTPUTS)
+        return DiagGaussian(mean, log_std), value.squeeze(-1)
 
     def _diagnose(self, batch: Batch, ratio: Tensor, weight: Tensor | None) -> Metrics:
         clipped = (ratio - 1).abs() > self.config.clip
@@ -309,8 +343,14 @@ class PPO(GaussianLearners):
             "norm/return_std": self.return_norm.scale.squeeze(1),
         }
 
+    def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:
+        super().start_from(n, policy)
+        if self.config.init_std is not None:
+            self.nets.own(n, "log_std").fill_(math.log(self.config.init_std))
+
     def observe(self, rollout: Rollout) -> None:
-        super().observe(rollout)
+        if not self.frozen:  # statistics are part of the policy
+            super().observe(rollout)
         self.return_norm.update(rollout.reward, rollout.done, rollout.valid)
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:

@@ -192,3 +192,13 @@ class ViewNorm(ObsNorm):
         self.moments.var[n, columns] = var.clamp(min=0)
         self.moments.count[n] = saved["obs_count"][0]
         self._refresh()
+
+
+class RawNorm(ObsNorm):
+    """Normalise the raw observations [N, B, O] at the front of wide ones [N, B, W]."""
+
+    def select(self, obs: Tensor) -> Tensor:
+        return obs[..., : self.mean.shape[-1]]
+
+    def update(self, obs: Tensor, valid: Tensor | None = None) -> None:
+        super().update(self.select(obs), valid)

@@ -36,7 +36,7 @@ from dpd.config import (
 )
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
 from dpd.distill.config import METHODS, MethodConfig, MethodSpec
-from dpd.distill.views import ViewConfig, parse_histories
+from dpd.distill.views import ActorViewConfig, ViewConfig, parse_histories
 from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
 from dpd.run.settings import (
@@ -105,6 +105,9 @@ class Selection:
     of environments, for a GPU). Separate several with commas: paper,large; later ones win."""
     config: Path | None = None
     """JSON file of settings. Flags on the command line override it."""
+    history: str | None = None
+    """Frames that policies see, the present one and those before it. None: 1, or those that the
+    policy of --init-from sees."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class TrainFlags(Generic[Kinds]):
     selection: Annotated[Selection, Plain]
     learners: Kinds
     distill: MethodConfig
+    views: Annotated[ActorViewConfig, Plain]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,7 @@ class DistillFlags(TrainFlags[Kinds]):
 
     selection: Annotated[DistillSelection, Plain]
     teachers: Annotated[TeacherConfig, Plain]
-    views: Annotated[ViewConfig, Plain]
+    views: Annotated[ViewConfig, Plain]  # type: ignore[assignment]
 
 
 def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any], Path | None]:
@@ -179,10 +183,10 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     names = (selection.algo or method.ALGO).split(",")
     given = getattr(selection, "student_sizes", None)
     sizes = [] if given is None else given.split(",")
-    histories = parse_histories(getattr(selection, "history", None))
+    histories = read_histories(selection, command)
     refuse_several_kinds(names, sizes, histories)
     algos = [default_learners(name, method) for name in names]
-    refuse_unshareable(names, argv, settings)
+    refuse_lacking(names, argv, settings)
     if selection.preset is not None:
         preset = preset_settings(selection.preset, selection.method, ",".join(names))
         settings = merge(preset, settings)
@@ -190,7 +194,8 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     groups = {
         "run": default_run(command, max(len(sizes), len(histories)) or len(names)),
         "selection": selection,
-        **({"teachers": TeacherConfig(), "views": ViewConfig()} if command == "distill" else {}),
+        **({"teachers": TeacherConfig()} if command == "distill" else {}),
+        "views": ViewConfig() if command == "distill" else ActorViewConfig(),
         **dict(zip(kinds, algos, strict=True)),
         "distill": method(),
     }
@@ -208,9 +213,17 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         method=selection.method,
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
-        views=getattr(args, "views", ViewConfig()),
+        views=args.views,
         histories=histories,
     )
+
+
+def read_histories(selection: Selection, command: str) -> tuple[int, ...]:
+    """Return the numbers of --history. Raises BadInput for several ones in `dpd train`."""
+    histories = parse_histories(selection.history)
+    if len(histories) > 1 and command == "train":
+        raise BadInput("dpd train takes one number of --history, which is for all peers")
+    return histories
 
 
 def refuse_several_kinds(
@@ -228,8 +241,8 @@ def refuse_several_kinds(
         )
 
 
-def refuse_unshareable(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
-    """Raise BadInput if learners that learn from no rewards are to share experience."""
+def refuse_lacking(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
+    """Raise BadInput if learners lack rewards to share, or a value function that can see more."""
     asked = any(re.fullmatch(r"--(peer\d+\.)?share-experience", word) for word in argv)
     unfit = [name for name in names if not hasattr(ALGORITHMS[name].settings, "share_experience")]
     if unfit and (asked or settings.get("share_experience")):
@@ -237,6 +250,18 @@ def refuse_unshareable(names: Sequence[str], argv: Sequence[str], settings: dict
             f"--share-experience is for --algo ppo, td3, ddpg or sac, not {unfit[0]}: it shares "
             "rewards, and a student learns from a teacher alone"
         )
+    refuse_ppo_only(names, argv, settings)
+
+
+def refuse_ppo_only(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
+    """Raise BadInput if settings of PPO's value function and policy are given to another one."""
+    for setting in ("critic_obs", "critic_warmup", "init_std"):
+        word = re.compile(f"{flag(setting)}(=|$)")
+        asked = any(word.match(each.replace("_", "-")) for each in argv)
+        if hasattr(ALGORITHMS[names[0]].settings, setting) or names[1:]:
+            continue
+        if asked or settings.get(setting):
+            raise BadInput(f"{flag(setting)} is for --algo ppo, not {names[0]}; leave it out")
 
 
 def default_learners(name: str, method: type[MethodConfig]) -> LearnerConfig:

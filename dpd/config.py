@@ -26,7 +26,7 @@ from dpd.agents.config import (
     require,
 )
 from dpd.distill.config import DPDConfig, MethodConfig
-from dpd.distill.views import ViewConfig
+from dpd.distill.views import SeenConfig, ViewConfig
 from dpd.envs.randomization import NATIVE_IDS, RANDOMIZE, BadRange, format_ranges, parse_ranges
 from dpd.errors import BadInput
 
@@ -260,9 +260,9 @@ class TrainConfig:
     method: str
     distill: MethodConfig
     teachers: TeacherConfig | None = None
-    views: ViewConfig = field(default_factory=ViewConfig)
+    views: SeenConfig = field(default_factory=ViewConfig)
     histories: tuple[int, ...] = ()
-    """Frames that students see: one number for all peers, or one per peer; empty: 1."""
+    """Frames that learners see: one number for all peers, or one per peer; empty: 1."""
 
     @property
     def command(self) -> str:
@@ -316,10 +316,13 @@ class TrainConfig:
 
     @property
     def has_views(self) -> bool:
-        """True if students see less than the environment shows, or a history."""
-        views = self.views
-        plain = replace(views, teacher_obs=None) == ViewConfig()
-        return not plain or bool(self.histories)
+        """True if learners see less than the environment shows, or a history."""
+        return not self.views.shows_all or bool(self.histories)
+
+    @property
+    def teacher_obs(self) -> str | None:
+        """The observations that teachers read, if their files do not say so."""
+        return self.views.teacher_obs if isinstance(self.views, ViewConfig) else None
 
     def history_of(self, peer: int) -> int:
         """Return the number of frames that a peer sees."""
@@ -328,17 +331,22 @@ class TrainConfig:
         return self.histories[peer if len(self.histories) > 1 else 0]
 
     def views_of(self, stack: StackConfig, spec: EnvSpec) -> list[View]:
-        """Return the view of each peer of a stack; empty if learners see everything."""
+        """Return the view of each peer of a stack; empty if learners see everything.
+
+        Raises BadInput for views that would do nothing, or do not fit the environment.
+        """
+        self._refuse_idle_critic(stack)
         views = [self.views.resolve(spec, history) for history in stack.histories]
         sees_all = views and len(views[0].columns) == spec.obs_dim
         if sees_all and all(v.is_memoryless and not v.has_noise for v in views):
-            given = self.views.student_obs
+            given, role = self.views.obs, self.views.ROLE
             if len(self.histories) < 2:
-                asked = "" if given is None else f"--student-obs {given} "
+                asked = "" if given is None else f"--{role}-obs {given} "
                 asked += f"--history {self.histories[0]}" if self.histories else ""
                 raise BadInput(
-                    f"{asked.strip()}: that is all that {spec.env_id} shows, which students see "
-                    "without these flags; leave them out, or ask for less or for a history"
+                    f"{asked.strip()}: that is all that {spec.env_id} shows, which "
+                    f"{self.views.PLURAL} see without these flags; leave them out, or ask for "
+                    "less or for a history"
                 )
         return views
 
@@ -386,6 +394,7 @@ class TrainConfig:
         for stack in self.stacks:
             self._refuse_unfit_rows(stack)
             self._refuse_no_learning(stack)
+            self._refuse_unfit_start(stack)
 
     def _refuse_unfit_rows(self, stack: StackConfig) -> None:
         """Raise BadInput if settings of single peers do not fit the group."""
@@ -413,6 +422,35 @@ class TrainConfig:
                 raise BadInput("--share-replay needs peers of one algorithm and the same settings")
             if self.run.peers == 1:
                 raise BadInput("--share-replay does nothing with one peer; give --peers 2 or more")
+
+    def _refuse_idle_critic(self, stack: StackConfig) -> None:
+        """Raise BadInput if a value function that sees everything is what it would be anyway."""
+        if getattr(stack.algo, "critic_obs", "actor") == "all" and not self.has_views:
+            seen = f"--{self.views.ROLE}-obs"
+            raise BadInput(
+                f"--critic-obs all does nothing if {self.views.PLURAL} see everything too; give "
+                f"{seen} what they see, or --history a number of frames"
+            )
+
+    def _refuse_unfit_start(self, stack: StackConfig) -> None:
+        """Raise BadInput if settings for the start from a policy have none, or do not fit."""
+        warmup, std = (getattr(stack.algo, name, None) for name in ("critic_warmup", "init_std"))
+        given = "--critic-warmup" if warmup else "--init-std"
+        if (warmup or std is not None) and not self.run.init_from:
+            instead = "leave it out" if warmup else "give --log-std-init instead"
+            raise BadInput(
+                f"{given} is for runs that start from a policy; give --init-from, or {instead}"
+            )
+        if warmup and self.method != "none":
+            raise BadInput(
+                f"--critic-warmup keeps policies as they are, and --method {self.method} teaches "
+                "them from the first iteration on; give --method none"
+            )
+        if warmup and warmup >= self.iterations * stack.rounds:
+            raise BadInput(
+                f"--critic-warmup {warmup} leaves no iteration to the policy: the run has "
+                f"{self.iterations * stack.rounds:,}; lower it, or raise --total-steps"
+            )
 
     def _refuse_unfit_sharing(self) -> None:
         """Raise BadInput if peers cannot learn from each other's samples."""
@@ -537,9 +575,10 @@ class TrainConfig:
 
     def _view_settings(self) -> dict[str, Any]:
         """Return the settings of views, if there are any: runs without them need not know them."""
-        if self.views == ViewConfig() and not self.histories:
+        views: Any = self.views
+        if views == type(views)() and not self.histories:
             return {}
-        return {"history": ",".join(map(str, self.histories)) or None, **asdict(self.views)}
+        return {"history": ",".join(map(str, self.histories)) or None, **asdict(views)}
 
 
 def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:

@@ -92,6 +92,11 @@ def refuse_no_choice(path: Path, config: TrainConfig) -> None:
     """Raise BadInput unless a run has several peers, and critics that compare their actions."""
     if config.run.peers < 2:
         raise BadInput(f"{path} has one peer, so there is none to choose; train --peers 2 or more")
+    if config.has_views:
+        raise BadInput(
+            f"{path}: its policies see {config.views.obs or 'all'} by a view; --hybrid needs peers "
+            "that see whole observations"
+        )
     if any(isinstance(stack.algo, OffPolicyConfig) for stack in config.stacks):
         return
     raise BadInput(

@@ -95,13 +95,16 @@ def teacher_facts(config: TrainConfig, teacher: Teacher | None) -> dict[str, obj
 
 
 def student_facts(config: TrainConfig, spec: EnvSpec) -> dict[str, object]:
-    """Return what students see, if it is not all that their environment shows."""
+    """Return what students or policies see, if it is not all that their environment shows."""
     if not config.has_views:
         return {}
     view = config.views.resolve(spec, 1)
     frames = ", ".join(map(str, config.histories)) or "1"
     seen = f"{describe_view(view)}; {len(view.columns)} of {spec.obs_dim} observations"
-    return {"students see": f"{seen}, frames: {frames}"}
+    facts: dict[str, object] = {f"{config.views.PLURAL} see": f"{seen}, frames: {frames}"}
+    if any(getattr(stack.algo, "critic_obs", "actor") == "all" for stack in config.stacks):
+        facts["values see"] = f"all {spec.obs_dim} observations"
+    return facts
 
 
 StudentReport = Callable[[TrainConfig, Path, Mapping[Path, EvalResult], Console], None]

@@ -50,7 +50,7 @@ def read_run_teacher(config: TrainConfig, spec: EnvSpec) -> Teacher | None:
     files = [one_policy(path) for path in config.teachers.teacher]
     foreign = foreign_settings(files, config.teachers, config.run)
     policies = [load_any(file, each) for file, each in zip(files, foreign, strict=True)]
-    reads = partial(with_view, text=config.views.teacher_obs, spec=spec)
+    reads = partial(with_view, text=config.teacher_obs, spec=spec)
     policies = [reads(policy) for policy in policies]
     if not isinstance(config.distill, ProgressiveConfig):
         return Teacher(policies, route=route_of(config.teachers.teacher_by, spec))

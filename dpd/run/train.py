@@ -19,6 +19,7 @@ from dpd.log.naming import display_names, peer_names
 from dpd.log.terminal import make_console
 from dpd.run.directory import RunDir, opened, run_path
 from dpd.run.episodes import EvaluationStopped
+from dpd.run.initial import with_initial_view
 from dpd.run.processes import (
     Stopped,
     StopRequest,
@@ -42,6 +43,7 @@ def train(config: TrainConfig, report_students: StudentReport | None = None) -> 
     `report_students` compares students with their teacher at the end of `dpd distill`. Returns the
     exit status: 0, 130 after Ctrl-C, 143 after SIGTERM, 3 after a NaN.
     """
+    config = with_initial_view(config)
     if dist.is_torchelastic_launched():
         return train_ranks(config, train_part, report_students)
     console = make_console(highlight=False)
