@@ -18,6 +18,7 @@ from dpd.agents.base import Metrics
 from dpd.agents.nets import StackedNets, Tape
 from dpd.agents.norm import ObsNorm
 from dpd.agents.rng import RowRandom
+from dpd.agents.sharing import to_group
 
 
 class Pool:
@@ -63,16 +64,11 @@ class Pool:
         Each critic runs once, on the joint minibatches of its group.
         """
         n, b = obs.shape[:2]
-        obs, act = (self._to_group(x) for x in (obs, act))  # [N, P B, ...]
+        obs, act = (to_group(x, self.peers) for x in (obs, act))  # [N, P B, ...]
         x = torch.cat([self.norm(obs), act], -1).repeat_interleave(self.n_critics, 0)
         (q,), tape = critics.run(x, "critic")
         q = q.view(-1, self.size, self.peers, b)  # [G, K, P, B]
         return q.transpose(1, 2).reshape(n, self.size, b), tape
-
-    def _to_group(self, x: Tensor) -> Tensor:
-        """Give every learner the samples of its whole group [N, B, ...] -> [N, P B, ...]."""
-        groups = x.reshape(-1, 1, self.peers * x.shape[1], *x.shape[2:])
-        return groups.expand(-1, self.peers, *groups.shape[2:]).flatten(0, 1)
 
     def ascent(self, critics: StackedNets, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean of all critics' values of act [N, B], and the gradient of -mean_B of it.
@@ -82,7 +78,7 @@ class Pool:
         q, tape = self.values(critics, obs, act)
         n, k, b = q.shape
         of_q = q.new_full((n * self.n_critics, self.peers * b, 1), -1 / (k * b))
-        of_act = critics.input_gradient(tape, of_q, obs.shape[-1])
+        of_act = critics.input_gradient(tape, of_q, self.norm.mean.shape[-1])
         of_act = of_act.reshape(-1, k, self.peers, b, act.shape[-1]).sum(1)
         return q.mean(1), of_act.flatten(0, 1)
 

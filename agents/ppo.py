@@ -77,8 +77,9 @@ class PPO(GaussianLearners):
         self.lam = self.gamma.new_tensor(config.lam)
         self._ones = torch.ones(n, dtype=dtype, device=device)
         self.peers = len({peer for _, peer in ids})
-        sizes = n, config.n_steps, config.n_envs, self.obs_dim, self.act_dim
-        self.past = PastRollouts(config.reuse_iterations - 1, *sizes, dtype, device)
+        past_envs = (config.reuse_iterations - 1) * config.n_envs
+        sizes = n, config.n_steps, past_envs, self.obs_dim, self.act_dim
+        self.past = PastRollouts(Rollout(*sizes, dtype, device))
         self.frozen = config.critic_warmup
         """Iterations left in which the policies stay as they are."""
         of_value = self.nets.twin()

@@ -14,31 +14,20 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, Rollout, State, Stateful, put_back
+from dpd.agents.base import Rollout, State, Stateful, put_back
 
 
 class PastRollouts(Stateful):
     """The rollouts of the last iterations, and each action's log-probability when it was taken.
 
-    They are stored as one rollout of `iterations` times as many environments, the latest first;
-    samples are invalid until there are as many.
+    They are kept in one rollout of as many times more environments, the latest first; samples are
+    invalid until there are as many.
     """
 
-    def __init__(
-        self,
-        iterations: int,
-        n: int,
-        n_steps: int,
-        n_envs: int,
-        obs_dim: int,
-        act_dim: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device = CPU,
-    ) -> None:
-        sizes = n, n_steps, iterations * n_envs, obs_dim, act_dim
-        self.rollout = Rollout(*sizes, dtype, device)
-        self.rollout.valid.fill_(False)
-        self.logp = torch.zeros_like(self.rollout.reward)
+    def __init__(self, rollout: Rollout) -> None:
+        self.rollout = rollout
+        rollout.valid.fill_(False)
+        self.logp = torch.zeros_like(rollout.reward)
 
     def join(self, latest: Rollout, logp: Tensor) -> tuple[Rollout, Tensor]:
         """Return a rollout [N, T, E] with the past ones behind it [N, T, M E], and all `logp`.

@@ -29,6 +29,15 @@ def shared(x: Tensor, peers: int) -> Tensor:
     return torch.cat([groups.roll(-k, 1) for k in range(peers)], 3).flatten(0, 1)
 
 
+def to_group(x: Tensor, peers: int) -> Tensor:
+    """Give every learner the values of its whole group in one order: [N, B, ...] -> [N, P B, ...].
+
+    Unlike `shared`, peer 0's come first for all of them.
+    """
+    groups = x.reshape(-1, 1, peers * x.shape[1], *x.shape[2:])
+    return groups.expand(-1, peers, *groups.shape[2:]).flatten(0, 1)
+
+
 def group_mean(x: Tensor, peers: int) -> Tensor:
     """Return the mean over a group of what each learner says of the same samples.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dpd.agents.base import CPU, LearnerId, Metrics, Stateful
 from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.sharing import to_group
 
 STAY = 0.2
 
@@ -67,7 +68,7 @@ class HybridTurns(OwnTurns):
         self.age += 1
         self.steps += 1
         self.foreign += (self.who != self.own).to(self.foreign.dtype).mean(1)
-        acts = self._by_student(explore(self._joint(obs), self._joint(noise)))
+        acts = self._by_student(explore(to_group(obs, self.peers), to_group(noise, self.peers)))
         who = self.who[:, None, :, None].expand(-1, 1, -1, acts.shape[-1])
         return acts.gather(1, who).squeeze(1)
 
@@ -78,9 +79,9 @@ class HybridTurns(OwnTurns):
         """
         n, e, size = obs.shape
         p = self.peers
-        acts = self._by_student(mode(self._joint(obs)))  # [N, P, E, A]
+        acts = self._by_student(mode(to_group(obs, p)))  # [N, P, E, A]
         at = obs.unsqueeze(1).expand(n, p, e, size)
-        judged = q(self._joint(at.flatten(1, 2)), self._joint(acts.flatten(1, 2))).amin(1)
+        judged = q(*(to_group(x.flatten(1, 2), p) for x in (at, acts))).amin(1)
         return judged.view(n // p, p, p, p, e).mean(1).flatten(0, 1)  # over the judges
 
     def _draw(self, values: Tensor) -> None:
@@ -90,12 +91,6 @@ class HybridTurns(OwnTurns):
         stays, draw = self.rng.uniform(2, self.who.shape[1], dtype=values.dtype).unbind(1)
         who = (draw.unsqueeze(1) > chance.cumsum(1)).sum(1).clamp(max=self.peers - 1)
         self.who.copy_(torch.where(stays < STAY, self.own, who))
-
-    def _joint(self, x: Tensor) -> Tensor:
-        """Give every peer the values of its whole group: [N, E, ...] -> [N, P E, ...]."""
-        p = self.peers
-        groups = x.reshape(x.shape[0] // p, 1, p * x.shape[1], *x.shape[2:])
-        return groups.expand(-1, p, *groups.shape[2:]).flatten(0, 1)
 
     def _by_student(self, x: Tensor) -> Tensor:
         """Sort actions at joint values by environment: [N, P E, A] -> [N, acting P, E, A]."""

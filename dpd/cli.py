@@ -36,14 +36,18 @@ from dpd.config import (
 )
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
 from dpd.distill.config import METHODS, MethodConfig, MethodSpec
-from dpd.distill.views import ActorViewConfig, ViewConfig, parse_histories
+from dpd.distill.views import ActorViewConfig, ViewConfig
 from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
 from dpd.run.settings import (
+    default_learners,
     merge,
     parse,
     preset_settings,
     read_config,
+    read_histories,
+    refuse_lacking,
+    refuse_several_kinds,
     saved_settings,
     updated,
 )
@@ -183,7 +187,7 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     names = (selection.algo or method.ALGO).split(",")
     given = getattr(selection, "student_sizes", None)
     sizes = [] if given is None else given.split(",")
-    histories = read_histories(selection, command)
+    histories = read_histories(selection.history, command)
     refuse_several_kinds(names, sizes, histories)
     algos = [default_learners(name, method) for name in names]
     refuse_lacking(names, argv, settings)
@@ -216,60 +220,6 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         views=args.views,
         histories=histories,
     )
-
-
-def read_histories(selection: Selection, command: str) -> tuple[int, ...]:
-    """Return the numbers of --history. Raises BadInput for several ones in `dpd train`."""
-    histories = parse_histories(selection.history)
-    if len(histories) > 1 and command == "train":
-        raise BadInput("dpd train takes one number of --history, which is for all peers")
-    return histories
-
-
-def refuse_several_kinds(
-    names: Sequence[str], sizes: Sequence[str], histories: Sequence[int]
-) -> None:
-    """Raise BadInput if students would differ in more than one of algorithm, size and history."""
-    if sizes and len(names) > 1:
-        raise BadInput("--student-sizes needs a single algorithm; give one --algo")
-    if len(histories) > 1 and len(names) > 1:
-        raise BadInput("several numbers of --history need a single algorithm; give one --algo")
-    if len(histories) > 1 and sizes:
-        raise BadInput(
-            "--history and --student-sizes both name students; give one number of --history, or "
-            "--hidden for the size of all"
-        )
-
-
-def refuse_lacking(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
-    """Raise BadInput if learners lack rewards to share, or a value function that can see more."""
-    asked = any(re.fullmatch(r"--(peer\d+\.)?share-experience", word) for word in argv)
-    unfit = [name for name in names if not hasattr(ALGORITHMS[name].settings, "share_experience")]
-    if unfit and (asked or settings.get("share_experience")):
-        raise BadInput(
-            f"--share-experience is for --algo ppo, td3, ddpg or sac, not {unfit[0]}: it shares "
-            "rewards, and a student learns from a teacher alone"
-        )
-    refuse_ppo_only(names, argv, settings)
-
-
-def refuse_ppo_only(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
-    """Raise BadInput if settings of PPO's value function and policy are given to another one."""
-    for setting in ("critic_obs", "critic_warmup", "init_std"):
-        word = re.compile(f"{flag(setting)}(=|$)")
-        asked = any(word.match(each.replace("_", "-")) for each in argv)
-        if hasattr(ALGORITHMS[names[0]].settings, setting) or names[1:]:
-            continue
-        if asked or settings.get(setting):
-            raise BadInput(f"{flag(setting)} is for --algo ppo, not {names[0]}; leave it out")
-
-
-def default_learners(name: str, method: type[MethodConfig]) -> LearnerConfig:
-    """Return an algorithm's default settings, with those that the method requires."""
-    kind = choose("algorithm", name, ALGORITHMS).settings
-    names = {f.name for f in fields(kind)}
-    learners: LearnerConfig = kind(**{k: v for k, v in method.SETTINGS.items() if k in names})
-    return learners
 
 
 def default_run(command: str, learners: int) -> RunConfig:
@@ -372,11 +322,12 @@ def evaluate_command(argv: Sequence[str]) -> int:
     """Play saved policies, or the hybrid policies of groups."""
     config = parse(EvaluateConfig, argv, "dpd evaluate")
     from dpd.evaluate import evaluate_hybrids, evaluate_paths
+
+    if not config.hybrid:
+        return evaluate_paths(config)
     from dpd.fidelity.latency import latencies
 
-    if config.hybrid:
-        return evaluate_hybrids(config, saved_run, latencies)
-    return evaluate_paths(config)
+    return evaluate_hybrids(config, saved_run, latencies)
 
 
 def plain_command(

@@ -26,24 +26,19 @@ class Watch:
     ) -> None:
         self.view, self.batch = view, batch
         self.frames = Frames([view], batch, RowRandom([(seed, 0)], Stream.SENSOR), dtype)
-        self.last_act = torch.zeros(1, batch, view.act_dim, dtype=dtype)
-        self.fresh = torch.ones(1, batch, dtype=torch.bool)  # episodes that begin
 
     def see(self, obs: Tensor) -> Tensor:
         """Add raw obs [B, O]; return the stacks of frames [B, H, G] that the policy reads."""
-        (noise,), obs = self.frames.draw(1), obs.unsqueeze(0)
-        self.frames.push(obs, self.last_act, noise)
-        self.frames.restart(obs, noise, self.fresh)
-        self.fresh.fill_(False)
+        self.frames.follow(obs.unsqueeze(0))
         return self.frames.seen().view(self.batch, self.view.history, -1)
 
     def took(self, act: Tensor) -> None:
         """Store the actions [B, A] in [-1, 1] that followed."""
-        self.last_act = act.clamp(-1, 1).to(self.last_act.dtype).unsqueeze(0)
+        self.frames.act = act.to(self.frames.kept.dtype).unsqueeze(0)
 
     def restart(self) -> None:
         """Let the next observations begin episodes."""
-        self.fresh.fill_(True)
+        self.frames.act = None
 
 
 class EpisodeActor:

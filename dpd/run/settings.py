@@ -26,10 +26,11 @@ from typing import (
 
 import tyro
 
-from dpd.agents.config import ALGORITHMS, AlgorithmSpec
+from dpd.agents.config import ALGORITHMS, AlgorithmSpec, LearnerConfig
 from dpd.config import choose, flag, near
-from dpd.distill.config import METHODS
+from dpd.distill.config import METHODS, MethodConfig
 from dpd.distill.presets import DOSE, MethodPresets
+from dpd.distill.views import parse_histories
 from dpd.errors import BadInput
 
 if TYPE_CHECKING:
@@ -194,3 +195,57 @@ def _unboxed(box: str) -> str:
     # The group of an error that one of our dataclasses raised says nothing, except for a peer's,
     # because every peer may have its own settings.
     return re.sub(r"^Error parsing (?:[\w.]*\b(peer\d+: )|[\w.]+: )", r"\1", text)
+
+
+def read_histories(text: str | None, command: str) -> tuple[int, ...]:
+    """Return the numbers of --history. Raises BadInput for several ones in `dpd train`."""
+    histories = parse_histories(text)
+    if len(histories) > 1 and command == "train":
+        raise BadInput("dpd train takes one number of --history, which is for all peers")
+    return histories
+
+
+def refuse_several_kinds(
+    names: Sequence[str], sizes: Sequence[str], histories: Sequence[int]
+) -> None:
+    """Raise BadInput if students would differ in more than one of algorithm, size and history."""
+    if sizes and len(names) > 1:
+        raise BadInput("--student-sizes needs a single algorithm; give one --algo")
+    if len(histories) > 1 and len(names) > 1:
+        raise BadInput("several numbers of --history need a single algorithm; give one --algo")
+    if len(histories) > 1 and sizes:
+        raise BadInput(
+            "--history and --student-sizes both name students; give one number of --history, or "
+            "--hidden for the size of all"
+        )
+
+
+def refuse_lacking(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
+    """Raise BadInput if learners lack rewards to share, or a value function that can see more."""
+    asked = any(re.fullmatch(r"--(peer\d+\.)?share-experience", word) for word in argv)
+    unfit = [name for name in names if not hasattr(ALGORITHMS[name].settings, "share_experience")]
+    if unfit and (asked or settings.get("share_experience")):
+        raise BadInput(
+            f"--share-experience is for --algo ppo, td3, ddpg or sac, not {unfit[0]}: it shares "
+            "rewards, and a student learns from a teacher alone"
+        )
+    refuse_ppo_only(names, argv, settings)
+
+
+def refuse_ppo_only(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
+    """Raise BadInput if settings of PPO's value function and policy are given to another one."""
+    for setting in ("critic_obs", "critic_warmup", "init_std"):
+        word = re.compile(f"{flag(setting)}(=|$)")
+        asked = any(word.match(each.replace("_", "-")) for each in argv)
+        if hasattr(ALGORITHMS[names[0]].settings, setting) or names[1:]:
+            continue
+        if asked or settings.get(setting):
+            raise BadInput(f"{flag(setting)} is for --algo ppo, not {names[0]}; leave it out")
+
+
+def default_learners(name: str, method: type[MethodConfig]) -> LearnerConfig:
+    """Return an algorithm's default settings, with those that the method requires."""
+    kind = choose("algorithm", name, ALGORITHMS).settings
+    names = {f.name for f in fields(kind)}
+    learners: LearnerConfig = kind(**{k: v for k, v in method.SETTINGS.items() if k in names})
+    return learners

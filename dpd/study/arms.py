@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dpd.agents.config import ALGORITHMS
+from dpd.agents.config import ALGORITHMS, PPOConfig
 from dpd.config import RunConfig, flag
 from dpd.errors import BadInput
 
@@ -164,7 +164,7 @@ FlagWords = tuple[str, ...]
 """A flag and the values that follow it."""
 
 
-def groups_of(words: Sequence[str]) -> list[FlagWords]:
+def split_flags(words: Sequence[str]) -> list[FlagWords]:
     """Split words of a command line into flags with their values."""
     groups: list[list[str]] = []
     for word in words:
@@ -189,9 +189,9 @@ def values_of(group: FlagWords) -> list[str]:
 
 def arm_flags(arm: Arm, common: Sequence[str], subject: Arm, algo: str) -> list[str]:
     """Return the flags of an arm; `common` are those of every run, where they apply."""
-    own, base = groups_of(shlex.split(arm.flags)), groups_of(common)
+    own, base = split_flags(shlex.split(arm.flags)), split_flags(common)
     if not arm.is_method:
-        base += groups_of(shlex.split(subject.flags)) if subject.is_method else []
+        base += split_flags(shlex.split(subject.flags)) if subject.is_method else []
         peers = int(last_value(base, "peers") or RunConfig.peers)
         fills = arm.fills_batch and shares_experience(base, algo)
         per_peer = (*arm.per_peer, *(("n_envs",) if fills else ()))
@@ -203,8 +203,11 @@ def arm_flags(arm: Arm, common: Sequence[str], subject: Arm, algo: str) -> list[
 
 
 def shares_experience(groups: Sequence[FlagWords], algo: str) -> bool:
-    """Return whether peers with these flags learn from each other's samples; False off-policy."""
-    if "epochs" not in {f.name for f in fields(ALGORITHMS[algo].settings)}:
+    """Return whether each update of PPO's peers with these flags has the samples of all of them.
+
+    Off-policy, minibatches have the same size with and without sharing.
+    """
+    if not issubclass(ALGORITHMS[algo].settings, PPOConfig):
         return False
     if presets := last_value(groups, "preset"):
         groups = [*learner_flags(presets.split(","), algo), *groups]

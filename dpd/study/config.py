@@ -15,7 +15,7 @@ import tyro
 from dpd.agents.config import require
 from dpd.config import Paths, as_name, choose, flag, one_of, rl_algorithms
 from dpd.errors import BadInput
-from dpd.study.arms import ARMS, Arm, arm_flags, groups_of, name_of, own_arms
+from dpd.study.arms import ARMS, Arm, arm_flags, name_of, own_arms, split_flags
 
 Envs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV ...")]
 
@@ -84,7 +84,7 @@ class StudyConfig:
             raise BadInput(f"--plan must be a difference of returns above 0, not {self.plan}")
         if not self.envs or len(set(self.envs)) < len(self.envs):
             raise BadInput("dpd study needs at least one ENV, each given once")
-        if taken := [n for n in map(name_of, groups_of(self.flags)) if n in FIXED_FLAGS]:
+        if taken := [n for n in map(name_of, split_flags(self.flags)) if n in FIXED_FLAGS]:
             raise BadInput(
                 f"--{taken[0]} after -- is set by the study or its arms; give it before the --, "
                 "or as an arm to --own"
@@ -111,7 +111,7 @@ class StudyConfig:
 
     def _refuse_fixed(self, name: str, arm: Arm) -> None:
         """Raise BadInput if an arm of --own sets what all arms share."""
-        given = set(map(name_of, groups_of(shlex.split(arm.flags))))
+        given = set(map(name_of, split_flags(shlex.split(arm.flags))))
         if fixed := [f for f in FIXED_IN_OWN if f in given]:
             raise BadInput(f"--own {name} sets --{fixed[0]}, which all arms share; leave it out")
         # The controls are made from the subject's flags, which must therefore name its settings.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import State
-from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
+from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config, View
 from dpd.agents.offpolicy import Sample
 from dpd.agents.pool import Pool
 from dpd.agents.replay import Transitions
@@ -449,3 +449,20 @@ def test_the_plan_of_an_iteration_says_what_is_shared() -> None:
     assert TD3Config(**SHARE).plan == (
         f"{plan} for the steps of each peer; the first 12 steps of all peers at random"
     )
+
+
+@pytest.mark.parametrize("kind", [TD3, SAC])
+def test_a_pool_of_learners_that_see_less_gives_the_gradient_by_the_action(kind: type) -> None:
+    config = (SACConfig if kind is SAC else TD3Config)(**SIZES, n_critics=4, target_critics=2)
+    view = View(obs_dim=O, act_dim=A, columns=(0, 2), history=2)
+    agent = kind(config, O, A, [(0, 0)], F64, views=[view])
+    rng = torch.Generator().manual_seed(0)
+    wide = torch.randn(1, 5, agent.obs_dim, generator=rng, dtype=F64)
+    act = torch.rand(1, 5, A, generator=rng, dtype=F64).requires_grad_()
+    value, of_act = agent.policy_pool.ascent(agent.critics, wide, act.detach())
+    # by autograd, one critic after the other, at the two frames of two columns behind the raw ones
+    seen = torch.cat([wide[..., O:], act], -1).expand(4, -1, -1)
+    objective = agent.critics(seen, "critic")[0].squeeze(-1).mean(0)
+    torch.testing.assert_close(value[0], objective)
+    (expected,) = torch.autograd.grad(-objective.mean(), act)
+    torch.testing.assert_close(of_act, expected)

@@ -8,7 +8,7 @@ import pytest
 
 from dpd.cli import main, parse_train
 from dpd.config import TrainConfig
-from dpd.study.arms import ARMS, Arm, groups_of, name_of, own_arms, values_of
+from dpd.study.arms import ARMS, Arm, name_of, own_arms, split_flags, values_of
 from dpd.study.config import StudyConfig
 
 LOSS = "--distill.dose loss --distill.divergence kl_forward --distill.target-kl 0.35"
@@ -121,7 +121,7 @@ def test_methods_take_nothing_from_the_subject() -> None:
 
 
 def test_words_are_split_into_flags_with_their_values() -> None:
-    groups = groups_of(["--a", "1", "-2", "--b_c=3", "--no-d"])
+    groups = split_flags(["--a", "1", "-2", "--b_c=3", "--no-d"])
     assert groups == [("--a", "1", "-2"), ("--b_c=3",), ("--no-d",)]
     assert [name_of(group) for group in groups] == ["a", "b-c", "d"]
     assert [values_of(group) for group in groups] == [["1", "-2"], ["3"], []]
