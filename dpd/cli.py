@@ -41,6 +41,7 @@ from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
 from dpd.run.settings import (
     default_learners,
+    default_preset,
     merge,
     parse,
     preset_settings,
@@ -106,7 +107,8 @@ class Selection:
     """Distillation method, or none to train the peers independently."""
     preset: str | None = None
     """Named settings: paper, released or modern for the method; large for the learners (thousands
-    of environments, for a GPU). Separate several with commas: paper,large; later ones win."""
+    of environments, for a GPU). Separate several with commas: paper,large; later ones win. None:
+    modern for PPO's peers, paper for those of td3, ddpg and sac."""
     config: Path | None = None
     """JSON file of settings. Flags on the command line override it."""
     history: str | None = None
@@ -184,6 +186,28 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     method = METHODS[selection.method].settings
     if command != method.COMMAND:
         raise BadInput(f"method {selection.method} belongs to dpd {method.COMMAND}")
+    preset = default_preset(selection.method, selection.algo or method.ALGO)
+    if selection.preset is not None or preset is None:
+        return resolved(selection, settings, run_dir, argv, command)
+    try:
+        return resolved(replace(selection, preset=preset), settings, run_dir, argv, command)
+    except BadInput as error:
+        try:
+            resolved(selection, settings, run_dir, argv, command)
+        except BadInput:
+            raise error from None
+        raise BadInput(f"{error}; --preset paper allows it, and {preset} is the default") from error
+
+
+def resolved(
+    selection: Selection,
+    settings: dict[str, Any],
+    run_dir: Path | None,
+    argv: Sequence[str],
+    command: str,
+) -> TrainConfig:
+    """Return the settings of a run whose algorithm, method and preset are known."""
+    method = METHODS[selection.method].settings
     names = (selection.algo or method.ALGO).split(",")
     given = getattr(selection, "student_sizes", None)
     sizes = [] if given is None else given.split(",")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
@@ -19,7 +19,7 @@ from dpd.agents.config import (
     TD3Config,
     require,
 )
-from dpd.distill.presets import DPD_PRESETS, MethodPresets
+from dpd.distill.presets import DPD_DEFAULT_PRESETS, DPD_PRESETS, MethodPresets
 
 if TYPE_CHECKING:
     from dpd.distill.method import Context, Method
@@ -738,11 +738,15 @@ class MethodSpec:
     """Import path of the method, `module:class`; the module may import torch."""
     presets: MethodPresets = field(default_factory=dict)
     """Settings of the method under named presets, which no other method has."""
+    default_presets: Mapping[type[LearnerConfig], str] = field(default_factory=dict)
+    """The preset that applies without --preset, by the learners that it is for."""
 
 
 SUPERVISED = "dpd.distill.teaching:Supervised"
 METHODS: dict[str, MethodSpec] = {
-    "dpd": MethodSpec(DPDConfig, "dpd.distill.peers:DualDistillation", DPD_PRESETS),
+    "dpd": MethodSpec(
+        DPDConfig, "dpd.distill.peers:DualDistillation", DPD_PRESETS, DPD_DEFAULT_PRESETS
+    ),
     "none": MethodSpec(IndependentConfig, "dpd.distill.independent:Independent"),
     "bc": MethodSpec(CloningConfig, SUPERVISED),
     "dagger": MethodSpec(DAggerConfig, SUPERVISED),

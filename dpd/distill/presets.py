@@ -63,6 +63,9 @@ DPD_PRESETS: MethodPresets = {
         None: {"ruler": "action", "gate": "hard", "states": "mixed"},
     },
 }
+# What dpd train does without --preset. A study on fresh seeds chose it (docs/results.md, Peers that
+# pay); off-policy learners, which it has not been studied with, have the settings of the paper.
+DPD_DEFAULT_PRESETS: Mapping[type[LearnerConfig], str] = {PPOConfig: "modern"}
 DOSE: dict[str, dict[str, Any]] = {
     # An iteration has 32 times the samples of PPO's default, so there are as many fewer.
     "large": {"lr": 1e-4, "batch_size": 4096},
