@@ -86,7 +86,7 @@ def test_a_study_on_ray_without_shared_storage_finds_what_one_here_finds(
     assert scores[0] == scores[1] and set(scores[0]) == {"dpd", "one"}
     # finished runs are not trained again
     assert main(argv("ray", "--engine", "ray")) == 0
-    assert "training on" not in capfd.readouterr().out
+    assert "its output is in" not in capfd.readouterr().out
 
 
 def test_a_task_that_is_lost_begins_again_and_one_that_fails_does_not(
