@@ -229,10 +229,11 @@ def connect(where: EngineConfig) -> None:
             logging_level=logging.ERROR,
             **(own if is_local else {}),
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a plain one if its processes start too slowly
+        place = "on this machine" if is_local else f"at {where.address or 'RAY_ADDRESS'}"
         raise BadInput(
-            f"no Ray cluster answers at {where.address or 'RAY_ADDRESS'} "
-            f"({first_line(error)}); start one with ray start --head, or leave --address out"
+            f"no Ray cluster {place}: {first_line(error)}; start one with ray start --head, and "
+            "give --address auto"
         ) from error
 
 

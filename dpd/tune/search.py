@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 JOURNAL = "optuna.journal"
 SEARCH_NAME = "dpd"
+STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit statuses of a trial that was told to stop, before and after it heeds signals."""
 RUNNING, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
 STATES = {"RUNNING": RUNNING, "COMPLETE": COMPLETE, "PRUNED": PRUNED, "FAIL": FAILED}
 
@@ -190,7 +192,7 @@ class Search:
             self._study.tell(job.trial, job.scores()[-1][1])
             display.end(ended)
             display.notice(f"{job.name}: return {job.scores()[-1][1]:,.4g}, {self._named(job)}")
-        elif job.is_pruned:
+        elif job.is_pruned and status in STOPPED:
             self._study.tell(job.trial, state=state("PRUNED"))
             text = f"stopped after {max(job.reported)} of {self._config.evals} evaluations"
             display.drop(job, f"{text}, {self._named(job)}")

@@ -72,9 +72,7 @@ def read_space(path: Path) -> Space:
         raise BadInput(f"{path} is not TOML: {error}") from error
     space = {name: read_entry(path, name, entry) for name, entry in flattened_tables(tables)}
     if not space:
-        raise BadInput(
-            f"{path} names no flag; write for example lr = {{ low = 1e-4, high = 1e-2 }}"
-        )
+        raise BadInput(f"{path} names no flag; write for example gamma = [0.98, 0.99]")
     return space
 
 

@@ -12,6 +12,7 @@ def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dpd[cluster]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine needs more than 60
         patch.delenv("RAY_ADDRESS", raising=False)
         ray.init(
             num_cpus=2,
