@@ -84,5 +84,5 @@ def test_a_wrong_space_is_refused_in_a_line(tmp_path: Path, text: str, message: 
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ValueError, match="cannot read --space no.toml: No such file"):
+    with pytest.raises(ValueError, match=r"cannot read --space no\.toml: No such file"):
         read_space(Path("no.toml"))

@@ -78,7 +78,7 @@ def test_trials_that_fall_behind_are_stopped_and_failed_ones_named(
         [
             ([5, 6, 7], "done"),
             ([1], "wait"),  # lower than trial 0 at evaluation 1, where one in three goes on
-            ([4], "dpd: no such thing"),
+            ([8], "dpd: no such thing"),
             ([6, 7, 9], "done"),
         ]
     )
@@ -188,7 +188,7 @@ def test_a_search_of_real_trainings_runs_on_ray(
         ([], "evals = [1, 2]", "--evals is fixed already"),
         ([], "lrr = [1e-4, 1e-3]", "makes the trial --lrr 0.0001"),
         ([], "method = ['dpd', 'dp']", "makes the trial --method dp: "),
-        ([], "lr = { low = 0, high = 1 }", "--lr takes fractions, but its range is of whole"),
+        ([], "distill.alpha = { low = 1, high = 5 }", "--distill.alpha takes fractions, but its"),
         (["--task-cpus", "2"], SPACE, "--task-cpus is for --engine ray"),
         (["--engine", "ray", "--", "--device", "cuda"], SPACE, "needs --task-gpus"),
     ],
