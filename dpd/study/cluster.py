@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dpd import __version__
 from dpd.errors import BadInput
@@ -79,7 +79,7 @@ class RayPool(Pool):
         self._has_begun: set[Job] = set()
         self._is_stopping: set[Job] = set()
 
-    def __enter__(self) -> RayPool:
+    def __enter__(self) -> Self:
         import ray
 
         self._owns = not ray.is_initialized()

@@ -9,9 +9,8 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from dpd.config import TrainConfig
 from dpd.envs.physics import n_cores
@@ -113,11 +112,17 @@ class Ended(NamedTuple):
     """True if the pool begins the job again by itself."""
 
 
-class Pool(AbstractContextManager["Pool"], ABC):
+class Pool(ABC):
     """Jobs that train at once: the interface of an engine.
 
-    Leaving it ends the jobs that still train, as gently as there is time for.
+    Leaving it ends the jobs that still train.
     """
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(self, *_: object) -> None: ...
 
     @property
     @abstractmethod

@@ -16,8 +16,9 @@ from dpd.study.arms import name_of, split_flags
 from dpd.study.config import StudyConfig
 from dpd.study.engine_config import EngineConfig
 
-SET_BY_TUNE = ("env", "algo", "seeds", "seed", "total-steps", "evals", "eval-episodes")
-SET_BY_TUNE += ("out", "resume")
+SET_BY_TUNE = (
+    *("env", "algo", "seeds", "seed", "total-steps", "evals", "eval-episodes", "out", "resume"),
+)
 """Flags of `dpd train` that the search sets itself."""
 
 
@@ -126,8 +127,10 @@ class TuneConfig:
 
     def as_saved(self) -> dict[str, Any]:
         """Return the settings that all trials of a search must share."""
-        names = ("env", "algo", "seeds", "seed", "total_steps", "evals", "eval_episodes")
-        names += ("pruner", "reduction", "search_seed")
+        names = (
+            *("env", "algo", "seeds", "seed", "total_steps", "evals", "eval_episodes"),
+            *("pruner", "reduction", "search_seed"),
+        )
         return {name: getattr(self, name) for name in names} | {"flags": list(self.flags)}
 
     def with_flags(self, flags: Sequence[str]) -> TuneConfig:

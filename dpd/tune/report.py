@@ -182,7 +182,7 @@ def draw_flag(axes: Axes, space: Space, name: str, trials: Sequence[Trial]) -> N
     """Draw the return of trials by one flag."""
     style_axes(axes, name)
     entry, values = space[name], [trial.values[name] for trial in trials]
-    scores = [trial.score for trial in trials]
+    scores = [trial.scores[-1] for trial in trials]
     if isinstance(entry, Choices):
         places = [list(entry.values).index(value) for value in values]
         axes.set_xticks(range(len(entry.values)), [str(value) for value in entry.values])

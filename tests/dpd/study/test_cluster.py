@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_a_study_on_ray_without_shared_storage_finds_what_one_here_finds(
     class Apart(RayPool):
         """A pool whose tasks do not find the study's directory."""
 
-        def __enter__(self) -> RayPool:
+        def __enter__(self) -> Self:
             super().__enter__()
             self._token.unlink()
             return self

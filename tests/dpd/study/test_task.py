@@ -4,6 +4,7 @@ import io
 import signal
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ SMALL += ["--final-episodes", "1", "--hidden", "8", "--kernels", "torch"]
 HARDWARE = ["--threads", "1"]
 
 
-def order(path: Path, steps: int, **changed: object) -> Order:
+def order(path: Path, steps: int, **changed: Any) -> Order:
     """Return an order for a small run whose study shares no storage with the task."""
     words = [*SMALL, "--total-steps", str(steps)]
     made = Order(0, words, HARDWARE, str(path), "/no/such/file", "/", None, False, __version__)
