@@ -6,6 +6,7 @@ A mailbox, which is a Ray actor, takes the reports of all tasks and holds the si
 from __future__ import annotations
 
 import logging
+import math
 import os
 import uuid
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any, Self
 from dpd import __version__
 from dpd.errors import BadInput
 from dpd.study.engine_config import EngineConfig
-from dpd.study.jobs import Ended, Job, Pool
+from dpd.study.jobs import Ended, Job, JobPool
 from dpd.study.task import (
     Order,
     Outcome,
@@ -64,13 +65,19 @@ def train_task(order: Order, mailbox: Any) -> Outcome:
     return train_order(order, send)
 
 
-class RayPool(Pool):
-    """Jobs as tasks of a Ray cluster, at most `limit` at once; None: as many as it holds."""
+class RayPool(JobPool):
+    """Jobs as tasks of a Ray cluster, at most `limit` at once.
 
-    def __init__(self, where: EngineConfig, limit: int | None, out: Path) -> None:
+    None: all of them, and those that find no place wait; with `is_search`, as many as find one,
+    because a later proposal of a search is a better one.
+    """
+
+    def __init__(
+        self, where: EngineConfig, limit: int | None, out: Path, is_search: bool = False
+    ) -> None:
         if find_spec("ray") is None:
             raise BadInput("--engine ray needs Ray; install it: pip install 'dpd[cluster]'")
-        self._where, self._limit = where, limit
+        self._where, self._limit, self._is_search = where, limit, is_search
         self._token = out.resolve() / f".shared-{uuid.uuid4().hex}"
         self._keys: dict[Job, int] = {}
         self._tasks: dict[Any, Job] = {}
@@ -112,7 +119,8 @@ class RayPool(Pool):
     @property
     def has_room(self) -> bool:
         """True unless as many tasks as allowed exist."""
-        return self._limit is None or len(self._tasks) < self._limit
+        limit = places(self._where) if self._is_search and self._limit is None else self._limit
+        return limit is None or len(self._tasks) < limit
 
     def submit(self, job: Job) -> None:
         """Give a job to the cluster."""
@@ -166,7 +174,7 @@ class RayPool(Pool):
         try:
             outcome: Outcome = ray.get(task)
         except ray.exceptions.RayError as error:
-            outcome, lost = Outcome(1), f"was lost: {first_line(error)}"
+            outcome, lost = Outcome(1), f"was lost: {reason_of(error)}"
         else:
             lost = outcome.complaint
         if outcome.wants_run:
@@ -179,15 +187,11 @@ class RayPool(Pool):
 
     def _ended(self, job: Job, status: int, lost: str) -> Ended:
         attempts = self._attempts[job] = self._attempts.get(job, 0) + 1
-        may = job not in self._is_stopping and not self._stops_all
-        is_again = may and status not in (0, *FINAL) and attempts < self._where.attempts
+        may = job not in self._is_stopping and attempts < self._where.attempts
+        is_again = may and status not in (0, *FINAL)
         if is_again:
             self._start(job)
         return Ended(job, status, lost, is_again)
-
-    @property
-    def _stops_all(self) -> bool:
-        return self._is_stopping >= set(self._keys)
 
     def stop(self, signum: int, job: Job | None = None) -> None:
         """Leave a signal for a task, or for all of them; those without a node end at once."""
@@ -210,7 +214,7 @@ def answer_of(asked: Any) -> Any:
         return ray.get(asked)
     except ray.exceptions.RayError as error:
         raise BadInput(
-            f"the Ray cluster no longer answers ({first_line(error)}); run the same command again "
+            f"the Ray cluster no longer answers ({reason_of(error)}); run the same command again "
             "to resume its runs"
         ) from error
 
@@ -232,18 +236,34 @@ def connect(where: EngineConfig) -> None:
     except Exception as error:  # Ray raises a plain one if its processes start too slowly
         place = "on this machine" if is_local else f"at {where.address or 'RAY_ADDRESS'}"
         raise BadInput(
-            f"no Ray cluster {place}: {first_line(error)}; start one with ray start --head, and "
+            f"no Ray cluster {place}: {reason_of(error)}; start one with ray start --head, and "
             "give --address auto"
         ) from error
 
 
-def refuse_too_small(where: EngineConfig) -> None:
-    """Raise BadInput if no node of the cluster has the resources of one task."""
+def resources_of_nodes() -> list[dict[str, float]]:
+    """Return the resources of every node of the cluster, used or not."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits = [n for n in nodes if n.get("CPU", 0) >= where.cpus and n.get("GPU", 0) >= where.gpus]
-    if not fits:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def places(where: EngineConfig) -> int:
+    """Return the number of tasks that the cluster can train at once."""
+    of_nodes = [
+        min(
+            n.get("CPU", 0) // where.cpus,
+            n.get("GPU", 0) // where.gpus if where.gpus else math.inf,
+        )
+        for n in resources_of_nodes()
+    ]
+    return int(sum(of_nodes))
+
+
+def refuse_too_small(where: EngineConfig) -> None:
+    """Raise BadInput if no node of the cluster has the resources of one task."""
+    if not places(where):
+        nodes = resources_of_nodes()
         most = [max(n.get(kind, 0) for n in nodes) for kind in ("CPU", "GPU")]
         raise BadInput(
             f"no node of the Ray cluster has {where.cpus} CPUs and {where.gpus:g} GPUs for a task; "
@@ -258,7 +278,8 @@ def without_out(words: Sequence[str]) -> list[str]:
     return flags
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error that says something."""
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error, or the last one of a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    has_traceback = any(line.startswith("Traceback") or " File " in f" {line}" for line in lines)
+    return lines[-1 if has_traceback else 0] if lines else type(error).__name__

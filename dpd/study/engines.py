@@ -12,16 +12,16 @@ from dpd.log.terminal import make_console
 from dpd.run.processes import POLL_S, Stopped, StopRequest
 from dpd.study.display import JobsDisplay
 from dpd.study.engine_config import EngineConfig
-from dpd.study.jobs import Ended, Job, Pool, ProcessPool
+from dpd.study.jobs import Ended, Job, JobPool, ProcessPool
 
 
-class Work(Protocol):
+class JobSource(Protocol):
     """Jobs that may depend on the results of earlier ones."""
 
     def next_job(self) -> Job | None:
         """Return the next job; None if there is none at the moment."""
 
-    def watch(self, pool: Pool, display: JobsDisplay) -> None:
+    def watch(self, pool: JobPool, display: JobsDisplay) -> None:
         """Look at the jobs that train, and stop those that need not go on."""
 
     def take(self, ended: Ended, display: JobsDisplay, is_stopped: bool) -> None:
@@ -38,7 +38,7 @@ class Queue:
         """Return the next job."""
         return self._waiting.popleft() if self._waiting else None
 
-    def watch(self, pool: Pool, display: JobsDisplay) -> None:
+    def watch(self, pool: JobPool, display: JobsDisplay) -> None:
         """Do nothing: every job goes on to its end."""
 
     def take(self, ended: Ended, display: JobsDisplay, is_stopped: bool) -> None:
@@ -48,23 +48,28 @@ class Queue:
             self.statuses.append(ended.status)
 
 
-def open_pool(where: EngineConfig, at_once: int | None, out: Path) -> Pool:
-    """Return the pool of an engine. Raises BadInput if the engine is not installed."""
+def open_pool(
+    where: EngineConfig, at_once: int | None, out: Path, is_search: bool = False
+) -> JobPool:
+    """Return the pool of an engine. Raises BadInput if the engine is not installed.
+
+    `is_search`: later jobs depend on the results of earlier ones.
+    """
     if not where.is_ray:
         return ProcessPool(at_once or 1)
     from dpd.study.cluster import RayPool
 
-    return RayPool(where, at_once, out)
+    return RayPool(where, at_once, out, is_search)
 
 
-def drive(work: Work, pool: Pool, display: JobsDisplay, stop: StopRequest) -> None:
-    """Train all jobs of a work, or end those that have begun when a stop is requested."""
+def drive(source: JobSource, pool: JobPool, display: JobsDisplay, stop: StopRequest) -> None:
+    """Train all jobs of a source, or end those that have begun when a stop is requested."""
     is_passed_on = False
     while True:
         if stop.signum is not None and not is_passed_on:
             is_passed_on = True
             pool.stop(stop.signum)
-        while stop.signum is None and pool.has_room and (job := work.next_job()) is not None:
+        while stop.signum is None and pool.has_room and (job := source.next_job()) is not None:
             pool.submit(job)
         for job in pool.begun():
             display.begin(job)
@@ -73,12 +78,12 @@ def drive(work: Work, pool: Pool, display: JobsDisplay, stop: StopRequest) -> No
         time.sleep(POLL_S)
         display.update()
         if stop.signum is None:
-            work.watch(pool, display)
+            source.watch(pool, display)
         for ended in pool.ended():
-            work.take(ended, display, is_stopped=stop.signum is not None)
+            source.take(ended, display, is_stopped=stop.signum is not None)
 
 
-def run_jobs(jobs: Sequence[Job], open_engine: Callable[[], Pool]) -> int:
+def run_jobs(jobs: Sequence[Job], open_engine: Callable[[], JobPool]) -> int:
     """Run all jobs in a pool; return the exit status of the first that failed, or 0.
 
     A job that fails does not end the others. After Ctrl-C or SIGTERM, all runs are saved.

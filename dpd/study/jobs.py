@@ -1,6 +1,6 @@
 """Runs that train at once: a job for each, and the pool that trains them, here by processes.
 
-Another engine is another `Pool`; the loop in `dpd/study/engines.py` knows no more of it.
+Another engine is another `JobPool`; the loop in `dpd/study/engines.py` knows no more of it.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Ended(NamedTuple):
     """True if the pool begins the job again by itself."""
 
 
-class Pool(ABC):
+class JobPool(ABC):
     """Jobs that train at once: the interface of an engine.
 
     Leaving it ends the jobs that still train.
@@ -151,7 +151,7 @@ class Pool(ABC):
         """Pass a signal on to a job, or to all of them; it ends soon, and its run is saved."""
 
 
-class ProcessPool(Pool):
+class ProcessPool(JobPool):
     """Jobs in child processes of this one, a number of `slots` at once."""
 
     def __init__(self, slots: int) -> None:

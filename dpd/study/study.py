@@ -204,14 +204,14 @@ def plan_runs(config: StudyConfig, parse: Parse) -> Plans:
     """Return the settings of all runs. Raises BadInput if one is invalid, before any starts."""
     plans: dict[SeedShare, TrainConfig] = {}
     for env in config.envs:
-        firsts = {arm: plan_arm(config, env, arm, parse, plans) for arm in config.chosen}
+        firsts = {arm: plan_shares(config, env, arm, parse, plans) for arm in config.chosen}
         refuse_equal_arms(firsts)
         run = firsts[config.subject].run
         check(env, run.backend, run.parsed_env_kwargs())
     return plans
 
 
-def plan_arm(
+def plan_shares(
     config: StudyConfig, env: str, arm: str, parse: Parse, plans: dict[SeedShare, TrainConfig]
 ) -> TrainConfig:
     """Add the settings of an arm's runs to `plans`; return those of the first one."""

@@ -32,7 +32,7 @@ TUNE_TERMS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class SearchTrial:
     """A trial of a search."""
 
     number: int
@@ -54,10 +54,10 @@ class Trial:
         return self.scores[-1] if self.scores else None
 
 
-def read_trials(study: optuna.Study, space: Space) -> list[Trial]:
+def read_trials(study: optuna.Study, space: Space) -> list[SearchTrial]:
     """Return the trials of a search: the complete ones by return, the others behind them."""
     trials = [
-        Trial(
+        SearchTrial(
             number=t.number,
             state=STATES[t.state.name],
             values=values_in(space, t.params),
@@ -73,7 +73,7 @@ def read_trials(study: optuna.Study, space: Space) -> list[Trial]:
     )
 
 
-def tune_report(config: TuneConfig, space: Space, trials: Sequence[Trial]) -> Report:
+def tune_report(config: TuneConfig, space: Space, trials: Sequence[SearchTrial]) -> Report:
     """Report on a search; the data include all evaluations."""
     failed = [trial for trial in trials if trial.state == FAILED]
     notes = [
@@ -88,11 +88,11 @@ def tune_report(config: TuneConfig, space: Space, trials: Sequence[Trial]) -> Re
     first = Section(
         terms=[("best trial", f"{best.number}: `{' '.join(space_words(best.values))}`")],
         figures=figures,
-        tables=[trials_table(config, trials[:SHOWN], "The best trials")],
+        tables=[search_table(config, trials[:SHOWN], "The best trials")],
     )
     rest = Section(
         heading="All trials",
-        tables=[trials_table(config, trials, "All trials")._replace(detail=True)],
+        tables=[search_table(config, trials, "All trials")._replace(detail=True)],
     )
     about = [(name, str(entry)) for name, entry in space.items()]
     sections = [
@@ -109,7 +109,7 @@ def tune_report(config: TuneConfig, space: Space, trials: Sequence[Trial]) -> Re
     )
 
 
-def trials_table(config: TuneConfig, trials: Sequence[Trial], title: str) -> Table:
+def search_table(config: TuneConfig, trials: Sequence[SearchTrial], title: str) -> Table:
     """Return a table of trials with their flags."""
     names = list(trials[0].values)
     rows = [
@@ -127,7 +127,9 @@ def trials_table(config: TuneConfig, trials: Sequence[Trial], title: str) -> Tab
     return Table(title, ["trial", "return", "state", "evaluations", *names], rows)
 
 
-def tune_json(config: TuneConfig, trials: Sequence[Trial], notes: Sequence[str]) -> dict[str, Any]:
+def tune_json(
+    config: TuneConfig, trials: Sequence[SearchTrial], notes: Sequence[str]
+) -> dict[str, Any]:
     """Return all settings and results of a search."""
     return {
         "dpd": __version__,
@@ -148,7 +150,7 @@ def tune_json(config: TuneConfig, trials: Sequence[Trial], notes: Sequence[str])
     }
 
 
-def draw_trial_curves(config: TuneConfig, trials: Sequence[Trial]) -> Figure:
+def draw_trial_curves(config: TuneConfig, trials: Sequence[SearchTrial]) -> Figure:
     """Draw the evaluations of all trials, the best one in colour."""
     figure = new_figure(7, 3.2)
     axes = figure.subplots()
@@ -165,7 +167,7 @@ def draw_trial_curves(config: TuneConfig, trials: Sequence[Trial]) -> Figure:
     return figure
 
 
-def draw_flags(space: Space, trials: Sequence[Trial]) -> Figure:
+def draw_flags(space: Space, trials: Sequence[SearchTrial]) -> Figure:
     """Draw the return of the complete trials by each flag."""
     columns = min(PANEL_COLUMNS, len(space))
     rows = -(-len(space) // columns)
@@ -178,7 +180,7 @@ def draw_flags(space: Space, trials: Sequence[Trial]) -> Figure:
     return figure
 
 
-def draw_flag(axes: Axes, space: Space, name: str, trials: Sequence[Trial]) -> None:
+def draw_flag(axes: Axes, space: Space, name: str, trials: Sequence[SearchTrial]) -> None:
     """Draw the return of trials by one flag."""
     style_axes(axes, name)
     entry, values = space[name], [trial.values[name] for trial in trials]

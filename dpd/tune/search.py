@@ -18,10 +18,10 @@ import numpy as np
 
 from dpd.errors import BadInput
 from dpd.study.display import JobsDisplay
-from dpd.study.jobs import Ended, Job, Pool
+from dpd.study.jobs import Ended, Job, JobPool
 from dpd.study.study import Parse
 from dpd.tune.config import TuneConfig
-from dpd.tune.space import Choices, Range, Space, Value, space_words, text_of
+from dpd.tune.space import Choices, FlagRange, Space, Value, space_words, text_of
 
 if TYPE_CHECKING:
     import optuna
@@ -101,7 +101,7 @@ def distributions(space: Space) -> dict[str, optuna.distributions.BaseDistributi
 def values_in(space: Space, params: Mapping[str, Any]) -> dict[str, Value]:
     """Return a trial's values by flag, from Optuna's form of them."""
     return {
-        name: params[name] if isinstance(entry, Range) else json.loads(params[name])
+        name: params[name] if isinstance(entry, FlagRange) else json.loads(params[name])
         for name, entry in space.items()
     }
 
@@ -164,7 +164,7 @@ class Search:
         job = self._jobs[trial.number] = TrialJob(trial, self._config, values, self._parse)
         return job
 
-    def watch(self, pool: Pool, display: JobsDisplay) -> None:
+    def watch(self, pool: JobPool, display: JobsDisplay) -> None:
         """Report new evaluations, and stop trials that fall behind."""
         for job in pool.busy:
             if isinstance(job, TrialJob) and not job.is_pruned and self._falls_behind(job):

@@ -18,7 +18,7 @@ Value = Any
 
 
 @dataclass(frozen=True)
-class Range:
+class FlagRange:
     """Numbers from `low` to `high`, both included; whole ones if both are whole."""
 
     low: float
@@ -58,7 +58,7 @@ class Choices:
         return ", ".join(map(str, self.values))
 
 
-Space = Mapping[str, Range | Choices]
+Space = Mapping[str, FlagRange | Choices]
 """Ranges and choices by the names of flags, as in distill.alpha."""
 
 
@@ -86,7 +86,7 @@ def flattened_tables(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tu
             yield name, entry
 
 
-def read_entry(path: Path, name: str, entry: Any) -> Range | Choices:
+def read_entry(path: Path, name: str, entry: Any) -> FlagRange | Choices:
     """Return the range or the choices of a flag. Raises BadInput if they are none."""
     if isinstance(entry, list) and len(entry) > 1:
         return Choices(tuple(entry))
@@ -98,7 +98,7 @@ def read_entry(path: Path, name: str, entry: Any) -> Range | Choices:
     if unknown := sorted(entry.keys() - RANGE_KEYS):
         raise BadInput(f"{path}: {name} has no '{unknown[0]}'; known: low, high, log, step")
     try:
-        made = Range(**entry)
+        made = FlagRange(**entry)
         fits = 0 < made.low < made.high if made.log else made.low < made.high
         fits = fits and isinstance(made.log, bool) and not (made.log and made.step is not None)
         fits = fits and (made.step is None or made.step > 0)

@@ -21,12 +21,12 @@ from dpd.study.arms import name_of, split_flags
 from dpd.study.display import JobsDisplay
 from dpd.study.engines import drive, open_pool
 from dpd.study.study import Parse
-from dpd.tune.config import TuneConfig
-from dpd.tune.report import Trial, read_trials, tune_report
+from dpd.tune.config import SET_BY_TUNE, TuneConfig
+from dpd.tune.report import SearchTrial, read_trials, tune_report
 from dpd.tune.search import Search, open_search, require_optuna
 from dpd.tune.space import Choices, Space, read_space, space_words, words_of
 
-BEST = "best.json"
+BEST_FILE = "best.json"
 OF_ONE_RUN = (
     *("seeds", "seed", "total_steps", "evals", "eval_episodes", "final_episodes", "threads"),
     *("workers", "records", "checkpoint_every", "keep", "keep_checkpoints", "init_from"),
@@ -38,7 +38,7 @@ def tune(config: TuneConfig, parse: Parse) -> int:
     """Run a search, or go on with it; write its report and its best trial.
 
     `parse` turns arguments of `dpd train` into settings. Returns the exit status: 0, 130 after
-    Ctrl-C, 143 after SIGTERM, 1 if no trial was complete.
+    Ctrl-C, 143 after SIGTERM. Raises BadInput if no trial was complete.
     """
     require_optuna()
     space = read_space(config.space)
@@ -71,7 +71,7 @@ def train_trials(config: TuneConfig, search: Search, plan: TrainConfig) -> int:
     try:
         with (
             StopRequest() as stop,
-            open_pool(config.where, config.at_once, config.out) as pool,
+            open_pool(config.where, config.at_once, config.out, is_search=True) as pool,
             display,
         ):
             drive(search, pool, display, stop)
@@ -92,9 +92,10 @@ def check_space(config: TuneConfig, space: Space, parse: Parse) -> TrainConfig:
 
     Raises BadInput if `dpd train` refuses a value at an end of a range, or a choice.
     """
-    given = set(map(name_of, split_flags(config.flags)))
+    given = {*map(name_of, split_flags(config.flags)), *SET_BY_TUNE}
+    given -= {"algo"} if config.algo is None else set()
     for name in space:
-        if name_of((f"--{name}",)) in given or f"--{name}" in config.words(0, ())[:-2]:
+        if name in given:
             raise BadInput(f"{config.space}: --{name} is fixed already; leave it out of one place")
     plan = None
     for values in corners(space):
@@ -131,23 +132,23 @@ def refuse_whole_numbers(config: TuneConfig, space: Space, plan: TrainConfig) ->
             )
 
 
-def write_best(config: TuneConfig, trials: list[Trial], parse: Parse) -> Trial | None:
+def write_best(config: TuneConfig, trials: list[SearchTrial], parse: Parse) -> SearchTrial | None:
     """Write the settings of the best complete trial, for --config; return it, or None."""
     best = next((trial for trial in trials if trial.is_complete), None)
     if best is not None:
         settings = parse(config.words(best.number, space_words(best.values))).as_json()
         kept = {name: value for name, value in settings.items() if name not in OF_ONE_RUN}
-        with replacing(config.out / BEST) as draft:
+        with replacing(config.out / BEST_FILE) as draft:
             draft.write_text(json.dumps(kept, indent=2) + "\n")
     return best
 
 
-def print_next_steps(config: TuneConfig, best: Trial) -> None:
+def print_next_steps(config: TuneConfig, best: SearchTrial) -> None:
     """Print the file with the best settings, and how to report on them."""
     flags = [*config.flags, *(w for n, v in best.values.items() for w in words_of(n, v))]
     algo = [] if config.algo is None else ["--algo", config.algo]
     study = ["dpd", "study", config.env, *algo]
     if config.study_seeds is not None:
         study += ["--seed", str(config.study_seeds[0]), "--seeds", str(config.study_seeds[1])]
-    print_line(f"best    dpd train --config {config.out / BEST}")
+    print_line(f"best    dpd train --config {config.out / BEST_FILE}")
     print_line(f"confirm {shlex.join([*study, '--', *flags])}")

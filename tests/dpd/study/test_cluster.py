@@ -11,9 +11,9 @@ import pytest
 
 from dpd.cli import main, parse_train
 from dpd.study import cluster as module
-from dpd.study.cluster import RayPool
+from dpd.study.cluster import RayPool, places
 from dpd.study.engine_config import EngineConfig
-from dpd.study.jobs import Ended, Job, Pool
+from dpd.study.jobs import Ended, Job, JobPool
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--evals", "2", "--eval-episodes", "1"]
 SMALL += ["--final-episodes", "1", "--hidden", "8", "--threads", "1", "--kernels", "torch"]
@@ -40,7 +40,7 @@ def job(folder: Path, name: str, env: str) -> Job:
     return Job(name, folder / name, words, parse_train(words))
 
 
-def collect(pool: Pool, enough: Callable[[list[Ended]], bool]) -> list[Ended]:
+def collect(pool: JobPool, enough: Callable[[list[Ended]], bool]) -> list[Ended]:
     """Follow a pool until enough has ended."""
     ended: list[Ended] = []
     deadline = time.monotonic() + 200
@@ -164,6 +164,26 @@ def test_a_missing_ray_is_named_with_its_remedy(
     assert main(argv) == 2
     said = capsys.readouterr().err
     assert said == "dpd: --engine ray needs Ray; install it: pip install 'dpd[cluster]'\n"
+
+
+def test_a_search_proposes_no_more_trials_than_find_a_place(cluster: None, tmp_path: Path) -> None:
+    for search, rooms in ((True, [True, True, False]), (False, [True, True, True])):
+        pool = RayPool(EngineConfig(engine="ray"), None, tmp_path, is_search=search)
+        found = []
+        for k in range(3):  # of two CPUs
+            found.append(pool.has_room)
+            pool._tasks[k] = job(tmp_path, str(k), "Hopper-v5")
+        assert found == rooms
+
+
+def test_a_node_holds_as_many_tasks_as_its_scarcest_resource(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 3.0, "GPU": 2.0}, {"CPU": 64.0}]
+    monkeypatch.setattr(module, "resources_of_nodes", lambda: nodes)
+    # 4 by the first node's CPUs, but 2 by its GPU; 1 by the second's CPUs; none on the third
+    assert places(EngineConfig(engine="ray", task_cpus=2, task_gpus=0.5)) == 2 + 1
+    assert places(EngineConfig(engine="ray", task_cpus=2)) == 4 + 1 + 32
 
 
 def test_a_task_larger_than_every_node_is_refused(cluster: None, tmp_path: Path) -> None:

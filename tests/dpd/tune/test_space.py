@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpd.tune.space import Choices, Range, read_space, space_words, text_of
+from dpd.tune.space import Choices, FlagRange, read_space, space_words, text_of
 
 EVERYTHING = """
 lr = { low = 1e-4, high = 1e-2, log = true }
@@ -31,16 +31,16 @@ def space_file(folder: Path, text: str) -> Path:
 def test_ranges_choices_and_nested_flags_are_read(tmp_path: Path) -> None:
     space = read_space(space_file(tmp_path, EVERYTHING))
     assert space == {
-        "lr": Range(1e-4, 1e-2, log=True),
-        "epochs": Range(3, 20),
-        "clip": Range(0.1, 0.4, step=0.1),
+        "lr": FlagRange(1e-4, 1e-2, log=True),
+        "epochs": FlagRange(3, 20),
+        "clip": FlagRange(0.1, 0.4, step=0.1),
         "gamma": Choices((0.98, 0.99)),
         "hidden": Choices(([64, 64], [256, 256])),
         "norm-obs": Choices((True, False)),
-        "distill.alpha": Range(0.5, 5.0),
-        "distill.gate": Range(1, 2),
+        "distill.alpha": FlagRange(0.5, 5.0),
+        "distill.gate": FlagRange(1, 2),
     }
-    assert [e.is_whole for e in space.values() if isinstance(e, Range)] == [
+    assert [e.is_whole for e in space.values() if isinstance(e, FlagRange)] == [
         *(False, True, False, False, True)
     ]
     shown = [str(space[name]) for name in ("lr", "epochs", "clip", "hidden")]

@@ -186,6 +186,8 @@ def test_a_search_of_real_trainings_runs_on_ray(
         (["--", "--seed", "1"], SPACE, "--seed after -- is set by the search"),
         (["--", "--lr", "1e-3"], SPACE, "--lr is fixed already; leave it out of one place"),
         ([], "evals = [1, 2]", "--evals is fixed already"),
+        ([], "out = ['a', 'b']", "--out is fixed already"),
+        (["--algo", "ppo"], "algo = ['ppo', 'sac']", "--algo is fixed already"),
         ([], "lrr = [1e-4, 1e-3]", "makes the trial --lrr 0.0001"),
         ([], "method = ['dpd', 'dp']", "makes the trial --method dp: "),
         ([], "distill.alpha = { low = 1, high = 5 }", "--distill.alpha takes fractions, but its"),
