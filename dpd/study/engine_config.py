@@ -27,8 +27,8 @@ class EngineConfig:
     task_gpus: float | None = None
     """GPUs that Ray reserves for a run; 0.25 puts four runs on a GPU. None: 0."""
     retries: int | None = None
-    """Times that a run begins again on Ray, from its last checkpoint, after its process or its
-    node was lost. None: 2."""
+    """Times that a failed run begins again on Ray, from its last checkpoint, unless its input was
+    refused or it met a NaN. None: 2."""
 
     def __post_init__(self) -> None:
         require(self, "be at least 1", "task_cpus", called=flag)
