@@ -92,7 +92,11 @@ class RayPool(JobPool):
         self._owns = not ray.is_initialized()
         if self._owns:
             connect(self._where)
-        refuse_too_small(self._where)
+        try:
+            refuse_too_small(self._where)
+        except BadInput:
+            self._disconnect()
+            raise
         self._token.parent.mkdir(parents=True, exist_ok=True)
         self._token.touch()
         self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
@@ -108,6 +112,11 @@ class RayPool(JobPool):
             ray.cancel(task, force=True)
         ray.kill(self._mailbox)
         self._token.unlink(missing_ok=True)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        import ray
+
         if self._owns:
             ray.shutdown()
 
