@@ -82,7 +82,6 @@ class RayPool(JobPool):
         self._keys: dict[Job, int] = {}
         self._tasks: dict[Any, Job] = {}
         self._attempts: dict[Job, int] = {}
-        self._begun: list[Job] = []
         self._has_begun: set[Job] = set()
         self._is_stopping: set[Job] = set()
 
