@@ -14,6 +14,9 @@ def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dpd[cluster]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # a busy machine needs more than half a minute
+        patch.setenv("RAY_agent_register_timeout_ms", "300000")
+        patch.setenv("RAY_worker_register_timeout_seconds", "300")
         patch.delenv("RAY_ADDRESS", raising=False)
         for attempt in range(1, ATTEMPTS + 1):
             try:
