@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-ATTEMPTS = 5  # Ray gives its processes half a minute to start, which a busy machine exceeds
+ATTEMPTS = 10  # Ray gives its processes 15 seconds to start, which a busy machine exceeds
 
 
 @pytest.fixture(scope="session")
@@ -14,9 +14,6 @@ def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dpd[cluster]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        # a busy machine needs more than half a minute
-        patch.setenv("RAY_agent_register_timeout_ms", "300000")
-        patch.setenv("RAY_worker_register_timeout_seconds", "300")
         patch.delenv("RAY_ADDRESS", raising=False)
         for attempt in range(1, ATTEMPTS + 1):
             try:
