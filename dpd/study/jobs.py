@@ -19,10 +19,11 @@ from dpd.run.processes import WorkerProgress, nth_device
 Child = subprocess.Popen[bytes]
 JOB_LOG = "train.log"
 LAST_LINES = 5
-# `dpd train`, which also stops when the study has ended, even by kill -9. Ray's workers, and shells
-# in the background, let their children ignore Ctrl-C.
+# `dpd train`, which also stops when the study has ended, even by kill -9. Ray blocks SIGINT for its
+# workers, and a shell ignores it for jobs in the background; children inherit both.
 CHILD = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT]); "
     "from dpd.run.processes import follow_parent; follow_parent(); "
     "from dpd.cli import main; sys.exit(main(sys.argv[1:]))"
 )

@@ -22,7 +22,7 @@ from dpd.study import engines
 from dpd.study import jobs as module
 from dpd.study import study as command
 from dpd.study.display import JOBS_LINE_S, JobsDisplay
-from dpd.study.jobs import Ended, Job, ProcessPool
+from dpd.study.jobs import Ended, Job, ProcessPool, child_command, start_child
 
 WAITS = """
 import pathlib, signal, sys, time
@@ -172,6 +172,23 @@ def test_a_child_saves_its_run_and_ends_when_the_study_is_killed(tmp_path: Path)
     assert "resume with: dpd train --resume" in job.log.read_text()
     steps = [int(file.stem.removeprefix("step-")) for file in job.path.rglob("step-*")]
     assert max(steps) > 0
+
+
+def test_a_child_obeys_ctrl_c_where_its_parent_does_not(tmp_path: Path) -> None:
+    (tmp_path / "dpd").mkdir()  # hides the real one, whose import takes seconds
+    (tmp_path / "dpd/__init__.py").write_text(
+        "import pathlib, time; pathlib.Path('touched').touch(); time.sleep(60)"
+    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        child = start_child(child_command([]), tmp_path / "train.log", str(tmp_path))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        signal.signal(signal.SIGINT, before)
+    wait_for((tmp_path / "touched").exists)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=30) == -signal.SIGINT
 
 
 def test_jobs_on_gpus_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
