@@ -53,6 +53,7 @@ from dpd.run.settings import (
     updated,
 )
 from dpd.study.config import CompareConfig, StudyConfig
+from dpd.tune.config import TuneConfig
 
 USAGE = f"""\
 dpd {__version__}: dual policy distillation and its baselines for continuous control
@@ -64,6 +65,7 @@ commands
   dpd evaluate PATH ...        evaluate saved policies on fresh episodes
   dpd compare PATH ...         compare runs, with confidence intervals
   dpd study [ENV] ...          compare a method with its controls
+  dpd tune [ENV] --space FILE  search flags of dpd train
   dpd fidelity PATH PATH ...   measure how closely students follow a teacher, the first PATH
   dpd sweep TEACHER ...        measure what makes a student follow its teacher
   dpd export PATH ...          write a policy as an ONNX, TorchScript, C, SB3 or dpd file
@@ -333,13 +335,12 @@ def cooperate_command(argv: Sequence[str]) -> int:
     return cooperate_paths(config)
 
 
-def study_command(argv: Sequence[str]) -> int:
-    """Train a method and its controls, and compare them."""
+def passing_command(name: str, kind: type, function: str, argv: Sequence[str]) -> int:
+    """Parse a command whose flags after a lone -- go to `dpd train`, and call its function."""
     end = argv.index("--") if "--" in argv else len(argv)
-    config = parse(StudyConfig, argv[:end], "dpd study").with_flags(argv[end + 1 :])
-    from dpd.study.study import study
-
-    return study(config, parse_train)
+    config = parse(kind, argv[:end], f"dpd {name}").with_flags(argv[end + 1 :])
+    status: int = resolve_name(function)(config, parse_train)
+    return status
 
 
 def evaluate_command(argv: Sequence[str]) -> int:
@@ -374,7 +375,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "distill": partial(train_command, command="distill"),
     "cooperate": cooperate_command,
-    "study": study_command,
+    "study": partial(passing_command, "study", StudyConfig, "dpd.study.study:study"),
+    "tune": partial(passing_command, "tune", TuneConfig, "dpd.tune.tune:tune"),
     "evaluate": evaluate_command,
     **{name: partial(plain_command, name, *row) for name, row in PLAIN_COMMANDS.items()},
 }

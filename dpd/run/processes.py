@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from dpd.agents.base import LearnerId
 from dpd.config import TrainConfig
 from dpd.distill.teacher import Teacher
 from dpd.envs.base import EnvSpec
@@ -289,6 +290,8 @@ class WorkerProgress:
         self.files = [path / metrics_name(part) for part in range(run.workers)]
         self.offsets, self.steps = [0] * run.workers, [0] * run.workers
         self.values: dict[str, MetricValue] = {}
+        self.evaluations: dict[int, dict[LearnerId, float]] = {}
+        """The eval/return of every learner by step; a step may still lack some learners."""
 
     @property
     def step(self) -> int:
@@ -316,4 +319,6 @@ class WorkerProgress:
                 self.values[metric] = float(value)
             elif isinstance(row := self.values.setdefault(metric, [None] * self.n), list):
                 row[(int(seed) - self.seed) * self.peers + int(peer)] = float(value)
+            if metric == "eval/return":
+                self.evaluations.setdefault(int(step), {})[int(seed), int(peer)] = float(value)
         return bool(newline)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import tyro
 
@@ -16,6 +16,7 @@ from dpd.agents.config import require
 from dpd.config import Paths, as_name, choose, flag, one_of, rl_algorithms
 from dpd.errors import BadInput
 from dpd.study.arms import ARMS, Arm, arm_flags, name_of, own_arms, split_flags
+from dpd.study.engine_config import EngineConfig
 
 Envs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV ...")]
 
@@ -27,6 +28,15 @@ FIXED_FLAGS = (
 """Flags of `dpd train` that the study or its arms set."""
 FIXED_IN_OWN = ("env", "seeds", "seed", "total-steps", "out", "resume")
 """Flags of `dpd train` that an arm of --own may not set, because all arms share them."""
+
+
+class SeedShare(NamedTuple):
+    """Consecutive seeds of an arm that train as one run."""
+
+    env: str
+    arm: str
+    seeds: range
+    path: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +70,13 @@ class StudyConfig:
     """Environment steps per seed, summed over its peers."""
     episodes: int = 20
     """Fresh deterministic episodes for each final policy."""
-    jobs: int = 1
-    """Arms that train at once, each in a process with its share of the cores and its output in
-    train.log of its directory."""
+    shares: int = 1
+    """Runs that divide the seeds of an arm, so that more machines or processes can train at once.
+    The report joins them."""
+    jobs: int | None = None
+    """Runs that train at once, each in a process with its share of the cores and its output in
+    train.log of its directory. None: 1; on Ray as many as the cluster holds."""
+    where: Annotated[EngineConfig, tyro.conf.OmitArgPrefixes] = EngineConfig()
     threads: int | None = None
     """CPU threads of the fresh episodes; None: all cores. Threads of training go after the --."""
     flags: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
@@ -78,8 +92,14 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         choose("algorithm", self.algo, rl_algorithms())
-        require(self, "be at least 1", "seeds", "total_steps", "episodes", "jobs", called=flag)
+        require(self, "be at least 1", "seeds", "total_steps", "episodes", called=flag)
+        require(self, "be at least 1", "jobs", "shares", called=flag)
         require(self, "not be negative", "seed", called=flag)
+        if self.shares > self.seeds:
+            raise BadInput(
+                f"--shares {self.shares} for {self.seeds} seeds: a share needs one; give more "
+                "--seeds or fewer --shares"
+            )
         if self.plan is not None and not 0 < self.plan < math.inf:
             raise BadInput(f"--plan must be a difference of returns above 0, not {self.plan}")
         if not self.envs or len(set(self.envs)) < len(self.envs):
@@ -125,12 +145,28 @@ class StudyConfig:
         """Return the directory of an arm's run."""
         return self.out / as_name(env) / arm
 
-    def words(self, env: str, arm: str) -> list[str]:
-        """Return the arguments of `dpd train` for an arm's run."""
+    @property
+    def at_once(self) -> int | None:
+        """Runs that may train at once; None if only the cluster limits them."""
+        return self.jobs or (None if self.where.is_ray else 1)
+
+    def shares_of(self, env: str, arm: str) -> list[SeedShare]:
+        """Return the runs of an arm: one for all seeds, or a directory below for each share."""
+        path, whole = self.path(env, arm), range(self.seed, self.seed + self.seeds)
+        if self.shares == 1:
+            return [SeedShare(env, arm, whole, path)]
+        size, rest = divmod(self.seeds, self.shares)
+        ends = [self.seed + (k + 1) * size + min(k + 1, rest) for k in range(self.shares)]
+        parts = [range(a, b) for a, b in zip([self.seed, *ends], ends, strict=False)]
+        return [SeedShare(env, arm, p, path / f"seeds{p[0]}-{p[-1]}") for p in parts]
+
+    def words(self, env: str, arm: str, share: SeedShare | None = None) -> list[str]:
+        """Return the arguments of `dpd train` for an arm's run, or for one of its shares."""
         chosen = self.chosen
         flags = arm_flags(chosen[arm], self.flags, chosen[self.subject], self.algo)
-        budget = ["--seeds", self.seeds, "--seed", self.seed, "--total-steps", self.total_steps]
-        out = ["--out", self.path(env, arm)]
+        seeds = range(self.seed, self.seed + self.seeds) if share is None else share.seeds
+        budget = ["--seeds", len(seeds), "--seed", seeds[0], "--total-steps", self.total_steps]
+        out = ["--out", self.path(env, arm) if share is None else share.path]
         return [str(w) for w in (env, "--algo", self.algo, *budget, *flags, *out)]
 
     def with_flags(self, flags: Sequence[str]) -> StudyConfig:

@@ -1,43 +1,42 @@
-"""Arms that train at once: a child process with a log of its own for each, and one display."""
+"""Runs that train at once: a job for each, and the pool that trains them, here by processes.
+
+Another engine is another `JobPool`; the loop in `dpd/study/engines.py` knows no more of it.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from datetime import timedelta
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from typing import NamedTuple, Self
 
 from dpd.config import TrainConfig
 from dpd.envs.physics import n_cores
-from dpd.log.terminal import RATE_WINDOW_S, StepsPerSecond, make_console
-from dpd.run.processes import POLL_S, Stopped, StopRequest, WorkerProgress, nth_device
+from dpd.run.processes import WorkerProgress, nth_device
 
+Child = subprocess.Popen[bytes]
 JOB_LOG = "train.log"
 LAST_LINES = 5
-JOBS_LINE_S = 60.0  # between two plain lines
-# `dpd train`, which also stops when the study has ended, even by kill -9
+# `dpd train`, which also stops when the study has ended, even by kill -9. Ray blocks SIGINT for its
+# workers, and a shell ignores it for jobs in the background; children inherit both.
 CHILD = (
-    "import sys; from dpd.run.processes import follow_parent; follow_parent(); "
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT]); "
+    "from dpd.run.processes import follow_parent; follow_parent(); "
     "from dpd.cli import main; sys.exit(main(sys.argv[1:]))"
 )
 
 
 class Job:
-    """An arm that a child process trains."""
+    """A run that a child process trains; `words` are the arguments of `dpd train`."""
 
     def __init__(self, name: str, path: Path, words: Sequence[str], plan: TrainConfig) -> None:
-        self.name, self.path, self.plan, self._words = name, path, plan, words
-        self._progress = WorkerProgress(plan, path)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.name, self.path, self.plan, self.words = name, path, plan, list(words)
+        self.progress = WorkerProgress(plan, path)
+        self.place = ""
+        """Name of the machine, if it is another one."""
 
     @property
     def total(self) -> int:
@@ -51,209 +50,157 @@ class Job:
 
     def steps(self) -> int:
         """Return the recorded environment steps of all seeds."""
-        self._progress.read_new()
-        return self._progress.step * self.plan.run.seeds
+        self.progress.read_new()
+        return self.progress.step * self.plan.run.seeds
+
+    def with_threads(self, cores: int) -> list[str]:
+        """Return the words with this number of cores as threads, unless they name a number."""
+        run = self.plan.run
+        if run.threads is not None:
+            return list(self.words)
+        return [*self.words, "--threads", str(max(1, cores // run.workers))]
 
     def command(self, slot: int, jobs: int) -> list[str]:
         """Return the child's command: its share of the cores, and the GPU of its slot."""
-        run = self.plan.run
-        is_started = (self.path / "config.json").is_file()
-        words = ["--resume", str(self.path)] if is_started else list(self._words)
-        if run.threads is None:
-            words += ["--threads", str(max(1, n_cores() // (jobs * run.workers)))]
+        run, words = self.plan.run, self.with_threads(n_cores() // jobs)
         if run.workers == 1 and (device := nth_device(run.device, slot)) != run.device:
             words += ["--device", device]
-        return [sys.executable, "-c", CHILD, "train", *words]
-
-    def start(self, slot: int, jobs: int) -> None:
-        """Start the child; it begins the run or resumes it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(slot, jobs),
-                stdin=subprocess.PIPE,  # closes when this process ends, see follow_parent
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches it only through us, once
-            )
+        return child_command(resumed(self.path, self.words, words))
 
     def failure(self) -> str:
         """Return the last lines of the log."""
-        lines = self.log.read_text(errors="replace").split("\n")
-        return "\n".join([line for line in lines if line.strip()][-LAST_LINES:]) or "no output"
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        lines = [line for line in text.split("\n") if line.strip()]
+        return "\n".join(lines[-LAST_LINES:]) or "no output"
 
 
-class JobPool(AbstractContextManager["JobPool"]):
-    """Jobs of which a number run at once; children that still run at the end are killed."""
+def resumed(path: Path, words: Sequence[str], with_hardware: Sequence[str]) -> list[str]:
+    """Return the arguments that begin a run, or resume the one that a directory holds.
 
-    def __init__(self, jobs: Sequence[Job], slots: int) -> None:
-        self._waiting, self._n_slots = deque(jobs), slots
-        self._slots: list[Job | None] = [None] * min(slots, len(jobs))
-
-    @property
-    def running(self) -> list[Job]:
-        """Jobs that have a child."""
-        return [job for job in self._slots if job is not None]
-
-    def fill(self) -> list[Job]:
-        """Start waiting jobs in free slots, and return them."""
-        started = []
-        for slot, job in enumerate(self._slots):
-            if job is None and self._waiting:
-                new = self._waiting.popleft()
-                new.start(slot, self._n_slots)
-                self._slots[slot] = new
-                started.append(new)
-        return started
-
-    def reap(self) -> list[tuple[Job, int]]:
-        """Free the slots of jobs that have ended; return them with their exit statuses."""
-        ended = []
-        for slot, job in enumerate(self._slots):
-            if job is not None and job.process and (status := job.process.poll()) is not None:
-                self._slots[slot] = None
-                ended.append((job, status))
-        return ended
-
-    def stop(self, signum: int) -> None:
-        """Start no further job, and pass a signal on to the children."""
-        self._waiting.clear()
-        for job in self.running:
-            if job.process is not None:
-                job.process.send_signal(signum)
-
-    def __exit__(self, *_: object) -> None:
-        for job in self.running:
-            if job.process is not None:
-                job.process.kill()
-                job.process.wait()
-
-
-class JobsDisplay:
-    """The progress of all jobs: bars in a terminal, else a line per minute.
-
-    Drawn only in `update`, never from a thread.
+    `with_hardware` are the `words` of a new run and the flags of this machine behind them.
     """
+    if not (path / "config.json").is_file():
+        return list(with_hardware)
+    return ["--resume", str(path), *with_hardware[len(words) :]]
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        console: Console,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._console, self._clock, self._n, self._done = console, clock, len(jobs), 0
-        self._is_live = console.is_interactive and not console.quiet
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-            StepsPerSecond(),
-            TimeRemainingColumn(),
-            console=console,
-            auto_refresh=False,
-            get_time=clock,
-            speed_estimate_period=RATE_WINDOW_S,
-            disable=not self._is_live,
+
+def child_command(words: Sequence[str]) -> list[str]:
+    """Return the command of a child with these arguments of `dpd train`."""
+    return [sys.executable, "-c", CHILD, "train", *words]
+
+
+def start_child(command: Sequence[str], log: Path, cwd: str | None = None) -> Child:
+    """Start a child whose output is appended to a log, in whose directory it trains."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdin=subprocess.PIPE,  # closes when this process ends, see follow_parent
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches it only through us, once
         )
-        self._steps = {job: job.steps() for job in jobs}
-        self._tasks: dict[Job, TaskID] = {}
-        self._began: dict[Job, float] = {}
-        total = sum(job.total for job in jobs)
-        self._all = self._bars.add_task("", total=total, completed=sum(self._steps.values()))
-        self._line_at = clock()
+
+
+class Ended(NamedTuple):
+    """A job that has ended."""
+
+    job: Job
+    status: int
+    """Exit status of the child; negative if a signal ended it."""
+    lost: str = ""
+    """Reason, if the child could not say it, as in 'was lost with its node'."""
+    is_again: bool = False
+    """True if the pool begins the job again by itself."""
+
+
+class JobPool(ABC):
+    """Jobs that train at once: the interface of an engine.
+
+    Leaving it ends the jobs that still train.
+    """
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
+    @abstractmethod
+    def __exit__(self, *_: object) -> None: ...
+
+    @property
+    @abstractmethod
+    def busy(self) -> Sequence[Job]:
+        """Jobs that were submitted and have not ended."""
+
+    @property
+    @abstractmethod
+    def has_room(self) -> bool:
+        """True if another job may be submitted."""
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Begin a job, or resume it, as soon as there is a place for it."""
+
+    @abstractmethod
+    def begun(self) -> list[Job]:
+        """Return the jobs that began to train since the last call."""
+
+    @abstractmethod
+    def ended(self) -> list[Ended]:
+        """Return the jobs that ended since the last call."""
+
+    @abstractmethod
+    def stop(self, signum: int, job: Job | None = None) -> None:
+        """Pass a signal on to a job, or to all of them; it ends soon, and its run is saved."""
+
+
+class ProcessPool(JobPool):
+    """Jobs in child processes of this one, a number of `slots` at once."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots: list[Job | None] = [None] * slots
+        self._children: dict[Job, Child] = {}
+        self._begun: list[Job] = []
+
+    @property
+    def busy(self) -> Sequence[Job]:
+        """Jobs that have a child."""
+        return list(self._children)
+
+    @property
+    def has_room(self) -> bool:
+        """True if a slot is free."""
+        return None in self._slots
+
+    def submit(self, job: Job) -> None:
+        """Start a child in the first free slot."""
+        slot = self._slots.index(None)
+        command = job.command(slot, len(self._slots))
+        self._children[job] = start_child(command, job.log)
+        self._slots[slot] = job
+        self._begun.append(job)
+
+    def begun(self) -> list[Job]:
+        """Return the jobs that were submitted since the last call."""
+        begun, self._begun = self._begun, []
+        return begun
+
+    def ended(self) -> list[Ended]:
+        """Free the slots of jobs that have ended."""
+        ended = []
+        for slot, job in enumerate(self._slots):
+            if job is not None and (status := self._children[job].poll()) is not None:
+                self._slots[slot] = None
+                del self._children[job]
+                ended.append(Ended(job, status))
+        return ended
+
+    def stop(self, signum: int, job: Job | None = None) -> None:
+        """Send a signal to a child, or to all."""
+        for each in self.busy if job is None else [job]:
+            self._children[each].send_signal(signum)
+
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def begin(self, job: Job) -> None:
-        """Show a job that has started."""
-        self.notice(f"{job.name}: training; its output is in {job.log}")
-        self._began[job] = self._clock()
-        done, total = self._steps[job], job.total
-        self._tasks[job] = self._bars.add_task(job.name, completed=done, total=total)
-
-    def end(self, job: Job, status: int, is_stopped: bool = False) -> None:
-        """Say how a job ended, and remove its bar; `is_stopped`: by the user."""
-        spent = timedelta(seconds=int(self._clock() - self._began.pop(job)))
-        self._bars.remove_task(self._tasks.pop(job))
-        if status == 0:
-            self._done += 1
-            self.notice(f"{job.name}: done in {spent}")
-        elif is_stopped:
-            self.notice(f"{job.name}: stopped")
-        else:
-            text = f"dpd: {job.name} ended with status {status}; {job.log} ends with:"
-            self.notice(f"{text}\n{job.failure()}", style="red")
-
-    def notice(self, text: str, style: str = "") -> None:
-        """Print a line above the bars."""
-        self._console.print(Text(text, style=style), soft_wrap=True)
-
-    def update(self) -> None:
-        """Read the progress of the running jobs and draw it."""
-        for job, task in self._tasks.items():
-            self._steps[job] = job.steps()
-            self._bars.update(task, completed=self._steps[job])
-        text = f"{self._done} of {self._n} runs done"
-        self._bars.update(self._all, completed=sum(self._steps.values()), description=text)
-        if self._is_live:
-            self._bars.refresh()
-        elif self._tasks and self._clock() - self._line_at >= JOBS_LINE_S:
-            self._line_at = self._clock()
-            # the line of all jobs first
-            self.notice("; ".join(map(progress_text, self._bars.tasks)))
-
-
-def progress_text(task: Task) -> str:
-    """Return a job's progress in words: steps, steps per second and time left."""
-    words = [task.description, f"{task.completed:,.0f}/{task.total or 0:,.0f} steps"]
-    if task.speed and task.time_remaining is not None:
-        words.append(f"{task.speed:,.0f} steps/s")
-        words.append(f"{timedelta(seconds=int(task.time_remaining))} left")
-    return "  ".join(words)
-
-
-def run_jobs(jobs: Sequence[Job], slots: int) -> int:
-    """Run all jobs, `slots` at once; return the exit status of the first that failed, or 0.
-
-    A job that fails does not end the others. After Ctrl-C or SIGTERM, all runs are saved.
-    """
-    display = JobsDisplay(jobs, make_console(highlight=False))
-    try:
-        with StopRequest() as stop, JobPool(jobs, slots) as pool, display:
-            statuses = list(exit_statuses(pool, display, stop))
-    except Stopped as stopped:
-        return stopped.status
-    if stop.signum is not None:
-        display.notice("stopped; rerun the study to resume its runs")
-        return 128 + stop.signum
-    failed = [status for status in statuses if status]
-    if failed:
-        display.notice(f"dpd: {len(failed)} of {len(jobs)} runs failed; rerun the study to resume")
-    # the status of a process that a signal ended is negative
-    return next((status if status > 0 else 128 - status for status in failed), 0)
-
-
-def exit_statuses(pool: JobPool, display: JobsDisplay, stop: StopRequest) -> Iterator[int]:
-    """Run all jobs of a pool, or those that have begun when a stop is requested.
-
-    Yields their exit statuses.
-    """
-    is_passed_on = False
-    while True:
-        if stop.signum is not None and not is_passed_on:
-            is_passed_on = True
-            pool.stop(stop.signum)
-        for job in pool.fill():
-            display.begin(job)
-        if not pool.running:
-            return
-        time.sleep(POLL_S)
-        display.update()
-        for job, status in pool.reap():
-            display.end(job, status, is_stopped=stop.signum is not None)
-            yield status
+        for child in self._children.values():
+            child.kill()
+            child.wait()

@@ -28,6 +28,7 @@ from dpd.report.figures import (
 from dpd.report.report import Report, Section, Table, format_number, print_report, table_row
 from dpd.report.stats import ALPHA, BOOTSTRAP_SEEDS, CONFIDENCE, Difference, least_seeds
 from dpd.study.compare import TEST_COLUMNS, curve_line, difference_cells, result_json
+from dpd.study.config import StudyConfig
 from dpd.study.learning import LEARNING_TERMS, learning_json, learning_table
 from dpd.study.study import Aggregate, Findings, TaskResult, worst_quarter
 
@@ -83,7 +84,7 @@ def study_report(findings: Findings) -> Report:
             heading="How to reproduce",
             prose=[
                 "The curves show the evaluations during training. The commands below train the "
-                f"arms in {where}."
+                f"arms in {where}.{shares_text(config)}"
             ],
             terms=[(a, f"`dpd train {shlex.join(config.words(env, a))}`") for a in config.chosen],
         ),
@@ -95,6 +96,15 @@ def study_report(findings: Findings) -> Report:
         notes=findings.notes,
         summary_last=True,
     )
+
+
+def shares_text(config: StudyConfig) -> str:
+    """Say how the seeds of an arm were divided, if they were."""
+    if config.shares == 1:
+        return ""
+    env, arm = config.envs[0], config.subject
+    parts = [f"--seed {s.seeds[0]} --seeds {len(s.seeds)}" for s in config.shares_of(env, arm)]
+    return f" Each arm's seeds trained as {config.shares} runs: {', '.join(parts)}."
 
 
 def task_section(findings: Findings, task: TaskResult, data: Mapping[str, Any]) -> Section:
@@ -124,13 +134,19 @@ def learning_tables(
     findings: Findings, task: TaskResult, arms: Mapping[str, Any]
 ) -> Iterator[Table]:
     """Yield the tables of the arms' learning, and of the differences of their areas."""
-    jobs, cores = findings.config.jobs, n_cores()
-    at_once = f", {jobs} runs at once" if jobs > 1 else ""
-    where = f"{cores} core{'s' * (cores > 1)}{at_once}"
+    where = machine_text(findings.config)
     yield learning_table(f"{task.env}: learning; seconds of training on {where}", arms)
     if task.area_gaps:
         title = f"{task.env}: mean return over the steps of {findings.config.subject} minus that of"
         yield gaps_table(title, task.area_gaps)
+
+
+def machine_text(config: StudyConfig) -> str:
+    """Say what the seconds of training were measured on."""
+    cores, jobs = n_cores(), config.at_once
+    if config.where.is_ray:
+        return f"a Ray cluster, {config.where.cpus} CPUs per run"
+    return f"{cores} core{'s' * (cores > 1)}" + (f", {jobs} runs at once" if jobs != 1 else "")
 
 
 def gaps_table(title: str, gaps: Mapping[str, Difference]) -> Table:
@@ -166,7 +182,9 @@ def study_json(findings: Findings) -> dict[str, Any]:
         "seed": config.seed,
         "total_steps": config.total_steps,
         "episodes": config.episodes,
-        "jobs": config.jobs,
+        **({"shares": config.shares} if config.shares > 1 else {}),
+        "engine": config.where.engine,
+        "jobs": config.at_once,
         "cores": n_cores(),
         "confidence": CONFIDENCE,
         "tasks": [task_json(findings, task) for task in findings.tasks],

@@ -31,11 +31,13 @@ from dpd.report.stats import (
     paired_difference,
 )
 from dpd.run.settings import saved_settings
-from dpd.run.sources import find_policies, is_best, read_run
+from dpd.run.sources import find_policies, is_best
 from dpd.run.train import train
 from dpd.study.compare import RunResult, comparison_notes, evaluate_runs
-from dpd.study.config import StudyConfig
-from dpd.study.jobs import Job, run_jobs
+from dpd.study.config import SeedShare, StudyConfig
+from dpd.study.engines import open_pool, run_jobs
+from dpd.study.jobs import Job
+from dpd.study.shares import read_arm, refuse_other_shares
 
 LEVEL_ARM, LEVEL_SHARE = "one", 0.9
 """The level that steps are counted to: a share of this arm's gain over uniform actions."""
@@ -154,7 +156,7 @@ def evaluate_study(config: StudyConfig) -> Findings:
     """Evaluate every last policy on fresh episodes, which all arms share for each seed."""
     tasks, notes = [], []
     for env in config.envs:
-        runs = [read_run(config.path(env, arm), arm) for arm in config.chosen]
+        runs = [read_arm(config, env, arm) for arm in config.chosen]
         results = {r.run.name: r for r in evaluate_runs(runs, config)}
         meta = runs[0].members[0].policy.meta
         setting = AuditSettings(
@@ -171,8 +173,8 @@ def evaluate_study(config: StudyConfig) -> Findings:
 
 
 Parse = Callable[[Sequence[str]], TrainConfig]
-Plans = Mapping[tuple[str, str], TrainConfig]
-"""Settings of the runs by environment and arm."""
+Plans = Mapping[SeedShare, TrainConfig]
+"""Settings of the runs: one for each arm of each environment, or one for each share of it."""
 
 
 def study(config: StudyConfig, parse: Parse) -> int:
@@ -200,19 +202,29 @@ def study(config: StudyConfig, parse: Parse) -> int:
 
 def plan_runs(config: StudyConfig, parse: Parse) -> Plans:
     """Return the settings of all runs. Raises BadInput if one is invalid, before any starts."""
-    plans: dict[tuple[str, str], TrainConfig] = {}
+    plans: dict[SeedShare, TrainConfig] = {}
     for env in config.envs:
-        for arm in config.chosen:
-            try:
-                plan = parse(config.words(env, arm))
-            except ValueError as error:
-                raise BadInput(f"arm {arm}: {error}") from error
-            plans[env, arm] = plan
-            refuse_other_settings(config.path(env, arm), plan)
-        refuse_equal_arms({arm: plans[env, arm] for arm in config.chosen})
-        run = plan.run
+        firsts = {arm: plan_shares(config, env, arm, parse, plans) for arm in config.chosen}
+        refuse_equal_arms(firsts)
+        run = firsts[config.subject].run
         check(env, run.backend, run.parsed_env_kwargs())
     return plans
+
+
+def plan_shares(
+    config: StudyConfig, env: str, arm: str, parse: Parse, plans: dict[SeedShare, TrainConfig]
+) -> TrainConfig:
+    """Add the settings of an arm's runs to `plans`; return those of the first one."""
+    shares = config.shares_of(env, arm)
+    for share in shares:
+        try:
+            plans[share] = parse(config.words(env, arm, share))
+            config.where.refuse_unfit(plans[share])
+        except ValueError as error:
+            raise BadInput(f"arm {arm}: {error}") from error
+        refuse_other_settings(share.path, plans[share])
+    refuse_other_shares(config, env, arm)
+    return plans[shares[0]]
 
 
 def refuse_equal_arms(plans: Mapping[str, TrainConfig]) -> None:
@@ -265,21 +277,35 @@ def named_seeds(first: int, count: int) -> str:
 
 
 def train_all(config: StudyConfig, plans: Plans, parse: Parse) -> int:
-    """Train the unfinished runs; return the exit status of the first that ended early, or 0."""
-    if config.jobs > 1:
-        jobs = [
-            Job(f"{env} {arm}", config.path(env, arm), config.words(env, arm), plan)
-            for (env, arm), plan in plans.items()
-            if not is_done(config.path(env, arm), plan)
-        ]
-        return run_jobs(jobs, min(config.jobs, len(plans)))
-    for k, ((env, arm), plan) in enumerate(plans.items(), 1):
-        path = config.path(env, arm)
-        if is_done(path, plan):
+    """Train the unfinished runs; return the exit status of the first that failed, or 0."""
+    if config.at_once == 1 and not config.where.is_ray:
+        return train_in_turn(config, plans, parse)
+    jobs = [
+        Job(run_name(config, share), share.path, config.words(share.env, share.arm, share), plan)
+        for share, plan in plans.items()
+        if not is_done(share.path, plan)
+    ]
+    if not jobs:
+        return 0
+    at_once = config.at_once and min(config.at_once, len(plans))
+    return run_jobs(jobs, lambda: open_pool(config.where, at_once, config.out))
+
+
+def run_name(config: StudyConfig, share: SeedShare) -> str:
+    """Name a run in messages."""
+    name = f"{share.env} {share.arm}"
+    return name if config.shares == 1 else f"{name} {share.path.name}"
+
+
+def train_in_turn(config: StudyConfig, plans: Plans, parse: Parse) -> int:
+    """Train the unfinished runs in this process; one that ends early ends the study."""
+    for k, (share, plan) in enumerate(plans.items(), 1):
+        words = config.words(share.env, share.arm, share)
+        if is_done(share.path, plan):
             continue
-        print_line(f"\n{k}/{len(plans)}  {arm}: dpd train {shlex.join(config.words(env, arm))}")
-        is_started = (path / "config.json").is_file()
-        status = train(parse(["--resume", str(path)]) if is_started else plan)
+        print_line(f"\n{k}/{len(plans)}  {share.arm}: dpd train {shlex.join(words)}")
+        is_started = (share.path / "config.json").is_file()
+        status = train(parse(["--resume", str(share.path)]) if is_started else plan)
         if status:
             print_line("rerun the study to resume this run")
             return status

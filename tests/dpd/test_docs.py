@@ -69,6 +69,21 @@ def test_the_tables_are_those_of_the_measurements(
     assert bench("tables", monkeypatch).written(page) == (ROOT / "docs" / page).read_text()
 
 
+def test_the_page_on_scaling_computes_from_the_measurements() -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    measured = (ROOT / "docs" / "benchmarks.md").read_text()
+    speeds = {"PPO, HalfCheetah": 42_169, "PPO, Humanoid": 11_004, "SAC": 580}
+    for speed in speeds.values():
+        assert f" {speed:,} " in measured and f"{speed:,}" in page
+    found = re.findall(r"^\| (\w+, \w+).* ([\d]+)M steps \| (\d+) \|.* (\d\S*) \|$", page, re.M)
+    assert len(found) == 4
+    for study, millions, runs, hours in found:
+        speed = speeds.get(study) or speeds[study.partition(",")[0]]
+        # a run has two cores; the page rounds to two digits or to whole hours
+        exact = 2 * int(runs) * int(millions) * 1e6 / speed / 3600
+        assert float(hours) == pytest.approx(exact, rel=0.05)
+
+
 def page_name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,9 +18,11 @@ from rich.console import Console
 from dpd.cli import main, parse_train
 from dpd.envs.physics import n_cores
 from dpd.run.directory import locked
+from dpd.study import engines
 from dpd.study import jobs as module
 from dpd.study import study as command
-from dpd.study.jobs import JOBS_LINE_S, Job, JobPool, JobsDisplay, run_jobs
+from dpd.study.display import JOBS_LINE_S, JobsDisplay
+from dpd.study.jobs import Ended, Job, ProcessPool, child_command, start_child
 
 WAITS = """
 import pathlib, signal, sys, time
@@ -42,6 +45,11 @@ class Scripted(Job):
     def command(self, slot: int, jobs: int) -> list[str]:
         """Return the program with the path of a file that it may touch."""
         return [sys.executable, "-c", self.program, str(self.path / "touched")]
+
+
+def run_jobs(jobs: Sequence[Job], slots: int) -> int:
+    """Run jobs in processes of this machine."""
+    return engines.run_jobs(jobs, lambda: ProcessPool(slots))
 
 
 def wait_for(*conditions: Callable[[], bool]) -> None:
@@ -80,24 +88,44 @@ def test_a_job_that_is_killed_has_the_status_of_a_shell(tmp_path: Path) -> None:
 def test_no_more_jobs_run_at_once_than_there_are_slots(tmp_path: Path) -> None:
     waits = "import sys; sys.stdin.read()"  # until the pool closes its end
     jobs = [Scripted(tmp_path, str(k), waits) for k in range(3)]
-    with JobPool(jobs, 2) as pool:
-        assert pool.fill() == jobs[:2] and pool.fill() == [] and pool.running == jobs[:2]
-        end(jobs[1])
-        wait_for(lambda: pool.reap() == [(jobs[1], 0)])
-        assert pool.fill() == jobs[2:] and pool.running == [jobs[0], jobs[2]]
-    assert [job.process and job.process.poll() for job in jobs] == [-9, 0, -9]
+    with ProcessPool(2) as pool:
+        for job in jobs[:2]:
+            assert pool.has_room
+            pool.submit(job)
+        assert not pool.has_room and pool.begun() == jobs[:2] and pool.begun() == []
+        first, second = children = [child_of(pool, job) for job in jobs[:2]]
+        end(second)
+        wait_for(lambda: pool.ended() == [Ended(jobs[1], 0)])
+        assert pool.has_room and pool.busy == jobs[:1]
+        pool.submit(jobs[2])
+        children.append(child_of(pool, jobs[2]))
+        assert pool.begun() == jobs[2:] and pool.busy == [jobs[0], jobs[2]]
+    assert [child.poll() for child in (first, second, children[2])] == [-9, 0, -9]
 
 
-def end(job: Job) -> None:
-    """Let a job that waits for the end of its input finish."""
-    assert job.process is not None and job.process.stdin is not None
-    job.process.stdin.close()
+def child_of(pool: ProcessPool, job: Job) -> subprocess.Popen[bytes]:
+    """Return the process of a job."""
+    return pool._children[job]
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Let a process that waits for the end of its input finish."""
+    assert child.stdin is not None
+    child.stdin.close()
 
 
 def test_ctrl_c_stops_all_jobs_and_starts_no_further_ones(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [Scripted(tmp_path, str(k), WAITS) for k in range(3)]
+    statuses: list[tuple[Job, int]] = []
+    real = engines.Queue.take
+
+    def take(queue: engines.Queue, ended: Ended, *rest: Any, **named: Any) -> None:
+        statuses.append(ended[:2])
+        real(queue, ended, *rest, **named)
+
+    monkeypatch.setattr(engines.Queue, "take", take)
 
     def interrupt() -> None:
         wait_for(*((job.path / "touched").exists for job in jobs[:2]))
@@ -105,7 +133,7 @@ def test_ctrl_c_stops_all_jobs_and_starts_no_further_ones(
 
     threading.Thread(target=interrupt).start()
     assert run_jobs(jobs, 2) == 128 + signal.SIGINT
-    assert [job.process and job.process.returncode for job in jobs] == [130, 130, None]
+    assert sorted((job.name, status) for job, status in statuses) == [("0", 130), ("1", 130)]
     said = capfd.readouterr().out
     assert "0: stopped" in said and "failed" not in said and "ends with" not in said
     assert "stopped; rerun the study to resume its runs" in said
@@ -135,14 +163,32 @@ def test_jobs_share_the_cores_unless_a_flag_says_otherwise(tmp_path: Path) -> No
 def test_a_child_saves_its_run_and_ends_when_the_study_is_killed(tmp_path: Path) -> None:
     words = ["Hopper-v5", "--total-steps", "100000000", *SMALL, "--out", str(tmp_path / "run")]
     job = Job("run", tmp_path / "run", words, parse_train(words))
-    with JobPool([job], 1) as pool:
-        pool.fill()
+    with ProcessPool(1) as pool:
+        pool.submit(job)
+        child = child_of(pool, job)
         wait_for(lambda: job.steps() > 0)
-        end(job)  # the system closes this end of a pipe when a process is killed
-        assert job.process is not None and job.process.wait(timeout=60) == 128 + signal.SIGTERM
+        end(child)  # the system closes this end of a pipe when a process is killed
+        assert child.wait(timeout=60) == 128 + signal.SIGTERM
     assert "resume with: dpd train --resume" in job.log.read_text()
     steps = [int(file.stem.removeprefix("step-")) for file in job.path.rglob("step-*")]
     assert max(steps) > 0
+
+
+def test_a_child_obeys_ctrl_c_where_its_parent_does_not(tmp_path: Path) -> None:
+    (tmp_path / "dpd").mkdir()  # hides the real one, whose import takes seconds
+    (tmp_path / "dpd/__init__.py").write_text(
+        "import pathlib, time; pathlib.Path('touched').touch(); time.sleep(60)"
+    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        child = start_child(child_command([]), tmp_path / "train.log", str(tmp_path))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        signal.signal(signal.SIGINT, before)
+    wait_for((tmp_path / "touched").exists)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=30) == -signal.SIGINT
 
 
 def test_jobs_on_gpus_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +205,7 @@ def test_jobs_on_gpus_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 class Counted:
     """A job for the display, whose steps a test sets."""
 
-    log, total, done = Path("some.log"), 1000, 0
+    log, total, done, place = Path("some.log"), 1000, 0, ""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -187,8 +233,8 @@ def test_the_display_has_a_line_per_minute_with_speed_and_time_left() -> None:
             clock[0], jobs[0].done = seconds, one
             display.update()
         clock[0] = 3601
-        display.end(cast(Job, jobs[0]), 0)
-        display.end(cast(Job, jobs[1]), 3)
+        display.end(Ended(cast(Job, jobs[0]), 0))
+        display.end(Ended(cast(Job, jobs[1]), 3))
     lines = out.getvalue().splitlines()
     # one: 200 steps in 40 s are 5 a second, and 500 are left; 500 of all 2,000 steps are done
     assert lines[2] == (
@@ -232,9 +278,9 @@ def test_a_study_in_parallel_finds_what_one_in_turn_finds_and_goes_on_after_a_fa
     trained: list[str] = []
     real = command.run_jobs
 
-    def note(jobs: Sequence[Job], slots: int) -> int:
+    def note(jobs: Sequence[Job], open_engine: Any) -> int:
         trained.extend(job.name for job in jobs)
-        return real(jobs, slots)
+        return real(jobs, open_engine)
 
     monkeypatch.setattr(command, "run_jobs", note)
     assert main(argv("parallel", "--jobs", "2")) == 0 and trained == ["Hopper-v5 one"]

@@ -1,0 +1,1 @@
+"""`dpd tune`: search settings of `dpd train`."""
