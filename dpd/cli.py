@@ -39,6 +39,7 @@ from dpd.distill.config import METHODS, MethodConfig, MethodSpec
 from dpd.distill.views import ActorViewConfig, ViewConfig
 from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
+from dpd.log.config import WandbConfig
 from dpd.run.settings import (
     default_learners,
     merge,
@@ -140,6 +141,7 @@ class TrainFlags(Generic[Kinds]):
     learners: Kinds
     distill: MethodConfig
     views: Annotated[ActorViewConfig, Plain]
+    wandb: Annotated[WandbConfig, Plain]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +200,7 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
     groups = {
         "run": default_run(command, max(len(sizes), len(histories)) or len(names)),
         "selection": selection,
-        **({"teachers": TeacherConfig()} if command == "distill" else {}),
-        "views": ViewConfig() if command == "distill" else ActorViewConfig(),
+        **command_groups(command),
         **dict(zip(kinds, algos, strict=True)),
         "distill": method(),
     }
@@ -219,7 +220,15 @@ def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
         teachers=getattr(args, "teachers", None),
         views=args.views,
         histories=histories,
+        wandb=args.wandb,
     )
+
+
+def command_groups(command: str) -> dict[str, Any]:
+    """Return the default settings that do not depend on the algorithm or the method."""
+    if command == "distill":
+        return {"teachers": TeacherConfig(), "views": ViewConfig(), "wandb": WandbConfig()}
+    return {"views": ActorViewConfig(), "wandb": WandbConfig()}
 
 
 def default_run(command: str, learners: int) -> RunConfig:
@@ -259,7 +268,9 @@ def parse_groups(
     flags: Any = DistillFlags if command == "distill" else TrainFlags
     kind: Any = Annotated[dict[str, LearnerConfig], tyro.conf.arg(name="")]
     kind = flags[kind if kinds[1:] else Annotated[kind, Plain]]
-    return parse(kind, argv, f"dpd {command}", flags(learners=learners, **others))
+    args = parse(kind, argv, f"dpd {command}", flags(learners=learners, **others))
+    args.wandb.refuse_idle(argv)
+    return args
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:

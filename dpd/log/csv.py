@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 CSV_FIELDS = ("step", "seed", "peer", "metric", "value")
+LAST_BYTES = 4096  # more than a row
 
 
 class Point(NamedTuple):
@@ -75,6 +76,17 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
     """Read the rows of one file, without an incomplete last line."""
     with path.open(newline="", encoding="utf-8") as file:
         yield from csv.DictReader(line for line in file if line.endswith("\n"))
+
+
+def last_step(path: Path) -> int | None:
+    """Return the step of the last whole row of one file; None if it has none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - LAST_BYTES, 0))
+        rows = file.read().rpartition(b"\n")[0].splitlines()
+    step = rows[-1].partition(b",")[0] if rows else b""
+    return int(step) if step.isdigit() else None
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -55,6 +55,7 @@ SETTINGS = {
     "dpd.fidelity.config",
     "dpd.cooperate.config",
     "dpd.study.config",
+    "dpd.log.config",
     "dpd.run.settings",
 }
 NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents"}
