@@ -53,6 +53,7 @@ from dpd.run.settings import (
     updated,
 )
 from dpd.study.config import CompareConfig, StudyConfig
+from dpd.watch.config import WatchConfig
 
 USAGE = f"""\
 dpd {__version__}: dual policy distillation and its baselines for continuous control
@@ -62,6 +63,7 @@ commands
   dpd distill [ENV] ...        distil a trained policy into students, smaller ones if wanted
   dpd cooperate PATH PATH ...  let saved policies teach each other
   dpd evaluate PATH ...        evaluate saved policies on fresh episodes
+  dpd watch PATH ...           show the progress of runs in the terminal
   dpd compare PATH ...         compare runs, with confidence intervals
   dpd study [ENV] ...          compare a method with its controls
   dpd fidelity PATH PATH ...   measure how closely students follow a teacher, the first PATH
@@ -355,6 +357,7 @@ PLAIN_COMMANDS = {
     "fidelity": (FidelityConfig, "dpd.fidelity.report:fidelity_paths", (saved_run,)),
     "sweep": (SweepConfig, "dpd.fidelity.sweep:sweep_teacher", ()),
     "export": (ExportConfig, "dpd.export:export_policy", (saved_run,)),
+    "watch": (WatchConfig, "dpd.watch.watch:watch_paths", (saved_run,)),
     "groups": (GroupsConfig, "dpd.run.groups:print_groups", ()),
 }
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

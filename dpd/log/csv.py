@@ -78,6 +78,30 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(line for line in file if line.endswith("\n"))
 
 
+class CsvTail:
+    """Read the rows that a run appends to a file of metrics, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._inode = path, 0, 0
+
+    def read_new(self) -> tuple[list[list[str]], bool]:
+        """Return the new whole rows, and whether they are those of another file from its start.
+
+        A resumed run replaces its file by one without the rows that it writes again.
+        """
+        if not self._path.exists():
+            return [], False
+        with self._path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            is_other = inode != self._inode or file.seek(0, os.SEEK_END) < self._offset
+            self._offset, self._inode = 0 if is_other else self._offset, inode
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        rows = list(csv.reader(whole.decode().splitlines()))
+        return [row for row in rows if row[0] != CSV_FIELDS[0]], is_other
+
+
 def last_step(path: Path) -> int | None:
     """Return the step of the last whole row of one file; None if it has none."""
     if not path.exists():

@@ -39,6 +39,7 @@ ROOMS = [
     "fidelity",
     "cooperate",
     "study",
+    "watch",
     "cli",
     "__main__",
 ]
@@ -56,6 +57,8 @@ SETTINGS = {
     "dpd.cooperate.config",
     "dpd.study.config",
     "dpd.log.config",
+    "dpd.watch",
+    "dpd.watch.config",
     "dpd.run.settings",
 }
 NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents"}

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wandb.proto import wandb_internal_pb2
+import wandb.proto.wandb_internal_pb2 as protocol
 
+PROTOCOL: Any = protocol  # its classes are made at run time
 BLOCK, HEADER = 32 * 1024, 7  # bytes; the file has a header of 7 bytes too
 PATIENCE_S = 60.0
 LAST_PARTS = (1, 4)  # a record that is whole, or the end of one
@@ -39,7 +40,7 @@ def read_records(file: Path) -> list[Any]:
     while True:
         found = []
         for chunk in chunks(file.read_bytes()):
-            found.append(wandb_internal_pb2.Record())
+            found.append(PROTOCOL.Record())
             found[-1].ParseFromString(chunk)
         if any(record.WhichOneof("record_type") == "exit" for record in found):
             return found
