@@ -39,6 +39,7 @@ from dpd.distill.config import METHODS, MethodConfig, MethodSpec
 from dpd.distill.views import ActorViewConfig, ViewConfig
 from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
+from dpd.hub.config import PullConfig, PushConfig
 from dpd.log.config import WandbConfig
 from dpd.run.settings import (
     default_learners,
@@ -69,6 +70,8 @@ commands
   dpd fidelity PATH PATH ...   measure how closely students follow a teacher, the first PATH
   dpd sweep TEACHER ...        measure what makes a student follow its teacher
   dpd export PATH ...          write a policy as an ONNX, TorchScript, C, SB3 or dpd file
+  dpd push PATH OWNER/NAME     publish policies on the Hugging Face hub, with a model card
+  dpd pull OWNER/NAME          download policies from the Hugging Face hub
   dpd groups ENV               print the named groups of an environment's observation
 
 `dpd COMMAND --help` lists the flags of a command; `dpd --version` prints the version.
@@ -357,6 +360,8 @@ PLAIN_COMMANDS = {
     "fidelity": (FidelityConfig, "dpd.fidelity.report:fidelity_paths", (saved_run,)),
     "sweep": (SweepConfig, "dpd.fidelity.sweep:sweep_teacher", ()),
     "export": (ExportConfig, "dpd.export:export_policy", (saved_run,)),
+    "push": (PushConfig, "dpd.hub.push:push_path", (saved_run, parse_run)),
+    "pull": (PullConfig, "dpd.hub.pull:pull_repo", ()),
     "watch": (WatchConfig, "dpd.watch.watch:watch_paths", (saved_run,)),
     "groups": (GroupsConfig, "dpd.run.groups:print_groups", ()),
 }

@@ -40,6 +40,7 @@ ROOMS = [
     "cooperate",
     "study",
     "watch",
+    "hub",
     "cli",
     "__main__",
 ]
@@ -57,6 +58,9 @@ SETTINGS = {
     "dpd.cooperate.config",
     "dpd.study.config",
     "dpd.log.config",
+    "dpd.hub",
+    "dpd.hub.config",
+    "dpd.hub.command",
     "dpd.watch",
     "dpd.watch.config",
     "dpd.run.settings",
@@ -115,9 +119,9 @@ def test_every_module_has_a_room() -> None:
     assert (ROOT / "dpd/envs").resolve() == ROOT / "envs"
 
 
-def test_the_package_has_at_most_18_entries_beside_agents_and_envs() -> None:
+def test_the_package_has_at_most_20_entries_beside_agents_and_envs() -> None:
     entries = {p.name for p in (ROOT / "dpd").iterdir()} - {"agents", "envs", "__pycache__"}
-    assert len(entries) <= 18
+    assert len(entries) <= 20
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
