@@ -104,7 +104,8 @@ class Answers(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             return self.describe(found[1], found[2])
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        assert found is not None, path
+        if found is None:  # the client asks for more, and does without
+            return self.missing("EntryNotFound")
         repo, revision, name = found.groups()
         if repo not in self.server.repos:
             return self.missing("RepoNotFound")
