@@ -28,7 +28,7 @@ class PushConfig:
 
     Plays fresh episodes for the card first. Needs pip install 'dpd[hub]' and a token that may write
     (hf auth login, or HF_TOKEN). Publishes policies, the card, the settings and the pictures of a
-    run; no checkpoints, logs or paths of this machine.
+    run; neither checkpoints nor logs, and other files by their names only.
     """
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]

@@ -21,7 +21,7 @@ from dpd.run.saved import RunReader
 from dpd.run.sources import find_policies, is_zip, one_policy
 from dpd.run.summary import FIDELITY, STUDENTS, title
 
-CURVES = "curves.png"
+CURVES_PNG = "curves.png"
 REPORTS = ("fidelity/fidelity.html", "fidelity/fidelity.md", "fidelity/fidelity.json")
 HYBRIDS = "seed*-hybrid.safetensors"
 
@@ -83,7 +83,7 @@ def fill(
         results=dict(zip(policies, results, strict=True)),
         best=best.stem,
         command=command,
-        pictures=[name for name in (CURVES, STUDENTS) if (folder / name).exists()],
+        pictures=[name for name in (CURVES_PNG, STUDENTS) if (folder / name).exists()],
         fidelity=read_fidelity(folder / FIDELITY),
     )
     with replacing(folder / "README.md") as draft:
@@ -95,7 +95,7 @@ def add_run(folder: Path, run_dir: Path, read_settings: RunReader, parse: ParseR
     config = published(read_settings(run_dir))
     (folder / "config.json").write_text(json.dumps(config.as_json(), indent=2) + "\n")
     if (run_dir / "metrics.csv").is_file():
-        learning_curves(run_dir / "metrics.csv", folder / CURVES, title(config))
+        learning_curves(run_dir / "metrics.csv", folder / CURVES_PNG, title(config))
     kept = [run_dir / name for name in (STUDENTS, FIDELITY, *REPORTS)]
     for file in [*kept, *run_dir.glob(HYBRIDS)]:
         if file.is_file():

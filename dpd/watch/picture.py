@@ -34,7 +34,7 @@ EXCHANGE = {
     "distill/loss": "distillation loss",
 }
 """Headings of what says how the exchange is: as many as the terminal has room for."""
-SHARES = ("distill/student", "distill/ess", "share/ess", "act/foreign")
+EXCHANGE_SHARES = ("distill/student", "distill/ess", "share/ess", "act/foreign")
 
 
 def frame(runs: Sequence[WatchedRun], width: int, unicode: bool = True) -> RenderableType:
@@ -60,7 +60,7 @@ def one_run(run: WatchedRun, width: int, levels: str) -> RenderableType:
     )
     parts: list[RenderableType] = [title, bar]
     if run.metrics():
-        parts += [returns_table(run, levels), exchange_table(run, width)]
+        parts += [run_returns(run, levels), exchange_table(run, width)]
     if not run.is_held and not run.is_done:
         parts.append(Text(f"resume with: dpd {config.command} --resume {run.path}"))
     return Group(*parts)
@@ -110,7 +110,7 @@ def middle(values: Sequence[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def returns_table(run: WatchedRun, levels: str) -> Table:
+def run_returns(run: WatchedRun, levels: str) -> Table:
     """Lay out the latest and the best return of each row, with its curve."""
     rows, run_curves = rows_of_run(run), {}
     evaluated = bool(run.metrics() & {"eval/return"})
@@ -177,7 +177,7 @@ def exchange_table(run: WatchedRun, width: int) -> RenderableType:
 
 def exchange_cell(name: str, value: float | None) -> str:
     """Format a value of the exchange: shares in per cent."""
-    if name in SHARES and value is not None:
+    if name in EXCHANGE_SHARES and value is not None:
         return f"{value:.0%}".replace("%", " %")
     return formatted(name, value)
 

@@ -19,7 +19,7 @@ Learner = tuple[int, int]
 
 RECENT = 20
 """Records whose median speed is the speed of the run."""
-CURVES = ("eval/return", "train/return")
+RETURN_METRICS = ("eval/return", "train/return")
 SPEED = "time/steps_per_s"
 
 
@@ -41,7 +41,9 @@ class PartRecords:
 
     def _forget(self) -> None:
         self.step = 0
-        self.curves: dict[str, dict[Learner, dict[int, float]]] = {name: {} for name in CURVES}
+        self.curves: dict[str, dict[Learner, dict[int, float]]] = {
+            name: {} for name in RETURN_METRICS
+        }
         self.latest: dict[str, dict[Learner, float]] = {}
         self.speeds: deque[float] = deque(maxlen=RECENT)
 
@@ -129,7 +131,7 @@ class WatchedRun:
         return [(seed, peer) for seed in seeds for peer in range(run.peers)]
 
     def curve(self, learner: Learner, metric: str) -> dict[int, float]:
-        """Return a learner's values of one of CURVES by step; empty if there are none."""
+        """Return a learner's values of one of RETURN_METRICS by step; empty if there are none."""
         return next((p.curves[metric][learner] for p in self._with(metric, learner)), {})
 
     def latest(self, learner: Learner, metric: str) -> float | None:
