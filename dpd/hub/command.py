@@ -13,17 +13,21 @@ from dpd.log.config import WandbConfig
 
 ParseRun = Callable[[Sequence[str], str], TrainConfig]
 """Parses the flags of `dpd train` or `dpd distill`."""
-PATHS = ("teacher", "init_from", "teacher_vecnormalize")
-"""Settings that are files of the machine on which a run was made."""
 
 
 def published(config: TrainConfig) -> TrainConfig:
-    """Return settings that say nothing of a machine: files by name, and without W&B's account."""
+    """Return settings that say nothing of a machine: files by name, and without W&B's account.
+
+    The files are the teachers, their statistics, and those that learners start from.
+    """
     run = replace(config.run, init_from=names_of(config.run.init_from))
     teachers = config.teachers
     if teachers is not None:
-        changed = {name: names_of(getattr(teachers, name)) for name in PATHS if name != "init_from"}
-        teachers = replace(teachers, **changed)
+        teachers = replace(
+            teachers,
+            teacher=names_of(teachers.teacher),
+            teacher_vecnormalize=names_of(teachers.teacher_vecnormalize),
+        )
     return replace(config, run=run, teachers=teachers, wandb=WandbConfig())
 
 

@@ -65,8 +65,8 @@ def pull_repo(config: PullConfig) -> int:
     for line in refused:
         print_line(f"note: left out {line}")
     print_line(f"pulled  {target}")
-    for file in zips:
-        print_line(f"a zip of Stable-Baselines3; play it with: dpd evaluate {file} --env ENV")
+    for path in zips:
+        print_line(f"a zip of Stable-Baselines3; play it with: dpd evaluate {path} --env ENV")
     return 0
 
 

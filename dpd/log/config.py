@@ -72,7 +72,9 @@ def require_wandb(config: WandbConfig) -> None:
     """Raise BadInput if a run cannot log to W&B: the package or a login is missing."""
     if not config.is_on:
         return
-    if importlib.util.find_spec("wandb") is None:
+    spec = importlib.util.find_spec("wandb")
+    # W&B's own folder of logs, wandb/, looks like a package without an origin.
+    if spec is None or spec.origin is None:
         raise BadInput("--wandb needs one more package: pip install 'dpd[wandb]'")
     if config.mode != "online":
         return

@@ -70,10 +70,10 @@ def test_a_pushed_run_has_a_card_with_its_returns_and_can_be_played_from_it(
     # The same numbers as those of dpd evaluate.
     assert main(["evaluate", str(run_dir), "--episodes", "3", "--seed", "7", "--json"]) == 0
     rows = {Path(row["policy"]).stem: row for row in json.loads(capsys.readouterr().out)}
-    data = ModelCard(text).data
-    assert data.eval_results is not None and "Swimmer-v5" in (data.tags or [])
+    data: Any = ModelCard(text).data
+    assert "Swimmer-v5" in data.tags
     (result,) = data.eval_results
-    best = rows[data.model_name or ""]
+    best = rows[data.model_name]
     assert (result.task_type, result.metric_type) == ("reinforcement-learning", "mean_reward")
     assert result.metric_value == f"{best['mean']:.2f} +/- {best['std']:.2f}"
     for name, row in rows.items():
