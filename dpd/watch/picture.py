@@ -52,10 +52,12 @@ def one_run(run: WatchedRun, width: int, levels: str) -> RenderableType:
     title = Text(f"{run.path}", style="bold").append(
         f"  dpd {config.command} {config.run.env}: {config.method}, {config.algo_name}", "default"
     )
+    words = "  ".join(progress_words(run))
+    room = width - len(words) - len(run.state) - 4  # two spaces before each
     bar = Table.grid(padding=(0, 2, 0, 0))
     bar.add_row(
-        ProgressBar(total=run.total, completed=run.step, width=BAR_WIDTH),
-        Text("  ".join(progress_words(run))),
+        ProgressBar(total=run.total, completed=run.step, width=max(min(room, BAR_WIDTH), 1)),
+        Text(words),
         state_text(run),
     )
     parts: list[RenderableType] = [title, bar]

@@ -220,7 +220,9 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("module", ["dpd.cli", "dpd.config", "dpd.distill", "dpd", "dpd.watch.watch"])
+@pytest.mark.parametrize(
+    "module", ["dpd.cli", "dpd.config", "dpd.distill", "dpd", "dpd.watch.watch"]
+)
 def test_importing_the_command_line_does_not_load_torch(module: str) -> None:
     program = (
         f"import sys, {module}\n"

@@ -187,6 +187,14 @@ def test_the_exchange_has_as_many_columns_as_the_terminal_has_room_for(tmp_path:
     assert not any("states" in line for line in lines(run, width=24))
 
 
+def test_progress_stays_on_one_line_of_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    run = WatchedRun(make_run(tmp_path / "run"), saved_run)
+    with locked(tmp_path / "run"):
+        (line,) = [line for line in lines(run, width=80) if "steps" in line and "%" in line]
+    assert line.endswith("60.0 %  600/1,000 steps  100 steps/s  0:00:04 left  running")
+    assert len(line) <= 80
+
+
 def test_a_directory_of_runs_is_a_table_and_once_ends_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
