@@ -39,6 +39,8 @@ from dpd.distill.config import METHODS, MethodConfig, MethodSpec
 from dpd.distill.views import ActorViewConfig, ViewConfig
 from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
+from dpd.hub.config import PullConfig, PushConfig
+from dpd.log.config import WandbConfig
 from dpd.run.settings import (
     default_learners,
     default_preset,
@@ -54,6 +56,7 @@ from dpd.run.settings import (
 )
 from dpd.study.config import CompareConfig, StudyConfig
 from dpd.tune.config import TuneConfig
+from dpd.watch.config import WatchConfig
 
 USAGE = f"""\
 dpd {__version__}: dual policy distillation and its baselines for continuous control
@@ -63,12 +66,15 @@ commands
   dpd distill [ENV] ...        distil a trained policy into students, smaller ones if wanted
   dpd cooperate PATH PATH ...  let saved policies teach each other
   dpd evaluate PATH ...        evaluate saved policies on fresh episodes
+  dpd watch PATH ...           show the progress of runs in the terminal
   dpd compare PATH ...         compare runs, with confidence intervals
   dpd study [ENV] ...          compare a method with its controls
   dpd tune [ENV] --space FILE  search flags of dpd train
   dpd fidelity PATH PATH ...   measure how closely students follow a teacher, the first PATH
   dpd sweep TEACHER ...        measure what makes a student follow its teacher
   dpd export PATH ...          write a policy as an ONNX, TorchScript, C, SB3 or dpd file
+  dpd push PATH OWNER/NAME     publish policies on the Hugging Face hub, with a model card
+  dpd pull OWNER/NAME          download policies from the Hugging Face hub
   dpd groups ENV               print the named groups of an environment's observation
 
 `dpd COMMAND --help` lists the flags of a command; `dpd --version` prints the version.
@@ -144,6 +150,7 @@ class TrainFlags(Generic[Kinds]):
     learners: Kinds
     distill: MethodConfig
     views: Annotated[ActorViewConfig, Plain]
+    wandb: Annotated[WandbConfig, Plain]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +231,7 @@ def resolved(
     groups = {
         "run": default_run(command, max(len(sizes), len(histories)) or len(names)),
         "selection": selection,
-        **({"teachers": TeacherConfig()} if command == "distill" else {}),
-        "views": ViewConfig() if command == "distill" else ActorViewConfig(),
+        **command_groups(command),
         **dict(zip(kinds, algos, strict=True)),
         "distill": method(),
     }
@@ -245,7 +251,15 @@ def resolved(
         teachers=getattr(args, "teachers", None),
         views=args.views,
         histories=histories,
+        wandb=args.wandb,
     )
+
+
+def command_groups(command: str) -> dict[str, Any]:
+    """Return the default settings that do not depend on the algorithm or the method."""
+    if command == "distill":
+        return {"teachers": TeacherConfig(), "views": ViewConfig(), "wandb": WandbConfig()}
+    return {"views": ActorViewConfig(), "wandb": WandbConfig()}
 
 
 def default_run(command: str, learners: int) -> RunConfig:
@@ -285,7 +299,9 @@ def parse_groups(
     flags: Any = DistillFlags if command == "distill" else TrainFlags
     kind: Any = Annotated[dict[str, LearnerConfig], tyro.conf.arg(name="")]
     kind = flags[kind if kinds[1:] else Annotated[kind, Plain]]
-    return parse(kind, argv, f"dpd {command}", flags(learners=learners, **others))
+    args = parse(kind, argv, f"dpd {command}", flags(learners=learners, **others))
+    args.wandb.refuse_idle(argv)
+    return args
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:
@@ -369,6 +385,9 @@ PLAIN_COMMANDS = {
     "fidelity": (FidelityConfig, "dpd.fidelity.report:fidelity_paths", (saved_run,)),
     "sweep": (SweepConfig, "dpd.fidelity.sweep:sweep_teacher", ()),
     "export": (ExportConfig, "dpd.export:export_policy", (saved_run,)),
+    "push": (PushConfig, "dpd.hub.push:push_path", (saved_run, parse_run)),
+    "pull": (PullConfig, "dpd.hub.pull:pull_repo", ()),
+    "watch": (WatchConfig, "dpd.watch.watch:watch_paths", (saved_run,)),
     "groups": (GroupsConfig, "dpd.run.groups:print_groups", ()),
 }
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

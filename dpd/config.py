@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from dpd.distill.config import DPDConfig, MethodConfig
 from dpd.distill.views import SeenConfig, ViewConfig
 from dpd.envs.randomization import NATIVE_IDS, RANDOMIZE, BadRange, format_ranges, parse_ranges
 from dpd.errors import BadInput
+from dpd.log.config import WandbConfig
 
 if TYPE_CHECKING:
     from dpd.envs.base import EnvSpec
@@ -221,6 +222,7 @@ MAY_CHANGE = {
     "checkpoint_every",
     "keep",
     "on_nan",
+    *(f.name for f in fields(WandbConfig)),
 }
 """Settings that a resumed run may change, because they do not affect what was learned.
 
@@ -263,6 +265,7 @@ class TrainConfig:
     views: SeenConfig = field(default_factory=ViewConfig)
     histories: tuple[int, ...] = ()
     """Frames that learners see: one number for all peers, or one per peer; empty: 1."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
     @property
     def command(self) -> str:
@@ -565,6 +568,7 @@ class TrainConfig:
             **asdict(self.run),
             **(asdict(self.teachers) if self.teachers else {}),
             **self._view_settings(),
+            **(asdict(self.wandb) if self.wandb.wandb else {}),
             **({f"peer{k}": x for k, x in enumerate(learners)} if learners[1:] else learners[0]),
             "distill": asdict(self.distill),
         }

@@ -1,13 +1,16 @@
-"""Atomic replacement of files."""
+"""Atomic replacement of files, and the lock on a directory as others see it."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 DRAFT = ".part."
+LOCK = ".lock"
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)  # the umask can only be read by setting it
 
@@ -37,5 +40,33 @@ def _sync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class LockState(NamedTuple):
+    """The lock of a run's directory, seen from outside."""
+
+    is_held: bool
+    process: str
+    """The process that holds the lock, or that ended without releasing it; empty if none."""
+
+
+def read_lock(folder: Path) -> LockState:
+    """Return the state of a directory's lock.
+
+    Asks for a shared lock and returns it at once; `locked` waits for such an interruption.
+    """
+    try:
+        fd = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return LockState(False, "")
+    try:
+        process = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return LockState(True, process)
+        return LockState(False, os.pread(fd, 32, 0).decode(errors="replace").strip())
     finally:
         os.close(fd)

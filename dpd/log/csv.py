@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 CSV_FIELDS = ("step", "seed", "peer", "metric", "value")
+LAST_BYTES = 4096  # more than a row
 
 
 class Point(NamedTuple):
@@ -75,6 +76,41 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
     """Read the rows of one file, without an incomplete last line."""
     with path.open(newline="", encoding="utf-8") as file:
         yield from csv.DictReader(line for line in file if line.endswith("\n"))
+
+
+class CsvTail:
+    """Read the rows that a run appends to a file of metrics, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._inode = path, 0, 0
+
+    def read_new(self) -> tuple[list[list[str]], bool]:
+        """Return the new whole rows, and whether they are those of another file from its start.
+
+        A resumed run replaces its file by one without the rows that it writes again.
+        """
+        if not self._path.exists():
+            return [], False
+        with self._path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            is_other = inode != self._inode or file.seek(0, os.SEEK_END) < self._offset
+            self._offset, self._inode = 0 if is_other else self._offset, inode
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        rows = list(csv.reader(whole.decode().splitlines()))
+        return [row for row in rows if row[0] != CSV_FIELDS[0]], is_other
+
+
+def last_step(path: Path) -> int | None:
+    """Return the step of the last whole row of one file; None if it has none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - LAST_BYTES, 0))
+        rows = file.read().rpartition(b"\n")[0].splitlines()
+    step = rows[-1].partition(b",")[0] if rows else b""
+    return int(step) if step.isdigit() else None
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -12,9 +12,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dpd.log.csv import CsvLog, Point, metrics_name
+from dpd.log.config import WandbConfig
+from dpd.log.csv import CsvLog, Point, last_step, metrics_name
 from dpd.log.naming import display_names, learner_name
 from dpd.log.terminal import Board, Display, MetricValue, is_missing, make_console
+from dpd.log.wandb import WandbLog
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -63,7 +65,7 @@ def rows_of(metric: Metric, n_learners: int) -> Sequence[int]:
 
 
 class RunLog:
-    """Write a run's metrics to TensorBoard, to metrics.csv and to the terminal.
+    """Write a run's metrics to TensorBoard, metrics.csv, the terminal and, if asked to, W&B.
 
     `peers` are the peers' names, used in files too. A resumed run starts at `start_step`; rows that
     the interrupted run wrote after it are dropped.
@@ -80,8 +82,10 @@ class RunLog:
         console: Console | None = None,
         start_step: int | None = None,
         metrics: str = metrics_name(),
+        wandb: WandbConfig | None = None,
     ) -> None:
         self.run_dir, self._seeds, self._peers = run_dir, tuple(seeds), len(peers)
+        self._is_resumed = start_step is not None
         board = Board(seeds, len(peers), display_names(peers))
         # Each worker of a run has its own TensorBoard run for metrics that are not per learner.
         shared = Path(metrics).stem.replace("metrics", "run")
@@ -90,6 +94,7 @@ class RunLog:
         )
         with ExitStack() as opened, self._clear_errors():
             run_dir.mkdir(parents=True, exist_ok=True)
+            known = last_step(run_dir / metrics)  # of the interrupted run
             self._csv = opened.enter_context(CsvLog(run_dir / metrics, start_step))
             names = {
                 (seed, peer): learner_name(seed, name)
@@ -99,9 +104,17 @@ class RunLog:
             self._tensorboard = opened.enter_context(
                 TensorBoardLog(run_dir / "tb", names, hparams, start_step, shared)
             )
+            self._wandb: WandbLog | None = None
+            if wandb is not None and wandb.is_on:
+                file = f"{shared.replace('run', 'wandb', 1)}.json"
+                self._wandb = opened.enter_context(
+                    WandbLog(run_dir, names, hparams, wandb, file, known)
+                )
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
+        if self._wandb is not None and self._is_resumed:
+            self.notice(f"W&B  {self._wandb.address}")
         self._opened.enter_context(self._display)
         return self
 
@@ -125,6 +138,8 @@ class RunLog:
             with self._clear_errors():
                 self._csv.write(step, points)
                 self._tensorboard.write(step, points)
+                if self._wandb is not None:
+                    self._wandb.write(step, points)
         self._display.update(step, values)
 
     def flush(self) -> None:
@@ -134,7 +149,8 @@ class RunLog:
 
     def show_start(self, facts: Mapping[str, object]) -> None:
         """Print the title and the start-up facts."""
-        self._display.show_start(facts)
+        wandb = {} if self._wandb is None else {"W&B": self._wandb.address}
+        self._display.show_start({**facts, **wandb})
 
     def notice(self, text: str, style: str = "") -> None:
         """Print a line above the live table."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import gymnasium
+import numpy as np
 import torch
 from torch import Tensor
 
 from dpd.agents.config import View
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.views import Frames
+from dpd.envs.groups import flat_dict
 
 if TYPE_CHECKING:
     from dpd.policies.policyfile import Policy
@@ -79,3 +82,25 @@ class Playing(EpisodeActor):
     def took(self, act: Tensor) -> None:
         if self.watch is not None:
             self.watch.took(act)
+
+
+def play(
+    policy: Policy, env: gymnasium.Env[Any, Any], episodes: int = 1, seed: int = 0
+) -> np.ndarray:
+    """Play episodes of a Gymnasium environment with a policy; return their returns [episodes].
+
+    The policy acts without noise. Episode k begins with `env.reset(seed=seed + k)`, and ends as the
+    environment says, which must therefore have a time limit. Raises ValueError for observations
+    that do not fit the policy.
+    """
+    returns = np.zeros(episodes)
+    for k in range(episodes):
+        obs, _ = env.reset(seed=seed + k)
+        policy.reset()
+        done = False
+        while not done:
+            act = policy.act(flat_dict(obs) if isinstance(obs, dict) else obs)
+            obs, reward, terminated, truncated, _ = env.step(act)
+            returns[k] += float(reward)
+            done = terminated or truncated
+    return returns

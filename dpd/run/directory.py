@@ -21,7 +21,7 @@ from dpd.agents.base import State, nest, part
 from dpd.config import MAY_CHANGE, TrainConfig, as_name, flag, refuse_changes
 from dpd.distill.teacher import Teacher
 from dpd.errors import BadInput, OtherVersion
-from dpd.files import replacing
+from dpd.files import LOCK, replacing
 from dpd.log.csv import metrics_name
 from dpd.log.log import flattened
 from dpd.run.checkpoint import CheckpointInfo, Checkpoints, step_of
@@ -31,6 +31,7 @@ from dpd.run.teachers import keep_returns, keep_teacher
 from dpd.run.training import Training
 
 MAX_ROLLBACKS = 5
+LOCK_PATIENCE_S = 0.5  # `dpd watch` holds a shared lock for a moment
 VERSIONS = {"dpd": __version__, "torch": torch.__version__, "mujoco": mujoco.__version__}
 
 
@@ -179,19 +180,32 @@ def locked(folder: Path) -> Iterator[int]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error.strerror}; give --out another") from error
     try:
+        take_lock(fd, folder)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield fd
+        finally:
+            os.ftruncate(fd, 0)  # a process number that is left behind is that of a killed run
+    finally:
+        os.close(fd)
+
+
+def take_lock(fd: int, folder: Path) -> None:
+    """Lock a file. Raises BadInput if another run holds the lock, and not just a look at it."""
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            if time.monotonic() < deadline:
+                time.sleep(LOCK_PATIENCE_S / 10)
+                continue
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
             raise BadInput(
                 f"{folder} is in use by another run (process {holder}); give --out another"
             ) from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
-        yield fd
-    finally:
-        os.close(fd)

@@ -8,7 +8,6 @@ torchrun --nproc-per-node 2 -m dpd train HalfCheetah-v5 --seeds 10
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -34,7 +33,7 @@ from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
 from dpd.envs.physics import n_cores
 from dpd.errors import BadInput
-from dpd.log.csv import CSV_FIELDS, metrics_name
+from dpd.log.csv import CsvTail, metrics_name
 from dpd.log.naming import display_names, peer_names
 from dpd.log.terminal import Board, Display, MetricValue, make_console
 from dpd.run.directory import opened, resume_command
@@ -287,8 +286,8 @@ class WorkerProgress:
     def __init__(self, config: TrainConfig, path: Path) -> None:
         run = config.run
         self.seed, self.peers, self.n = run.seed, run.peers, run.seeds * run.peers
-        self.files = [path / metrics_name(part) for part in range(run.workers)]
-        self.offsets, self.steps = [0] * run.workers, [0] * run.workers
+        self.tails = [CsvTail(path / metrics_name(part)) for part in range(run.workers)]
+        self.steps = [0] * run.workers
         self.values: dict[str, MetricValue] = {}
         self.evaluations: dict[int, dict[LearnerId, float]] = {}
         """The eval/return of every learner by step; a step may still lack some learners."""
@@ -300,20 +299,11 @@ class WorkerProgress:
 
     def read_new(self) -> bool:
         """Read new rows of all files; return True if there were any."""
-        return any([self._read(part) for part in range(len(self.files))])
+        return any([self._read(part) for part in range(len(self.tails))])
 
     def _read(self, part: int) -> bool:
-        if not self.files[part].exists():
-            return False
-        with self.files[part].open("rb") as file:
-            if file.seek(0, os.SEEK_END) < self.offsets[part]:
-                self.offsets[part] = 0  # a resumed worker truncated its file
-            file.seek(self.offsets[part])
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self.offsets[part] += len(whole) + len(newline)
-        for step, seed, peer, metric, value in csv.reader(whole.decode().splitlines()):
-            if step == CSV_FIELDS[0]:
-                continue
+        rows, _ = self.tails[part].read_new()
+        for step, seed, peer, metric, value in rows:
             self.steps[part] = int(step)
             if not seed:
                 self.values[metric] = float(value)
@@ -321,4 +311,4 @@ class WorkerProgress:
                 row[(int(seed) - self.seed) * self.peers + int(peer)] = float(value)
             if metric == "eval/return":
                 self.evaluations.setdefault(int(step), {})[int(seed), int(peer)] = float(value)
-        return bool(newline)
+        return bool(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from dpd.agents.base import Metrics
 from dpd.agents.graphs import NotRecorded
 from dpd.config import TrainConfig
 from dpd.errors import BadInput
+from dpd.log.config import require_wandb
 from dpd.log.log import Metric, RunLog
 from dpd.log.naming import display_names, peer_names
 from dpd.log.terminal import make_console
@@ -44,6 +46,7 @@ def train(config: TrainConfig, report_students: StudentReport | None = None) -> 
     exit status: 0, 130 after Ctrl-C, 143 after SIGTERM, 3 after a NaN.
     """
     config = with_initial_view(config)
+    require_wandb(config.wandb)
     if dist.is_torchelastic_launched():
         return train_ranks(config, train_part, report_students)
     console = make_console(highlight=False)
@@ -67,6 +70,7 @@ def train(config: TrainConfig, report_students: StudentReport | None = None) -> 
 def train_part(config: TrainConfig, path: Path, part: int, console: Console) -> int:
     """Train a process's share of the seeds, in a directory that another process has opened."""
     config = share(config, part)
+    config = replace(config, wandb=config.wandb.grouped(path.name))
     run = RunDir(path, config, make_training(config), part)
     return run_to_end(run, console, is_new=False) if load_latest(run, console) else 0
 
@@ -131,6 +135,7 @@ def run_once(run: RunDir, console: Console, start_step: int | None) -> int | Non
         console,
         start_step=start_step,
         metrics=run.metrics,
+        wandb=config.wandb,
     )
     with log, StopRequest() as stop:
         if start_step is None:

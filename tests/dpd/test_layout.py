@@ -40,6 +40,8 @@ ROOMS = [
     "cooperate",
     "study",
     "tune",
+    "watch",
+    "hub",
     "cli",
     "__main__",
 ]
@@ -59,6 +61,12 @@ SETTINGS = {
     "dpd.study.engine_config",
     "dpd.tune.config",
     "dpd.tune.space",
+    "dpd.log.config",
+    "dpd.hub",
+    "dpd.hub.config",
+    "dpd.hub.command",
+    "dpd.watch",
+    "dpd.watch.config",
     "dpd.run.settings",
 }
 NO_TORCH = SETTINGS | {"dpd", "dpd.cli", "dpd.__main__", "dpd.agents"}
@@ -115,9 +123,9 @@ def test_every_module_has_a_room() -> None:
     assert (ROOT / "dpd/envs").resolve() == ROOT / "envs"
 
 
-def test_the_package_has_at_most_19_entries_beside_agents_and_envs() -> None:
+def test_the_package_has_at_most_21_entries_beside_agents_and_envs() -> None:
     entries = {p.name for p in (ROOT / "dpd").iterdir()} - {"agents", "envs", "__pycache__"}
-    assert len(entries) <= 19
+    assert len(entries) <= 21
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -216,7 +224,9 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("module", ["dpd.cli", "dpd.config", "dpd.distill", "dpd"])
+@pytest.mark.parametrize(
+    "module", ["dpd.cli", "dpd.config", "dpd.distill", "dpd", "dpd.watch.watch"]
+)
 def test_importing_the_command_line_does_not_load_torch(module: str) -> None:
     program = (
         f"import sys, {module}\n"

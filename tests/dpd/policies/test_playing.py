@@ -6,18 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
+import dpd
 from dpd.agents.config import View
 from dpd.policies import policyfile
 from dpd.policies.metadata import NotAPolicy, PolicyMeta
-from dpd.policies.playing import Playing
+from dpd.policies.playing import Playing, play
 from dpd.policies.policyfile import Policy
 from dpd.policies.views import without_view
-from dpd.run.episodes import evaluate_together
+from dpd.run.episodes import episode_seeds, evaluate_together
 from tests.toy.blind_env import ENV, teacher
+from tests.toy.policies import saved
 
 BASE = View(obs_dim=3, act_dim=1, columns=(0, 2), groups=("0", "2"), history=2)
 
@@ -189,3 +192,33 @@ def test_a_view_that_makes_no_sense_is_refused(
     policyfile.save(tmp_path / "p.safetensors", policy.tensors, meta)
     with pytest.raises(NotAPolicy, match=message):
         policyfile.load(tmp_path / "p.safetensors")
+
+
+def test_an_environment_of_gymnasium_is_played_in_three_lines(tmp_path: Path) -> None:
+    file = tmp_path / "policies" / "seed0-peer0.safetensors"
+    policy = saved(tmp_path, "ppo", "Swimmer-v5")
+    assert file.exists()
+    (seed,) = episode_seeds(0, 1)
+    (expected,) = evaluate_together([policy], "Swimmer-v5", 1, 0)[0].returns
+    env = gymnasium.make(policy.meta.env_id, **policy.meta.env_kwargs)
+    # dpd evaluate computes actions in float64, `act` in float32
+    assert dpd.play(policy, env, seed=seed) == pytest.approx(expected, rel=1e-3)
+    several = dpd.play(policy, env, episodes=2, seed=5)
+    assert several.shape == (2,) and several[1] == dpd.play(policy, env, seed=6)[0]
+
+
+class Counting(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Show 0.1, then 0.2, and end after two steps; the reward is the action."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, Any]:
+        self.x = 0.1
+        return obs(self.x), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.x += 0.1
+        return obs(self.x), float(action[0]), self.x > 0.25, False, {}
+
+
+def test_an_episode_that_is_played_begins_without_the_frames_of_the_last_one() -> None:
+    # 2 (0.1 · 0.1 + 0.2 · 0.1) + 2 (0.1 · 0.1 + 0.2 · 0.2) = 0.06 + 0.1
+    assert play(looking(SUM), Counting(), episodes=2) == pytest.approx([0.16, 0.16])

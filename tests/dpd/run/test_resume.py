@@ -19,6 +19,7 @@ import dpd
 import dpd.run.training
 from dpd.cli import main, parse_train
 from dpd.config import refuse_changes
+from dpd.files import read_lock
 from dpd.run.checkpoint import CHECKPOINT_KEY, Checkpoints, read, write_tensors
 from dpd.run.settings import saved_settings
 from tests.toy.gpu_runs import as_on_a_gpu
@@ -189,6 +190,7 @@ def test_a_stopped_run_says_how_to_go_on_and_then_ends_as_if_never_stopped(tmp_p
         process.send_signal(sign)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == status
+    assert read_lock(parts) == (False, "")
     (found,) = re.findall(r"stopped at ([\d,]+) steps", said)
     done = int(found.replace(",", ""))
     assert 0 < done < LONG * PER_ITERATION
@@ -205,6 +207,7 @@ def test_a_killed_run_resumes_exactly(tmp_path):
         wait_for_checkpoint(process, parts)
         process.kill()
         process.communicate(timeout=60)
+    assert read_lock(parts) == (False, str(process.pid))  # by which `dpd watch` knows it
     (parts / "checkpoints" / ".part.step-1.safetensors").write_bytes(b"half a file")
     assert_ends_as_never_stopped(parts, whole)
     assert not list((parts / "checkpoints").glob(".part*"))

@@ -1,0 +1,1 @@
+"""`dpd push` and `dpd pull`: policies on the Hugging Face hub."""

@@ -1,0 +1,1 @@
+"""`dpd watch`: a view of running and finished runs in the terminal."""

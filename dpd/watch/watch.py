@@ -1,0 +1,95 @@
+"""`dpd watch`: find runs, read them, and draw them until they end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from dpd.errors import BadInput
+from dpd.log.terminal import PIPE_WIDTH, make_console
+from dpd.watch.config import WatchConfig
+from dpd.watch.picture import frame
+from dpd.watch.records import ReadSettings, WatchedRun
+
+SETTINGS_FILE = "config.json"
+DEPTH = 3  # runs/study/ENV/ARM
+
+
+class Watched:
+    """The runs under some paths; those that begin later join in."""
+
+    def __init__(self, paths: Sequence[Path], read_settings: ReadSettings) -> None:
+        self._paths, self._read_settings = paths, read_settings
+        self.runs: dict[Path, WatchedRun] = {}
+        self._refused: dict[Path, str] = {}
+
+    def read_new(self) -> None:
+        """Find new runs, and read what all of them have written.
+
+        Raises BadInput if a path has no run that can be read.
+        """
+        for path in [file for given in self._paths for file in find_runs(given)]:
+            if path not in self.runs and path not in self._refused:
+                self._add(path)
+        if not self.runs:
+            raise BadInput(next(iter(self._refused.values())))
+        for run in self.runs.values():
+            run.read_new()
+
+    def _add(self, path: Path) -> None:
+        try:
+            self.runs[path] = WatchedRun(path, self._read_settings)
+        except ValueError as error:  # a run of another version must not hide the others
+            self._refused[path] = f"{path}: {error}"
+
+    @property
+    def goes_on(self) -> bool:
+        """True if more is to be expected: a run is going on, or a directory may get another run."""
+        is_open = any(path not in self.runs for path in self._paths)
+        return is_open or any(run.is_held for run in self.runs.values())
+
+    def picture(self, console: Console) -> RenderableType:
+        """Return the present frame."""
+        unicode = console.encoding.startswith("utf")
+        width = console.width if console.is_terminal else PIPE_WIDTH
+        notes = [Text(f"note: {line}") for line in self._refused.values()]
+        return Group(frame(list(self.runs.values()), width, unicode), *notes)
+
+
+def find_runs(path: Path) -> Iterator[Path]:
+    """Yield the run directories at or below a path, in the order of their names.
+
+    Raises BadInput if there is none.
+    """
+    if not path.exists():
+        raise BadInput(f"{path} does not exist; give a run directory, or one that contains runs")
+    patterns = ["/".join(["*"] * depth + [SETTINGS_FILE]) for depth in range(DEPTH + 1)]
+    if (path / SETTINGS_FILE).is_file():
+        patterns = [SETTINGS_FILE]
+    found = sorted({file.parent for pattern in patterns for file in path.glob(pattern)})
+    if not found:
+        raise BadInput(f"{path} contains no run: there is no {SETTINGS_FILE} in it or below it")
+    yield from found
+
+
+def watch_paths(config: WatchConfig, read_settings: ReadSettings) -> int:
+    """Draw the runs until all have ended or Ctrl-C; once if asked to, or without a terminal."""
+    console, watched = make_console(highlight=False), Watched(config.paths, read_settings)
+    watched.read_new()
+    if config.once or not console.is_terminal:
+        console.print(watched.picture(console))
+        return 0
+    try:
+        with Live(watched.picture(console), console=console, auto_refresh=False) as live:
+            while watched.goes_on:
+                time.sleep(config.every)
+                watched.read_new()
+                live.update(watched.picture(console), refresh=True)
+    except KeyboardInterrupt:  # the way to leave a view
+        pass
+    return 0
