@@ -159,8 +159,11 @@ def _refuse_unlike(name: str, value: Any, default: Any) -> None:
 
 
 def _is_number(value: Any, whole: bool = False) -> bool:
-    kinds = (int, np.integer) if whole else (int, float, np.number)
-    return isinstance(value, kinds) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | np.integer) or (
+        not whole and isinstance(value, float | np.floating)
+    )
 
 
 def _frozen(value: Any) -> Any:

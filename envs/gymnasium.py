@@ -113,8 +113,8 @@ class GymnasiumEnv(Env):
         if isinstance(self._envs, AsyncVectorEnv) and all(
             self._envs.call("has_wrapper_attr", "_max_episode_steps")
         ):
-            limits = self._envs.get_attr("_max_episode_steps")
-            ages = [int(age * limit) for age, limit in zip(share, limits, strict=True)]
+            longest = self._envs.get_attr("_max_episode_steps")
+            ages = [int(age * steps) for age, steps in zip(share, longest, strict=True)]
             self._envs.set_attr("_elapsed_steps", ages)
             return
         limits = [_find_wrapper(env, TimeLimit) for env in getattr(self._envs, "envs", [None])]

@@ -128,6 +128,7 @@ class Locomotion(Task):
         return self.ctrl_cost * (squared * squared).sum(-1)
 
     def _impact_cost(self, state: SimState) -> Array:
+        assert self.contact_cost is not None
         force = self._rows(state, "cfrc_ext")
         force = force.reshape(len(force), -1)
         return _clip(self.contact_cost * (force * force).sum(-1), self.contact_cost_range)

@@ -103,8 +103,8 @@ class WarpEnv(Env):
         reward = task.total(task.reward_terms(self._marker, marker, state, ctrl, up))
         lost = self._physics.unstable() | is_nan
         self._elapsed += 1
-        ends = up is not None and task.terminates
-        terminated = ~(up | lost) if ends else torch.zeros_like(lost)
+        fell = None if up is None or not task.terminates else ~up
+        terminated = torch.zeros_like(lost) if fell is None else fell & ~lost
         truncated = (self._elapsed >= task.max_steps) | lost
         next_obs = task.observe(state)
         obs = self._restart(terminated | truncated, next_obs, marker)

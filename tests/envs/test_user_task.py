@@ -34,11 +34,12 @@ SWING_UP = "swing_up:SwingUp-v0"
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the example be imported, and forget what a test registers."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    before = dict(USER_TASKS), dict(gymnasium.registry)
+    tasks, registry = dict(USER_TASKS), dict(gymnasium.registry)
     yield
-    for mine, kept in zip((USER_TASKS, gymnasium.registry), before, strict=True):
-        mine.clear()
-        mine.update(kept)  # type: ignore[arg-type]
+    USER_TASKS.clear()
+    USER_TASKS.update(tasks)
+    gymnasium.registry.clear()
+    gymnasium.registry.update(registry)
     sys.modules.pop("swing_up", None)
 
 

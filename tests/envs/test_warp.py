@@ -215,6 +215,7 @@ def test_starts_are_distributed_as_the_task_says(env_id: str) -> None:
     for _ in range(250):
         env.reset()
         episodes.append(env.snapshot()["physics"][:, 1 : 1 + model.nq + model.nv])
+    assert task.qpos_noise is not None
     noise = np.concatenate(episodes) - [*model.qpos0, *[0.0] * model.nv]
     drawn = (noise / task.qpos_noise).T  # 2000 numbers per coordinate
     n_uniform = model.nq if task.normal_qvel else model.nq + model.nv
