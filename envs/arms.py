@@ -89,6 +89,7 @@ class Pendulum(Task):
     def reward_terms(
         self, before: Array, after: Array, state: SimState, act: Array, up: Array | None
     ) -> dict[str, Array]:
+        assert up is not None
         return {"reward_survive": up * 1}
 
 
@@ -118,6 +119,7 @@ class DoublePendulum(Task):
     def reward_terms(
         self, before: Array, after: Array, state: SimState, act: Array, up: Array | None
     ) -> dict[str, Array]:
+        assert up is not None
         x, y = state["site_xpos"][:, 0, 0], state["site_xpos"][:, 0, 2]
         speed, speed2 = state["qvel"][:, 1], state["qvel"][:, 2]
         return {

@@ -277,8 +277,10 @@ class NativeEnv(Env):
         self._sim = sim = Simulation(task, n_envs, seeds, threads, ranges=ranges)
         self.n_envs = n_envs
         sizes, bounds = (sim.obs_dim, sim.model.nu), (sim.act_low, sim.act_high)
-        limits = (True, sim.task.max_steps, sim.task.notes)
-        self.spec = EnvSpec(sim.task.env_id, "native", *sizes, *bounds, *limits, groups=sim.groups)
+        limits, env_id = (True, sim.task.max_steps), sim.task.env_id
+        self.spec = EnvSpec(
+            env_id, "native", *sizes, *bounds, *limits, sim.task.notes, groups=sim.groups
+        )
         self._scale = ActionScale(sim.act_low, sim.act_high)
         self._all_valid = torch.ones(n_envs, dtype=torch.bool)
         self._never = torch.zeros(n_envs, dtype=torch.bool)
