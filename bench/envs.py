@@ -31,9 +31,12 @@ from timing import (
 )
 
 from dpd.cli import parse_train
+from dpd.envs.make import check
+from dpd.envs.make import make as make_envs
 from dpd.envs.native import NativeEnv
 from dpd.envs.physics import n_cores
-from dpd.envs.tasks import TASKS, load_model
+from dpd.envs.task import load_model
+from dpd.envs.tasks import find_task, is_native
 from dpd.log.terminal import make_console
 from dpd.run.train import make_training
 
@@ -51,8 +54,8 @@ GOALS = (  # task, contender, base, least ratio
 
 
 def native(env_id: str, n_envs: int) -> Work:
-    """Return the work of the native backend."""
-    env = NativeEnv(env_id, n_envs, list(range(n_envs)))
+    """Return the work of the backend that dpd chooses; it is the native one for a native task."""
+    env = make_envs(env_id, n_envs, list(range(n_envs)))
     env.reset()
     acts = torch.rand(N_ACTIONS, n_envs, env.spec.act_dim) * 2 - 1
     return _cycle(lambda k: env.step(acts[k]), n_envs, WARM_UP)
@@ -60,7 +63,8 @@ def native(env_id: str, n_envs: int) -> Work:
 
 def raw(env_id: str, n_envs: int) -> Work:
     """Return the work of MuJoCo alone."""
-    task, model = TASKS[env_id], load_model(TASKS[env_id])
+    task = find_task(env_id)
+    model = load_model(task)
     env = NativeEnv(env_id, n_envs, list(range(n_envs)))
     env.reset()
     for _ in range(WARM_UP):
@@ -135,9 +139,11 @@ RIVALS = {
 
 
 def _actions(env_id: str, n_envs: int) -> np.ndarray:
-    low, high = load_model(TASKS[env_id]).actuator_ctrlrange.T
+    spec = check(env_id)
+    low, high = spec.act_low, spec.act_high
     shape = (N_ACTIONS, n_envs, len(low))
-    return np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
+    acts = np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
+    return acts.reshape(N_ACTIONS, n_envs, *(spec.act_shape or (len(low),)))
 
 
 def _cycle(step: Callable[[int], object], n_envs: int, warm_up: int = 0) -> Work:
@@ -159,7 +165,8 @@ def contenders(env_id: str, sizes: list[int]) -> dict[str, Work]:
     works = {}
     for n_envs in sizes:
         rivals = RIVALS if n_envs <= MOST_RIVAL_ENVS else {}
-        for name, make in {**OURS, **rivals}.items():
+        ours = {name: make for name, make in OURS.items() if name != "raw" or is_native(env_id)}
+        for name, make in {**ours, **rivals}.items():
             works[f"{name}@{n_envs}"] = make(env_id, n_envs)
     return works
 
@@ -167,15 +174,17 @@ def contenders(env_id: str, sizes: list[int]) -> dict[str, Work]:
 def lines(data: Record) -> list[str]:
     """Lay out steps per second and ratios to raw, a row per contender and a column per task."""
     rates, rows = data["rates"], []
-    for contender in next(iter(rates.values())):
+    for contender in dict.fromkeys(name for of_task in rates.values() for name in of_task):
         name, _, n_envs = contender.partition("@")
-        medians = [statistics.median(of_task[contender]) for of_task in rates.values()]
-        rows.append([f"{name}, {n_envs}", *(f"{median:,.0f}" for median in medians)])
-        if name in ("native", "acting"):
-            ratios = [
-                median_ratio(of_task, contender, f"raw@{n_envs}") for of_task in rates.values()
-            ]
-            rows.append([f"{name} / raw, {n_envs}", *(f"{ratio:.2f}" for ratio in ratios)])
+        tasks = rates.values()
+        medians = [statistics.median(task[contender]) if contender in task else 0 for task in tasks]
+        rows.append(
+            [f"{name}, {n_envs}", *(f"{median:,.0f}" if median else "" for median in medians)]
+        )
+        raw = f"raw@{n_envs}"
+        if name in ("native", "acting") and any(raw in task for task in tasks):
+            ratios = [f"{median_ratio(t, contender, raw):.2f}" if raw in t else "" for t in tasks]
+            rows.append([f"{name} / raw, {n_envs}", *ratios])
     head = ["", *(env_id.partition("-")[0] for env_id in rates)]
     return table(head, "l" + "r" * len(rates), rows)
 
@@ -192,7 +201,7 @@ def goals(rates: dict[str, dict[str, list[float]]]) -> list[Record]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time the environments against each other.")
     tasks = ["HalfCheetah-v5", "Ant-v5", "Humanoid-v5"]
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=tasks)
+    parser.add_argument("--tasks", nargs="+", default=tasks, help="any ids that dpd can train on")
     parser.add_argument("--n-envs", nargs="+", type=int, default=[32, 256])
     return parse_timed(parser, repeats=5, seconds=1.0)
 

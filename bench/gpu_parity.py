@@ -31,9 +31,11 @@ from dpd.agents.ppo_loss import Samples
 from dpd.agents.replay import Transitions
 from dpd.cli import parse_train
 from dpd.envs.base import Snapshot
+from dpd.envs.groups import Groups
 from dpd.envs.make import make
 from dpd.envs.native import NativeEnv
-from dpd.envs.tasks import TASKS, load_model, observe
+from dpd.envs.task import load_model
+from dpd.envs.tasks import TASKS
 from dpd.envs.warp import WarpEnv
 from dpd.run.train import iterate
 from dpd.run.training import Training
@@ -258,7 +260,7 @@ def compare(env_id: str, n_envs: int, rounds: int, timed: int, device: str) -> d
             n_over += int(over.sum())
     native.close()
     return {
-        **describe_errors(env_id, native.spec.obs_dim, np.concatenate(obs)),
+        **describe_errors(native.spec.groups, np.concatenate(obs)),
         "first observation": spread(first),
         "reward": spread(np.concatenate(reward)),
         "terminated": n_over,
@@ -279,19 +281,16 @@ def start_errors(env: WarpEnv, env_id: str) -> np.ndarray:
         data.qpos[:], data.qvel[:] = np.split(row[1 : 1 + model.nq + model.nv], [model.nq])
         mujoco.mj_forward(model, data)
         names = ("qpos", "qvel", *task.derived)
-        expected.append(observe(task, {name: getattr(data, name)[None] for name in names})[0])
+        expected.append(task.observe({name: getattr(data, name)[None] for name in names})[0])
     return error(obs, torch.tensor(np.stack(expected)))
 
 
-def describe_errors(env_id: str, obs_dim: int, errors: np.ndarray) -> dict[str, Any]:
+def describe_errors(groups: Groups, errors: np.ndarray) -> dict[str, Any]:
     """Split errors [K, O] into the parts of the observation."""
-    model, task = load_model(TASKS[env_id]), TASKS[env_id]
-    n_qpos = model.nq - task.skip_qpos
-    parts = {
-        "qpos": errors[:, :n_qpos],
-        "qvel": errors[:, n_qpos : n_qpos + model.nv],
-        "further": errors[:, n_qpos + model.nv : obs_dim],
-    }
+    known = ("qpos", "qvel")
+    parts = {name: errors[:, columns] for name, columns in groups.items() if name in known}
+    further = [k for name, columns in groups.items() if name not in known for k in columns]
+    parts["further"] = errors[:, further]
     spreads = {name: spread(part) for name, part in parts.items() if part.size}
     return {**spreads, "within 1e-3": float((errors.max(1) < CLOSE).mean())}
 

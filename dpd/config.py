@@ -63,7 +63,7 @@ def with_ranges(env: str, kwargs: dict[str, Any], randomize: str | None) -> dict
     """
     if randomize is None:
         return kwargs
-    if env not in NATIVE_IDS:
+    if env not in NATIVE_IDS and ":" not in env:  # a user's module may register a native task
         raise BadInput(f"--randomize changes the model of {', '.join(NATIVE_IDS)} only, not {env}")
     if RANDOMIZE in kwargs:
         raise BadInput(f"--env-kwargs contains {RANDOMIZE} already; leave --randomize out")
@@ -110,9 +110,9 @@ class RunConfig:
     """Factors that every episode of a native task draws uniformly, for example
     mass=0.8:1.2,friction=0.5:1.5; also gear, damping, stiffness, fluid. Observations end with them,
     as the group params. Policies keep the ranges among their environment's arguments."""
-    backend: Literal["auto", "native", "gymnasium", "warp"] = "auto"
+    backend: Literal["auto", "native", "gymnasium", "async", "warp"] = "auto"
     """Simulator. auto: native if it supports the environment, warp for many environments on a GPU,
-    else gymnasium."""
+    else gymnasium. async: gymnasium with a process per environment, for slow ones."""
     device: str = "cpu"
     """Device of learners, distillation and the warp simulator: cpu, cuda, or for example cuda:1."""
     record_updates: bool = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import mujoco
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
@@ -34,6 +33,8 @@ from dpd.envs.base import (
 from dpd.envs.dict_space import FlatDictEnv, without_dict
 from dpd.envs.groups import Groups, consecutive
 from dpd.envs.physics import UNSTABLE
+from dpd.envs.tasks import TASKS, find_task, is_native
+from dpd.envs.user_task import imported
 
 _SEEDS = 2**31  # limit of NumPy's legacy generators, which dm_control uses
 _SUPPORTED = (
@@ -58,11 +59,13 @@ class GymnasiumEnv(Env):
         n_envs: int,
         seeds: Sequence[int],
         env_kwargs: EnvKwargs | None = None,
+        mode: str = "sync",
     ) -> None:
+        """Make n_envs of any id; mode `async` gives each of them a process of its own."""
         if len(seeds) != n_envs:
             raise ValueError(f"{len(seeds)} seeds for {n_envs} environments; give one each")
         max_steps = _max_steps(env_id, env_kwargs or {})
-        self._envs, self._one_seed = _make_vec(env_id, n_envs, env_kwargs or {})
+        self._envs, self._one_seed = _make_vec(env_id, n_envs, env_kwargs or {}, mode)
         try:
             self._next_step = _autoreset_mode(env_id, self._envs) is AutoresetMode.NEXT_STEP
             obs_space, act_space = _check_spaces(env_id, self._envs)
@@ -75,19 +78,27 @@ class GymnasiumEnv(Env):
         self._scale = ActionScale(low, high)
         self.spec = EnvSpec(
             env_id,
-            "gymnasium",
+            "gymnasium" if mode == "sync" else mode,
             int(np.prod(obs_space.shape)),
             low.size,
             low,
             high,
             can_snapshot=False,
             max_steps=max_steps,
+            notes=_notes(env_id),
             obs_shape=obs_space.shape if len(obs_space.shape) != 1 else None,
             act_shape=act_space.shape if len(act_space.shape) != 1 else None,
-            groups=_named_groups(self._envs, int(np.prod(obs_space.shape))),
+            groups=self._groups(env_id, env_kwargs, int(np.prod(obs_space.shape))),
         )
         self._seeds: list[int] | None = [int(seed) % _SEEDS for seed in seeds]
         self._over = np.zeros(n_envs, dtype=bool)  # episodes that ended in the last step
+
+    def _groups(self, env_id: str, env_kwargs: EnvKwargs | None, obs_dim: int) -> Groups:
+        if not isinstance(self._envs, AsyncVectorEnv):
+            return _named_groups(env_id, self._envs, obs_dim)
+        example = GymnasiumEnv(env_id, 1, [0], env_kwargs)  # the others are in other processes
+        example.close()
+        return example.spec.groups
 
     def reset(self) -> Tensor:
         """Start fresh episodes. A native vector environment gets the first seed only."""
@@ -99,6 +110,13 @@ class GymnasiumEnv(Env):
         return torch.from_numpy(self._flat(obs))
 
     def stagger(self, share: np.ndarray) -> None:
+        if isinstance(self._envs, AsyncVectorEnv) and all(
+            self._envs.call("has_wrapper_attr", "_max_episode_steps")
+        ):
+            longest = self._envs.get_attr("_max_episode_steps")
+            ages = [int(age * steps) for age, steps in zip(share, longest, strict=True)]
+            self._envs.set_attr("_elapsed_steps", ages)
+            return
         limits = [_find_wrapper(env, TimeLimit) for env in getattr(self._envs, "envs", [None])]
         for limit, age in zip(limits, share, strict=False):
             if limit is None:
@@ -226,12 +244,23 @@ def _max_steps(env_id: str, kwargs: EnvKwargs) -> int:
     return limit
 
 
-def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, bool]:
+def _notes(env_id: str) -> tuple[str, ...]:
+    newer = f"{env_id.rpartition('-v')[0]}-v5"
+    known = newer != env_id and newer in TASKS
+    return (f"{newer} has a native simulation, which is many times faster",) if known else ()
+
+
+def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs, mode: str) -> tuple[VectorEnv, bool]:
     """Make the environments; the second result is True if they take a single seed."""
     only_vector = find_spec(env_id).entry_point is None
+    if only_vector and mode != "sync":
+        raise UnsupportedEnv(
+            f"{env_id} steps all of its environments itself; leave out --backend {mode}"
+        )
     how: EnvKwargs = {
-        "vectorization_mode": "sync",
-        "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
+        "vectorization_mode": mode,
+        # no copies of observations: `_flat` makes the only one
+        "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False},
         "wrappers": [partial(without_dict, env_id=env_id), partial(CheckedEnv, env_id=env_id)],
     }
     try:
@@ -249,13 +278,9 @@ def _make_vec(env_id: str, n_envs: int, kwargs: EnvKwargs) -> tuple[VectorEnv, b
 
 def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     """Look up an id (`module:Id` imports the module); UnsupportedEnv suggests close matches."""
-    module, _, name = env_id.rpartition(":")
+    name = imported(env_id)
     try:
-        if module:
-            importlib.import_module(module)
         return gymnasium.spec(name)
-    except ModuleNotFoundError as error:
-        raise UnsupportedEnv(f"{env_id}: {error}; is the package installed?") from error
     except gymnasium.error.Error as error:
         near = difflib.get_close_matches(name, list(gymnasium.registry), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "see gymnasium.pprint_registry()"
@@ -303,14 +328,24 @@ def _check_spaces(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]
     return obs, act
 
 
-def _named_groups(envs: VectorEnv, obs_dim: int) -> Groups:
-    """Return the keys of a Dict, or the groups that Gymnasium's MuJoCo tasks name, or none."""
+def _named_groups(env_id: str, envs: VectorEnv, obs_dim: int) -> Groups:
+    """Return the keys of a Dict, or the groups that a MuJoCo task names, or none."""
     env = getattr(envs, "envs", [None])[0]
     if (flat := _find_wrapper(env, FlatDictEnv)) is not None:
         return flat.groups
-    sizes = getattr(getattr(env, "unwrapped", None), "observation_structure", None)
+    inner = getattr(env, "unwrapped", None)
+    sizes, data = (getattr(inner, name, None) for name in ("observation_structure", "data"))
     if not isinstance(sizes, dict) or not all(isinstance(n, int) for n in sizes.values()):
-        return {}
+        if not (is_native(env_id) and isinstance(data, mujoco.MjData)):
+            return {}
+        task = find_task(env_id)
+        fields = ("qpos", "qvel", *task.derived)
+        sizes = {
+            name: part.shape[1]
+            for name, part in task.observed_parts(
+                {field: getattr(data, field)[None] for field in fields}
+            ).items()
+        }
     groups = consecutive({name: n for name, n in sizes.items() if name != "skipped_qpos"})
     # a wrapper may have changed the observation
     return groups if sum(map(len, groups.values())) == obs_dim else {}

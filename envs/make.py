@@ -8,12 +8,14 @@ from types import ModuleType
 
 import torch
 
+from dpd.envs.arguments import native_task
 from dpd.envs.base import Env, EnvKwargs, EnvSpec, OnDevice, UnsupportedEnv
 from dpd.envs.native import NativeEnv
 from dpd.envs.randomization import RANDOMIZE, BadRange, Ranges, parse_ranges
-from dpd.envs.tasks import TASKS, find_task
+from dpd.envs.tasks import is_native
+from dpd.envs.user_task import MujocoTask
 
-BACKENDS = ("auto", "native", "gymnasium", "warp")
+BACKENDS = ("auto", "native", "gymnasium", "async", "warp")
 WARP_FROM = 512
 """Number of environments from which `auto` simulates on a GPU. A Warp step takes as long for one
 world as for hundreds, so sixteen CPU cores are faster for few. An estimate; docs/benchmarks.md."""
@@ -30,22 +32,25 @@ def make(
 ) -> Env:
     """Make n_envs environments, one seed each. Raises UnsupportedEnv if that is impossible.
 
-    Backend `auto` is gymnasium, but native for an id in `TASKS` without env_kwargs other than
-    `randomize`, and warp for at least WARP_FROM of those without any on a CUDA device. `threads`
-    is for the native backend (None: all cores). `device` holds the tensors of a `Step`; None is
-    CUDA for the warp backend, and the CPU otherwise.
+    Backend `auto` is native for an id that `is_native`, or warp for at least WARP_FROM of a task in
+    `TASKS` on a CUDA device, and gymnasium for other ids; `async` is gymnasium with a process per
+    environment. `threads` is for the native backend (None: all cores). `device` holds the tensors
+    of a `Step`; None is CUDA for the warp backend, and the CPU otherwise.
     """
     chosen = choose_backend(env_id, backend, env_kwargs, device, n_envs)
     if chosen == "warp":
-        warp: Env = _warp_backend().WarpEnv(env_id, n_envs, seeds, str(device or "cuda"))
+        task = native_task(env_id, env_kwargs)
+        warp: Env = _warp_backend().WarpEnv(task, n_envs, seeds, str(device or "cuda"))
         return warp
     env: Env
     if chosen == "native":
-        env = NativeEnv(env_id, n_envs, seeds, threads, ranges_of(env_id, env_kwargs))
+        task, ranges = native_task(env_id, env_kwargs), ranges_of(env_id, env_kwargs)
+        env = NativeEnv(task, n_envs, seeds, threads, ranges)
     else:
         from dpd.envs.gymnasium import GymnasiumEnv  # here: it takes a tenth of a second
 
-        env = GymnasiumEnv(env_id, n_envs, seeds, env_kwargs)
+        mode = "async" if chosen == "async" else "sync"
+        env = GymnasiumEnv(env_id, n_envs, seeds, env_kwargs, mode)
     return env if device is None or device.type == "cpu" else OnDevice(env, device)
 
 
@@ -60,23 +65,28 @@ def choose_backend(
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
     if ranges_of(env_id, env_kwargs):
-        _refuse_unrandomizable(env_id, backend, env_kwargs or {})
+        _refuse_unrandomizable(env_id, backend)
         return "native"
-    if backend in ("native", "warp"):
-        find_task(env_id)
-        if env_kwargs:
-            raise UnsupportedEnv(f"{env_id}: env_kwargs need the gymnasium backend, on the CPU")
+    if backend == "async":
+        return backend
+    if backend == "gymnasium" or (backend == "auto" and not is_native(env_id)):
+        return "gymnasium"
+    task = native_task(env_id, env_kwargs)
+    if isinstance(task, MujocoTask):
+        if backend == "warp":
+            raise UnsupportedEnv(
+                f"{env_id}: its rules are NumPy, which Warp cannot run; use --backend native"
+            )
+        return "native"
     if backend != "auto":
         return backend
-    if env_id not in TASKS or env_kwargs:
-        return "gymnasium"
     on_gpu = device is not None and device.type == "cuda"
     return "warp" if on_gpu and n_envs >= WARP_FROM else "native"
 
 
 def ranges_of(env_id: str, env_kwargs: EnvKwargs | None) -> Ranges:
     """Return the ranges in a native task's arguments; of another environment they are its own."""
-    if env_id not in TASKS or RANDOMIZE not in (env_kwargs or {}):
+    if RANDOMIZE not in (env_kwargs or {}) or not is_native(env_id):
         return {}
     try:
         return parse_ranges((env_kwargs or {})[RANDOMIZE])
@@ -84,17 +94,12 @@ def ranges_of(env_id: str, env_kwargs: EnvKwargs | None) -> Ranges:
         raise UnsupportedEnv(f"{env_id} with {RANDOMIZE}: {error}") from error
 
 
-def _refuse_unrandomizable(env_id: str, backend: str, env_kwargs: EnvKwargs) -> None:
-    """Raise UnsupportedEnv unless the native backend can simulate this randomised task."""
+def _refuse_unrandomizable(env_id: str, backend: str) -> None:
+    """Raise UnsupportedEnv unless the native backend simulates this randomised task."""
     if backend not in ("auto", "native"):
         raise UnsupportedEnv(
             f"{env_id}: {RANDOMIZE} needs the native backend, not {backend}, which has one model "
             "for all episodes"
-        )
-    if others := [name for name in env_kwargs if name != RANDOMIZE]:
-        raise UnsupportedEnv(
-            f"{env_id}: {RANDOMIZE} needs the native backend, which takes no {others[0]}; leave "
-            "one of them out"
         )
 
 
@@ -111,8 +116,8 @@ def check(
         warp = _warp_backend()
         gpu = warp.warp_device(str(device or "cuda"))
         # the native backend has the same task, and needs no minute of compiling
-        native = check(env_id, "native")
-        return dataclasses.replace(native, backend="warp", notes=warp.warp_notes(env_id, gpu))
+        native, task = check(env_id, "native", env_kwargs), native_task(env_id, env_kwargs)
+        return dataclasses.replace(native, backend="warp", notes=warp.warp_notes(task, gpu))
     env = make(env_id, 1, [0], backend, env_kwargs, threads=1)
     env.close()
     return env.spec

@@ -1,4 +1,4 @@
-"""The six MuJoCo tasks on all CPU cores, bit-for-bit equal to Gymnasium's vector environment."""
+"""Tasks on all CPU cores, bit-for-bit equal to Gymnasium's vector environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.envs import tasks
 from dpd.envs.base import (
     ActionScale,
     Env,
@@ -24,6 +23,8 @@ from dpd.envs.base import (
 from dpd.envs.physics import BatchPhysics, ThreadPhysics, n_cores
 from dpd.envs.randomization import PARAMS, Ranges
 from dpd.envs.scaling import drawn_factors, without_effect
+from dpd.envs.task import SimState, Task, load_model
+from dpd.envs.tasks import find_task
 
 _WORD = 2**64
 _NOBODY = np.zeros(0, dtype=np.int64)
@@ -47,7 +48,7 @@ class Simulation:
 
     def __init__(
         self,
-        task: str | tasks.Task,
+        task: str | Task,
         n_envs: int,
         seeds: Sequence[int] | None,
         threads: int | None = None,
@@ -59,28 +60,28 @@ class Simulation:
         With `ranges`, every episode draws factors of the model's quantities, which follow the other
         columns of its observations. Raises UnsupportedEnv for one that has no effect.
         """
-        self.task = tasks.find_task(task) if isinstance(task, str) else task
+        self.task = find_task(task) if isinstance(task, str) else task
         threads = n_cores() if threads is None else threads
         for name, number in (("n_envs", n_envs), ("threads", threads)):
             if number < 1:
                 raise ValueError(f"{name}={number} must be at least 1")
         self.n_envs = n_envs
-        self.model = tasks.load_model(self.task)
+        self.model = load_model(self.task)
         self.act_low, self.act_high = self.model.actuator_ctrlrange.T.astype(np.float32)
         self._ranges = {} if ranges is None else ranges
         self._physics = self._make_physics(threads, fields)
-        self.state: tasks.SimState = self._physics.fields
+        self.state: SimState = self._physics.fields
         """The MjData fields of all environments: read-only live views [M, ...]; copy to keep."""
-        self.dt = self.model.opt.timestep * self.task.frame_skip
+        self.dt = self.task.dt
         self._elapsed = np.zeros(n_envs, dtype=np.int64)
-        self._marker = np.zeros(n_envs)
         self._params = np.ones((n_envs, len(self._ranges)))
         self._mass = self.model.body_mass
         if "mass" in self._ranges:
             self._mass = np.tile(self._mass, (n_envs, 1))
+        self._marker = self._place_of(self.state).copy()
         self._obs = self._observe(self.state, self._params)
         self.obs_dim = self._obs.shape[1]
-        self.groups = tasks.observation_groups(self.task, self.state, len(self._ranges))
+        self.groups = self.task.observation_groups(self.state, len(self._ranges))
         self._never = np.zeros(n_envs, dtype=bool)
         self._never.flags.writeable = False
         self._started = False
@@ -122,10 +123,10 @@ class Simulation:
     def _restart(self, ids: np.ndarray, obs: np.ndarray) -> np.ndarray:
         """Reset environments `ids` and write their first observations into obs."""
         generators = [self.generators[i] for i in ids.tolist()]
-        drawn = tasks.draw_reset(self.task, self.model, generators)
+        qpos, qvel = zip(*map(self.task.draw_start, generators), strict=True)
         if self._ranges:
             self._scale(ids, drawn_factors(self._ranges, generators))
-        self._physics.reset(ids, *drawn)
+        self._physics.reset(ids, np.stack(qpos), np.stack(qvel))
         self._elapsed[ids] = 0
         return self._refresh(ids, obs)
 
@@ -137,14 +138,14 @@ class Simulation:
             self._mass[ids] = self.model.body_mass * factors[:, [column]]
         self._physics.scale(ids, factors)
 
-    def _observe(self, state: tasks.SimState, params: np.ndarray) -> np.ndarray:
-        obs: np.ndarray = tasks.observe(self.task, state)
+    def _observe(self, state: SimState, params: np.ndarray) -> np.ndarray:
+        obs: np.ndarray = self.task.observe(state)
         return np.concatenate([obs, params], axis=1) if self._ranges else obs
 
-    def _place_of(self, state: tasks.SimState, ids: np.ndarray | slice = _ALL) -> np.ndarray:
-        """Return the positions of environments `ids` whose change is their velocity [K]."""
+    def _place_of(self, state: SimState, ids: np.ndarray | slice = _ALL) -> np.ndarray:
+        """Return the markers of environments `ids`, such as their x position [K, ...]."""
         mass = self._mass[ids] if self._mass.ndim > 1 else self._mass
-        place: np.ndarray = tasks.marker(self.task, state, mass)
+        place: np.ndarray = self.task.marker(state, mass)
         return place
 
     def _refresh(self, ids: np.ndarray, obs: np.ndarray) -> np.ndarray:
@@ -174,9 +175,8 @@ class Simulation:
             self._restart(fresh, self._obs.copy())
         before = self._marker
         self._marker = self._place_of(state).copy()
-        velocity = (self._marker - before) / self.dt
-        up = tasks.healthy(task, state) if task.ranges else None
-        reward = tasks.reward(task, state, velocity, act, up)
+        up = task.healthy(state)
+        reward = task.total(task.reward_terms(before, self._marker, state, act, up))
         terminated = ~up if task.terminates and up is not None else self._never
         self._elapsed += 1
         truncated = self._elapsed >= task.max_steps
@@ -238,9 +238,10 @@ class Simulation:
     def set_state(self, ids: Sequence[int], qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         """Put qpos [K, nq] and qvel [K, nv] into environments ids[k] -> obs [M, O].
 
-        The clock, the last action and the solver's warm start do not change. Ant and Humanoid also
-        observe contact forces. A step leaves those of its last Runge-Kutta stage, but this method
-        computes those of the new state, so they change even if qpos and qvel do not.
+        The clock, the last action and the solver's warm start do not change. Some tasks also
+        observe contact forces, or places of bodies (Reacher, Pusher). A step leaves those of its
+        last stage, but this method computes those of the new state, so they change even if qpos
+        and qvel do not.
         Raises ValueError for ids, shapes or numbers that do not fit.
         """
         rows = distinct_rows(ids, self.n_envs)
@@ -267,17 +268,19 @@ class NativeEnv(Env):
 
     def __init__(
         self,
-        env_id: str,
+        task: str | Task,
         n_envs: int,
         seeds: Sequence[int],
         threads: int | None = None,
         ranges: Ranges | None = None,
     ) -> None:
-        self._sim = sim = Simulation(env_id, n_envs, seeds, threads, ranges=ranges)
+        self._sim = sim = Simulation(task, n_envs, seeds, threads, ranges=ranges)
         self.n_envs = n_envs
         sizes, bounds = (sim.obs_dim, sim.model.nu), (sim.act_low, sim.act_high)
-        limits = (True, sim.task.max_steps)
-        self.spec = EnvSpec(env_id, "native", *sizes, *bounds, *limits, groups=sim.groups)
+        limits, env_id = (True, sim.task.max_steps), sim.task.env_id
+        self.spec = EnvSpec(
+            env_id, "native", *sizes, *bounds, *limits, sim.task.notes, groups=sim.groups
+        )
         self._scale = ActionScale(sim.act_low, sim.act_high)
         self._all_valid = torch.ones(n_envs, dtype=torch.bool)
         self._never = torch.zeros(n_envs, dtype=torch.bool)

@@ -15,7 +15,19 @@ RANDOMIZE = "randomize"
 """The environment argument of native tasks with the ranges, as text."""
 PARAMS = "params"
 """The group of an observation with the episode's factors, after all others."""
-NATIVE_IDS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Ant-v5", "Humanoid-v5")
+NATIVE_IDS = (
+    "HalfCheetah-v5",
+    "Hopper-v5",
+    "Walker2d-v5",
+    "Swimmer-v5",
+    "Ant-v5",
+    "Humanoid-v5",
+    "HumanoidStandup-v5",
+    "Reacher-v5",
+    "Pusher-v5",
+    "InvertedPendulum-v5",
+    "InvertedDoublePendulum-v5",
+)
 """Tasks that can be randomised: the ids of `dpd.envs.tasks.TASKS`, which needs torch."""
 QUANTITIES: dict[str, tuple[str, ...]] = {
     # a body that becomes denser: its inertia grows with its mass

@@ -7,23 +7,19 @@ are those of Gymnasium 1.4's `envs/mujoco/*_v5.py`; values and types are identic
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import gymnasium
-import mujoco
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import load_env_creator, register, registry
+from gymnasium.envs.registration import register, registry
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from dpd.envs import tasks
+from dpd.envs.arguments import make_task
 from dpd.envs.native import Simulation
-from dpd.envs.tasks import TASKS, Range, SimState, Task, find_task, load_model
+from dpd.envs.task import SimState, Task, norm
+from dpd.envs.tasks import TASKS
 
 Arrays = dict[str, np.ndarray]
 Infos = dict[str, Any]
@@ -111,7 +107,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         sim, fresh = self._sim, self._over
         before = self._position()
         done = sim.step(actions, restart=False, fresh=np.flatnonzero(fresh))
-        taken = self._taken((self._position() - before) / sim.dt, actions)
+        taken = self._taken(before, actions)
         # copies, because the caller may write to them
         terminated, truncated = done.terminated.copy(), done.truncated
         over = terminated | truncated
@@ -142,22 +138,20 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _places(self) -> Arrays:
         """Return the infos of a reset: positions -> {name: [M] or [M, K]}."""
-        return {name: PLACES[name](self._sim.state, self._sim.model) for name in self._task.places}
+        return {name: PLACES[name](self._sim.state, self._task) for name in self._task.places}
 
     def _position(self) -> np.ndarray:
-        """Return the positions whose differences are the velocity infos -> [M, 1 or 2]: x, y."""
-        state, mass = self._sim.state, self._sim.model.body_mass
-        axes = 2 if "y_position" in self._task.places else 1
-        return np.stack([tasks.marker(self._task, state, mass, k) for k in range(axes)], axis=1)
+        """Return the markers of the step's axes, of one at least -> [M, 1 or 2]: x, y."""
+        task, state, mass = self._task, self._sim.state, self._sim.model.body_mass
+        return np.stack([task.marker(state, mass, k) for k in range(task.axes or 1)], axis=1)
 
-    def _taken(self, velocity: np.ndarray, act: np.ndarray) -> Arrays:
-        """Return the infos of the last step; velocity [M, 1 or 2] -> {name: [M] or [M, K]}."""
-        task, state, infos = self._task, self._sim.state, self._places()
-        infos |= {f"{'xy'[axis]}_velocity": column for axis, column in enumerate(velocity.T)}
-        up = tasks.healthy(task, state) if task.ranges else None
-        terms = tasks.reward_terms(task, state, velocity[:, 0], act, up)
-        shown = ("forward", "ctrl", "contact", "survive")
-        return infos | {f"reward_{name}": terms[name] for name in shown if name in terms}
+    def _taken(self, before: np.ndarray, act: np.ndarray) -> Arrays:
+        """Return the infos of the last step; before [M, 1 or 2] -> {name: [M] or [M, K]}."""
+        task, state, infos, after = self._task, self._sim.state, self._places(), self._position()
+        velocity = ((after - before) / self._sim.dt).T
+        infos |= {f"{'xy'[axis]}_velocity": velocity[axis] for axis in range(task.axes)}
+        up = task.healthy(state)
+        return infos | task.reward_terms(before[:, 0], after[:, 0], state, act, up)
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -173,104 +167,13 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._sim.close()
 
 
-FIELDS = {
-    "frame_skip": "frame_skip",
-    "forward_reward_weight": "forward_reward",
-    "ctrl_cost_weight": "ctrl_cost",
-    "contact_cost_weight": "contact_cost",
-    "contact_cost_range": "contact_cost_range",
-    "contact_force_range": "contact_range",
-    "healthy_reward": "healthy_reward",
-    "healthy_state_range": "state_range",
-    "terminate_when_unhealthy": "ends_unhealthy",
-    "reset_noise_scale": "qpos_noise",
-}
-"""Arguments of `gymnasium.make` that are a field of `Task`."""
-
-
-def _with_range(task: Task, index: int, limits: tuple[float, float]) -> Task:
-    ranges = list(task.ranges)
-    ranges[index] = Range(ranges[index].qpos, *limits, closed=ranges[index].closed)
-    return replace(task, ranges=tuple(ranges))
-
-
-def _with_model(task: Task, xml_file: str) -> Task:
-    """Resolve a path as Gymnasium does: in its assets, unless it starts with `.`, `/` or `~`."""
-    is_path = xml_file.startswith((".", "/", "~"))
-    return replace(task, xml=str(Path(xml_file).expanduser().absolute()) if is_path else xml_file)
-
-
-def _with_body(task: Task, body: int | str) -> Task:
-    model = load_model(task)
-    is_name = isinstance(body, str)
-    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, body) if is_name else int(body)
-    if not 0 <= index < model.nbody:
-        raise ValueError(f"{task.env_id}: main_body={body!r} is not a body of the model")
-    return replace(task, marker=(task.marker[0], index))
-
-
-def _with_observed(name: str) -> Callable[[Task, Any], Task]:
-    def change(task: Task, is_observed: bool) -> Task:
-        kept = tuple(field for field in task.extra if is_observed or field[0] != name)
-        return replace(task, extra=kept)
-
-    return change
-
-
-CHANGES: dict[str, Callable[[Task, Any], Task]] = {
-    "xml_file": _with_model,  # first, since main_body may refer to one of the model's bodies
-    "main_body": _with_body,
-    "healthy_z_range": lambda task, limits: _with_range(task, 0, limits),
-    "healthy_angle_range": lambda task, limits: _with_range(task, 1, limits),
-    "exclude_current_positions_from_observation": lambda task, is_excluded: replace(
-        task, skip_qpos=task.skip_qpos if is_excluded else 0
-    ),
-    **{
-        f"include_{name}_in_observation": _with_observed(name)
-        for name in ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
-    },
-}
-"""Further arguments, in the order in which they apply."""
-
-
-def make_task(env_id: str, max_episode_steps: int | None, arguments: Mapping[str, Any]) -> Task:
-    """Return a task with the changes that `gymnasium.make(env_id, **arguments)` would make.
-
-    max_episode_steps: None for the task's own limit, -1 for none. Raises TypeError for an argument
-    that the task does not take, ValueError for a limit below 1.
-    """
-    task = find_task(env_id)
-    entry: Any = gymnasium.spec(env_id).entry_point
-    made = load_env_creator(entry) if isinstance(entry, str) else entry
-    known = [n for n in inspect.signature(made).parameters if n in {*FIELDS, *CHANGES}]
-    for name in arguments:
-        if name not in known:
-            raise TypeError(f"{env_id} takes no {name!r}; it takes {', '.join(known)}")
-    task = replace(task, **{FIELDS[k]: value for k, value in arguments.items() if k in FIELDS})
-    for name, change in CHANGES.items():
-        task = change(task, arguments[name]) if name in arguments else task
-    if max_episode_steps is None:
-        return task
-    if max_episode_steps != -1 and max_episode_steps < 1:
-        raise ValueError(
-            f"max_episode_steps={max_episode_steps} must be at least 1, or -1 for none"
-        )
-    no_limit = int(np.iinfo(np.int64).max)
-    return replace(task, max_steps=no_limit if max_episode_steps == -1 else max_episode_steps)
-
-
-def _distance(state: SimState, _: mujoco.MjModel) -> np.ndarray:
-    place = np.ascontiguousarray(state["qpos"][:, :2])
-    # matmul uses BLAS's dot product, as np.linalg.norm of a vector does: the same last bit
-    squared: np.ndarray = place[:, None, :] @ place[:, :, None]
-    return np.sqrt(squared[:, 0, 0])
-
-
-PLACES: dict[str, Callable[[SimState, mujoco.MjModel], np.ndarray]] = {
+PLACES: dict[str, Callable[[SimState, Task], np.ndarray]] = {
     "x_position": lambda state, _: state["qpos"][:, 0].copy(),
     "y_position": lambda state, _: state["qpos"][:, 1].copy(),
-    "z_distance_from_origin": lambda state, model: state["qpos"][:, 1] - model.qpos0[1],
-    "distance_from_origin": _distance,
+    "z_distance_from_origin": lambda state, task: (
+        state["qpos"][:, task.height] - task.model.qpos0[task.height]
+    ),
+    "distance_from_origin": lambda state, _: norm(state["qpos"][:, :2]),
     "tendon_length": lambda state, _: state["ten_length"].copy(),
     "tendon_velocity": lambda state, _: state["ten_velocity"].copy(),
 }

@@ -1,4 +1,4 @@
-"""The Warp backend: the six MuJoCo tasks on a GPU, without host-device synchronisation."""
+"""The Warp backend: the MuJoCo tasks on a GPU, without host-device synchronisation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.envs import tasks
 from dpd.envs.base import ActionScale, Env, EnvSpec, Snapshot, Step, UnsupportedEnv, snapshot_rows
+from dpd.envs.task import Task, load_model
+from dpd.envs.tasks import find_task
 from dpd.envs.warp_physics import WarpPhysics, loops_on, wait_for, warp_device
 
 DIFFERENCES = {
     "Ant-v5": "MuJoCo Warp turns the friction pyramid under a leg steeper than 60 degrees; "
     "single steps differ from MuJoCo's there",
-    "Humanoid-v5": "solved by Newton in place of PGS, which MuJoCo Warp does not have",
+    **dict.fromkeys(
+        ("Humanoid-v5", "HumanoidStandup-v5"),
+        "solved by Newton in place of PGS, which MuJoCo Warp does not have",
+    ),
 }
 """Differences from MuJoCo's simulation, other than float32."""
 
@@ -25,9 +29,10 @@ OLD_DRIVER = (
 )
 
 
-def warp_notes(env_id: str, device: torch.device) -> tuple[str, ...]:
+def warp_notes(task: Task, device: torch.device) -> tuple[str, ...]:
     """Return the remarks to print once for a task on a device."""
-    remarks = (DIFFERENCES[env_id],) if env_id in DIFFERENCES else ()
+    own = (DIFFERENCES[task.env_id],) if task.env_id in DIFFERENCES else ()
+    remarks = (*task.notes, *own)
     return remarks if loops_on(device) else (*remarks, OLD_DRIVER)
 
 
@@ -43,13 +48,14 @@ class WarpEnv(Env):
     """
 
     def __init__(
-        self, env_id: str, n_envs: int, seeds: Sequence[int], device: str = "cuda"
+        self, task: str | Task, n_envs: int, seeds: Sequence[int], device: str = "cuda"
     ) -> None:
-        self._task = task = tasks.find_task(env_id)
+        self._task = task = find_task(task) if isinstance(task, str) else task
+        env_id = task.env_id
         if len(seeds) != n_envs or n_envs < 1:
             raise ValueError(f"{len(seeds)} seeds for {n_envs} environments; give one each")
         self.n_envs, self.device = n_envs, warp_device(device)
-        model = tasks.load_model(task)
+        model = load_model(task)
         keys = np.array([int(seed) % 2**64 for seed in seeds], dtype=np.uint64).view(np.int64)
         try:
             self._open: WarpPhysics | None = WarpPhysics(task, model, keys, self.device)
@@ -61,18 +67,15 @@ class WarpEnv(Env):
                 "lower --n-envs or --seeds"
             ) from error
         self._mass = torch.tensor(model.body_mass, dtype=torch.float32, device=self.device)
-        self._dt = model.opt.timestep * task.frame_skip
         low, high = model.actuator_ctrlrange.T.astype(np.float32)
         self._scale = ActionScale(low, high).on(self.device)
         self._elapsed = torch.zeros(n_envs, dtype=torch.int64, device=self.device)
         self.n_lost = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._marker = torch.zeros(n_envs, device=self.device)
-        self._obs = tasks.observe(task, self._physics.fields)
-        sizes, notes = (self._obs.shape[1], model.nu), warp_notes(env_id, self.device)
-        limits, groups = (
-            (True, task.max_steps),
-            tasks.observation_groups(task, self._physics.fields),
-        )
+        state = self._physics.fields
+        self._marker = task.marker(state, self._mass).clone()
+        self._obs = task.observe(state)
+        sizes, notes = (self._obs.shape[1], model.nu), warp_notes(task, self.device)
+        limits, groups = (True, task.max_steps), task.observation_groups(state)
         self.spec = EnvSpec(env_id, "warp", *sizes, low, high, *limits, notes, groups=groups)
         self._started = False
 
@@ -95,14 +98,15 @@ class WarpEnv(Env):
         ctrl = scaled.nan_to_num(0.0)
         self._physics.step(ctrl)
         task, state = self._task, self._physics.fields
-        marker = tasks.marker(task, state, self._mass).clone()  # planar: a view of qpos
-        up = tasks.healthy(task, state) if task.terminates else None
-        reward = tasks.reward(task, state, (marker - self._marker) / self._dt, ctrl, up)
+        marker = task.marker(state, self._mass).clone()  # planar: a view of qpos
+        up = task.healthy(state)
+        reward = task.total(task.reward_terms(self._marker, marker, state, ctrl, up))
         lost = self._physics.unstable() | is_nan
         self._elapsed += 1
-        terminated = torch.zeros_like(lost) if up is None else ~(up | lost)
+        fell = None if up is None or not task.terminates else ~up
+        terminated = torch.zeros_like(lost) if fell is None else fell & ~lost
         truncated = (self._elapsed >= task.max_steps) | lost
-        next_obs = tasks.observe(task, state)
+        next_obs = task.observe(state)
         obs = self._restart(terminated | truncated, next_obs, marker)
         self.n_lost += lost.sum()
         return Step(
@@ -119,9 +123,9 @@ class WarpEnv(Env):
         self._physics.restart(over)
         self._elapsed.masked_fill_(over, 0)
         state = self._physics.fields
-        fresh = tasks.marker(self._task, state, self._mass)
+        fresh = self._task.marker(state, self._mass)
         self._marker = torch.where(over, fresh, marker)
-        self._obs = torch.where(over[:, None], tasks.observe(self._task, state), obs)
+        self._obs = torch.where(over[:, None], self._task.observe(state), obs)
         return self._obs
 
     def trouble(self) -> list[str]:

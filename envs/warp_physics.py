@@ -17,13 +17,13 @@ import warp as wp
 from torch import Tensor
 
 from dpd.envs.base import UnsupportedEnv
-from dpd.envs.tasks import Task
+from dpd.envs.task import Task
 
 ON_CPU = "--backend native simulates on the CPU"
 
 # Capacity for contacts (shared by all worlds) and constraint rows per world. Random and bang-bang
 # actions for 12,000 steps, falls included, needed at most 8 and 38; Humanoid 11 and 47.
-_CAPACITY = {"Humanoid-v5": (32, 128)}
+_CAPACITY = {"Humanoid-v5": (32, 128), "HumanoidStandup-v5": (32, 128)}
 _USUAL_CAPACITY = (24, 96)
 # Not capacities: a solver that reaches its iteration limit loses no contacts.
 _HARMLESS = int(mjw.OverflowType.ITERATIONS | mjw.OverflowType.LS_ITERATIONS)
@@ -31,9 +31,10 @@ _HARMLESS = int(mjw.OverflowType.ITERATIONS | mjw.OverflowType.LS_ITERATIONS)
 _MAX_VALUE = 1e10
 # The full state, in the order of MuJoCo's integration state.
 _STATE = ("time", "qpos", "qvel", "qacc_warmstart", "ctrl")
-# Fields that are zero after a restart: without ctrl there is no actuator force, and MuJoCo
-# computes contact forces in a step only.
-_ZERO_AT_START = ("cfrc_ext", "qfrc_actuator")
+# Fields that are zero after a restart: without ctrl there is no actuator force, MuJoCo computes
+# contact forces in a step only, and no start of a double pendulum is near the end of its rail.
+_ZERO_AT_START = ("cfrc_ext", "qfrc_actuator", "qfrc_constraint")
+_TRIES = wp.constant(64)  # a goal is rejected 64 times in a row less often than once in 1e40 starts
 
 
 @wp.func
@@ -62,8 +63,10 @@ def _draw_start(
     key: wp.array[wp.int64],
     episode: wp.array[int],
     qpos0: wp.array[float],
-    noise: float,
+    qpos_noise: float,
+    qvel_noise: float,
     normal_qvel: bool,
+    n_moving: int,
     time: wp.array[float],
     qpos: wp.array2d[float],
     qvel: wp.array2d[float],
@@ -78,13 +81,44 @@ def _draw_start(
     x = 2.0 * first - 1.0
     nq = qpos0.shape[0]
     if k < nq:
-        qpos[world, k] = qpos0[k] + noise * x
+        qpos[world, k] = qpos0[k] + qpos_noise * x
         return
     if normal_qvel:
         x = wp.sqrt(-2.0 * wp.log(first)) * wp.cos(6.283185307179586 * second)
-    qvel[world, k - nq] = noise * x
+    if k - nq >= n_moving:
+        x = 0.0
+    qvel[world, k - nq] = qvel_noise * x
     warmstart[world, k - nq] = 0.0
     time[world] = 0.0
+
+
+@wp.kernel(enable_backward=False)
+def _draw_goal(
+    mask: wp.array[bool],
+    key: wp.array[wp.int64],
+    episode: wp.array[int],
+    n_drawn: int,
+    first: int,
+    low: wp.vec2,
+    high: wp.vec2,
+    radius: float,
+    is_inside: bool,
+    qpos: wp.array2d[float],
+) -> None:
+    """Draw coordinates `first` and `first + 1` of masked worlds, after n_drawn other numbers."""
+    world = wp.tid()
+    if not mask[world]:
+        return
+    word = _absorb(_absorb(wp.uint64(key[world]), 0), episode[world])
+    for k in range(_TRIES):
+        bits = _absorb(word, n_drawn + k)
+        x = low[0] + (high[0] - low[0]) * _unit(bits)
+        y = low[1] + (high[1] - low[1]) * _unit(bits >> wp.uint64(23))
+        qpos[world, first] = x
+        qpos[world, first + 1] = y
+        distance = wp.sqrt(x * x + y * y)
+        if (is_inside and distance < radius) or (not is_inside and distance > radius):
+            return
 
 
 class WarpPhysics:
@@ -102,7 +136,7 @@ class WarpPhysics:
         self.key = torch.tensor(keys, device=device)
         self.episode = torch.full((n_worlds,), -1, dtype=torch.int32, device=device)
         self._mask = torch.ones(n_worlds, dtype=torch.bool, device=device)
-        self._qpos0 = torch.tensor(model.qpos0, dtype=torch.float32, device=device)
+        self._qpos0 = torch.tensor(task.pose(), dtype=torch.float32, device=device)
         wait_for(device)  # finish torch's work first: Warp uses another stream
         n_contacts, n_rows = _CAPACITY.get(task.env_id, _USUAL_CAPACITY)
         with wp.ScopedDevice(str(device)):
@@ -114,7 +148,13 @@ class WarpPhysics:
             self._data = mjw.make_data(model, n_worlds, nconmax=n_contacts, njmax=n_rows)
             data, views = self._data, (self._mask, self.key, self.episode, self._qpos0)
             self._draw_args: dict[str, list[object]] = {
-                "inputs": [*map(wp.from_torch, views), task.qpos_noise, task.normal_qvel],
+                "inputs": [
+                    *map(wp.from_torch, views),
+                    task.qpos_noise or 0.0,
+                    task.velocity_noise,
+                    task.normal_qvel,
+                    model.nv - task.still,
+                ],
                 "outputs": [data.time, data.qpos, data.qvel, data.qacc_warmstart],
             }
             self._step = self._record(self._run_step)
@@ -173,6 +213,13 @@ class WarpPhysics:
         data = self._data
         n_drawn = data.qpos.shape[1] + data.qvel.shape[1]
         wp.launch(_draw_start, (data.nworld, n_drawn), **self._draw_args)
+        if (goal := self._task.goal) is not None:
+            first = data.qpos.shape[1] + goal.qpos
+            limits = (wp.vec2(*goal.low), wp.vec2(*goal.high), goal.radius, goal.is_inside)
+            known = self._draw_args["inputs"][:3]  # mask, key, episode
+            wp.launch(
+                _draw_goal, data.nworld, [*known, n_drawn, first, *limits], outputs=[data.qpos]
+            )
         if self._task.derived:
             mjw.kinematics(self._model, data)
             mjw.com_pos(self._model, data)

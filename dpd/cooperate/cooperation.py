@@ -19,8 +19,9 @@ from rich.console import Console
 from dpd.cooperate.config import NOT_SAVED, CooperateConfig, cooperation_file
 from dpd.cooperate.rounds import Pair, Round, Trial, cooperate
 from dpd.cooperate.simulator import PURPOSES, Budget, BudgetExceeded, Simulator
+from dpd.envs.arguments import native_task
 from dpd.envs.base import UnsupportedEnv
-from dpd.envs.make import check, choose_backend, ranges_of
+from dpd.envs.make import check, ranges_of
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console, steps_progress
 from dpd.policies.policyfile import Policy, load, require_bounds, require_fit
@@ -34,7 +35,14 @@ from dpd.report.stats import (
     mean_interval,
     paired_difference,
 )
-from dpd.run.sources import Place, load_together, moved, one_policy, short_names
+from dpd.run.sources import (
+    Place,
+    load_together,
+    moved,
+    one_policy,
+    require_place,
+    short_names,
+)
 
 
 class CooperatingPolicy(NamedTuple):
@@ -55,6 +63,7 @@ class Cooperation:
     env_id: str
     config: CooperateConfig
     budget: Budget
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     """Simulator steps at the end of each round."""
@@ -117,7 +126,8 @@ def cooperate_paths(config: CooperateConfig) -> int:
     """
     outcome = new_cooperation(config) if config.resume is None else read_cooperation(config)
     budget, console = outcome.budget, make_console(stderr=True, highlight=False)
-    with closing(Simulator(outcome.env_id, budget, outcome.config)) as world:
+    task = native_task(outcome.env_id, outcome.env_kwargs)
+    with closing(Simulator(task, budget, outcome.config)) as world:
         total = min(budget.total, budget.spent + most_steps_left(world, outcome))
         with steps_progress(console, total, budget.spent) as budget.tell:
             status = run_rounds(world, outcome, console)
@@ -193,16 +203,18 @@ def print_cooperation(outcome: Cooperation) -> None:
 
 def new_cooperation(config: CooperateConfig) -> Cooperation:
     """Start a cooperation: read policies that fit each other and check the output directory."""
-    subjects, env_id = read_policies(config)
+    subjects, (env_id, kwargs) = read_policies(config)
     require_writable(config.out)
     if (config.out / "policies").exists():
         raise BadInput(f"{config.out} already holds policies; choose another --out")
     budget = Budget(config.total_steps)
-    return Cooperation(subjects=subjects, env_id=env_id, config=config, budget=budget)
+    return Cooperation(
+        subjects=subjects, env_id=env_id, config=config, budget=budget, env_kwargs=kwargs
+    )
 
 
-def read_policies(config: CooperateConfig) -> tuple[list[CooperatingPolicy], str]:
-    """Return all policies and their task's id.
+def read_policies(config: CooperateConfig) -> tuple[list[CooperatingPolicy], Place]:
+    """Return all policies and their task.
 
     Raises BadInput or NotAPolicy if a policy can't be read, or if they do not fit each other and a
     task whose states can be restored.
@@ -221,21 +233,24 @@ def read_policies(config: CooperateConfig) -> tuple[list[CooperatingPolicy], str
         steps = meta.provenance.get("steps")
         origin = {"name": name, "sha256": digest, "algo": meta.algo, "steps": steps}
         subjects.append(CooperatingPolicy(name, file, origin, policy))
-    require_fit_task(place.env_id, subjects, config.foreign.env is not None)
-    return subjects, place.env_id
+    require_fit_task(place, subjects, config.foreign.env is not None)
+    return subjects, place
 
 
-def require_fit_task(env_id: str, subjects: list[CooperatingPolicy], is_given: bool = True) -> None:
+def require_fit_task(
+    place: Place, subjects: list[CooperatingPolicy], is_given: bool = True
+) -> None:
     """Raise BadInput unless all policies fit a task whose states can be restored.
 
     They must have been trained in one environment, unless the user gave one (`is_given`).
     """
     try:
-        for subject in subjects:  # check their env_kwargs too, or they would be dropped silently
-            choose_backend(env_id, "native", subject.policy.meta.env_kwargs)
-            if ranges_of(env_id, subject.policy.meta.env_kwargs):
+        for subject in subjects:
+            if ranges_of(place.env_id, subject.policy.meta.env_kwargs):
                 raise UnsupportedEnv(f"{subject.name} acts in episodes of different models")
-        spec = check(env_id, "native")
+            # or its arguments would be dropped silently
+            require_place(subject.name, subject.policy, place, f"{subjects[0].name} in")
+        spec = check(place.env_id, "native", place.env_kwargs)
     except UnsupportedEnv as error:
         raise BadInput(f"cooperation needs restorable states of the task: {error}") from error
     first = subjects[0]
@@ -254,6 +269,7 @@ def cooperation_json(outcome: Cooperation) -> dict[str, Any]:
     rounds = zip(outcome.rounds, outcome.steps, strict=True)
     return {
         "env": outcome.env_id,
+        "env_kwargs": outcome.env_kwargs,
         "confidence": CONFIDENCE,
         "settings": outcome.settings,
         "steps": {"total": outcome.budget.spent, **outcome.budget.used},
@@ -312,7 +328,8 @@ def read_cooperation(config: CooperateConfig) -> Cooperation:
             subjects.append(
                 CooperatingPolicy(record["name"], Path(record["file"]), origin, current)
             )
-        require_fit_task(saved["env"], subjects)
+        place = Place(saved["env"], saved.get("env_kwargs", {}))  # earlier files have none
+        require_fit_task(place, subjects)
         budget = Budget(config.total_steps)
         budget.used = {purpose: int(saved["steps"][purpose]) for purpose in PURPOSES}
         rounds = [saved_round(record) for record in saved["rounds"]]
@@ -320,7 +337,8 @@ def read_cooperation(config: CooperateConfig) -> Cooperation:
             rounds[-1].policies.extend(subject.policy for subject in subjects)
         return Cooperation(
             subjects=subjects,
-            env_id=saved["env"],
+            env_id=place.env_id,
+            env_kwargs=place.env_kwargs,
             config=config,
             budget=budget,
             rounds=rounds,

@@ -17,7 +17,7 @@ from torch import Tensor
 from dpd.envs.base import Snapshot
 from dpd.envs.native import NativeEnv
 from dpd.envs.physics import positions
-from dpd.envs.tasks import find_task, load_model
+from dpd.envs.task import Task, load_model
 from dpd.run.episodes import ActFunction, episode_seeds, run_episodes, side_by_side
 
 if TYPE_CHECKING:
@@ -98,9 +98,8 @@ class Simulator:
     excludes: neither the physics nor a policy depends on them, and a network would memorise them.
     """
 
-    def __init__(self, env_id: str, budget: Budget, config: CooperateConfig) -> None:
-        self.env_id, self.budget, self.config = env_id, budget, config
-        self.task = find_task(env_id)
+    def __init__(self, task: Task, budget: Budget, config: CooperateConfig) -> None:
+        self.task, self.budget, self.config = task, budget, config
         self._env: NativeEnv | None = None
         self.model = load_model(self.task)
         self.skip = self.task.skip_qpos
@@ -114,7 +113,7 @@ class Simulator:
 
     def make(self, seeds: Sequence[int]) -> NativeEnv:
         """Make an environment per seed."""
-        return NativeEnv(self.env_id, len(seeds), seeds, self.config.threads)
+        return NativeEnv(self.task, len(seeds), seeds, self.config.threads)
 
     def close(self) -> None:
         """Release the environments."""

@@ -26,7 +26,7 @@ from dpd.agents.config import ALGORITHMS
 from dpd.agents.nets import ACTIVATIONS
 from dpd.agents.norm import EPSILON
 from dpd.envs.make import check
-from dpd.envs.tasks import python_warnings
+from dpd.envs.task import python_warnings
 from dpd.errors import BadInput
 from dpd.policies.policyfile import (
     ACTIVATION_MODULES,

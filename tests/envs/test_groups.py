@@ -6,26 +6,28 @@ import gymnasium
 import numpy as np
 import pytest
 
+from dpd.envs.arguments import make_task
 from dpd.envs.groups import Groups, UnknownColumns, columns_of, consecutive, is_choosable
 from dpd.envs.make import check
 from dpd.envs.native import Simulation
 from dpd.envs.tasks import TASKS
-from dpd.envs.vector import make_task
 
 # qpos 0 to 2, qvel 3 to 4, and two keys of a nested Dict
 GROUPS = consecutive({"qpos": 3, "qvel": 2, "legs.left": 1, "legs.right": 4})
+UNNAMED = ("Reacher-v5", "Pusher-v5", "InvertedDoublePendulum-v5")  # in Gymnasium
 LAYOUTS: list[tuple[str, dict[str, Any]]] = [
-    *((env_id, {}) for env_id in TASKS),
+    *((env_id, {}) for env_id in TASKS if env_id not in UNNAMED),
     ("Hopper-v5", {"exclude_current_positions_from_observation": False}),
     ("Ant-v5", {"include_cfrc_ext_in_observation": False}),
     ("Humanoid-v5", {"include_cvel_in_observation": False, "include_cinert_in_observation": False}),
+    ("HumanoidStandup-v5", {"exclude_current_positions_from_observation": False}),
 ]
 
 
 def gymnasium_groups(env: gymnasium.Env) -> Groups:
     """Return the groups as Gymnasium's own `observation_structure` has them."""
     sizes = dict(env.unwrapped.observation_structure)  # type: ignore[attr-defined]
-    sizes.pop("skipped_qpos")
+    sizes.pop("skipped_qpos", None)
     return consecutive(sizes)
 
 
@@ -59,9 +61,42 @@ def test_the_columns_of_a_group_hold_its_mujoco_field(env_id: str) -> None:
     env.close()
 
 
-def test_a_task_that_gymnasium_gives_no_structure_has_no_named_groups() -> None:
-    assert check("Reacher-v5").groups == {}
-    assert check("InvertedPendulum-v5").groups == {"qpos": range(2), "qvel": range(2, 4)}
+@pytest.mark.parametrize(
+    ("env_id", "groups"),
+    [
+        # two angles as cosines and sines, the target's place, two speeds, the way to the target
+        ("Reacher-v5", {"cos": 2, "sin": 2, "target": 2, "qvel": 2, "to_target": 2}),
+        ("Pusher-v5", {"qpos": 7, "qvel": 7, "tips_arm": 3, "object": 3, "goal": 3}),
+        (
+            "InvertedDoublePendulum-v5",
+            {"qpos": 1, "sin": 2, "cos": 2, "qvel": 3, "qfrc_constraint": 1},
+        ),
+    ],
+)
+def test_a_task_that_gymnasium_gives_no_structure_has_names_of_its_own(
+    env_id: str, groups: dict[str, int]
+) -> None:
+    env = gymnasium.make(env_id)
+    obs, _ = env.reset(seed=0)
+    data = env.unwrapped.data  # type: ignore[attr-defined]
+    columns = check(env_id).groups
+    assert {name: len(part) for name, part in columns.items()} == groups
+    truth = {
+        "cos": np.cos(data.qpos[:2] if "Reacher" in env_id else data.qpos[1:]),
+        "sin": np.sin(data.qpos[:2] if "Reacher" in env_id else data.qpos[1:]),
+        "target": data.qpos[2:],
+        "qpos": data.qpos[: groups.get("qpos", 0)],
+        "qvel": data.qvel[: groups["qvel"]],
+        "qfrc_constraint": data.qfrc_constraint[:1],
+    }
+    for name in ("fingertip", "tips_arm", "object", "goal"):
+        truth[name] = data.body(name).xpos if name in groups else np.zeros(3)
+    if "Reacher" in env_id:
+        truth["to_target"] = (data.body("fingertip").xpos - data.body("target").xpos)[:2]
+    for name in groups:
+        np.testing.assert_array_equal(obs[columns[name]], truth[name])
+    assert check(env_id, "gymnasium").groups == columns
+    env.close()
 
 
 @pytest.mark.parametrize(

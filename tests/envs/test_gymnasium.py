@@ -285,18 +285,46 @@ def test_a_module_before_the_colon_is_imported(tmp_path: Any, monkeypatch: Any) 
 
 
 def test_auto_is_native_where_it_can_be() -> None:
-    assert [choose_backend(env_id) for env_id in TASKS] == ["native"] * 6
-    assert choose_backend("Ant-v5", env_kwargs={"contact_cost_weight": 0.0}) == "gymnasium"
+    assert [choose_backend(env_id) for env_id in TASKS] == ["native"] * 11
+    assert choose_backend("Ant-v5", env_kwargs={"contact_cost_weight": 0.0}) == "native"
     assert choose_backend("Pendulum-v1") == "gymnasium"
     assert isinstance(make("Swimmer-v5", 1, [0]), NativeEnv)
     assert isinstance(make("Swimmer-v5", 1, [0], backend="gymnasium"), GymnasiumEnv)
 
 
+def test_environments_in_processes_of_their_own_take_the_same_steps() -> None:
+    kwargs = {"g": 9.0, "max_episode_steps": 20}
+    envs = [make("Pendulum-v1", 2, [3, 4], backend, kwargs) for backend in ("gymnasium", "async")]
+    assert [env.spec.backend for env in envs] == ["gymnasium", "async"]
+    first, second = (env.reset() for env in envs)
+    assert torch.equal(first, second)
+    for env in envs:
+        env.stagger(np.array([0.75, 0.5]))  # 15 and 10 of 20 steps are over
+    ends = []
+    for k, act in enumerate(torch.rand(24, 2, 1) * 2 - 1, start=1):
+        ours, theirs = (env.step(act) for env in envs)
+        for name, a, b in zip(ours._fields, ours, theirs, strict=True):
+            assert torch.equal(a, b), name
+        ends += [(k, i) for i in range(2) if theirs.truncated[i]]
+    assert ends == [(5, 0), (10, 1)]
+    for env in envs:
+        env.close()
+
+
+def test_an_older_task_has_a_remark_and_a_vector_environment_no_processes() -> None:
+    env = make("Reacher-v4", 1, [0], "async")
+    assert env.spec.notes == ("Reacher-v5 has a native simulation, which is many times faster",)
+    env.close()
+    late = register_once("DpdTest/Late-v0", vector_entry_point=LateCounter)
+    with pytest.raises(UnsupportedEnv, match="leave out --backend async"):
+        make(late, 1, [0], "async")
+
+
 def test_native_refuses_what_it_cannot_do() -> None:
     with pytest.raises(UnsupportedEnv, match="no native simulation of Pendulum-v1"):
         make("Pendulum-v1", 1, [0], backend="native")
-    with pytest.raises(UnsupportedEnv, match="gymnasium backend"):
-        make("Ant-v5", 1, [0], backend="native", env_kwargs={"contact_cost_weight": 0.0})
+    with pytest.raises(UnsupportedEnv, match="Ant-v5 takes no 'contact'; it takes xml_file, frame"):
+        make("Ant-v5", 1, [0], env_kwargs={"contact": 0.0})
     with pytest.raises(ValueError, match="choose one of auto"):
         make("Ant-v5", 1, [0], backend="warp9")
 

@@ -23,13 +23,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def test_make_chooses_warp_for_cuda_and_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [choose_backend(env_id, device=CUDA) for env_id in TASKS] == ["warp"] * 6
+    assert [choose_backend(env_id, device=CUDA) for env_id in TASKS] == ["warp"] * 11
     assert [choose_backend(PLANAR, device=device) for device in (None, CPU)] == ["native"] * 2
     assert choose_backend(PLANAR, "warp", device=CPU) == "warp"
     with pytest.raises(UnsupportedEnv, match="there is one of HalfCheetah-v5"):
         choose_backend("Pendulum-v1", "warp", device=CUDA)
-    with pytest.raises(UnsupportedEnv, match="env_kwargs"):
-        choose_backend(PLANAR, "warp", env_kwargs={"ctrl_cost_weight": 0.0}, device=CUDA)
+    assert choose_backend(PLANAR, env_kwargs={"ctrl_cost_weight": 0.0}, device=CUDA) == "warp"
     for attempt in (
         lambda: make(PLANAR, WARP_FROM, range(WARP_FROM), device=CUDA),
         lambda: check(PLANAR, "warp"),
@@ -43,7 +42,6 @@ def test_make_chooses_warp_for_cuda_and_never_falls_back(monkeypatch: pytest.Mon
 def test_what_warp_is_not_for_is_simulated_on_the_cpu_beside_a_gpu() -> None:
     assert choose_backend(PLANAR, device=CUDA, n_envs=WARP_FROM - 1) == "native"
     assert choose_backend("Pendulum-v1", device=CUDA) == "gymnasium"
-    assert choose_backend(PLANAR, env_kwargs={"ctrl_cost_weight": 0.0}, device=CUDA) == "gymnasium"
     for backend in ("native", "gymnasium"):
         assert choose_backend(PLANAR, backend, device=CUDA) == backend
 

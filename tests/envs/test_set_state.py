@@ -1,16 +1,22 @@
 """Putting positions and velocities into running simulations."""
 
+from typing import Any
+
+import gymnasium
 import mujoco
 import numpy as np
 import pytest
 import torch
 
+from dpd.envs.locomotion import Locomotion
 from dpd.envs.native import NativeEnv
 from dpd.envs.physics import STATE, positions
-from dpd.envs.tasks import TASKS, load_model
+from dpd.envs.task import load_model
+from dpd.envs.tasks import TASKS
 
-CONTACT = ("Ant-v5", "Humanoid-v5")
-EXACT = sorted(TASKS.keys() - set(CONTACT))
+CONTACT = ("Ant-v5", "Humanoid-v5", "HumanoidStandup-v5")
+PLACED = ("Reacher-v5", "Pusher-v5")  # observe places of bodies, which lag one frame after a step
+EXACT = sorted(TASKS.keys() - {*CONTACT, *PLACED})
 N_STEPS = 60  # long enough for random Ants and Humanoids to touch the floor
 
 
@@ -53,6 +59,7 @@ def test_another_states_positions_and_velocities_show_what_it_shows(env_id: str)
 @pytest.mark.parametrize("env_id", CONTACT)
 def test_contact_forces_are_those_of_the_state_itself(env_id: str) -> None:
     task, model = TASKS[env_id], load_model(TASKS[env_id])
+    assert isinstance(task, Locomotion)
     env = running(env_id)
     snapshot = env.snapshot()
     qpos, qvel = positions(model, snapshot["physics"])
@@ -68,6 +75,18 @@ def test_contact_forces_are_those_of_the_state_itself(env_id: str) -> None:
         np.testing.assert_array_equal(obs[row, -force.size :], force.astype(np.float32))
     again = env.set_state(range(3), qpos, qvel)
     assert torch.equal(again, obs)
+
+
+@pytest.mark.parametrize("env_id", PLACED)
+def test_places_of_bodies_are_those_of_the_state_itself(env_id: str) -> None:
+    env, theirs = running(env_id), gymnasium.make(env_id)
+    qpos, qvel = positions(load_model(TASKS[env_id]), env.snapshot()["physics"])
+    obs = env.set_state(range(3), qpos, qvel)
+    inner: Any = theirs.unwrapped
+    for row in range(3):
+        inner.set_state(qpos[row], qvel[row])
+        np.testing.assert_array_equal(obs[row], inner._get_obs().astype(np.float32))
+    theirs.close()
 
 
 def test_the_forward_velocity_is_measured_from_where_it_was_put() -> None:

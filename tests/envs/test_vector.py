@@ -80,7 +80,7 @@ def test_every_task_is_registered_with_gymnasiums_spaces(env_id: str) -> None:
     assert ours.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert ours.metadata["render_fps"] == theirs.metadata["render_fps"]
     assert ours.spec is not None and ours.spec.id == f"dpd/{env_id}"
-    assert ours.spec.max_episode_steps == theirs.spec.max_episode_steps == 1000
+    assert ours.spec.max_episode_steps == theirs.spec.max_episode_steps
     ours.close()
     theirs.close()
 
@@ -92,19 +92,28 @@ def test_without_a_mode_it_resets_in_the_next_step_as_gymnasium_does() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("env_id", ["Walker2d-v5", "Hopper-v5", "Ant-v5", "Humanoid-v5"])
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        *("Walker2d-v5", "Hopper-v5", "Ant-v5", "Humanoid-v5"),
+        *("InvertedPendulum-v5", "InvertedDoublePendulum-v5"),
+    ],
+)
 def test_episodes_that_terminate_and_that_are_cut_are_bitwise_gymnasiums(
     env_id: str, mode: AutoresetMode
 ) -> None:
     # a random Hopper falls within about 20 steps; 17 cuts some and lets others fall
-    limit = {"Hopper-v5": 17, "Walker2d-v5": 17, "Humanoid-v5": 20}.get(env_id, 50)
+    limits = {"Hopper-v5": 17, "Walker2d-v5": 17, "Humanoid-v5": 20}
+    limit = limits.get(env_id, 7 if "Pendulum" in env_id else 50)
     ours, theirs = pair(env_id, 3, mode, max_episode_steps=limit)
     n_terminated, n_truncated = play(ours, theirs, mode)
     assert n_truncated and (n_terminated or env_id == "Ant-v5")
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Swimmer-v5"])
+@pytest.mark.parametrize(
+    "env_id", ["HalfCheetah-v5", "Swimmer-v5", "Reacher-v5", "Pusher-v5", "HumanoidStandup-v5"]
+)
 def test_tasks_that_only_end_by_time_are_bitwise_gymnasiums(
     env_id: str, mode: AutoresetMode
 ) -> None:
@@ -127,6 +136,12 @@ def test_tasks_that_only_end_by_time_are_bitwise_gymnasiums(
         ("Humanoid-v5", {"contact_cost_range": (0.25, 0.3), "contact_cost_weight": 1e-3}),
         ("Humanoid-v5", {f"include_{x}_in_observation": False for x in ("cinert", "cvel")}),
         ("Humanoid-v5", {f"include_{x}_in_observation": False for x in ("qfrc_actuator",)}),
+        ("HumanoidStandup-v5", {"impact_cost_weight": 1e-3, "impact_cost_range": (0.1, 0.2)}),
+        ("HumanoidStandup-v5", {"uph_cost_weight": 3.0, "include_cfrc_ext_in_observation": False}),
+        ("Reacher-v5", {"reward_dist_weight": 2, "reward_control_weight": 0.3, "frame_skip": 3}),
+        ("Pusher-v5", {"reward_near_weight": 0.7, "reward_dist_weight": 2.0}),
+        ("InvertedPendulum-v5", {"reset_noise_scale": 0.19, "width": 64}),
+        ("InvertedDoublePendulum-v5", {"healthy_reward": 2, "reset_noise_scale": 0.3}),
     ],
 )
 def test_arguments_of_a_task_mean_what_they_mean_in_gymnasium(

@@ -1,4 +1,4 @@
-"""The warp backend against the native one, on Warp's CPU device; bench/gpu_parity.py does all six.
+"""The warp backend against the native one, on Warp's CPU device; bench/gpu_parity.py does all.
 
 Unoptimised kernels compile in half the time. A run with no cache of them compiles for most of its
 time: one planar task, and the one task whose observations hold contact forces.
@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 import warp as wp
-from scipy.stats import kstest, norm
+from scipy.stats import ks_2samp, kstest, norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpd.envs import tasks
 from dpd.envs.base import ActionScale, Snapshot, Step, UnsupportedEnv
 from dpd.envs.native import NativeEnv
+from dpd.envs.task import load_model
 from dpd.envs.tasks import TASKS
 from dpd.envs.warp import WarpEnv
-from dpd.envs.warp_physics import warp_device
+from dpd.envs.warp_physics import _draw_goal, warp_device
 from tests.toy.meta_device import NothingFromHost
 
 wp.config.optimization_level = 0
@@ -72,8 +72,8 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> int:
     """Make episodes of the planar task 4 steps long, of one frame each."""
-    task = dataclasses.replace(tasks.TASKS[PLANAR], max_steps=4, frame_skip=1)
-    monkeypatch.setitem(tasks.TASKS, PLANAR, task)
+    task = dataclasses.replace(TASKS[PLANAR], max_steps=4, frame_skip=1)
+    monkeypatch.setitem(TASKS, PLANAR, task)
     return task.max_steps
 
 
@@ -210,11 +210,12 @@ def test_a_step_stays_as_it_was_handed_out(short: int) -> None:
 @pytest.mark.parametrize("env_id", [CONTACT, PLANAR])
 def test_starts_are_distributed_as_the_task_says(env_id: str) -> None:
     env = made(env_id, 8)
-    task, model = tasks.TASKS[env_id], tasks.load_model(tasks.TASKS[env_id])
+    task, model = TASKS[env_id], load_model(TASKS[env_id])
     episodes = []
     for _ in range(250):
         env.reset()
         episodes.append(env.snapshot()["physics"][:, 1 : 1 + model.nq + model.nv])
+    assert task.qpos_noise is not None
     noise = np.concatenate(episodes) - [*model.qpos0, *[0.0] * model.nv]
     drawn = (noise / task.qpos_noise).T  # 2000 numbers per coordinate
     n_uniform = model.nq if task.normal_qvel else model.nq + model.nv
@@ -228,6 +229,30 @@ def test_starts_are_distributed_as_the_task_says(env_id: str) -> None:
     between_episodes = [np.corrcoef(x[:-8], x[8:])[0, 1] for x in drawn]
     for correlations in (between_coordinates, between_environments, between_episodes):
         assert np.abs(correlations).max() < 0.11
+
+
+@pytest.mark.parametrize("env_id", ["Reacher-v5", "Pusher-v5"])
+def test_goals_are_distributed_as_the_native_ones(env_id: str) -> None:
+    task, n = TASKS[env_id], 4000
+    goal = task.goal
+    assert goal is not None
+    wp.init()
+    mask, key = torch.ones(n, dtype=torch.bool), torch.arange(n)
+    mask[-1] = False
+    episode, qpos = torch.zeros(n, dtype=torch.int32), torch.full((n, 5), 9.0)
+    limits = (wp.vec2(*goal.low), wp.vec2(*goal.high), goal.radius, goal.is_inside)
+    views = [wp.from_torch(x, return_ctype=False) for x in (mask, key, episode, qpos)]
+    wp.launch(_draw_goal, n, [*views[:3], 11, 2, *limits], outputs=[views[3]], device="cpu")
+    assert (qpos[:, [0, 1, 4]] == 9).all() and (qpos[-1] == 9).all()  # only two, only where masked
+    ours = qpos[:-1, 2:4].numpy()
+    generator = np.random.default_rng(0)
+    first = goal.qpos + load_model(task).nq
+    native = np.stack([task.draw_start(generator)[0][first : first + 2] for _ in range(n)])
+    for radius in (np.linalg.norm(points, axis=1) for points in (ours, native)):
+        assert (radius < 0.2).all() if goal.is_inside else (radius > 0.17).all()
+    # seeds are fixed; of 6 distributions, one in 1,500 choices of them has so small a p-value
+    for direction in ([1.0, 0.0], [0.0, 1.0], [0.6, 0.8]):
+        assert ks_2samp(ours @ direction, native @ direction).pvalue > 1e-4
 
 
 def test_an_environment_starts_where_it_does_whatever_happens_to_the_others(short: int) -> None:
@@ -429,7 +454,7 @@ def test_a_step_before_the_first_reset_is_refused(short: int) -> None:
 
 @pytest.mark.parametrize("env_id", TASKS)
 def test_actions_are_scaled_on_the_device_as_on_the_host(env_id: str) -> None:
-    low, high = tasks.load_model(tasks.TASKS[env_id]).actuator_ctrlrange.T
+    low, high = load_model(TASKS[env_id]).actuator_ctrlrange.T
     for bounds in ((low, high), (low - 0.3, high * 7.7)):
         scale = ActionScale(*bounds)
         act = torch.randn(1000, len(low), generator=torch.Generator().manual_seed(0))

@@ -21,7 +21,8 @@ from dpd.cooperate.simulator import (
     probe_times,
 )
 from dpd.envs.native import NativeEnv
-from dpd.envs.tasks import TASKS, load_model
+from dpd.envs.task import load_model
+from dpd.envs.tasks import TASKS
 from dpd.run.episodes import ActFunction
 
 CONFIG = CooperateConfig(
@@ -46,7 +47,7 @@ def acting(env_id: str, seed: int) -> ActFunction:
 
 
 def simulator(env_id: str, total: int = PLENTY, **changes: Any) -> Simulator:
-    return Simulator(env_id, Budget(total), replace(CONFIG, **changes))
+    return Simulator(TASKS[env_id], Budget(total), replace(CONFIG, **changes))
 
 
 @pytest.fixture

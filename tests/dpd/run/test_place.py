@@ -199,20 +199,22 @@ def test_a_sweep_plays_its_teacher_with_the_arguments(zipped: Path, heavy: Path)
         read_sweep_teacher(SweepConfig(teacher=heavy, foreign=ForeignConfig(env="Unladen-v0")))
 
 
-def test_cooperation_refuses_arguments_that_its_simulation_cannot_have(tmp_path: Path) -> None:
-    # the second policy's arguments were dropped: only the first one's were looked at
-    names = ("plain.safetensors", "changed.safetensors")
-    plain, changed = (tmp_path / name for name in names)
-    for file, kwargs in ((plain, {}), (changed, {"forward_reward_weight": 2.0})):
+def test_cooperation_refuses_policies_of_unlike_arguments(tmp_path: Path) -> None:
+    names = ("plain.safetensors", "changed.safetensors", "same.safetensors")
+    plain, changed, same = (tmp_path / name for name in names)
+    double = {"forward_reward_weight": 2.0}
+    for file, kwargs in ((plain, {}), (changed, double), (same, double)):
         agent = learners("ppo", 17, 6)
         meta = described("ppo", agent, env_id="HalfCheetah-v5", env_kwargs=kwargs)
         bounds = policyfile.bounds(make("HalfCheetah-v5", 1, [0]).spec)
         policyfile.save(file, dict(agent.export(0)) | bounds, meta)
-    with pytest.raises(BadInput, match="env_kwargs need the gymnasium backend"):
+    with pytest.raises(BadInput, match=r"changed was trained in .*, but plain in HalfCheetah-v5;"):
         read_policies(CooperateConfig(paths=(plain, changed)))
+    subjects, place = read_policies(CooperateConfig(paths=(changed, same)))
+    assert place == ("HalfCheetah-v5", double) and len(subjects) == 2
     given = ForeignConfig(env_kwargs="{}")
-    subjects, env_id = read_policies(CooperateConfig(paths=(plain, changed), foreign=given))
-    assert env_id == "HalfCheetah-v5"
+    subjects, place = read_policies(CooperateConfig(paths=(plain, changed), foreign=given))
+    assert place == ("HalfCheetah-v5", {})
     assert [subject.policy.meta.env_kwargs for subject in subjects] == [{}, {}]
 
 
