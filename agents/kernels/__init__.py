@@ -147,7 +147,8 @@ class Kernels:
             clip=float(c.clip),
             value_clip=math.inf if c.value_clip is None else float(c.value_clip),
             value_coef=float(c.value_coef),
-            entropy_coef=float(c.entropy_coef),
+            entropy_coef=float(ppo.loss_config.entropy_coef),
+            rl_coef=float(ppo.rl_coef),
         )
         nets, tape = net_table(ppo.nets, c.minibatch_size)
         rows = adam_rows(ppo.nets.flat, ppo.optimizer, c.max_grad_norm)
