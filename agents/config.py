@@ -491,7 +491,7 @@ class OffPolicyConfig(ReplayConfig):
             f"{super().plan}, {self.updates:,} updates of {self.minibatch_size}"
             f"{' for the steps of each peer' if shares else ''}; "
             f"the first {self.learning_starts:,} steps{of_all} "
-            + ("without" if self.critic_warmup else "at random")
+            + ("without updates" if self.critic_warmup else "at random")
         )
 
     def idle_iterations(self, peers: int) -> int:

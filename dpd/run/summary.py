@@ -95,14 +95,15 @@ def teacher_facts(config: TrainConfig, teacher: Teacher | None) -> dict[str, obj
         return {}
     facts: dict[str, object] = {}
     several = len(teacher.policies) > 1
-    by = "" if teacher.route is None else f"; all of them by {teacher.route.name}"
+    route = teacher.route
     for k, (path, returns) in enumerate(
         zip(config.teachers.teacher, teacher.returns.teachers, strict=True)
     ):
         name = path.name.removesuffix(".safetensors")
         facts[f"teacher {k}" if several else "teacher"] = (
             f"{name}: {np.mean(returns):,.0f} ± {np.std(returns):,.0f} over {len(returns)} "
-            f"episodes; random actions {teacher.returns.floor:,.0f}{by}"
+            f"episodes; random actions {teacher.returns.floor:,.0f}"
+            + (f"; where {route.name} is {route.first + k}, returns of all" if route else "")
         )
     return facts
 
@@ -117,8 +118,8 @@ def student_facts(config: TrainConfig, spec: EnvSpec) -> dict[str, object]:
     facts: dict[str, object] = {f"{config.views.PLURAL} see": f"{seen}, frames: {frames}"}
     words = {getattr(stack.algo, "critic_obs", "actor") for stack in config.stacks} - {"actor"}
     for word in sorted(words):
-        count = len(critic_columns(word, spec)) or spec.obs_dim
-        facts["values see"] = f"{word}; {count} of {spec.obs_dim} observations"
+        some, every = len(critic_columns(word, spec)), f"{spec.obs_dim} observations"
+        facts["values see"] = f"{word}; {some} of {every}" if some else f"all {every}"
     return facts
 
 

@@ -55,7 +55,8 @@ def test_without_a_weight_rewards_move_the_values_and_not_the_policy(name: str) 
     assert not torch.isclose(value, other_value).all()
     for school in schools:
         assert school.iterate(0.5)["distill/rl_coef"].item() == 1
-    assert not torch.isclose(*(parts(school)[0] for school in schools)).all()
+    moved, other_moved = (parts(school)[0] for school in schools)
+    assert not torch.isclose(moved, other_moved).all()
 
 
 def first_gradients(algo: LearnerConfig, weight: float) -> tuple[Tensor, ...]:

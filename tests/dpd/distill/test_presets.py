@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpd.agents.config import ALGORITHMS, DDPGConfig, PPOConfig
+from dpd.agents.config import ALGORITHMS, DDPGConfig, PPOConfig, StudentConfig
 from dpd.cli import parse_run, parse_train
 from dpd.config import RunConfig, TrainConfig
 from dpd.distill.config import DPDConfig, OnPolicyConfig
@@ -160,6 +160,7 @@ def test_rsl_rl_is_the_configuration_of_isaac_lab() -> None:
     config = parse_run(["--preset", "rsl_rl", "--teacher", "t"], "distill")
     ((name, student),) = config.algos
     assert (config.method, name) == ("on-policy", "student")
+    assert isinstance(student, StudentConfig)
     assert isinstance(config.distill, OnPolicyConfig) and config.distill.explores
     assert (student.n_steps, student.lr) == (120, 1e-3)
     assert math.exp(student.log_std_init) == pytest.approx(0.1)

@@ -95,10 +95,10 @@ def test_a_student_is_distilled_and_compared_in_the_teacher_s_task(
     argv += [*STUDENT, *ENDS, "--total-steps", "256"]
     home = f"--randomize {KWARGS['randomize']}"
     assert home in said(capsys, *argv, "--out", out)  # the flag that keeps the arguments
-    one = ["--randomize", "mass=1:2", "--out", out]
+    one: list[str | Path] = ["--randomize", "mass=1:2", "--out", out]
     assert f"end with other params; give {home}" in said(capsys, *argv, *one)
-    start = ["train", "Swimmer-v5", *TEACHER, "--init-from", teacher / POLICY, "--out", out]
-    assert f"it was trained with {home}" in said(capsys, *start)
+    start = ["train", "Swimmer-v5", *TEACHER, "--init-from", str(teacher / POLICY)]
+    assert f"it was trained with {home}" in said(capsys, *start, "--out", out)
     assert main([*argv, "--randomize", RANGES, "--out", str(out)]) == 0
     assert load(out / POLICY).meta.env_kwargs == KWARGS
     capsys.readouterr()
