@@ -138,8 +138,7 @@ class Kernels:
         c, kernel = ppo.config, self._ppo
         weight = data.logp[:, :0] if data.weight is None else data.weight
         samples = kernel.SampleRow(*map(learner_arrays, (*data[:6], weight)))
-        orders = learner_arrays(order)
-        ratios = torch.empty_like(data.logp)
+        orders, ratios = learner_arrays(order), torch.empty_like(data.logp)
         into = ratios.numpy()
         options = kernel.LossOptions(
             minibatch=c.minibatch_size,
