@@ -1,8 +1,7 @@
-"""PPO with an asymmetric value function, which sees more than the policy.
+"""Learners whose value functions and critics see more than their policies.
 
-A value function is needed in training only, where a simulator shows everything (Pinto et al. 2018,
-"Asymmetric actor critic for image-based robot learning"). Normalised observations are joint here:
-what the policy sees [..., F], and behind it the whole observation [..., O].
+They are needed in training only, where a simulator shows everything (Pinto et al. 2018,
+"Asymmetric actor critic for image-based robot learning").
 """
 
 from __future__ import annotations
@@ -14,26 +13,43 @@ from torch import Tensor
 
 from dpd.agents.base import LearnerId, Rollout
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.learners import Learners
 from dpd.agents.nets import Shapes, Tape, mlp_shapes
+from dpd.agents.norm import ObsNorm
+from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.ppo import PPO
+from dpd.agents.sac import SAC
+from dpd.agents.td3 import TD3
 from dpd.agents.views import RawNorm
 
 
+def raw_norm(agent: Learners) -> RawNorm:
+    """Return the normaliser of what value functions and critics see of raw observations.
+
+    Raises ValueError for learners whose policies see everything.
+    """
+    if not agent.views:
+        raise ValueError("critic_obs: without views, the policies see everything too")
+    columns = agent.critic_columns or range(agent.views[0].obs_dim)
+    sizes = agent.n_learners, list(columns), agent.dtype
+    return RawNorm(*sizes, agent.config.norm_obs, agent.device)
+
+
 class AsymmetricPPO(PPO):
-    """N learners by PPO, whose policies see a view and whose value functions see everything."""
+    """N learners by PPO, whose policies see a view and whose value functions see more.
+
+    Normalised observations are joint here: what the policy sees [..., F], and behind it columns of
+    the raw observation [..., C].
+    """
 
     STATE = (*PPO.STATE, "critic_norm")
 
     def _make(self, ids: Sequence[LearnerId]) -> None:
-        if not self.views:
-            raise ValueError("critic_obs all: without views, the policies see everything too")
-        raw_dim = self.views[0].obs_dim
-        sizes = self.n_learners, raw_dim, self.dtype
-        self.critic_norm = RawNorm(*sizes, self.config.norm_obs, self.device)
+        self.critic_norm = raw_norm(self)
         super()._make(ids)
 
     def _shapes(self, hidden: Sequence[int]) -> Shapes:
-        critic = mlp_shapes("critic", [self.views[0].obs_dim, *hidden, 1])
+        critic = mlp_shapes("critic", [self.critic_norm.mean.shape[-1], *hidden, 1])
         return self._policy_shapes(hidden, self.in_dim) | critic
 
     def inputs(self, obs: Tensor) -> Tensor:
@@ -44,7 +60,7 @@ class AsymmetricPPO(PPO):
         return super().dist(obs[..., : self.in_dim])
 
     def value(self, obs: Tensor) -> Tensor:
-        """Return values at joint obs [N, B, F + O] -> [N, B], in scaled reward units."""
+        """Return values at joint obs [N, B, F + C] -> [N, B], in scaled reward units."""
         return super().value(obs[..., self.in_dim :])
 
     def _run(self, obs: Tensor) -> tuple[tuple[Tensor, ...], Tape]:
@@ -58,3 +74,26 @@ class AsymmetricPPO(PPO):
     def observe(self, rollout: Rollout) -> None:
         super().observe(rollout)
         self.critic_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
+
+
+class AsymmetricCritics(OffPolicy):
+    """N learners with a replay, whose policies see a view and whose critics see more."""
+
+    def _make_critic_norm(self) -> ObsNorm:
+        return raw_norm(self)
+
+    def observe(self, rollout: Rollout) -> None:
+        super().observe(rollout)
+        self.critic_norm.update(rollout.flat_obs(), rollout.valid.flatten(1))
+
+
+class AsymmetricTD3(AsymmetricCritics, TD3):
+    """TD3 or DDPG with critics that see more."""
+
+    STATE = (*TD3.STATE, "critic_norm")
+
+
+class AsymmetricSAC(AsymmetricCritics, SAC):
+    """SAC with critics that see more."""
+
+    STATE = (*SAC.STATE, "critic_norm")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dpd.agents.presets import DDPG_PRESETS, OFF_POLICY_PRESETS, PPO_PRESETS, Presets
+from dpd.agents.presets import (
+    DDPG_PRESETS,
+    OFF_POLICY_PRESETS,
+    PPO_PRESETS,
+    STUDENT_PRESETS,
+    Presets,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -152,15 +159,18 @@ class LearnerConfig:
         ids: Sequence[LearnerId],
         device: torch.device | None = None,
         views: Sequence[View] = (),
+        critic_columns: Sequence[int] = (),
     ) -> Learners:
         """Return a stack of learners, one for each of `ids`, on a device (None: the CPU).
 
-        `views` are what each of them sees; empty: all of the observation.
+        `views` are what each of them sees; empty: all of the observation. `critic_columns` are what
+        value functions and critics read if they do not see what the policies do; empty: all.
         """
         from dpd.agents.base import CPU  # here: settings must not import torch
 
         kind: type[Learners] = resolve_name(self.learners)
-        return kind(self, obs_dim, act_dim, ids, device=device or CPU, views=views)
+        given: dict[str, Any] = {"device": device or CPU, "views": views}
+        return kind(self, obs_dim, act_dim, ids, **given, critic_columns=critic_columns)
 
     @property
     def learners(self) -> str:
@@ -171,6 +181,10 @@ class LearnerConfig:
     def samples(self) -> int:
         """Samples per learner and iteration."""
         return self.n_envs * self.n_steps
+
+    def idle_iterations(self, peers: int) -> int:
+        """Return the iterations at the start without updates, of a stack with so many peers."""
+        return 0
 
     @property
     def plan(self) -> str:
@@ -252,9 +266,10 @@ class PPOConfig(LearnerConfig):
     """Learn from the learner's own samples of so many iterations, this one included: 2 is the
     control of --share-experience for two peers, with the same weights (after GePPO's M, Queeney et
     al. 2021). An iteration then has as many times the samples and gradient steps."""
-    critic_obs: Literal["actor", "all"] = "actor"
-    """Observations that the value function reads: those that the policy sees, or all of them, as
-    they are, with a normaliser of their own (Pinto et al. 2018). It is needed in training only."""
+    critic_obs: str = "actor"
+    """Observations that the value function reads: those that the policy sees (`actor`), `all`, or
+    groups and columns as in --actor-obs. The latter are read as they are, without noise and delay,
+    with a normaliser of their own (Pinto et al. 2018): the function is needed in training only."""
     critic_warmup: int = 0
     """Iterations at the start in which only the value function learns, because it is new while the
     policy of --init-from is not. They count as part of the run: the learning rate decays in them
@@ -279,7 +294,7 @@ class PPOConfig(LearnerConfig):
 
     @property
     def learners(self) -> str:
-        if self.critic_obs == "all":
+        if self.critic_obs != "actor":
             return "dpd.agents.asymmetric:AsymmetricPPO"
         return super().learners
 
@@ -387,6 +402,14 @@ class OffPolicyConfig(ReplayConfig):
     share_critics: Literal["both", "targets", "policy"] = "both"
     """Place where the peers' critics count with `share_experience`: in the targets, in the policy's
     loss, or in both. In the other place, the learner's own critics take their part."""
+    critic_obs: str = "actor"
+    """Observations that the critics read: those that the policy sees (`actor`), `all`, or groups
+    and columns as in --actor-obs. The latter are read as they are, without noise and delay, with a
+    normaliser of their own (Pinto et al. 2018): critics are needed in training only."""
+    critic_warmup: int = 0
+    """Iterations with updates, at the start, in which only the critics learn, because they are new
+    while the policy of --init-from is not. Policy, temperature and observation normaliser stay as
+    they are. The policy then also acts in the first `learning_starts` steps."""
     n_step: int = 1
     """Number of rewards in a target before it bootstraps."""
     tau: float = 0.005
@@ -412,6 +435,7 @@ class OffPolicyConfig(ReplayConfig):
             raise ValueError("act_every does nothing without --act hybrid")
         require(self, "be positive", "target_critics")
         require(self, "not be negative", "learning_starts", "extra_policy_updates")
+        require(self, "not be negative", "critic_warmup")
         self._refuse_idle_sharing()
         require(self, "lie in (0, 1]", "tau")
         if self.peer_lr and self.critic_lr is not None:
@@ -437,6 +461,12 @@ class OffPolicyConfig(ReplayConfig):
             )
 
     @property
+    def learners(self) -> str:
+        if self.critic_obs != "actor":
+            return f"dpd.agents.asymmetric:Asymmetric{'SAC' if self.squashed else 'TD3'}"
+        return super().learners
+
+    @property
     def pools_targets(self) -> bool:
         """True if the critics of all peers count in a learner's targets."""
         return self.share_experience and self.share_critics != "policy"
@@ -460,8 +490,14 @@ class OffPolicyConfig(ReplayConfig):
         return (
             f"{super().plan}, {self.updates:,} updates of {self.minibatch_size}"
             f"{' for the steps of each peer' if shares else ''}; "
-            f"the first {self.learning_starts:,} steps{of_all} at random"
+            f"the first {self.learning_starts:,} steps{of_all} "
+            + ("without updates" if self.critic_warmup else "at random")
         )
+
+    def idle_iterations(self, peers: int) -> int:
+        together = self.share_experience or self.share_replay
+        steps = self.samples * (peers if together else 1)
+        return max(0, math.ceil(self.learning_starts / steps) - 1)
 
     @property
     def updates(self) -> int:
@@ -632,6 +668,6 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
     "td3": AlgorithmSpec(TD3Config, "dpd.agents.td3:TD3", OFF_POLICY_PRESETS, "td3"),
     "ddpg": AlgorithmSpec(DDPGConfig, "dpd.agents.td3:TD3", DDPG_PRESETS, "ddpg"),
     "sac": AlgorithmSpec(SACConfig, "dpd.agents.sac:SAC", OFF_POLICY_PRESETS, "sac"),
-    "student": AlgorithmSpec(StudentConfig, "dpd.agents.student:Student"),
+    "student": AlgorithmSpec(StudentConfig, "dpd.agents.student:Student", STUDENT_PRESETS),
 }
 """All algorithms, by the name that `--algo` takes."""

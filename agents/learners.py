@@ -60,6 +60,9 @@ class Learners(Stateful, ABC):
     """Not part of the state: a checkpoint appends its new steps to files."""
     kernels: Kernels | None = None
     """Compiled updates; None: torch's operations."""
+    rl_coef = 1.0
+    """Weight of reinforcement learning in the loss of the policies; value functions and critics
+    learn with any weight. A method that changes it sets it in every iteration."""
 
     def __init__(
         self,
@@ -70,9 +73,10 @@ class Learners(Stateful, ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device = CPU,
         views: Sequence[View] = (),
+        critic_columns: Sequence[int] = (),
     ) -> None:
         n = self.n_learners = len(ids)
-        self.config, self.views = config, views
+        self.config, self.views, self.critic_columns = config, views, critic_columns
         self.in_dims = [view.dim for view in views] or [obs_dim] * n
         """Inputs of each learner's networks."""
         self.in_dim = max(self.in_dims)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
@@ -10,49 +9,37 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Answer, Batch, ExtraLoss, LearnerId, Metrics, Minibatch, per_row
+from dpd.agents.base import (
+    Answer,
+    Batch,
+    ExtraLoss,
+    LearnerId,
+    Metrics,
+    Minibatch,
+    Rollout,
+    per_row,
+)
 from dpd.agents.config import OffPolicyConfig
 from dpd.agents.learners import FusedImitation, Learners
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
+from dpd.agents.norm import ObsNorm
+from dpd.agents.offpolicy_loss import critic_loss
 from dpd.agents.optim import StackedAdam
 from dpd.agents.pool import Pool
 from dpd.agents.replay import Replay, Transitions
-from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.rng import RowRandom, Stream, uniform_from_normal
 from dpd.agents.turns import HybridTurns, OwnTurns
 
 BLOCK = 64  # updates whose random numbers are drawn at once
 TRANSITIONS = 32768  # of all learners, which a call of the kernels reads
 
 
-def uniform_from_normal(noise: Tensor) -> Tensor:
-    """Map standard normals to numbers uniform in [-1, 1]."""
-    return torch.erf(noise * math.sqrt(0.5))
-
-
-class Loss(NamedTuple):
-    """A loss [N], its metrics, and the gradients of its sum over learners."""
-
-    loss: Tensor
-    metrics: Metrics
-    grads: tuple[Tensor, ...]
-
-
-def critic_loss(q: Tensor, target: Tensor, coef: float) -> Loss:
-    """Return coef times the sum over critics of mean_B (Q - y)^2; q [N, C, B], target [N, B].
-
-    coef is 1 for TD3 and 1/2 for SAC, as in Stable-Baselines3. The gradient is that of q [N, C, B].
-    """
-    error = q - target.unsqueeze(1)
-    loss = error.square().mean(2).sum(1).mul_(coef)
-    metrics = {"loss/critic": loss, "train/q": q.mean((1, 2))}
-    return Loss(loss, metrics, (error * (2 * coef / error.shape[2]),))
-
-
 class Sample(NamedTuple):
-    """A minibatch, raw and as each learner normalises it."""
+    """A minibatch: raw, as each learner's policy reads it, and as its critics do."""
 
     raw: Transitions
     own: Transitions
+    judged: Transitions
 
 
 class Ascent(NamedTuple):
@@ -79,9 +66,12 @@ class OffPolicy(Learners):
         "batches",
         "n_updates",
         "turns",
+        "frozen",
     )
     config: OffPolicyConfig
     replay: Replay
+    critic_norm: ObsNorm
+    """What the critics read of stored observations; by default what the policy reads."""
 
     def _make(self, ids: Sequence[LearnerId]) -> None:
         config, dtype, device = self.config, self.dtype, self.device
@@ -89,7 +79,9 @@ class OffPolicy(Learners):
         init = RowRandom(ids, Stream.INIT).generators
         self.nets = StackedNets(self._actor_shapes(), n, config.activation, dtype, device)
         self.nets.init_uniform("actor", init)
-        shapes = mlp_shapes("critic", [self.in_dim + self.act_dim, *config.hidden, 1])
+        self.critic_norm = self._make_critic_norm()
+        self.critic_dim = self.critic_norm.mean.shape[-1]
+        shapes = mlp_shapes("critic", [self.critic_dim + self.act_dim, *config.hidden, 1])
         self.critics = StackedNets(shapes, n * c, config.activation, dtype, device)
         self.critics.init_uniform("critic", [g for g in init for _ in range(c)])
         self.target_critics = self.critics.twin()
@@ -101,10 +93,12 @@ class OffPolicy(Learners):
         sharers = 1 + max(peer for _, peer in ids) if pools or config.share_replay else 1
         sizes = n, self.obs_dim, self.act_dim
         self.replay = Replay(config, *sizes, dtype, sharers, device, half_own=pools)
-        own, self.all_critics = (Pool(n, peers, c, self.obs_norm) for peers in (1, sharers))
+        own, self.all_critics = (Pool(n, peers, c, self.critic_norm) for peers in (1, sharers))
         self.target_pool = self.all_critics if config.pools_targets else own
         self.policy_pool = self.all_critics if config.pools_policy else own
         self.n_updates = 0
+        self.frozen = config.critic_warmup
+        """Iterations with updates left in which the policies stay as they are."""
         self.turns = OwnTurns()
         if config.act == "hybrid":
             self.turns = HybridTurns(ids, config.n_envs, config.act_every, device)
@@ -113,13 +107,17 @@ class OffPolicy(Learners):
     def _actor_shapes(self) -> Shapes:
         """Name the policy's layers."""
 
+    def _make_critic_norm(self) -> ObsNorm:
+        """Return what normalises the critics' observations."""
+        return self.obs_norm
+
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Act on raw obs [N, E, O] with noise [N, E, A] -> [N, E, A] in [-1, 1].
 
-        Actions are uniformly random in the first `learning_starts` steps.
+        Actions are uniformly random in the first `learning_starts` steps, unless critics warm up.
         """
-        if self.warming_up:
+        if self.acts_at_random:
             return uniform_from_normal(noise)
         return self.turns.act(obs, noise, self._explore, self.mode, self.q)
 
@@ -150,19 +148,24 @@ class OffPolicy(Learners):
 
     @abstractmethod
     def _ascend_own(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the algorithm's own objective Q of act [N, B, A] at normalised obs [N, B, O].
+        """Return the algorithm's own objective Q of act [N, B, A] at the critics' obs [N, B, O].
 
         Returns its values [N, B], and the gradient of -mean_B Q by act.
         """
 
     @property
     def warming_up(self) -> bool:
-        """True while actions are uniformly random and no updates take place.
+        """True while no updates take place.
 
         The steps of all peers that draw from each other's replays count.
         """
         replay, c = self.replay, self.config
         return replay.total * c.n_envs * replay.sharers < c.learning_starts
+
+    @property
+    def acts_at_random(self) -> bool:
+        """True while actions are uniformly random."""
+        return self.warming_up and not self.frozen
 
     @property
     def updates(self) -> int:
@@ -182,7 +185,7 @@ class OffPolicy(Learners):
 
         Values are in raw reward units, since rewards are not scaled.
         """
-        return self._judge(self.critics, torch.cat([self.obs_norm(obs), act], -1))[0]
+        return self._judge(self.critics, torch.cat([self.critic_norm(obs), act], -1))[0]
 
     def _judge(self, critics: StackedNets, obs_act: Tensor) -> tuple[Tensor, Tape]:
         """Run critics on obs_act [N, B, O + A] -> values [N, C, B], and the tape."""
@@ -196,14 +199,14 @@ class OffPolicy(Learners):
     def _least(self, sample: Sample, act: Tensor, judges: Tensor) -> Tensor:
         """Return the least value of act [N, B, A] at next_obs by the target critics [N, B]."""
         if self.config.drawn_critics is None:
-            obs_act = torch.cat([sample.own.next_obs, act], -1)
+            obs_act = torch.cat([sample.judged.next_obs, act], -1)
             return self._judge(self.target_critics, obs_act)[0].amin(1)
         return self.target_pool.least(self.target_critics, sample.raw.next_obs, act, judges)
 
     def _ascend(self, sample: Sample, act: Tensor) -> tuple[Tensor, Tensor]:
         """Return the policy's objective at act [N, B, A]: `_ascend_own`, or the mean of a pool."""
         if self.config.drawn_critics is None:
-            return self._ascend_own(sample.own.obs_act[..., : self.in_dim], act)
+            return self._ascend_own(sample.judged.obs_act[..., : self.critic_dim], act)
         return self.policy_pool.ascent(self.critics, sample.raw.obs_act[..., : self.obs_dim], act)
 
     @torch.no_grad()
@@ -221,6 +224,7 @@ class OffPolicy(Learners):
             for metrics in self._block(min(BLOCK, self.updates - begin), extra):
                 for name, value in metrics.items():
                     history.setdefault(name, []).append(value)
+        self.frozen = max(0, self.frozen - 1)
         means = {name: torch.stack(values).mean(0) for name, values in history.items()}
         return means | self.turns.metrics()
 
@@ -255,12 +259,13 @@ class OffPolicy(Learners):
         return self.all_critics.bias(self.critics, obs, self.mode(obs))
 
     def _fused(self, extra: ExtraLoss | None) -> bool:
-        """True if kernels compute the updates: none adds a loss or updates of the policy alone.
+        """True if kernels compute the updates: none changes the loss, or moves one net alone.
 
         Nor do they normalise a learner's observations for its peers' critics.
         """
         c = self.config
-        unlike = extra is not None or c.extra_policy_updates > 0
+        unlike = extra is not None or self.rl_coef != 1 or self.frozen > 0
+        unlike = unlike or c.extra_policy_updates > 0
         unlike = unlike or (c.share_experience and self.obs_norm.enabled)
         return self.kernels is not None and not unlike
 
@@ -278,18 +283,23 @@ class OffPolicy(Learners):
             part = slice(begin, min(begin + step, updates))
             raw = self.replay.take(samples[:, part].flatten(1), self.gamma)
             self.n_updates += part.stop - begin
-            sample = self._normalised(raw)
+            sample = self._normalised(raw, self.obs_norm)
             drawn = noise[:, part], judges[:, part]
             history += self.kernels.replay_updates(self, sample, *drawn)
         return history
 
     @property
-    def _moves_policy(self) -> bool:
-        """True if the current update includes the policy."""
+    def _is_complete(self) -> bool:
+        """True if the current update moves the target networks, and the policy unless frozen."""
         return True
 
+    @property
+    def _moves_policy(self) -> bool:
+        """True if the current update includes the policy."""
+        return self._is_complete and not self.frozen
+
     def _take_one(self, drawn: tuple[Tensor, ...], extra: ExtraLoss | None) -> Metrics:
-        """Run one update, recorded unless a method adds a loss.
+        """Run one update, recorded unless a method changes the loss.
 
         `drawn`: samples of the replay [N, B], noise, and the critics that judge in targets [N, M].
         """
@@ -297,17 +307,18 @@ class OffPolicy(Learners):
         def work(samples: Tensor, noise: Tensor, judges: Tensor) -> Metrics:
             return self._learn(self.replay.take(samples, self.gamma), noise, judges, extra)
 
-        if extra is not None:
+        if extra is not None or self.rl_coef != 1:
             return work(*drawn)
-        return self.graphs.run(self._moves_policy, work, *drawn)
+        return self.graphs.run((self._moves_policy, self._is_complete), work, *drawn)
 
     def _learn(
         self, raw: Transitions, noise: Tensor, judges: Tensor, extra: ExtraLoss | None
     ) -> Metrics:
         """Run one update on a minibatch of raw transitions."""
-        metrics, ascent = self._step(Sample(raw, self._normalised(raw)), noise, judges)
+        metrics, ascent = self._step(self._read(raw), noise, judges)
         if ascent is not None:
             metrics |= self._update_policy(ascent, raw.obs_act, extra)
+        if self._is_complete:
             self._follow()
         return metrics
 
@@ -316,15 +327,20 @@ class OffPolicy(Learners):
         for _ in range(self.config.extra_policy_updates):
             samples = self.replay.draw(self.batches, self.config.minibatch_size)
             raw = self.replay.take(samples, self.gamma)
-            ascent = self._improve(Sample(raw, self._normalised(raw)), self._draw(1)[:, 0])
+            ascent = self._improve(self._read(raw), self._draw(1)[:, 0])
             self._update_policy(ascent, raw.obs_act, extra)
 
-    def _normalised(self, sample: Transitions) -> Transitions:
-        if self.obs_norm.changes_nothing:
+    def _read(self, raw: Transitions) -> Sample:
+        """Return a minibatch as policies and critics read it."""
+        own, norm = self._normalised(raw, self.obs_norm), self.critic_norm
+        return Sample(raw, own, own if norm is self.obs_norm else self._normalised(raw, norm))
+
+    def _normalised(self, sample: Transitions, norm: ObsNorm) -> Transitions:
+        if norm.changes_nothing:
             return sample
         obs, act = sample.obs_act.split([self.obs_dim, self.act_dim], -1)
-        obs_act = torch.cat([self.obs_norm(obs), act], -1)
-        return sample._replace(obs_act=obs_act, next_obs=self.obs_norm(sample.next_obs))
+        obs_act = torch.cat([norm(obs), act], -1)
+        return sample._replace(obs_act=obs_act, next_obs=norm(sample.next_obs))
 
     def _set_rates(self) -> None:
         self.optimizer.lr = self.lr.tolist()
@@ -345,6 +361,8 @@ class OffPolicy(Learners):
     ) -> Metrics:
         """Take a policy step along its gradient plus that of a method's loss."""
         grad, _ = self.nets.gradient(ascent.tape, [ascent.of_output])
+        if self.rl_coef != 1:
+            grad = grad * self.rl_coef
         if extra is None:
             self.optimizer.step(grad)
             return ascent.metrics
@@ -362,6 +380,10 @@ class OffPolicy(Learners):
     def _follow(self) -> None:
         """Move target networks towards the trained ones (Polyak averaging)."""
         self.target_critics.flat.detach().lerp_(self.critics.flat.detach(), self.config.tau)
+
+    def observe(self, rollout: Rollout) -> None:
+        if not self.frozen:  # statistics are part of the policy
+            super().observe(rollout)
 
     def retry(self, rows: Sequence[int], attempt: int) -> None:
         super().retry(rows, attempt)

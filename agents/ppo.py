@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -95,6 +96,14 @@ class PPO(GaussianLearners):
     def sources(self) -> int:
         """Number of rollouts in a learner's batch: of its peers, or of its last iterations."""
         return self.peers if self.config.share_experience else self.config.reuse_iterations
+
+    @property
+    def loss_config(self) -> PPOConfig:
+        """The settings of the loss: with the entropy's weight times that of all of it."""
+        c = self.config
+        if self.rl_coef == 1 or c.entropy_coef == 0:
+            return c
+        return replace(c, entropy_coef=self.rl_coef * c.entropy_coef)
 
     def inputs(self, obs: Tensor) -> Tensor:
         """Return what policy and value function read of stored obs [N, B, O], normalised."""
@@ -260,6 +269,8 @@ class PPO(GaussianLearners):
         shuffled = samples.each(lambda x: take(x, idx).unflatten(1, parts[1:]))
         if self.config.norm_adv:
             shuffled = shuffled._replace(adv=normalise_minibatches(shuffled.adv))
+        if self.rl_coef != 1:
+            shuffled = shuffled._replace(adv=shuffled.adv * self.rl_coef)
         history, ratios = [], []
         for i, at in enumerate(idx.view(parts).unbind(1)):
             minibatch = shuffled.each(partial(torch.select, dim=1, index=i))
@@ -288,7 +299,8 @@ class PPO(GaussianLearners):
             return metrics | self._descend(grad, active), ratio
         work = partial(self._own_step, active)
         fields = [x for x in batch if x is not None]
-        return self.graphs.run("step", work, *fields) if all(active) else work(*fields)
+        recorded = all(active) and self.rl_coef == 1
+        return self.graphs.run("step", work, *fields) if recorded else work(*fields)
 
     @torch.no_grad()
     def _own_step(self, active: list[bool], *fields: Tensor) -> tuple[Metrics, Tensor]:
@@ -296,8 +308,8 @@ class PPO(GaussianLearners):
         batch = Samples(*fields)
         (mean, log_std, value), tape = self._run(batch.obs)
         dist = DiagGaussian(mean, log_std)
-        loss = clipped_loss(dist, value.squeeze(-1), batch, self.config)
-        of_mean, of_log_std, of_value = clipped_gradient(loss, self.config, self._ones)
+        loss = clipped_loss(dist, value.squeeze(-1), batch, self.loss_config)
+        of_mean, of_log_std, of_value = clipped_gradient(loss, self.loss_config, self._ones)
         grad, _ = self.nets.gradient(tape, (of_mean, of_log_std, of_value.unsqueeze(-1)))
         return loss.metrics | self._descend(grad, active), loss.ratio
 
@@ -318,7 +330,7 @@ class PPO(GaussianLearners):
     ) -> tuple[Tensor, Metrics, Tensor]:
         """Return the gradient of PPO's loss plus a method's, its metrics, and ratios [N, B]."""
         dist, value = self._judged(batch.obs)
-        loss = ppo_loss(dist, value, batch, self.config)
+        loss = ppo_loss(dist, value, batch, self.loss_config)
         added, metrics = extra(Minibatch(dist, loss.ratio, idx))
         (grad,) = torch.autograd.grad(loss.loss + added, self.nets.flat, self._ones)
         return grad, loss.metrics | metrics, loss.ratio.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
@@ -42,6 +43,11 @@ def with_own_generators(saved: State, own: State) -> State:
     readers that draw no random numbers.
     """
     return saved | {k: x for k, x in own.items() if k.split(".")[-1] == GENERATORS}
+
+
+def uniform_from_normal(noise: Tensor) -> Tensor:
+    """Map standard normals to numbers uniform in [-1, 1]."""
+    return torch.erf(noise * math.sqrt(0.5))
 
 
 class RowRandom(Stateful):

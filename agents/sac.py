@@ -13,7 +13,8 @@ from dpd.agents.base import LearnerId, Metrics
 from dpd.agents.config import SACConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import ATEN, Shapes, Tape, mlp_shapes
-from dpd.agents.offpolicy import Ascent, Loss, OffPolicy, Sample
+from dpd.agents.offpolicy import Ascent, OffPolicy, Sample
+from dpd.agents.offpolicy_loss import Loss
 from dpd.agents.optim import StackedAdam
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # the paper's code, and Stable-Baselines3
@@ -93,10 +94,13 @@ class SAC(OffPolicy):
         # As Stable-Baselines3: temperature, critics and policy share one sample of pi(s), and the
         # critics and the policy use the temperature from before its update.
         alpha = self.log_alpha.exp()
+        if not self._moves_policy:
+            next_value = self._next_value(sample, noise[:, 1], alpha, judges)
+            return self._update_critics(sample.judged, next_value, coef=0.5), None
         drawn = self._sample(sample.own.obs_act, noise[:, 0])
         metrics = self._update_temperature(drawn.logp)
         next_value = self._next_value(sample, noise[:, 1], alpha, judges)
-        metrics |= self._update_critics(sample.own, next_value, coef=0.5)
+        metrics |= self._update_critics(sample.judged, next_value, coef=0.5)
         return metrics, self._climb(drawn, sample, noise[:, 0], alpha)
 
     def _sample(self, obs_act: Tensor, noise: Tensor) -> Sampled:
@@ -116,7 +120,9 @@ class SAC(OffPolicy):
         return Ascent(drawn.tape, gaussian_gradient(drawn.output, *grads), q, metrics)
 
     def _update_temperature(self, logp: Tensor) -> Metrics:
-        if self.config.alpha is None:
+        # Without a weight, nothing holds the policy's entropy where a temperature wants it, which
+        # would grow or shrink without end.
+        if self.config.alpha is None and self.rl_coef > 0:
             self.alpha_optimizer.step(temperature_gradient(logp, self.target_entropy))
         return {"train/alpha": self.log_alpha.exp().squeeze(1)}
 
@@ -134,7 +140,7 @@ class SAC(OffPolicy):
         n, c, b = q.shape
         least, which = q.min(1, keepdim=True)
         of_q = torch.zeros_like(q).scatter_(1, which, -1 / b).view(n * c, b, 1)
-        of_act = self.critics.input_gradient(tape, of_q, self.in_dim)
+        of_act = self.critics.input_gradient(tape, of_q, self.critic_dim)
         return least.squeeze(1), of_act.view(n, c, b, -1).sum(1)
 
     def _set_rates(self) -> None:

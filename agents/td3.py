@@ -12,7 +12,8 @@ from dpd.agents.config import TD3Config
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import ATEN, Shapes, StackedNets, mlp_shapes
 from dpd.agents.norm import ObsNorm
-from dpd.agents.offpolicy import Ascent, Loss, OffPolicy, Sample
+from dpd.agents.offpolicy import Ascent, OffPolicy, Sample
+from dpd.agents.offpolicy_loss import Loss
 from dpd.agents.rng import RowRandom
 
 ADOPTION = 1.01  # adaptation factor of parameter noise (OpenAI baselines)
@@ -56,7 +57,7 @@ class TD3(OffPolicy):
         return DiagGaussian(self.nets(obs, "actor")[0].tanh(), self.log_std)
 
     def noise(self) -> Tensor:
-        if self.warming_up:
+        if self.acts_at_random:
             return super().noise()
         c = self.config
         return self.exploration.draw(self.explore, c.n_steps, c.n_envs, self.act_dim)
@@ -80,13 +81,13 @@ class TD3(OffPolicy):
         return noise.mul_(c.target_noise).clamp_(-c.target_noise_clip, c.target_noise_clip)
 
     @property
-    def _moves_policy(self) -> bool:
-        """True if the current update includes the policy (paper: every second one)."""
+    def _is_complete(self) -> bool:
+        # paper: every second update
         return self.n_updates % self.config.policy_delay == 0
 
     def _step(self, sample: Sample, noise: Tensor, judges: Tensor) -> tuple[Metrics, Ascent | None]:
         next_value = self._next_value(sample, noise, judges)
-        metrics = self._update_critics(sample.own, next_value, coef=1.0)
+        metrics = self._update_critics(sample.judged, next_value, coef=1.0)
         return metrics, self._improve(sample, noise) if self._moves_policy else None
 
     def _next_value(self, sample: Sample, noise: Tensor, judges: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class TD3(OffPolicy):
         """Return the first critic's values of act, and the gradient of -mean_B Q."""
         q, tape = self._judge(self.first_critics, torch.cat([obs, act], -1))
         of_q = torch.full_like(q, -1 / q.shape[2]).view(-1, q.shape[2], 1)
-        return q.squeeze(1), self.first_critics.input_gradient(tape, of_q, self.in_dim)
+        return q.squeeze(1), self.first_critics.input_gradient(tape, of_q, self.critic_dim)
 
     def _follow(self) -> None:
         super()._follow()

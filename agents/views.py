@@ -195,10 +195,25 @@ class ViewNorm(ObsNorm):
 
 
 class RawNorm(ObsNorm):
-    """Normalise the raw observations [N, B, O] at the front of wide ones [N, B, W]."""
+    """Normalise columns C of the raw observations at the front of wide ones [N, B, W]."""
+
+    def __init__(
+        self,
+        n: int,
+        columns: Sequence[int],
+        dtype: torch.dtype,
+        enabled: bool = True,
+        device: torch.device = CPU,
+    ) -> None:
+        self._columns = torch.tensor(columns, device=device)
+        super().__init__(n, len(columns), dtype, enabled, device)
+
+    @property
+    def changes_nothing(self) -> bool:
+        return False
 
     def select(self, obs: Tensor) -> Tensor:
-        return obs[..., : self.mean.shape[-1]]
+        return obs.index_select(-1, self._columns)
 
     def update(self, obs: Tensor, valid: Tensor | None = None) -> None:
         super().update(self.select(obs), valid)

@@ -36,6 +36,7 @@ from dpd.config import (
 )
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
 from dpd.distill.config import METHODS, MethodConfig, MethodSpec
+from dpd.distill.presets import METHOD_OF_PRESET
 from dpd.distill.views import ActorViewConfig, ViewConfig
 from dpd.errors import BadInput, OtherVersion
 from dpd.fidelity.config import FidelityConfig, SweepConfig
@@ -133,6 +134,9 @@ class DistillSelection(Selection):
     method needs."""
     method: Annotated[str, tyro.conf.arg(metavar=one_of(methods_of("distill")))] = "dagger"
     """Distillation method; --method NAME --help describes it."""
+    preset: str | None = None
+    """Named settings: rsl_rl distils as rsl_rl and Isaac Lab do, with --method on-policy; large for
+    learners by reward (thousands of environments, for a GPU)."""
     student_sizes: str | None = None
     """Hidden layers of several students that differ in size only, for example 16,32,64x64. A single
     width applies to all layers."""
@@ -181,6 +185,9 @@ def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any]
     names = [f.name for f in fields(kind) if f.name in settings]
     saved = updated(kind(), {name: settings.pop(name) for name in names})
     selection = parse(kind, argv, prog, saved, ignore_others=True)
+    if "method" not in names and selection.preset in METHOD_OF_PRESET:
+        saved = replace(saved, method=METHOD_OF_PRESET[selection.preset])
+        selection = parse(kind, argv, prog, saved, ignore_others=True)
     if file.resume is not None and selection != saved:
         changed = next(k for k, v in vars(saved).items() if getattr(selection, k) != v)
         raise BadInput(f"--resume uses the run's saved settings; leave {flag(changed)} out")

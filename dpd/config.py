@@ -26,7 +26,7 @@ from dpd.agents.config import (
     require,
 )
 from dpd.distill.config import DPDConfig, MethodConfig
-from dpd.distill.views import SeenConfig, ViewConfig
+from dpd.distill.views import SeenConfig, ViewConfig, critic_columns
 from dpd.envs.randomization import NATIVE_IDS, RANDOMIZE, BadRange, format_ranges, parse_ranges
 from dpd.errors import BadInput
 from dpd.log.config import WandbConfig
@@ -338,7 +338,7 @@ class TrainConfig:
 
         Raises BadInput for views that would do nothing, or do not fit the environment.
         """
-        self._refuse_idle_critic(stack)
+        self._refuse_unfit_critic(stack, spec)
         views = [self.views.resolve(spec, history) for history in stack.histories]
         sees_all = views and len(views[0].columns) == spec.obs_dim
         if sees_all and all(v.is_memoryless and not v.has_noise for v in views):
@@ -426,13 +426,15 @@ class TrainConfig:
             if self.run.peers == 1:
                 raise BadInput("--share-replay does nothing with one peer; give --peers 2 or more")
 
-    def _refuse_idle_critic(self, stack: StackConfig) -> None:
-        """Raise BadInput if a value function that sees everything is what it would be anyway."""
-        if getattr(stack.algo, "critic_obs", "actor") == "all" and not self.has_views:
-            seen = f"--{self.views.ROLE}-obs"
+    def _refuse_unfit_critic(self, stack: StackConfig, spec: EnvSpec) -> None:
+        """Raise BadInput for a --critic-obs that the environment lacks, or that does nothing."""
+        given = getattr(stack.algo, "critic_obs", "actor")
+        critic_columns(given, spec)
+        if given != "actor" and not self.has_views:
+            idle = "does nothing" if given == "all" else "would hide something from values alone"
             raise BadInput(
-                f"--critic-obs all does nothing if {self.views.PLURAL} see everything too; give "
-                f"{seen} what they see, or --history a number of frames"
+                f"--critic-obs {given} {idle} if {self.views.PLURAL} see everything; give "
+                f"--{self.views.ROLE}-obs what they see, or --history a number of frames"
             )
 
     def _refuse_unfit_start(self, stack: StackConfig) -> None:
@@ -449,10 +451,12 @@ class TrainConfig:
                 f"--critic-warmup keeps policies as they are, and --method {self.method} teaches "
                 "them from the first iteration on; give --method none"
             )
-        if warmup and warmup >= self.iterations * stack.rounds:
+        idle = stack.algo.idle_iterations(len(stack.peers))
+        left = self.iterations * stack.rounds - idle
+        if warmup and warmup >= left:
             raise BadInput(
                 f"--critic-warmup {warmup} leaves no iteration to the policy: the run has "
-                f"{self.iterations * stack.rounds:,}; lower it, or raise --total-steps"
+                f"{left:,}{' with updates' if idle else ''}; lower it, or raise --total-steps"
             )
 
     def _refuse_unfit_sharing(self) -> None:

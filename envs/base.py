@@ -5,7 +5,7 @@ Notation: M environments (N learners x E each, learner-major) Â· O observation Â
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -73,6 +73,8 @@ class EnvSpec:
     """Shape of the original actions, likewise."""
     groups: Groups = field(default_factory=dict)
     """Columns of each named group of the observation, in their order."""
+    first_values: Mapping[int, int] = field(default_factory=dict)
+    """Least value of each column that is a Discrete space which does not begin at 0."""
 
 
 class Env(Protocol):

@@ -33,6 +33,11 @@ class FlatDictEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         if len(sizes) < len(self._leaves):
             raise UnsupportedEnv(f"{env_id}: a key of its Dict observation is like a nested one")
         self.groups = consecutive(sizes)
+        self.first_values = {
+            self.groups[".".join(path)].start: int(leaf.start)
+            for path, leaf in self._leaves.items()
+            if isinstance(leaf, spaces.Discrete) and leaf.start != 0
+        }
         self.observation_space = spaces.Box(-np.inf, np.inf, (sum(sizes.values()),), np.float32)
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:

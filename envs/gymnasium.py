@@ -89,6 +89,7 @@ class GymnasiumEnv(Env):
             obs_shape=obs_space.shape if len(obs_space.shape) != 1 else None,
             act_shape=act_space.shape if len(act_space.shape) != 1 else None,
             groups=self._groups(env_id, env_kwargs, int(np.prod(obs_space.shape))),
+            first_values=getattr(_flat_dict(self._envs), "first_values", {}),
         )
         self._seeds: list[int] | None = [int(seed) % _SEEDS for seed in seeds]
         self._over = np.zeros(n_envs, dtype=bool)  # episodes that ended in the last step
@@ -328,11 +329,16 @@ def _check_spaces(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]
     return obs, act
 
 
+def _flat_dict(envs: VectorEnv) -> FlatDictEnv | None:
+    """Return the wrapper that makes a Dict a vector, if there is one."""
+    return _find_wrapper(getattr(envs, "envs", [None])[0], FlatDictEnv)
+
+
 def _named_groups(env_id: str, envs: VectorEnv, obs_dim: int) -> Groups:
     """Return the keys of a Dict, or the groups that a MuJoCo task names, or none."""
-    env = getattr(envs, "envs", [None])[0]
-    if (flat := _find_wrapper(env, FlatDictEnv)) is not None:
+    if (flat := _flat_dict(envs)) is not None:
         return flat.groups
+    env = getattr(envs, "envs", [None])[0]
     inner = getattr(env, "unwrapped", None)
     sizes, data = (getattr(inner, name, None) for name in ("observation_structure", "data"))
     if not isinstance(sizes, dict) or not all(isinstance(n, int) for n in sizes.values()):

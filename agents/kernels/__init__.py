@@ -138,8 +138,7 @@ class Kernels:
         c, kernel = ppo.config, self._ppo
         weight = data.logp[:, :0] if data.weight is None else data.weight
         samples = kernel.SampleRow(*map(learner_arrays, (*data[:6], weight)))
-        orders = learner_arrays(order)
-        ratios = torch.empty_like(data.logp)
+        orders, ratios = learner_arrays(order), torch.empty_like(data.logp)
         into = ratios.numpy()
         options = kernel.LossOptions(
             minibatch=c.minibatch_size,
@@ -147,7 +146,8 @@ class Kernels:
             clip=float(c.clip),
             value_clip=math.inf if c.value_clip is None else float(c.value_clip),
             value_coef=float(c.value_coef),
-            entropy_coef=float(c.entropy_coef),
+            entropy_coef=float(ppo.loss_config.entropy_coef),
+            rl_coef=float(ppo.rl_coef),
         )
         nets, tape = net_table(ppo.nets, c.minibatch_size)
         rows = adam_rows(ppo.nets.flat, ppo.optimizer, c.max_grad_norm)

@@ -55,6 +55,7 @@ class LossOptions(NamedTuple):
     value_clip: float  # infinite: no clipping
     value_coef: float
     entropy_coef: float
+    rl_coef: float  # of advantages
 
 
 class TermRow(NamedTuple):
@@ -67,12 +68,14 @@ class TermRow(NamedTuple):
 
 
 @compiled
-def gather_advantages(data: SampleRow, ids: np.ndarray, centred: bool, adv: np.ndarray) -> None:
-    """Copy the samples' advantages to `adv` [B], normalised if `centred`, times their weights."""
+def gather_advantages(o: LossOptions, data: SampleRow, ids: np.ndarray, adv: np.ndarray) -> None:
+    """Copy the samples' advantages to `adv` [B], normalised if asked for, times their weights."""
     for i in range(ids.size):
         adv[i] = data.adv[ids[i]]
-    if centred:
+    if o.norm_adv:
         centre(adv)
+    for i in range(ids.size):
+        adv[i] *= o.rl_coef
     if data.weight.size:
         for i in range(ids.size):
             adv[i] *= data.weight[ids[i]]
@@ -204,7 +207,7 @@ def add_ppo_gradient(
     """Add a minibatch's gradient to work.grad; return policy loss, value error and divergence."""
     for layers in (nets.actor, nets.critic):
         turn_weights(layers, param, work.turned)
-    gather_advantages(data, ids, o.norm_adv, work.adv)
+    gather_advantages(o, data, ids, work.adv)
     act_dim = nets.actor[nets.actor.shape[0] - 1, N_OUT]
     for j in range(act_dim):
         work.grad[nets.log_std + j] -= o.entropy_coef

@@ -19,59 +19,11 @@ from dpd.agents.config import (
     TD3Config,
     require,
 )
-from dpd.distill.presets import DPD_DEFAULT_PRESETS, DPD_PRESETS, MethodPresets
+from dpd.distill.presets import DPD_DEFAULT_PRESETS, DPD_PRESETS, ON_POLICY_PRESETS, MethodPresets
+from dpd.distill.schedules import Schedule, TeacherActs, between, parse_points, points_of, scheduled
 
 if TYPE_CHECKING:
     from dpd.distill.method import Context, Method
-
-Schedule = Literal["constant", "linear", "exponential", "first"]
-
-
-def scheduled(kind: Schedule, start: float, until: float, progress: float) -> float:
-    """Return the value of a schedule at `progress` in [0, 1] of a run; it begins at `start`.
-
-    `linear` falls to zero at `until`; `exponential` falls to a hundredth at `until` and continues;
-    `first` is zero after the first iteration (Ross et al. 2011: the parameter-free version).
-    """
-    match kind:
-        case "constant":
-            return start
-        case "linear":
-            return start * max(0.0, 1 - progress / until)
-        case "exponential":
-            return float(start * 0.01 ** (progress / until))
-        case "first":
-            return start if progress == 0 else 0.0
-
-
-def parse_points(text: str) -> list[tuple[float, float]]:
-    """Parse the points of a schedule, progress:value pairs: 0:1,0.3:1,0.5:0.
-
-    Raises ValueError unless progress rises within [0, 1] and values are finite and not negative.
-    """
-    try:
-        points = [(float(x), float(y)) for x, y in (pair.split(":") for pair in text.split(","))]
-    except ValueError:
-        raise ValueError(
-            f"'{text}' is no schedule; give progress:value pairs, for example 0:1,0.3:1,0.5:0"
-        ) from None
-    progress = [x for x, _ in points]
-    if not all(0 <= x <= 1 for x in progress) or sorted(set(progress)) != progress:
-        raise ValueError(f"'{text}': progress must rise from pair to pair, within [0, 1]")
-    if not all(0 <= y < inf for _, y in points):
-        raise ValueError(f"'{text}': values must be finite and not negative")
-    return points
-
-
-def between(points: Sequence[tuple[float, float]], progress: float) -> float:
-    """Return the value at `progress`, linear between points and constant outside them."""
-    if progress <= points[0][0]:
-        return points[0][1]
-    for (x, y), (next_x, next_y) in pairwise(points):
-        if progress <= next_x:
-            return y + (next_y - y) * (progress - x) / (next_x - x)
-    return points[-1][1]
-
 
 WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "steps": ("dose", ("step", "shared")),
@@ -433,7 +385,7 @@ class CloningConfig(SupervisedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAggerConfig(SupervisedConfig):
+class DAggerConfig(TeacherActs, SupervisedConfig):
     """DAgger: the student acts more and more, and learns on all states (Ross et al. 2011)."""
 
     beta_start: float = 1.0
@@ -441,17 +393,10 @@ class DAggerConfig(SupervisedConfig):
     beta_schedule: Schedule = "first"
     """Schedule of that probability: `first` is zero after the first iteration (Ross et al. 2011),
     `linear` reaches zero at `beta_until`, `exponential` a hundredth; or `constant`."""
-    beta_until: float = 0.5
-    """Share of the run at which the schedule ends."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("lie in [0, 1]", "beta_start")
-        self._require("lie in (0, 1]", "beta_until")
-
-    def beta(self, progress: float) -> float:
-        """Return the probability that the teacher acts."""
-        return scheduled(self.beta_schedule, self.beta_start, self.beta_until, progress)
+        self._check_beta()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -505,7 +450,7 @@ class ProgressiveConfig(SupervisedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KickstartConfig(TeachingConfig):
+class KickstartConfig(TeacherActs, TeachingConfig):
     """Kickstarting: RL with a distillation term that fades (Schmitt et al. 2018)."""
 
     LEARNERS: ClassVar[tuple[type[LearnerConfig], ...]] = (PPOConfig, OffPolicyConfig)
@@ -520,30 +465,56 @@ class KickstartConfig(TeachingConfig):
     coef_points: str | None = None
     """Weights at shares of the run, for example 0:1,0.3:1,0.5:0, linear between them and constant
     outside, instead of `coef`, `schedule` and `until`."""
+    rl_coef_points: str | None = None
+    """Weights of reinforcement learning in the policy's loss at shares of the run, for example
+    0:0,0.3:0,0.31:1, linear between them and constant outside; value functions and critics learn
+    from rewards all the time. With n-distill and reverse-kl, weights of the task's reward instead
+    of `reward_coef`. None: 1, or `reward_coef`."""
 
     def __post_init__(self) -> None:
         self._require("be positive", "coef")
         self._require("lie in (0, 1]", "until")
-        if self.coef_points is not None:
-            self._refuse_unfit_points(self.coef_points)
-
-    def _refuse_unfit_points(self, text: str) -> None:
-        """Raise ValueError for points that are no schedule of the weight, or not the only one."""
-        for name in ("coef", "schedule", "until"):
-            if getattr(self, name) != getattr(type(self), name):
-                raise ValueError(
-                    f"distill.{name} does nothing beside distill.coef_points, which take its "
-                    "place; leave one of them out"
-                )
-        try:
-            points = parse_points(text)
-        except ValueError as error:
-            raise ValueError(f"distill.coef_points {error}") from None
-        if not any(y > 0 for _, y in points):
+        self._check_beta()
+        points = points_of(self, "coef_points", "coef", "schedule", "until")
+        if points and not any(y > 0 for _, y in points):
             raise ValueError(
-                f"distill.coef_points '{text}': the teacher never has a weight; give dpd train "
-                "--method none"
+                f"distill.coef_points '{self.coef_points}': the teacher never has a weight; give "
+                "dpd train --method none"
             )
+        self._refuse_idle_rl(points)
+
+    def _refuse_idle_rl(self, of_teacher: Sequence[tuple[float, float]]) -> None:
+        """Raise ValueError if rewards never count, or for a while nothing moves the policy."""
+        points = points_of(self, "rl_coef_points")
+        if points and not any(y > 0 for _, y in points):
+            raise ValueError(
+                f"distill.rl_coef_points '{self.rl_coef_points}': rewards never have a weight; "
+                "give --method on-policy, which learns from the teacher alone"
+            )
+        ends = {0.0, 1.0, *(x for x, _ in (*points, *of_teacher))}
+        ends |= set() if of_teacher else {self.until}
+        for begin, end in pairwise(sorted(ends)) if points else ():
+            middle = (begin + end) / 2
+            if self.coef_at(middle) == self.rl_coef_at(middle) == 0:
+                raise ValueError(
+                    f"from {begin:g} to {end:g} of the run neither the teacher nor rewards have a "
+                    "weight; change distill.rl_coef_points or distill.coef_points"
+                )
+
+    def refuse_unfit(self, *learners: Any) -> None:
+        """Raise ValueError if the method cannot teach these learners."""
+        super().refuse_unfit(*learners)
+        if self.most_beta == 1 and any(isinstance(each, PPOConfig) for each in learners):
+            raise ValueError(
+                "PPO learns from steps that the student takes: the teacher must act with a "
+                "probability of less than 1 (distill.beta_start, distill.beta_points)"
+            )
+
+    def rl_coef_at(self, progress: float) -> float:
+        """Return the weight of reinforcement learning."""
+        if self.rl_coef_points is not None:
+            return between(parse_points(self.rl_coef_points), progress)
+        return 1.0
 
     def coef_at(self, progress: float) -> float:
         """Return the weight of the divergence."""
@@ -586,6 +557,16 @@ class GradientConfig(KickstartConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("not be negative", "reward_coef")
+        points_of(self, "rl_coef_points", "reward_coef")
+        if self.most_beta > 0:
+            raise ValueError(
+                "this is a gradient at the student's own states only if the student alone acts: "
+                "leave distill.beta_start and distill.beta_points out"
+            )
+
+    def rl_coef_at(self, progress: float) -> float:
+        """Return the weight of the task's reward."""
+        return self.reward_coef if self.rl_coef_points is None else super().rl_coef_at(progress)
 
     def refuse_unfit(self, *learners: Any) -> None:
         """Raise ValueError if the method cannot teach these learners."""
@@ -750,7 +731,7 @@ METHODS: dict[str, MethodSpec] = {
     "none": MethodSpec(IndependentConfig, "dpd.distill.independent:Independent"),
     "bc": MethodSpec(CloningConfig, SUPERVISED),
     "dagger": MethodSpec(DAggerConfig, SUPERVISED),
-    "on-policy": MethodSpec(OnPolicyConfig, SUPERVISED),
+    "on-policy": MethodSpec(OnPolicyConfig, SUPERVISED, ON_POLICY_PRESETS),
     "progressive": MethodSpec(ProgressiveConfig, "dpd.distill.progressive:Progressive"),
     "scaffold": MethodSpec(ScaffoldConfig, "dpd.distill.scaffold:Scaffold"),
     "retrieval": MethodSpec(RetrievalConfig, "dpd.distill.retrieval:Retrieval"),

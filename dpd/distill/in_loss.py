@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, ClosedTerm, ExtraLoss, Metrics, Minibatch, Rollout
+from dpd.agents.base import Batch, ClosedTerm, ExtraLoss, Metrics, Minibatch, Rollout, State
 from dpd.agents.config import OffPolicyConfig
 from dpd.distill.config import GradientConfig, KickstartConfig, ProximalConfig
 from dpd.distill.method import Context
 from dpd.distill.targets import Answers, distance, samples_at
+from dpd.distill.teacher import Mixture
 from dpd.distill.teaching import TeacherMethod
 
 
@@ -24,13 +25,26 @@ class InLoss(TeacherMethod):
         super().__init__(config, context)
         self.config = config
         self.has_replay = isinstance(self.agent.config, OffPolicyConfig)
+        self.mixture: NotedMixture | None = None
+        if config.most_beta > 0:
+            self.actor = self.mixture = NotedMixture(self.agent, self.current, self.rng, True)
+            self.mixture.beta = config.beta(0.0)
         self.answers: Answers | None = None
-        self.coef = 0.0
+        self.coef, self.rl_coef = 0.0, 1.0
         self.asks = False
+
+    def on_rollout(self, rollout: Rollout) -> None:
+        """Leave out the teacher's steps where the loss is that of a student's own steps.
+
+        Off-policy learners take them as they are.
+        """
+        if self.mixture is not None and not self.has_replay:
+            rollout.valid &= ~self.mixture.taught
 
     def on_batch(self, batch: Batch, progress: float) -> None:
         """Label the states of the iteration, while the term has a weight and students learn."""
         self.coef = self._coef(progress)
+        self._weigh_rewards(progress)
         super().on_batch(batch, progress)
         self.asks = self.coef > 0 and not self.agent.warming_up
         self.answers = self.ask(batch.raw_obs) if self.asks and not self.has_replay else None
@@ -38,6 +52,10 @@ class InLoss(TeacherMethod):
     def _coef(self, progress: float) -> float:
         """Return the weight of the term, before `progress` is stored."""
         return self.config.coef_at(progress)
+
+    def _weigh_rewards(self, progress: float) -> None:
+        """Give reinforcement learning its weight in this iteration."""
+        self.agent.rl_coef = self.rl_coef = self.config.rl_coef_at(progress)
 
     @property
     def loss(self) -> ExtraLoss | None:
@@ -78,7 +96,34 @@ class InLoss(TeacherMethod):
         return torch.ones_like(like)
 
     def step(self) -> Metrics:
-        return self._with_queries(self.metrics | {"distill/coef": self._repeat(self.coef)})
+        weights = {"distill/coef": self.coef}
+        if self.config.rl_coef_points is not None:
+            weights["distill/rl_coef"] = self.rl_coef
+        if self.mixture is not None:
+            weights["distill/beta"] = self.mixture.beta
+            self.mixture.beta = self.config.beta(self.progress)
+        return self._with_queries(self.metrics | {k: self._repeat(x) for k, x in weights.items()})
+
+    def load_state(self, state: State) -> None:
+        super().load_state(state)
+        if self.mixture is not None:
+            self.mixture.beta = self.config.beta(self.progress)
+
+
+class NotedMixture(Mixture):
+    """A mixture that notes at which steps of an iteration the teacher acts, `taught` [N, T, E]."""
+
+    taught: Tensor
+
+    def noise(self) -> Tensor:
+        drawn = super().noise()
+        self.taught = drawn[..., -2] < self.beta  # the coin is the last number but one
+        return drawn
+
+    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
+        act = super().act(obs, noise)
+        # critics know no actions beyond the bounds; a plain Gaussian teacher draws some
+        return act if self.agent.replay is None else act.clamp(-1, 1)
 
 
 class TrueGradient(InLoss):
@@ -95,7 +140,11 @@ class TrueGradient(InLoss):
         student = self.agent.dist(self.agent.obs_norm(obs))
         ell = distance(self.divergence, student, answers).view_as(rollout.reward)
         corrected = self._coef(0.0) * next_divergence_reward(ell, rollout.terminated)
-        rollout.reward.mul_(self.config.reward_coef).add_(corrected)
+        self.rl_coef = self.config.rl_coef_at(self.progress)
+        rollout.reward.mul_(self.rl_coef).add_(corrected)
+
+    def _weigh_rewards(self, progress: float) -> None:
+        """Do nothing: the rewards have their weight already."""
 
     def _weight_of(self, like: Tensor) -> Tensor:
         """Return the weights [N, K]: the scale of normalised rewards."""

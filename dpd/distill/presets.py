@@ -1,4 +1,4 @@
-"""Named settings of dual distillation, by the learners that they are for; imports no torch.
+"""Named settings of methods, by the learners that they are for; imports no torch.
 
 Settings of the learners under the same names are in agents/presets.py.
 """
@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpd.agents.config import LearnerConfig, OffPolicyConfig, PPOConfig, SACConfig
+from dpd.agents.config import (
+    LearnerConfig,
+    OffPolicyConfig,
+    PPOConfig,
+    SACConfig,
+    StudentConfig,
+)
 
 MethodPresets = Mapping[str, Mapping[type[LearnerConfig] | None, Mapping[str, Any]]]
 """Preset -> learners, or None for peers of several algorithms -> settings of the method."""
@@ -66,6 +72,13 @@ DPD_PRESETS: MethodPresets = {
 # What dpd train does without --preset. A study on fresh seeds chose it (docs/results.md, Peers that
 # pay); off-policy learners, which it has not been studied with, have the settings of the paper.
 DPD_DEFAULT_PRESETS: Mapping[type[LearnerConfig], str] = {PPOConfig: "modern"}
+ON_POLICY_PRESETS: MethodPresets = {
+    # rsl_rl's distillation: squared error to the teacher's mean action, gradients without a bound,
+    # 2 epochs of 120 / 15 steps. (Its gradient length of 15 is for recurrent students.)
+    "rsl_rl": {StudentConfig: {"divergence": "mse", "steps": 2 * 120 // 15, "max_grad_norm": 1e9}},
+}
+METHOD_OF_PRESET = {"rsl_rl": "on-policy"}
+"""The method that a preset means if no other one is named."""
 DOSE: dict[str, dict[str, Any]] = {
     # An iteration has 32 times the samples of PPO's default, so there are as many fewer.
     "large": {"lr": 1e-4, "batch_size": 4096},

@@ -48,11 +48,13 @@ class Returns(NamedTuple):
 
 
 class Route(NamedTuple):
-    """The column of a raw observation that holds the number of the teacher, from 0."""
+    """The column of a raw observation that holds the number of the teacher."""
 
     column: int
     name: str
     """The column's name for the user, as --teacher-by has it."""
+    first: int = 0
+    """The number of the first teacher."""
 
 
 class Teacher(Stateful):
@@ -90,7 +92,7 @@ class Teacher(Stateful):
         """
         if self.route is None:
             return (uniform * len(self.policies)).long()
-        value = obs[..., self.route.column]
+        value = obs[..., self.route.column] - self.route.first
         which = value.clamp(0, len(self.policies) - 1).round()
         self.has_strayed |= (which != value).any()
         if obs.device == CPU:
@@ -105,10 +107,11 @@ class Teacher(Stateful):
 
     def _refuse_strays(self) -> None:
         if self.route is not None and self.has_strayed:
-            n, name = len(self.policies), self.route.name
+            n, (_, name, first) = len(self.policies), self.route
             raise BadInput(
-                f"--teacher-by {name}: {name} is not 0 to {n - 1} in every state, and there are "
-                f"{n} teachers; give a --teacher for each of its values, counted from 0"
+                f"--teacher-by {name}: {name} is not {first} to {first + n - 1} in every state, "
+                f"and there are {n} teachers; give a --teacher for each of its values, counted "
+                f"from {first}"
             )
 
     def routed_mode(self, obs: Tensor) -> Tensor:

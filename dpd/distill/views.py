@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from dpd.agents.config import View, require
-from dpd.envs.groups import UnknownColumns, columns_of
+from dpd.envs.groups import EVERYTHING, UnknownColumns, columns_of
 from dpd.errors import BadInput
 
 if TYPE_CHECKING:
@@ -135,6 +135,13 @@ class ActorViewConfig(SeenConfig):
     example qpos=0.01,qvel=0.1."""
     actor_delay: int = 0
     """Steps by which policies' observations are late; prev_action is not."""
+
+
+def critic_columns(text: str, spec: EnvSpec) -> list[int]:
+    """Return the columns that --critic-obs chooses; none for the words `actor` and `all`."""
+    if text in ("actor", EVERYTHING):
+        return []
+    return chosen_columns("--critic-obs", text, spec)
 
 
 def chosen_columns(name: str, text: str, spec: EnvSpec) -> list[int]:

@@ -142,7 +142,8 @@ class ComparedPolicy:
         """Return the policy's outputs on raw states [n, O], or on wide ones."""
         raw, seen = obs[:, : self.policy.meta.obs_dim], self.sees(obs)
         dist = self.policy.dist(seen)
-        value = None if self.value is None else self.value(raw)
+        known = raw if self.policy.meta.view is None else torch.cat([raw, seen.flatten(1)], 1)
+        value = None if self.value is None else self.value(known)  # learners store wide states
         return PolicyOutputs(dist.mode(), dist, self.policy.features(seen), value)
 
     def sees(self, obs: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpd.config import TrainConfig
 from dpd.distill.teacher import Returns, Teacher
+from dpd.envs.make import check
 from dpd.fidelity.audit import NEAR, NOTHING_TO_RETAIN, compare_policies
 from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
 from dpd.fidelity.states import (
@@ -370,7 +371,12 @@ def report_students(
     `last` maps the files of the students' last policies to their final evaluations.
     """
     with console.status("comparing the students with their teacher"), one_thread():
-        comparison = compare_sizes(config, kept_teacher(run_dir), list(last), list(last.values()))
+        run = config.run
+        backend = "auto" if run.backend == "warp" else run.backend  # as in evaluations
+        spec = check(run.env, backend, run.parsed_env_kwargs())
+        by = None if config.teachers is None else config.teachers.teacher_by
+        teacher = kept_teacher(run_dir, by, spec)
+        comparison = compare_sizes(config, teacher, list(last), list(last.values()))
     report = Report(
         sections=[Section(tables=[sizes_table(comparison)])],
         data=sizes_json(comparison),

@@ -27,7 +27,7 @@ from dpd.log.log import flattened
 from dpd.run.checkpoint import CheckpointInfo, Checkpoints, step_of
 from dpd.run.policies import PolicySaver
 from dpd.run.settings import saved_settings
-from dpd.run.teachers import keep_returns, keep_teacher
+from dpd.run.teachers import keep_returns, keep_teacher, measure
 from dpd.run.training import Training
 
 MAX_ROLLBACKS = 5
@@ -57,23 +57,34 @@ def opened(
     The lock is that of `locked`. Raises BadInput if the directory of a new run already contains
     one, or if these settings cannot resume the run.
     """
-    path = run_path(config)
+    path, is_new = run_path(config), config.run.resume is None
+    if is_new:
+        refuse_occupied(path, config)
+    if teacher is not None and teacher.returns is None:
+        # before the directory exists: a refused run leaves nothing behind
+        with console.status("measuring the teacher"):
+            teacher.returns = measure(teacher, config)
     with locked(path) as lock:
-        if config.run.resume is not None:
+        if is_new:
+            refuse_occupied(path, config)
+        else:
             refuse_unlike(path, config)
-        elif (path / "config.json").exists():
-            raise BadInput(
-                f"{path} already contains a run; resume it with {resume_command(path, config)}, "
-                "or give --out another directory"
-            )
-        elif teacher is not None:
-            keep_teacher(path, teacher)
+        if teacher is not None and teacher.returns is not None:
+            if is_new:
+                keep_teacher(path, teacher)
+            keep_returns(path, teacher.returns)
         with replacing(path / "config.json") as draft:
             draft.write_text(json.dumps(config.as_json(), indent=2) + "\n")
-        if teacher is not None:
-            with console.status("measuring the teacher"):
-                keep_returns(path, teacher, config)
         yield path, lock
+
+
+def refuse_occupied(path: Path, config: TrainConfig) -> None:
+    """Raise BadInput if a new run's directory already contains a run."""
+    if (path / "config.json").exists():
+        raise BadInput(
+            f"{path} already contains a run; resume it with {resume_command(path, config)}, "
+            "or give --out another directory"
+        )
 
 
 def refuse_unlike(path: Path, config: TrainConfig) -> None:

@@ -124,6 +124,8 @@ def check_run(config: TrainConfig) -> tuple[EnvSpec, torch.device, Teacher | Non
     n_envs = sum(len(stack.peers) * stack.algo.n_envs for stack in config.stacks)
     n_envs *= -(-run.seeds // run.workers)
     spec = check(run.env, run.backend, run.parsed_env_kwargs(), device, n_envs)
+    for stack in config.stacks:
+        config.views_of(stack, spec)
     if (teacher := read_run_teacher(config, spec)) is not None:
         refuse_unfit(teacher, config, spec)
     return spec, device, teacher

@@ -12,6 +12,8 @@ from dpd.agents.base import LearnerId, State, part
 from dpd.agents.learners import Learners
 from dpd.agents.rng import with_own_generators
 from dpd.config import RunConfig, StackConfig, TrainConfig
+from dpd.distill.views import critic_columns
+from dpd.envs.make import check
 from dpd.policies.policyfile import Policy
 from dpd.run.checkpoint import folder_of
 
@@ -38,7 +40,11 @@ def saved_learners(
     # Learners of a stack differ in history alone.
     each = [] if view is None else [replace(view, history=h) for h in stack.histories]
     views = each * (len(ids) // len(stack.peers))
-    agent: Learners = stack.algo.build(meta.obs_dim, meta.act_dim, ids, views=views)
+    seen: list[int] = []
+    if (text := getattr(stack.algo, "critic_obs", "actor")) not in ("actor", "all"):
+        seen = critic_columns(text, check(meta.env_id, env_kwargs=meta.env_kwargs))
+    sizes = meta.obs_dim, meta.act_dim
+    agent: Learners = stack.algo.build(*sizes, ids, views=views, critic_columns=seen)
     # Keep the new generators: nothing is drawn here, and the state of a GPU's would not fit.
     agent.load_state(with_own_generators(part(state, f"training.stack{k}.agent"), agent.state()))
     return agent

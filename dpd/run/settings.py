@@ -236,18 +236,26 @@ def refuse_lacking(names: Sequence[str], argv: Sequence[str], settings: dict[str
             f"--share-experience is for --algo ppo, td3, ddpg or sac, not {unfit[0]}: it shares "
             "rewards, and a student learns from a teacher alone"
         )
-    refuse_ppo_only(names, argv, settings)
+    refuse_unfit_start(names, argv, settings)
 
 
-def refuse_ppo_only(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
-    """Raise BadInput if settings of PPO's value function and policy are given to another one."""
-    for setting in ("critic_obs", "critic_warmup", "init_std"):
+OWNERS = {
+    "critic_obs": "ppo, td3, ddpg or sac",
+    "critic_warmup": "ppo, td3, ddpg or sac",
+    "init_std": "ppo",
+}
+"""Algorithms that have a setting of the value function or of the start from a policy."""
+
+
+def refuse_unfit_start(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
+    """Raise BadInput if learners lack a setting of OWNERS that is given."""
+    for setting, owners in OWNERS.items():
         word = re.compile(f"{flag(setting)}(=|$)")
         asked = any(word.match(each.replace("_", "-")) for each in argv)
         if hasattr(ALGORITHMS[names[0]].settings, setting) or names[1:]:
             continue
         if asked or settings.get(setting):
-            raise BadInput(f"{flag(setting)} is for --algo ppo, not {names[0]}; leave it out")
+            raise BadInput(f"{flag(setting)} is for --algo {owners}, not {names[0]}; leave it out")
 
 
 def default_learners(name: str, method: type[MethodConfig]) -> LearnerConfig:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from dpd.agents.base import LearnerId
 from dpd.config import NO_STATISTICS, ForeignConfig
+from dpd.envs.randomization import RANDOMIZE
 from dpd.errors import BadInput
 from dpd.log.csv import read_table, tables_of
 from dpd.log.naming import parse_policy_name
@@ -112,6 +113,14 @@ def load_together(
 def as_flag(place: Place) -> str:
     """Return the flag with a place's arguments, quoted for a shell."""
     return f"--env-kwargs {shlex.quote(json.dumps(place.env_kwargs))}"
+
+
+def as_run_flags(place: Place) -> str:
+    """Return the flags of a run in a place: its ranges as --randomize, other arguments as JSON."""
+    kwargs = dict(place.env_kwargs)
+    ranges = kwargs.pop(RANDOMIZE, None)
+    others = [as_flag(Place(place.env_id, kwargs))] if kwargs or ranges is None else []
+    return " ".join(others + ([f"--{RANDOMIZE} {ranges}"] if ranges else []))
 
 
 def require_place(name: str | Path, policy: Policy, place: Place, source: str) -> None:

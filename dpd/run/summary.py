@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dpd.config import TrainConfig
 from dpd.distill.teacher import Teacher
+from dpd.distill.views import critic_columns
 from dpd.envs.base import EnvSpec
 from dpd.log.csv import read_rows
 from dpd.log.naming import display_names, peer_names
@@ -63,11 +64,13 @@ def start_facts(
             (f"{stack.rounds} x " if stack.rounds > 1 else "") + stack.algo.plan
             for stack in config.stacks
         ),
+        **initial_facts(config),
         "updates": update_plan(config),
         "replay": f"{replay_bytes / 1e6:,.0f} MB in memory"
         + (" at the end" if run.device == "cpu" else ""),  # a GPU buffer is allocated at once
         "simulation": f"{spec.backend}, {spec.obs_dim} observations, {spec.act_dim} actions"
         + "".join(f"; {note}" for note in spec.notes),
+        **({"randomized": run.randomize} if run.randomize else {}),
         **teacher_facts(config, teacher),
         **student_facts(config, spec),
         "run": run_dir,
@@ -76,20 +79,31 @@ def start_facts(
     return {k: v for k, v in facts.items() if replay_bytes or k != "replay"}
 
 
+def initial_facts(config: TrainConfig) -> dict[str, object]:
+    """Return the policies that learners start from, and how long these stay as they are."""
+    if not config.run.init_from:
+        return {}
+    names = ", ".join(file.name.removesuffix(".safetensors") for file in config.run.init_from)
+    frozen = max(getattr(stack.algo, "critic_warmup", 0) for stack in config.stacks)
+    wait = f"; in the first {frozen} iterations with updates, only values learn" if frozen else ""
+    return {"start": names + wait}
+
+
 def teacher_facts(config: TrainConfig, teacher: Teacher | None) -> dict[str, object]:
     """Return the teachers' mean returns ± std over episodes, and that of random actions."""
     if teacher is None or teacher.returns is None or config.teachers is None:
         return {}
     facts: dict[str, object] = {}
     several = len(teacher.policies) > 1
-    by = "" if teacher.route is None else f"; all of them by {teacher.route.name}"
+    route = teacher.route
     for k, (path, returns) in enumerate(
         zip(config.teachers.teacher, teacher.returns.teachers, strict=True)
     ):
         name = path.name.removesuffix(".safetensors")
         facts[f"teacher {k}" if several else "teacher"] = (
             f"{name}: {np.mean(returns):,.0f} ± {np.std(returns):,.0f} over {len(returns)} "
-            f"episodes; random actions {teacher.returns.floor:,.0f}{by}"
+            f"episodes; random actions {teacher.returns.floor:,.0f}"
+            + (f"; where {route.name} is {route.first + k}, returns of all" if route else "")
         )
     return facts
 
@@ -102,8 +116,10 @@ def student_facts(config: TrainConfig, spec: EnvSpec) -> dict[str, object]:
     frames = ", ".join(map(str, config.histories)) or "1"
     seen = f"{describe_view(view)}; {len(view.columns)} of {spec.obs_dim} observations"
     facts: dict[str, object] = {f"{config.views.PLURAL} see": f"{seen}, frames: {frames}"}
-    if any(getattr(stack.algo, "critic_obs", "actor") == "all" for stack in config.stacks):
-        facts["values see"] = f"all {spec.obs_dim} observations"
+    words = {getattr(stack.algo, "critic_obs", "actor") for stack in config.stacks} - {"actor"}
+    for word in sorted(words):
+        some, every = len(critic_columns(word, spec)), f"{spec.obs_dim} observations"
+        facts["values see"] = f"{word}; {some} of {every}" if some else f"all {every}"
     return facts
 
 

@@ -25,15 +25,16 @@ from dpd.distill.teacher import Returns, Route, Teacher, number_of
 from dpd.distill.views import chosen_columns
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import make
+from dpd.envs.randomization import RANDOMIZE
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy, require_bounds, require_fit
 from dpd.policies.views import describe_view
 from dpd.run.episodes import episode_seeds, run_episodes, side_by_side, uniform_policy
-from dpd.run.sources import Place, as_flag, history_of, is_zip, load_any, one_policy
+from dpd.run.sources import Place, as_run_flags, history_of, is_zip, load_any, one_policy
 
-FOLDER, RETURNS, ROUTE = "teachers", "returns.json", "route.json"
+FOLDER, RETURNS = "teachers", "returns.json"
 # Added to a run's seed for the final table: no evaluation in training plays these episodes.
 LAST_EPISODES = 1_000_000
 
@@ -46,7 +47,7 @@ def read_run_teacher(config: TrainConfig, spec: EnvSpec) -> Teacher | None:
     if config.teachers is None:
         return None
     if config.run.resume is not None:
-        return kept_teacher(config.run.resume)
+        return kept_teacher(config.run.resume, config.teachers.teacher_by, spec)
     files = [one_policy(path) for path in config.teachers.teacher]
     foreign = foreign_settings(files, config.teachers, config.run)
     policies = [load_any(file, each) for file, each in zip(files, foreign, strict=True)]
@@ -72,7 +73,7 @@ def route_of(text: str | None, spec: EnvSpec) -> Route | None:
             f"--teacher-by {text} has {len(columns)} columns of {spec.env_id}; name the one that "
             "holds the teacher's number, for example 3"
         )
-    return Route(columns[0], text)
+    return Route(columns[0], text, spec.first_values.get(columns[0], 0))
 
 
 def with_view(policy: Policy, text: str | None, spec: EnvSpec) -> Policy:
@@ -135,16 +136,17 @@ def _up_to(teacher: Policy, history: Iterable[Policy]) -> list[Policy]:
     return [policy for policy in history if (number_of(policy, "steps") or 0) <= end]
 
 
-def kept_teacher(run_dir: Path) -> Teacher:
-    """Read the teachers stored in a run's directory. Raises BadInput if there are none."""
+def kept_teacher(run_dir: Path, by: str | None, spec: EnvSpec) -> Teacher:
+    """Read the teachers stored in a run's directory; `by` is the run's --teacher-by.
+
+    Raises BadInput if there are none.
+    """
     folder = run_dir / FOLDER
     policies = [policyfile.load(file) for file in sorted(folder.glob("teacher*.safetensors"))]
     history = [policyfile.load(file) for file in sorted(folder.glob("history*.safetensors"))]
     if not policies:
         raise BadInput(f"{folder} contains no teacher; it was written when the run began")
-    route = folder / ROUTE
-    by = Route(**json.loads(route.read_text())) if route.is_file() else None
-    teacher = Teacher(policies, history, by)
+    teacher = Teacher(policies, history, route_of(by, spec))
     if (file := folder / RETURNS).is_file():
         teacher.returns = Returns(**json.loads(file.read_text()))
     return teacher
@@ -156,9 +158,6 @@ def keep_teacher(run_dir: Path, teacher: Teacher) -> None:
         for k, policy in enumerate(policies):
             file = run_dir / FOLDER / f"{name}{k:05d}.safetensors"
             policyfile.save(file, policy.tensors, policy.meta)
-    if teacher.route is not None:
-        with replacing(run_dir / FOLDER / ROUTE) as draft:
-            draft.write_text(json.dumps(teacher.route._asdict()) + "\n")
 
 
 def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
@@ -174,7 +173,7 @@ def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
             home = Place(meta.env_id, meta.env_kwargs)
             raise BadInput(
                 f"the teacher was trained in {home}, but this run has no arguments: give "
-                f"{as_flag(home)}, or other arguments"
+                f"{as_run_flags(home)}, or other arguments"
             )
         if meta.view is not None and not meta.view.is_memoryless:
             raise BadInput(
@@ -186,6 +185,13 @@ def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
                 f"the teacher reads {meta.obs_dim} observations, and {spec.env_id} has "
                 f"{spec.obs_dim}; if it knows a part of them, give --teacher-obs with their names"
             )
+        ranges = meta.env_kwargs.get(RANDOMIZE)
+        if meta.obs_dim != spec.obs_dim and ranges != config.run.parsed_env_kwargs().get(RANDOMIZE):
+            home = Place(meta.env_id, meta.env_kwargs)
+            raise BadInput(
+                f"the teacher was trained in {home}, whose observations end with other params; "
+                f"give {as_run_flags(home)}"
+            )
         require_fit(policy, spec, "the teacher")
         require_bounds(policy, spec, "the teacher")
     if len({policy.meta.squashed for policy in teacher.policies}) > 1:
@@ -194,21 +200,20 @@ def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
         )
 
 
-def keep_returns(run_dir: Path, teacher: Teacher, config: TrainConfig) -> None:
-    """Measure the returns of a run's teachers, unless stored, and store them next to the teachers.
+def keep_returns(run_dir: Path, returns: Returns) -> None:
+    """Store the returns of a run's teachers next to them.
 
     A resumed run must use the same reference, even if its settings have changed.
     """
-    if teacher.returns is None:
-        teacher.returns = measure(teacher, config)
-        with replacing(run_dir / FOLDER / RETURNS) as draft:
-            draft.write_text(json.dumps(teacher.returns._asdict(), indent=2) + "\n")
+    with replacing(run_dir / FOLDER / RETURNS) as draft:
+        draft.write_text(json.dumps(returns._asdict(), indent=2) + "\n")
 
 
 def measure(teacher: Teacher, config: TrainConfig) -> Returns:
     """Play the episodes of the run's final table with the teachers and with uniform actions.
 
-    Teachers with a route play them together, as one: the list of each is the same.
+    Teachers with a route play them together, as one: the list of each is the same. Raises BadInput
+    if the route leads to no teacher.
     """
     run, policies = config.run, teacher.policies
     uniform = uniform_policy(policies[0].meta.act_dim, torch.Generator().manual_seed(run.seed))

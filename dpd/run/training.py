@@ -17,8 +17,9 @@ from dpd.agents.kernels import Kernels
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.replay import Replay
 from dpd.agents.views import Frames
-from dpd.config import StackConfig, TrainConfig
+from dpd.config import StackConfig, TrainConfig, rl_algorithms
 from dpd.distill.method import Context, PeerStack
+from dpd.distill.views import critic_columns
 from dpd.envs.base import Env, EnvSpec
 from dpd.envs.make import make
 from dpd.envs.physics import n_cores
@@ -29,6 +30,7 @@ from dpd.policies.memory import MemoryMeta
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.views import describe_view
 from dpd.run.episodes import episode_seeds, run_episodes
+from dpd.run.sources import Place, as_run_flags
 from dpd.run.stack import LearnerStack, env_seeds
 from dpd.run.teachers import read_run_teacher, refuse_unfit
 from dpd.run.updates import why_not_fused
@@ -86,7 +88,14 @@ class Training:
         # Check the size of the replays before the learners allocate them.
         self.replay_bytes = self.config.replay_bytes(spec, gpu_memory_bytes(self.device))
         agents = [
-            c.algo.build(spec.obs_dim, spec.act_dim, i, self.device, self._views(c, spec))
+            c.algo.build(
+                spec.obs_dim,
+                spec.act_dim,
+                i,
+                self.device,
+                self._views(c, spec),
+                critic_columns(getattr(c.algo, "critic_obs", "actor"), spec),
+            )
             for c, i in zip(configs, ids, strict=True)
         ]
         peers = [PeerStack(agent, c.peers) for agent, c in zip(agents, configs, strict=True)]
@@ -143,13 +152,17 @@ class Training:
                 stack.agent.start_from(n, policies[k].tensors)
 
     def _refuse_unfit(self, file: Path, meta: PolicyMeta, stack: StackConfig, peer: int) -> None:
-        names = ("activation", "norm_obs", "squashed", "tanh_mean", "state_std")
+        refuse_other_kind(file, meta, stack)
+        names = ("activation", "norm_obs")
         required: dict[str, object] = {"obs_dim": self.spec.obs_dim, "act_dim": self.spec.act_dim}
         required |= {"memory": None, "hidden": stack.hidden_of(peer)}
         for name, value in (required | {k: getattr(stack.algo, k) for k in names}).items():
             if (other := getattr(meta, name)) != value:
+                home = Place(meta.env_id, meta.env_kwargs)
+                told = name == "obs_dim" and home.env_kwargs != self.run.parsed_env_kwargs()
                 raise BadInput(
                     f"--init-from {file} has {name} {other}; these learners have {value}"
+                    + (f"; it was trained with {as_run_flags(home)}" if told else "")
                 )
 
     def state(self) -> State:
@@ -256,6 +269,22 @@ class Training:
         """Return the metadata of a row's retrieval memory, if its policy has one."""
         stack, n = self.places[self.ids[row]]
         return stack.method.memory_meta(n)
+
+
+def refuse_other_kind(file: Path, meta: PolicyMeta, stack: StackConfig) -> None:
+    """Raise BadInput if a policy of --init-from makes actions in another way than learners do."""
+    kind = ("squashed", "tanh_mean", "state_std")
+
+    def is_fit(settings: object) -> bool:
+        return all(getattr(settings, name) == getattr(meta, name) for name in kind)
+
+    if is_fit(stack.algo):
+        return
+    fit = [name for name, row in rl_algorithms().items() if is_fit(row.settings)]
+    raise BadInput(
+        f"--init-from {file} is no policy as those of --algo {stack.name}, which make actions in "
+        "another way" + (f"; give --algo {' or '.join(fit)}" if fit else "")
+    )
 
 
 def refuse_unlike_view(file: Path, given: View | None, needed: View | None) -> None:

@@ -62,7 +62,7 @@ def why_not_fused(config: TrainConfig, stack: StackConfig) -> str | None:
         return _why_not_replayed(config, stack)
     if not isinstance(algo, PPOConfig | StudentConfig):
         return f"there are no kernels for {stack.name}"
-    if getattr(algo, "critic_obs", "actor") == "all":
+    if getattr(algo, "critic_obs", "actor") != "actor":
         return "there are no kernels for a value function that sees more than the policy"
     if config.method in METHODS_WITHOUT_KERNELS:
         return f"there are no kernels for method {config.method}"

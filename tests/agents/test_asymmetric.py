@@ -74,6 +74,24 @@ def test_the_value_has_a_normaliser_of_its_own_with_statistics_of_whole_observat
     assert {"critic_norm.moments.mean", "obs_norm.moments.mean"} <= agent.state().keys()
 
 
+def test_the_value_may_read_some_columns_alone() -> None:
+    settings: dict[str, Any] = {"n_envs": 4, "n_steps": 8, "minibatch_size": 16, "hidden": (8,)}
+    config = PPOConfig(**settings, critic_obs="1")
+    agent = config.build(3, 2, IDS, views=[VIEW] * 2, critic_columns=[1])
+    rollout = filled(agent)  # type: ignore[arg-type]
+    agent.observe(rollout)
+    agent.update(agent.prepare(rollout), 0.0)
+    obs = rollout.flat_obs()
+    of = [obs.clone() for _ in range(3)]
+    for column, other in enumerate(of):
+        other[..., column] += 1
+    value = agent.ask(obs).value
+    assert value is not None
+    for column, other in enumerate(of):
+        moved = agent.ask(other).value
+        assert moved is not None and torch.equal(moved, value) == (column != 1)
+
+
 def test_the_gradient_by_hand_is_autograds() -> None:
     agent = made(critic_obs="all", epochs=1, norm_reward=False)
     twin = made(critic_obs="all", epochs=1, norm_reward=False)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.config import TD3Config
-from dpd.agents.offpolicy import uniform_from_normal
-from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.rng import RowRandom, Stream, uniform_from_normal
 from dpd.agents.td3 import TD3, ParameterNoise
 
 O, A = 3, 2  # noqa: E741

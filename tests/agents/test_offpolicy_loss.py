@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.offpolicy import critic_loss
+from dpd.agents.offpolicy_loss import critic_loss
 from dpd.agents.sac import (
     LOG_STD_MAX,
     gaussian,

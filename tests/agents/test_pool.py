@@ -80,7 +80,7 @@ def transition(n: int, reward: float, act: float = 0.0) -> Sample:
     obs, wide = torch.randn(n, 1, O, dtype=F64), torch.full((n, 1, A), act, dtype=F64)
     given = (torch.full((n, 1), x, dtype=F64) for x in (reward, 0.5))
     raw = Transitions(torch.cat([obs, wide], -1), obs, *given)
-    return Sample(raw, raw)
+    return Sample(raw, raw, raw)
 
 
 ONE_LAYER: dict[str, Any] = SHARE | {"hidden": (4,), "minibatch_size": 1}

@@ -54,6 +54,7 @@ SETTINGS = {
     "dpd.distill",
     "dpd.distill.config",
     "dpd.distill.presets",
+    "dpd.distill.schedules",
     "dpd.distill.views",
     "dpd.fidelity.config",
     "dpd.cooperate.config",

@@ -16,12 +16,16 @@ STEPS = 10
 
 
 class Terrain(gymnasium.Env[dict[str, Any], np.ndarray]):
-    """Each step is worth the action on terrain 0 and minus the action on terrain 1."""
+    """Each step is worth the action on one terrain and minus the action on the other.
 
-    def __init__(self) -> None:
-        self.observation_space = spaces.Dict(
-            {"noise": spaces.Box(-1, 1, (1,), np.float32), "terrain": spaces.Discrete(2)}
-        )
+    Terrains are numbered from `first`.
+    """
+
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
+        terrain = spaces.Discrete(2, start=first)
+        noise = spaces.Box(-1, 1, (1,), np.float32)
+        self.observation_space = spaces.Dict({"noise": noise, "terrain": terrain})
         self.action_space = spaces.Box(-1, 1, (1,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], Any]:
@@ -35,7 +39,7 @@ class Terrain(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _observe(self) -> dict[str, Any]:
         noise = self.np_random.uniform(-1, 1, 1).astype(np.float32)
-        return {"noise": noise, "terrain": self.terrain}
+        return {"noise": noise, "terrain": self.first + self.terrain}
 
 
 register("Terrain-v0", entry_point=f"{__name__}:Terrain", max_episode_steps=STEPS)

@@ -101,6 +101,14 @@ def test_a_whole_update_equals_the_torch_path(name: str, dtype: torch.dtype) -> 
     both_update(replace(SMALL, **CASES[name]), dtype)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_rewards_count_with_their_weight_as_on_the_torch_path(
+    weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PPO, "rl_coef", weight)
+    both_update(replace(SMALL, entropy_coef=0.1), F64)
+
+
 @pytest.mark.parametrize("sizes", [{"rows": 1}, {"rows": 5}, {"act_dim": 1}, {"act_dim": 20}])
 def test_learners_and_actions_of_any_number(sizes: dict[str, int]) -> None:
     both_update(SMALL, F64, None, **sizes)

@@ -89,6 +89,13 @@ TAUGHT: dict[str, tuple[Any, Any]] = {
         f"kickstart, {name}": (KINDS["kickstart"](divergence="mse"), algo)
         for name, algo in REPLAYED.items()
     },
+    **{
+        f"kickstart by turns, {name}": (
+            KINDS["kickstart"](divergence="mse", beta_start=0.5, rl_coef_points="0:0,0.3:0,0.9:1"),
+            algo,
+        )
+        for name, algo in EVERY.items()
+    },
     "ppd": (KINDS["ppd"](), PPO),
     "n-distill": (KINDS["n-distill"](), UNSCALED),
     "reverse-kl": (KINDS["reverse-kl"](reward_coef=0.5), UNSCALED),

@@ -1,18 +1,20 @@
 """Presets: what each does is held to the paper's words or to the 2020 code's."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from dpd.agents.config import ALGORITHMS, DDPGConfig, PPOConfig
-from dpd.cli import parse_train
+from dpd.agents.config import ALGORITHMS, DDPGConfig, PPOConfig, StudentConfig
+from dpd.cli import parse_run, parse_train
 from dpd.config import RunConfig, TrainConfig
-from dpd.distill.config import DPDConfig
+from dpd.distill.config import DPDConfig, OnPolicyConfig
 from dpd.distill.peers import Dose, dose_of, dpd_loss
 from dpd.distill.presets import DPD_PRESETS
 from dpd.distill.rulers import gate_weight
+from dpd.errors import BadInput
 from dpd.run.settings import preset_settings, updated
 from tests.toy.peers import F64, LOSS, REPLAYED, STEP, Setup, f64, vary
 
@@ -147,3 +149,31 @@ def test_modern_ppo_is_what_the_study_measures() -> None:
         divergence="kl_forward", states="mixed", dose="loss", coef=0.1, target_kl=0.35
     )
     assert config.algos[0][1] == PPOConfig(share_experience=True, n_envs=8, epochs=20)
+
+
+# --- rsl_rl ---
+
+
+def test_rsl_rl_is_the_configuration_of_isaac_lab() -> None:
+    # isaaclab_tasks .../anymal_d/agents/rsl_rl_distillation_cfg.py: num_steps_per_env 120,
+    # num_learning_epochs 2, learning_rate 1e-3, gradient_length 15, init_noise_std 0.1
+    config = parse_run(["--preset", "rsl_rl", "--teacher", "t"], "distill")
+    ((name, student),) = config.algos
+    assert (config.method, name) == ("on-policy", "student")
+    assert isinstance(student, StudentConfig)
+    assert isinstance(config.distill, OnPolicyConfig) and config.distill.explores
+    assert (student.n_steps, student.lr) == (120, 1e-3)
+    assert math.exp(student.log_std_init) == pytest.approx(0.1)
+    assert student.minibatch_size == 15 * student.n_envs
+    states = config.distill.steps * student.minibatch_size
+    assert states == 2 * student.samples and config.distill.divergence == "mse"
+
+
+def test_rsl_rl_means_a_method_and_flags_change_its_settings() -> None:
+    flags = ["--distill.steps", "4", "--n-envs", "16"]
+    config = parse_run(["--preset", "rsl_rl", "--teacher", "t", *flags], "distill")
+    assert config.distill.steps == 4 and config.algos[0][1].n_envs == 16  # type: ignore[attr-defined]
+    with pytest.raises(BadInput, match="method dagger has no presets for student"):
+        parse_run(["--preset", "rsl_rl", "--method", "dagger", "--teacher", "t"], "distill")
+    with pytest.raises(BadInput, match="method on-policy belongs to dpd distill"):
+        parse_train(["--preset", "rsl_rl"])

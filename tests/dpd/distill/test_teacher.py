@@ -108,6 +108,9 @@ def test_a_value_that_is_no_teachers_number_is_refused(value: float) -> None:
     obs[0, 1, 2] = value
     with pytest.raises(BadInput, match="terrain is not 0 to 1 in every state, and there are 2"):
         routed().pick(torch.zeros(1, 3), obs)
+    teacher = Teacher(routed().policies, route=Route(2, "terrain", 3))
+    with pytest.raises(BadInput, match=r"not 3 to 4 in every state, .* counted from 3"):
+        teacher.pick(torch.zeros(1, 3), obs)
 
 
 def test_the_state_of_teachers_tells_of_values_seen_where_asking_would_stall() -> None:

@@ -167,3 +167,20 @@ def test_a_run_knows_what_its_students_with_a_view_were_trained_on(tmp_path: Pat
     assert main([*argv, "--threads", "1", "--out", str(tmp_path / "fidelity")]) == 0
     (student,) = json.loads((tmp_path / "fidelity/fidelity.json").read_text())["students"]
     assert student["gap"]["seen"] == "train" and student["sets"]["train"]["n"] == 50
+
+
+def test_a_value_function_of_a_policy_with_a_view_reads_what_learners_store() -> None:
+    known: list[torch.Tensor] = []
+
+    def value(obs: torch.Tensor) -> torch.Tensor:
+        known.append(obs)
+        return obs[:, 0]
+
+    setting = AuditSettings(env_id=ENV, episodes=2, n_states=20, threads=1, frames=2)
+    obs = visit(setting, Playing(SEEING), 20).obs
+    subject = ComparedPolicy(name="seeing", policy=SEEING, value=value)
+    found = subject.outputs(obs).value
+    assert found is not None and torch.equal(found, obs[:, 0])
+    # the raw observation, and behind it both positions that the policy sees, the present one last
+    assert known[0].shape == (len(obs), 4) and torch.equal(known[0][:, :2], obs[:, :2])
+    assert torch.equal(known[0][:, 3], obs[:, 0])

@@ -11,6 +11,7 @@ import torch
 import dpd
 import dpd.run.train
 from dpd.agents.config import View
+from dpd.agents.offpolicy import OffPolicy
 from dpd.cli import main, parse_train
 from dpd.config import TrainConfig
 from dpd.run.train import iterate, make_training
@@ -36,6 +37,18 @@ PEERS = {
     "dpd": ["--hidden", "8", "8", *ROLLOUT, "--critic-obs", "all"],
     "dpd, modern": ["--hidden", "8", "8", "--preset", "modern", *ROLLOUT, "--critic-obs", "all"],
     "shared experience": [*TEACHER, "--peers", "2", "--share-experience", "--critic-obs", "all"],
+}
+REPLAY = ["--hidden", "8", "8", "--n-envs", "2", "--n-steps", "8", "--learning-starts", "8"]
+REPLAY += ["--capacity", "400", "--minibatch-size", "8"]
+ALONE = ["--method", "none", "--peers", "1"]
+REPLAYED = {
+    "td3": ["--algo", "td3", *ALONE],
+    "ddpg": ["--algo", "ddpg", *ALONE, "--exploration", "param", "--critic-obs", "qvel"],
+    "sac": ["--algo", "sac", *ALONE, "--norm-obs"],
+    "sac, dpd": ["--algo", "sac", "--distill.ruler", "lcb"],
+    "sac, pool": ["--algo", "sac", "--method", "none", "--share-experience"],
+    "td3, shared replay": ["--algo", "td3", "--method", "none", "--share-replay"],
+    "td3, acting by turns": ["--algo", "td3", "--method", "none", "--act", "hybrid"],
 }
 
 
@@ -69,16 +82,48 @@ def test_a_policy_file_tells_what_the_policy_sees(
     assert main(["train", "--resume", str(tmp_path / "run"), "--total-steps", "512"]) == 0
 
 
-def test_learners_with_a_replay_see_the_view_too() -> None:
-    argv = ["Swimmer-v5", "--algo", "td3", "--method", "none", "--peers", "1", *POSITIONS]
-    argv += ["--hidden", "8", "8", "--learning-starts", "8", "--n-envs", "2", "--n-steps", "8"]
-    training = make_training(parse_train([*argv, "--total-steps", "64"]))
-    first = training.stacks[0].agent.nets.flat.detach().clone()
+@pytest.mark.parametrize("flags", REPLAYED.values(), ids=REPLAYED)
+def test_learners_with_a_replay_go_on_with_the_same_numbers(flags: list[str]) -> None:
+    argv = ["Swimmer-v5", *REPLAY, *POSITIONS, "--critic-obs", "all", *flags]
+    config = parse_train([*argv, "--total-steps", "640"])
+    straight, resumed = make_training(config), make_training(config)
+    first = straight.stacks[0].agent.nets.flat.detach().clone()
     for _ in range(2):
+        iterate(straight)
+    resumed.load_state({k: x.clone() for k, x in straight.state().items()})
+    for old, new in zip(straight.journals, resumed.journals, strict=True):
+        assert old is not None and new is not None
+        new.extend(old.since(0))
+    for training in (straight, resumed):
         iterate(training)
-    (stack,) = training.stacks
-    assert stack.agent.in_dims == [2 * (3 + 2)]
-    assert not torch.equal(stack.agent.nets.flat, first)
+    for k, x in straight.state().items():
+        y = resumed.state()[k]
+        torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True, msg=k)
+    agent = straight.stacks[0].agent
+    assert isinstance(agent, OffPolicy) and not torch.equal(agent.nets.flat, first)
+    # two frames of 3 positions and 2 actions; critics read 8 observations, or 5 velocities
+    assert agent.in_dim == 10 and agent.critic_dim == (5 if "qvel" in flags else 8)
+
+
+def test_a_policy_with_a_replay_is_tuned_after_its_critics_have_warmed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dpd.run.train, "report_end", lambda *given: None)
+    argv = ["train", "Swimmer-v5", *REPLAYED["sac"], *REPLAY, *ENDS]
+    assert main([*argv, *POSITIONS, "--total-steps", "64", "--out", str(tmp_path / "first")]) == 0
+    start = tmp_path / "first/policies/seed0-peer0.safetensors"
+    argv += ["--critic-obs", "all", "--critic-warmup", "2", "--keep-checkpoints", "--evals", "3"]
+    out = tmp_path / "tuned"
+    argv += ["--init-from", str(start), "--total-steps", "48", "--out", str(out)]
+    assert main(argv) == 0
+    one, two, three = (
+        dpd.load(file).tensors for file in sorted((out / "policies/history").iterdir())
+    )
+    for name, x in dpd.load(start).tensors.items():
+        assert torch.equal(one[name], x) or name.startswith("obs_")
+        if name.startswith(("actor", "log_std")):
+            assert torch.equal(two[name], x) and not torch.equal(three[name], x)
+    assert dpd.load(out / "policies/seed0-peer0.safetensors").meta.view == SEEN
 
 
 def test_torch_updates_a_value_function_that_sees_more_and_says_so() -> None:
@@ -149,7 +194,13 @@ def test_flags_for_a_view_take_precedence_and_must_fit(
 
 BAD = {
     "everything twice": (["--critic-obs", "all"], "--critic-obs all does nothing"),
-    "td3": (["--algo", "td3", "--critic-obs", "all"], "--critic-obs is for --algo ppo, not td3"),
+    "td3": (["--algo", "td3", "--critic-obs", "all"], "--critic-obs all does nothing if policies"),
+    "unknown to critics": (
+        ["--actor-obs", "qpos", "--critic-obs", "qvle"],
+        "--critic-obs: no group",
+    ),
+    "hidden from values": (["--critic-obs", "qpos"], "would hide something from values alone"),
+    "new": (["--algo", "td3", "--critic-warmup", "2"], "--critic-warmup is for runs that start"),
     "unknown group": (["--actor-obs", "qpso"], "--actor-obs: no group is called 'qpso', did"),
     "all": (["--actor-obs", "0:8"], "which policies see without these flags"),
     "unseen": (["--actor-obs", "qpos", "--actor-noise", "qvel=1"], "--actor-noise qvel: policies"),
@@ -173,6 +224,24 @@ def test_bad_input_of_a_view_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_workers_refuse_a_bad_view_before_anything_is_written(tmp_path: Path, capsys: Any) -> None:
+    argv = [
+        "train",
+        "Swimmer-v5",
+        *TEACHER,
+        "--seeds",
+        "2",
+        "--workers",
+        "2",
+        "--total-steps",
+        "256",
+    ]
+    assert main([*argv, "--actor-obs", "qpso", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "--actor-obs: no group is called 'qpso'" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_warm_up_of_peers_that_teach_each_other_or_of_a_whole_run_is_refused(
     student: Path, capsys: Any
 ) -> None:
@@ -184,3 +253,18 @@ def test_a_warm_up_of_peers_that_teach_each_other_or_of_a_whole_run_is_refused(
     assert "--critic-warmup 2 leaves no iteration to the policy: the run has 2" in (
         capsys.readouterr().err
     )
+    # 64 steps are 4 iterations of 2 x 8, of which 48 steps of learning starts leave 2 with updates
+    replay = ["--algo", "td3", *ALONE, *REPLAY, "--learning-starts", "48", "--total-steps", "64"]
+    assert main([*argv, *replay]) == 2
+    assert "the run has 2 with updates; lower it" in capsys.readouterr().err
+
+
+def test_a_student_is_no_policy_of_sac_and_the_refusal_names_what_it_is(
+    student: Path, tmp_path: Path, capsys: Any
+) -> None:
+    argv = ["train", "Swimmer-v5", "--algo", "sac", *ALONE, *REPLAY, "--total-steps", "64"]
+    argv += ["--init-from", str(student), "--critic-warmup", "1", "--out", str(tmp_path / "run")]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert "is no policy as those of --algo sac" in error and "give --algo ppo" in error
+    assert error.count("\n") == 1 and not (tmp_path / "run").exists()

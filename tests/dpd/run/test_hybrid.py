@@ -13,13 +13,14 @@ import torch
 
 import dpd
 import dpd.run.train
-from dpd.cli import main, saved_run
+from dpd.cli import main, parse_train, saved_run
+from dpd.errors import BadInput
 from dpd.policies.hybrid import HybridPolicy, Judged
 from dpd.policies.hybrid_file import load_hybrid
 from dpd.policies.policyfile import load
 from dpd.run.episodes import EvalResult, evaluate_together
 from dpd.run.hybrid import ChoosingActor, GroupResult, differences, random_chooser
-from dpd.run.hybrid_groups import PeerGroup, read_groups
+from dpd.run.hybrid_groups import PeerGroup, read_groups, refuse_no_choice
 from dpd.run.sources import Place
 from tests.toy.hybrids import line_hybrid
 from tests.toy.policies import write
@@ -193,6 +194,19 @@ def test_critics_of_another_policy_or_step_are_refused(
     for checkpoint in (copy / "checkpoints").glob("step-*400.safetensors"):
         checkpoint.unlink()
     assert "has no checkpoint of step 400" in refused(capsys, "evaluate", str(copy), "--hybrid")
+
+
+@pytest.mark.parametrize(
+    ("flags", "seen"),
+    [(["--actor-obs", "qpos", "--critic-obs", "all"], "qpos"), (["--history", "2"], "all")],
+)
+def test_peers_that_see_a_view_have_no_hybrid(flags: list[str], seen: str) -> None:
+    # dpd evaluate --hybrid and dpd export --hybrid read their groups here
+    config = parse_train(["Swimmer-v5", "--algo", "td3", *flags])
+    with pytest.raises(
+        BadInput, match=f"see {seen} by a view; --hybrid needs peers that see whole"
+    ):
+        refuse_no_choice(Path("run"), config)
 
 
 def test_training_acts_as_the_hybrid_and_logs_how_often_peers_acted(tmp_path: Path) -> None:

@@ -93,8 +93,12 @@ def test_a_student_is_distilled_and_compared_in_the_teacher_s_task(
 ) -> None:
     out, argv = tmp_path / "student", ["distill", "Swimmer-v5", "--teacher", str(teacher)]
     argv += [*STUDENT, *ENDS, "--total-steps", "256"]
-    home = f"--env-kwargs '{json.dumps(KWARGS)}'"
+    home = f"--randomize {KWARGS['randomize']}"
     assert home in said(capsys, *argv, "--out", out)  # the flag that keeps the arguments
+    one: list[str | Path] = ["--randomize", "mass=1:2", "--out", out]
+    assert f"end with other params; give {home}" in said(capsys, *argv, *one)
+    start = ["train", "Swimmer-v5", *TEACHER, "--init-from", str(teacher / POLICY)]
+    assert f"it was trained with {home}" in said(capsys, *start, "--out", out)
     assert main([*argv, "--randomize", RANGES, "--out", str(out)]) == 0
     assert load(out / POLICY).meta.env_kwargs == KWARGS
     capsys.readouterr()

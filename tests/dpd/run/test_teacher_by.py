@@ -66,9 +66,31 @@ def test_a_resumed_run_keeps_the_route(tmp_path: Path, teachers: list[str]) -> N
     out = distil_terrain(tmp_path / "run", teachers, *BY, steps=160)
     config = parse_run(["--resume", str(out)], "distill")
     resumed = read_run_teacher(config, check(ENV))
-    assert resumed is not None and resumed.route == Route(1, "terrain")
+    assert resumed is not None and resumed.route == Route(1, "terrain", 0)
+    # the settings say it all
+    assert {file.name for file in (out / "teachers").iterdir()} == {
+        "teacher00000.safetensors",
+        "teacher00001.safetensors",
+        "returns.json",
+    }
     run("--resume", str(out), "--total-steps", "240")
     assert logged(out, "distill/loss")[-1] < logged(out, "distill/loss")[0]
+
+
+@pytest.mark.parametrize("first", [3, -1])
+def test_terrains_may_be_numbered_from_any_number(
+    first: int, tmp_path: Path, teachers: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kwargs = ["--env-kwargs", json.dumps({"first": first})]
+    out = distil_terrain(tmp_path / "run", teachers, *BY, *kwargs, steps=80)
+    # each teacher is right where it answers: 10 steps of 0.8
+    said = json.loads((out / "teachers/returns.json").read_text())["teachers"]
+    assert said == [[pytest.approx(0.8 * STEPS, rel=1e-5)] * 4] * 2
+    three = [ENV, "--teacher", *teachers, *SMALL, "--teacher-by", "0", *kwargs]
+    assert main(["distill", *three, "--total-steps", "80", "--out", str(tmp_path / "bad")]) == 2
+    assert "--teacher-by 0: 0 is not 0 to 1 in every" in capsys.readouterr().err
+    found = check(ENV, "auto", {"first": first})
+    assert found.first_values == {1: first} and check(ENV).first_values == {}
 
 
 BAD = {
@@ -93,3 +115,4 @@ def test_bad_routes_get_one_line(
     assert main(["distill", *argv, *flags, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert says in said and said.startswith("dpd: ") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
