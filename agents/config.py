@@ -105,6 +105,23 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """The layers between what a learner sees and its MLP."""
+
+    kind: Literal["gru", "lstm"]
+    size: int
+    """Numbers that they give to the MLP."""
+
+    @property
+    def memory_dim(self) -> int:
+        """S, the numbers kept from step to step: h, and behind it c of an LSTM."""
+        return {"gru": 1, "lstm": 2}[self.kind] * self.size
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.size}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
     """Settings of every algorithm. Subclasses override the defaults and name their sources."""
 
@@ -180,6 +197,16 @@ class LearnerConfig:
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer's policy."""
         return self.hidden
+
+    @property
+    def encoder_layers(self) -> Encoder | None:
+        """Layers before the policy's MLP; None: the MLP reads what is seen."""
+        return None
+
+    @property
+    def memory_dim(self) -> int:
+        """Numbers that a recurrent policy keeps from step to step; 0: it keeps none."""
+        return 0 if self.encoder_layers is None else self.encoder_layers.memory_dim
 
 
 Critic = Literal["own", "mean"]
@@ -332,9 +359,14 @@ class ReplayConfig(LearnerConfig):
             if self.capacity < least:
                 raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
 
+    @property
+    def _held(self) -> int:
+        """Transitions in a full replay."""
+        return self.capacity // self.n_envs * self.n_envs
+
     def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
         """Return the size in bytes of all learners' full replays in float32."""
-        samples = self.capacity // self.n_envs * self.n_envs
+        samples = self._held
         # plus 8 bytes for the sample's index in the list of valid ones
         return n_learners * samples * (4 * (2 * obs_dim + act_dim + EXTRA_COLUMNS) + 8)
 
@@ -581,10 +613,48 @@ class StudentConfig(ReplayConfig):
     `hidden`. All peers need the same depth. Empty: `hidden` for all."""
     log_std_init: float = -0.5
     """Initial log standard deviation (as in PPO)."""
+    encoder: Literal["mlp", "gru", "lstm"] = "mlp"
+    """Network that reads what the student sees: the hidden layers alone (`mlp`), or first a
+    recurrent layer, which remembers the episode (`gru`; `lstm`)."""
+    encoder_size: int = 128
+    """Units of the recurrent layer (rsl_rl: 256)."""
+    gradient_length: int = 15
+    """Steps through which a recurrent student's gradients go back (rsl_rl). It learns on sequences
+    of so many successive states, as many as fit into a minibatch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_unlike_depths("sizes", self.sizes, len(self.hidden))
+        require(self, "be positive", "encoder_size", "gradient_length")
+        self._refuse_unfit_encoder()
+
+    def _refuse_unfit_encoder(self) -> None:
+        """Raise ValueError for settings of an encoder that would do nothing, or do not fit."""
+        if self.encoder == "mlp":
+            for name in ("encoder_size", "gradient_length"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"{name} does nothing without --encoder gru or lstm")
+            return
+        for name in ("n_steps", "minibatch_size"):
+            if getattr(self, name) < self.gradient_length:
+                raise ValueError(
+                    f"gradient_length {self.gradient_length} is more than {name} "
+                    f"{getattr(self, name)}; lower it, or raise {name}"
+                )
+
+    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
+        full, samples = super().replay_bytes(obs_dim, act_dim, n_learners), self._held
+        return full - n_learners * samples * 4 * obs_dim if self.memory_dim else full  # no next_obs
+
+    @property
+    def learners(self) -> str:
+        return "dpd.agents.student:RecurrentStudent" if self.memory_dim else super().learners
+
+    @property
+    def encoder_layers(self) -> Encoder | None:
+        if self.encoder == "mlp":
+            return None
+        return Encoder(kind=self.encoder, size=self.encoder_size)
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer."""
@@ -592,7 +662,8 @@ class StudentConfig(ReplayConfig):
 
     @property
     def plan(self) -> str:
-        return f"{super().plan}, the latest {self.capacity:,} stored"
+        along = f", gradients through {self.gradient_length} steps" if self.memory_dim else ""
+        return f"{super().plan}, the latest {self.capacity:,} stored{along}"
 
 
 def layers_of(word: str, depth: int) -> tuple[int, ...]:

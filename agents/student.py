@@ -9,11 +9,14 @@ from torch import Tensor
 
 from dpd.agents.base import Answer, Batch, ExtraLoss, LearnerId, Metrics
 from dpd.agents.config import StudentConfig
+from dpd.agents.dist import DiagGaussian
+from dpd.agents.encoders import encode, encode_along, encoder_shapes, features_of, init_encoder
 from dpd.agents.learners import GaussianLearners
-from dpd.agents.nets import StackedNets
+from dpd.agents.nets import Shapes, StackedNets
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.views import Frames, RememberingFrames
 
 
 class Student(GaussianLearners):
@@ -25,12 +28,26 @@ class Student(GaussianLearners):
     def _make(self, ids: Sequence[LearnerId]) -> None:
         config, dtype, device = self.config, self.dtype, self.device
         hidden = [config.hidden_of(peer) for _, peer in ids]
-        rows = [self._policy_shapes(*sizes) for sizes in zip(hidden, self.in_dims, strict=True)]
+        rows = [self._shapes(*sizes) for sizes in zip(hidden, self.in_dims, strict=True)]
         self.nets = StackedNets.padded(rows, config.activation, dtype, device)
         self._initialise("actor", 0.01, RowRandom(ids, Stream.INIT))
         self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())
         sizes = self.n_learners, self.obs_dim, self.act_dim
-        self.replay = Replay(config, *sizes, dtype, device=device)
+        has_next = config.memory_dim == 0
+        self.replay = Replay(config, *sizes, dtype, device=device, has_next=has_next)
+
+    def _shapes(self, hidden: Sequence[int], in_dim: int) -> Shapes:
+        """Return the names and shapes of a learner's parameters."""
+        return self._policy_shapes(hidden, in_dim)
+
+    @property
+    def sequence_length(self) -> int:
+        """Successive states that `dist_along` reads together."""
+        return 1
+
+    def dist_along(self, obs: Tensor) -> DiagGaussian:
+        """Return the policy at normalised obs [N, K, O], sequence after sequence, as `dist`."""
+        return self.dist(obs)
 
     @torch.no_grad()
     def ask(self, obs: Tensor) -> Answer:
@@ -49,3 +66,59 @@ class Student(GaussianLearners):
             )
         self.optimizer.lr = self.lr.tolist()
         return {}
+
+
+class RecurrentStudent(Student):
+    """N students with a recurrent layer, which remembers the episode.
+
+    The memory [S] is a part of every stored observation: that of the steps before it. So a single
+    state says how its learner acts, and a sequence from the replay begins with the memory that its
+    learner had. Normalised observations are joint: what is seen [..., F], and the memory.
+    """
+
+    def _make(self, ids: Sequence[LearnerId]) -> None:
+        layers = self.config.encoder_layers
+        if layers is None or not self.views:
+            raise ValueError("a recurrent student needs an encoder and a view")
+        self.encoder = layers
+        rng = RowRandom(ids, Stream.ENCODER)
+        super()._make(ids)
+        init_encoder(self.nets, layers.size, rng.generators)
+
+    def _shapes(self, hidden: Sequence[int], in_dim: int) -> Shapes:
+        policy = self._policy_shapes(hidden, self.encoder.size)
+        return encoder_shapes(self.encoder, in_dim) | policy
+
+    def new_frames(self, n_envs: int, sensors: RowRandom) -> Frames:
+        sizes = self.encoder.memory_dim, self.dtype, self.device
+        return RememberingFrames(self.views, n_envs, sensors, self.remember, *sizes)
+
+    @torch.no_grad()
+    def remember(self, seen: Tensor, memory: Tensor) -> Tensor:
+        """Return the memories [N, E, S] after what is seen at one step [N, E, F]."""
+        x = self.obs_norm.normalised(seen)
+        return encode(self.encoder, self.nets.views, x, memory)
+
+    def dist(self, obs: Tensor) -> DiagGaussian:
+        """Return the policy at joint obs [N, B, F + S], differentiably."""
+        x, memory = self._parts(obs)
+        params = self.nets.named() if torch.is_grad_enabled() else self.nets.views
+        memory = encode(self.encoder, params, x, memory)
+        return super().dist(features_of(self.encoder, memory))
+
+    @property
+    def sequence_length(self) -> int:
+        return self.config.gradient_length
+
+    def dist_along(self, obs: Tensor) -> DiagGaussian:
+        """Return the policy at joint obs [N, K, F + S], sequences of `sequence_length` states.
+
+        Gradients go back through a sequence, and not into the memory at its beginning.
+        """
+        x, memory = self._parts(obs.unflatten(1, (-1, self.sequence_length)))
+        memories = encode_along(self.encoder, self.nets.named(), x, memory)
+        return super().dist(features_of(self.encoder, memories).flatten(1, 2))
+
+    def _parts(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        x, memory = obs.split([self.in_dim, self.encoder.memory_dim], -1)
+        return x, memory

@@ -316,8 +316,9 @@ class TrainConfig:
 
     @property
     def has_views(self) -> bool:
-        """True if learners see less than the environment shows, or a history."""
-        return not self.views.shows_all or bool(self.histories)
+        """True if learners see less than the environment shows, a history, or remember it."""
+        remember = any(algo.encoder_layers is not None for _, algo in self.algos)
+        return not self.views.shows_all or bool(self.histories) or remember
 
     @property
     def teacher_obs(self) -> str | None:
@@ -338,7 +339,8 @@ class TrainConfig:
         self._refuse_idle_critic(stack)
         views = [self.views.resolve(spec, history) for history in stack.histories]
         sees_all = views and len(views[0].columns) == spec.obs_dim
-        if sees_all and all(v.is_memoryless and not v.has_noise for v in views):
+        remembers = stack.algo.encoder_layers is not None
+        if sees_all and not remembers and all(v.is_memoryless and not v.has_noise for v in views):
             given, role = self.views.obs, self.views.ROLE
             if len(self.histories) < 2:
                 asked = "" if given is None else f"--{role}-obs {given} "
@@ -541,7 +543,7 @@ class TrainConfig:
         if not isinstance(algo, ReplayConfig):
             return 0
         views = self.views_of(stack, spec)
-        wide = spec.obs_dim + max((view.dim for view in views), default=0)
+        wide = spec.obs_dim + max((view.dim for view in views), default=0) + algo.memory_dim
         full = algo.replay_bytes(wide, spec.act_dim, self.run.seeds * len(stack.peers))
         used = algo.capacity if at_once else min(algo.capacity, self.steps_of(stack))
         return full * used // algo.capacity

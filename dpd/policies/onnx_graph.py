@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dpd.policies.memory_io import STATES
 from dpd.policies.policyfile import Policy, refuse_memory
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 17  # of ONNX Runtime 1.12, TensorRT 8.5 and later; nothing newer is needed
+ONNX_GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
+"""Places of ONNX's gates (update, reset, hidden; input, output, forget, cell) among ours."""
+ENCODER_PARTS = ("input.weight", "state.weight", "input.bias", "state.bias")
 ONNX_ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "elu": "Elu"}
 
 
@@ -34,12 +38,40 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, [self.last, *constants], [result]))
         self.last = result
 
+    def remember(self, policy: Policy) -> None:
+        """Append the recurrent layer of a policy, which reads and gives the memory."""
+        from onnx import helper, numpy_helper
+
+        encoder = policy.meta.encoder
+        assert encoder is not None
+        order = ONNX_GATES[encoder.kind]
+        constants = {"axis": np.zeros(1, np.int64)}
+        parts = [policy.tensors[f"encoder.{name}"].numpy() for name in ENCODER_PARTS]
+        weight, recurrence, *biases = [
+            np.concatenate([np.split(x, len(order), 1)[k] for k in order], 1).T for x in parts
+        ]
+        constants |= {"layer_weight": weight[None], "layer_recurrence": recurrence[None]}
+        constants["layer_bias"] = np.concatenate(biases)[:, 0][None]
+        self.constants += [numpy_helper.from_array(x, name) for name, x in constants.items()]
+        states, (axis, *weights) = STATES[encoder.kind], constants
+        given = ["one_step", *weights, "", *(f"{state}_in" for state in states)]
+        out = ["", *(f"{state}_out" for state in states)]
+        settings = {"linear_before_reset": 1} if encoder.kind == "gru" else {}
+        size = encoder.size
+        self.nodes += [
+            helper.make_node("Unsqueeze", [self.last, axis], ["one_step"]),
+            helper.make_node(encoder.kind.upper(), given, out, hidden_size=size, **settings),
+            helper.make_node("Squeeze", ["h_out", axis], ["features"]),
+        ]
+        self.last = "features"
+
 
 def onnx_model(policy: Policy, facts: Mapping[str, str]) -> onnx.ModelProto:
     """Return a model `obs` [batch, O] -> `act` [batch, A], flattened, with `facts` as metadata.
 
     For a policy with a view, `obs` is the stack of frames that it sees [batch, H, G], oldest first.
-    Raises ValueError for a policy with a memory.
+    A recurrent policy has the inputs and outputs of `memory_io`. Raises ValueError for a policy
+    with a memory of its teacher.
     """
     refuse_memory(policy, "such a file")
     chain = actor_chain(policy)
@@ -55,13 +87,27 @@ def packed(
     """Return a model of nodes from `obs`, the last of which gives the policy's action."""
     from onnx import TensorProto, checker, helper
 
-    meta = policy.meta
-    nodes[-1].output[0] = "act"
+    meta, encoder = policy.meta, policy.meta.encoder
+    shape, act, states = meta.input_shape, "act", ()
+    if meta.view is not None and encoder is not None:
+        shape, act = (meta.view.history, meta.view.frame_dim), "actions"
+        states = STATES[encoder.kind]
+    nodes[-1].output[0] = act
+
+    def named(suffix: str) -> list[tuple[str, list[str | int]]]:
+        return [(state + suffix, [1, "batch", encoder.size]) for state in states if encoder]
+
     graph = helper.make_graph(
         nodes,
         "policy",
-        [helper.make_tensor_value_info("obs", TensorProto.FLOAT, ["batch", *meta.input_shape])],
-        [helper.make_tensor_value_info("act", TensorProto.FLOAT, ["batch", meta.act_dim])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+            for name, sizes in [("obs", ["batch", *shape]), *named("_in")]
+        ],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+            for name, sizes in [(act, ["batch", meta.act_dim]), *named("_out")]
+        ],
         constants,
     )
     versions = [helper.make_opsetid("", OPSET)]
@@ -84,6 +130,8 @@ def actor_chain(policy: Policy) -> GraphBuilder:
         chain.then("Clip", obs_least=-clip, obs_most=clip)
     if meta.view is not None:
         chain.then("Flatten")
+    if meta.memory_dim:
+        chain.remember(policy)
     for i in range(len(meta.hidden) + 1):
         if i:
             chain.then(ONNX_ACTIVATIONS[meta.activation])

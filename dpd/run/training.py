@@ -146,6 +146,7 @@ class Training:
         names = ("activation", "norm_obs", "squashed", "tanh_mean", "state_std")
         required: dict[str, object] = {"obs_dim": self.spec.obs_dim, "act_dim": self.spec.act_dim}
         required |= {"memory": None, "hidden": stack.hidden_of(peer)}
+        required |= {"encoder": stack.algo.encoder_layers}
         for name, value in (required | {k: getattr(stack.algo, k) for k in names}).items():
             if (other := getattr(meta, name)) != value:
                 raise BadInput(
