@@ -108,14 +108,14 @@ class View:
 class Encoder:
     """The layers between what a learner sees and its MLP."""
 
-    kind: Literal["gru", "lstm"]
+    kind: Literal["gru", "lstm", "tcn"]
     size: int
     """Numbers that they give to the MLP."""
 
     @property
     def memory_dim(self) -> int:
-        """S, the numbers kept from step to step: h, and behind it c of an LSTM."""
-        return {"gru": 1, "lstm": 2}[self.kind] * self.size
+        """S, the numbers kept from step to step: h, and behind it c of an LSTM; 0: none."""
+        return {"gru": 1, "lstm": 2, "tcn": 0}[self.kind] * self.size
 
     def __str__(self) -> str:
         return f"{self.kind} of {self.size}"
@@ -613,11 +613,13 @@ class StudentConfig(ReplayConfig):
     `hidden`. All peers need the same depth. Empty: `hidden` for all."""
     log_std_init: float = -0.5
     """Initial log standard deviation (as in PPO)."""
-    encoder: Literal["mlp", "gru", "lstm"] = "mlp"
-    """Network that reads what the student sees: the hidden layers alone (`mlp`), or first a
-    recurrent layer, which remembers the episode (`gru`; `lstm`)."""
-    encoder_size: int = 128
-    """Units of the recurrent layer (rsl_rl: 256)."""
+    encoder: Literal["mlp", "gru", "lstm", "tcn"] = "mlp"
+    """Network that reads what the student sees: the hidden layers alone (`mlp`); first a recurrent
+    layer, which remembers the episode (`gru`; `lstm`); or first convolutions over the frames of
+    --history (`tcn`, Bai et al. 2018)."""
+    encoder_size: int | None = None
+    """Units of the recurrent layer, or channels of the convolutions. None: 128 (rsl_rl: 256) or 32
+    (RMA, Kumar et al. 2021)."""
     gradient_length: int = 15
     """Steps through which a recurrent student's gradients go back (rsl_rl). It learns on sequences
     of so many successive states, as many as fit into a minibatch."""
@@ -630,10 +632,11 @@ class StudentConfig(ReplayConfig):
 
     def _refuse_unfit_encoder(self) -> None:
         """Raise ValueError for settings of an encoder that would do nothing, or do not fit."""
-        if self.encoder == "mlp":
-            for name in ("encoder_size", "gradient_length"):
-                if getattr(self, name) != getattr(type(self), name):
-                    raise ValueError(f"{name} does nothing without --encoder gru or lstm")
+        if self.encoder == "mlp" and self.encoder_size is not None:
+            raise ValueError("encoder_size does nothing without --encoder gru, lstm or tcn")
+        if not self.memory_dim:
+            if self.gradient_length != type(self).gradient_length:
+                raise ValueError("gradient_length does nothing without --encoder gru or lstm")
             return
         for name in ("n_steps", "minibatch_size"):
             if getattr(self, name) < self.gradient_length:
@@ -648,13 +651,15 @@ class StudentConfig(ReplayConfig):
 
     @property
     def learners(self) -> str:
-        return "dpd.agents.student:RecurrentStudent" if self.memory_dim else super().learners
+        kinds = {"mlp": "Student", "tcn": "ConvolutionalStudent"}
+        return f"dpd.agents.student:{kinds.get(self.encoder, 'RecurrentStudent')}"
 
     @property
     def encoder_layers(self) -> Encoder | None:
         if self.encoder == "mlp":
             return None
-        return Encoder(kind=self.encoder, size=self.encoder_size)
+        default = 32 if self.encoder == "tcn" else 128
+        return Encoder(kind=self.encoder, size=self.encoder_size or default)
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer."""

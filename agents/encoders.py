@@ -1,8 +1,10 @@
-"""Recurrent layers between what learners see and their MLPs, stacked over N learners.
+"""Layers between what learners see and their MLPs, stacked over N learners.
 
-Parameters are those of torch.nn.GRU and LSTM, transposed: `encoder.input.weight` [F, 3 D] is
-weight_ih_l0.T, and so on; gates are in the same order. All functions take them by name [N, ...].
-Memories [N, B, S] are h, and behind it c of an LSTM; 0 where an episode begins.
+Parameters of recurrent layers are those of torch.nn.GRU and LSTM, transposed:
+`encoder.input.weight` [F, 3 D] is weight_ih_l0.T, and so on; gates are in the same order. Memories
+[N, B, S] are h, and behind it c of an LSTM; 0 where an episode begins. A convolution over frames
+has `encoder.conv0.weight` [3 C, D], the oldest of three taps first. All functions take parameters
+by name [N, ...].
 """
 
 from __future__ import annotations
@@ -53,8 +55,28 @@ class Cell(NamedTuple):
 CELLS = {"gru": Cell(3, gru), "lstm": Cell(4, lstm)}
 
 
-def encoder_shapes(encoder: Encoder, in_dim: int) -> Shapes:
-    """Return the names and shapes of an encoder's parameters, for so many inputs."""
+TAPS = 3
+"""Frames that each convolution joins; their distance doubles from layer to layer."""
+
+
+def n_convolutions(history: int) -> int:
+    """Return how many layers it takes until the last frame depends on all of `history`.
+
+    n layers reach 1 + 2 (1 + 2 + ... + 2^(n-1)) = 2^(n+1) - 1 frames.
+    """
+    return max(1, history.bit_length() - 1)
+
+
+def encoder_shapes(encoder: Encoder, frame_dim: int, history: int) -> Shapes:
+    """Return the names and shapes of an encoder's parameters, for H frames of G numbers."""
+    if encoder.kind == "tcn":
+        shapes: Shapes = {}
+        for i in range(n_convolutions(history)):
+            n_in = encoder.size if i else frame_dim
+            shapes[f"encoder.conv{i}.weight"] = (TAPS * n_in, encoder.size)
+            shapes[f"encoder.conv{i}.bias"] = (1, encoder.size)
+        return shapes
+    in_dim = frame_dim * history
     size = CELLS[encoder.kind].gates * encoder.size
     return {
         "encoder.input.weight": (in_dim, size),
@@ -64,14 +86,36 @@ def encoder_shapes(encoder: Encoder, in_dim: int) -> Shapes:
     }
 
 
-def init_encoder(nets: StackedNets, size: int, generators: Sequence[torch.Generator]) -> None:
-    """Fill recurrent layers as torch does, U(+-1 / sqrt(D)); row n from generators[n]."""
-    names = [name for name in nets.views if name.startswith("encoder.")]
-    for name in names:
+def init_encoder(
+    encoder: Encoder, nets: StackedNets, generators: Sequence[torch.Generator]
+) -> None:
+    """Fill an encoder as torch does; row n from generators[n].
+
+    U(+-1 / sqrt(D)) in recurrent layers, and U(+-1 / sqrt(inputs)) in convolutions.
+    """
+    for name in [name for name in nets.views if name.startswith("encoder.")]:
         for n, generator in zip(range(len(nets.rows)), generators, strict=True):
-            row = nets.own(n, name)
+            row, of_weight = nets.own(n, name), name.replace("bias", "weight")
+            inputs = encoder.size if encoder.memory_dim else len(nets.own(n, of_weight))
             drawn = torch.empty(row.shape, dtype=row.dtype)
-            row.copy_(drawn.uniform_(-(size**-0.5), size**-0.5, generator=generator))
+            row.copy_(drawn.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator))
+
+
+def convolve(params: Params, frames: Tensor) -> Tensor:
+    """Return the features [N, B, D] of the last of normalised frames [N, B, H, G].
+
+    Each layer joins a frame with those 2^i and 2 * 2^i steps before it, 0 before the first.
+    """
+    n, batch, history, _ = frames.shape
+    x = frames
+    for i in range(n_convolutions(history)):
+        apart = 2**i
+        before = torch.nn.functional.pad(x, (0, 0, (TAPS - 1) * apart, 0))
+        taps = [before[:, :, k * apart : k * apart + history] for k in range(TAPS)]
+        weight, bias = params[f"encoder.conv{i}.weight"], params[f"encoder.conv{i}.bias"]
+        x = affine(torch.cat(taps, -1).flatten(1, 2), weight, bias).relu()
+        x = x.view(n, batch, history, -1)
+    return x[:, :, -1]
 
 
 def encode(encoder: Encoder, params: Params, x: Tensor, memory: Tensor) -> Tensor:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from dpd.agents.base import Answer, Batch, ExtraLoss, LearnerId, Metrics
-from dpd.agents.config import StudentConfig
+from dpd.agents.config import Encoder, StudentConfig
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.encoders import encode, encode_along, encoder_shapes, features_of, init_encoder
+from dpd.agents.encoders import (
+    convolve,
+    encode,
+    encode_along,
+    encoder_shapes,
+    features_of,
+    init_encoder,
+)
 from dpd.agents.learners import GaussianLearners
 from dpd.agents.nets import Shapes, StackedNets
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.views import Frames, RememberingFrames
+from dpd.agents.views import RememberingFrames
 
 
 class Student(GaussianLearners):
@@ -27,8 +34,7 @@ class Student(GaussianLearners):
 
     def _make(self, ids: Sequence[LearnerId]) -> None:
         config, dtype, device = self.config, self.dtype, self.device
-        hidden = [config.hidden_of(peer) for _, peer in ids]
-        rows = [self._shapes(*sizes) for sizes in zip(hidden, self.in_dims, strict=True)]
+        rows = [self._shapes(config.hidden_of(peer), n) for n, (_, peer) in enumerate(ids)]
         self.nets = StackedNets.padded(rows, config.activation, dtype, device)
         self._initialise("actor", 0.01, RowRandom(ids, Stream.INIT))
         self.optimizer = StackedAdam(self.nets.flat, self.lr.tolist())
@@ -36,9 +42,9 @@ class Student(GaussianLearners):
         has_next = config.memory_dim == 0
         self.replay = Replay(config, *sizes, dtype, device=device, has_next=has_next)
 
-    def _shapes(self, hidden: Sequence[int], in_dim: int) -> Shapes:
-        """Return the names and shapes of a learner's parameters."""
-        return self._policy_shapes(hidden, in_dim)
+    def _shapes(self, hidden: Sequence[int], n: int) -> Shapes:
+        """Return the names and shapes of learner n's parameters."""
+        return self._policy_shapes(hidden, self.in_dims[n])
 
     @property
     def sequence_length(self) -> int:
@@ -68,7 +74,37 @@ class Student(GaussianLearners):
         return {}
 
 
-class RecurrentStudent(Student):
+class EncoderStudent(Student):
+    """N students with layers between what they see and their MLP."""
+
+    encoder: Encoder
+
+    def _make(self, ids: Sequence[LearnerId]) -> None:
+        layers = self.config.encoder_layers
+        if layers is None or not self.views:
+            raise ValueError("students with an encoder need its settings and a view")
+        self.encoder = layers
+        super()._make(ids)
+        init_encoder(layers, self.nets, RowRandom(ids, Stream.ENCODER).generators)
+
+    def _shapes(self, hidden: Sequence[int], n: int) -> Shapes:
+        view, policy = self.views[n], self._policy_shapes(hidden, self.encoder.size)
+        return encoder_shapes(self.encoder, view.frame_dim, view.history) | policy
+
+    @property
+    def _params(self) -> Mapping[str, Tensor]:
+        return self.nets.named() if torch.is_grad_enabled() else self.nets.views
+
+
+class ConvolutionalStudent(EncoderStudent):
+    """N students with convolutions over the frames of a history, which all of them share."""
+
+    def dist(self, obs: Tensor) -> DiagGaussian:
+        frames = obs.unflatten(-1, (self.views[0].history, -1))
+        return super().dist(convolve(self._params, frames))
+
+
+class RecurrentStudent(EncoderStudent):
     """N students with a recurrent layer, which remembers the episode.
 
     The memory [S] is a part of every stored observation: that of the steps before it. So a single
@@ -76,20 +112,7 @@ class RecurrentStudent(Student):
     learner had. Normalised observations are joint: what is seen [..., F], and the memory.
     """
 
-    def _make(self, ids: Sequence[LearnerId]) -> None:
-        layers = self.config.encoder_layers
-        if layers is None or not self.views:
-            raise ValueError("a recurrent student needs an encoder and a view")
-        self.encoder = layers
-        rng = RowRandom(ids, Stream.ENCODER)
-        super()._make(ids)
-        init_encoder(self.nets, layers.size, rng.generators)
-
-    def _shapes(self, hidden: Sequence[int], in_dim: int) -> Shapes:
-        policy = self._policy_shapes(hidden, self.encoder.size)
-        return encoder_shapes(self.encoder, in_dim) | policy
-
-    def new_frames(self, n_envs: int, sensors: RowRandom) -> Frames:
+    def new_frames(self, n_envs: int, sensors: RowRandom) -> RememberingFrames:
         sizes = self.encoder.memory_dim, self.dtype, self.device
         return RememberingFrames(self.views, n_envs, sensors, self.remember, *sizes)
 
@@ -102,8 +125,7 @@ class RecurrentStudent(Student):
     def dist(self, obs: Tensor) -> DiagGaussian:
         """Return the policy at joint obs [N, B, F + S], differentiably."""
         x, memory = self._parts(obs)
-        params = self.nets.named() if torch.is_grad_enabled() else self.nets.views
-        memory = encode(self.encoder, params, x, memory)
+        memory = encode(self.encoder, self._params, x, memory)
         return super().dist(features_of(self.encoder, memory))
 
     @property
@@ -116,7 +138,7 @@ class RecurrentStudent(Student):
         Gradients go back through a sequence, and not into the memory at its beginning.
         """
         x, memory = self._parts(obs.unflatten(1, (-1, self.sequence_length)))
-        memories = encode_along(self.encoder, self.nets.named(), x, memory)
+        memories = encode_along(self.encoder, self._params, x, memory)
         return super().dist(features_of(self.encoder, memories).flatten(1, 2))
 
     def _parts(self, obs: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ F = H G numbers in all · L frames kept. A stack has N views, each of which may 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Frames(Stateful):
     what it or others see.
     """
 
-    STATE = ("kept", "rng")
+    STATE: ClassVar[tuple[str, ...]] = ("kept", "rng")
 
     def __init__(
         self,

@@ -301,6 +301,7 @@ class TrainConfig:
         peers: dict[tuple[str, LearnerConfig, int], list[int]] = {}
         for peer, (name, algo) in enumerate(algos):
             joins = isinstance(algo, StudentConfig) and self.distill.STACKS_HISTORIES
+            joins = joins and getattr(algo, "encoder", "mlp") != "tcn"  # as deep as H is long
             history = 0 if joins else self.history_of(peer)
             peers.setdefault((name, algo, history), []).append(peer)
         return tuple(
@@ -340,6 +341,11 @@ class TrainConfig:
         views = [self.views.resolve(spec, history) for history in stack.histories]
         sees_all = views and len(views[0].columns) == spec.obs_dim
         remembers = stack.algo.encoder_layers is not None
+        if getattr(stack.algo, "encoder", "mlp") == "tcn" and min(stack.histories) < 2:
+            raise BadInput(
+                "--encoder tcn convolves over the frames of a history; give --history 8 or another "
+                "number above 1"
+            )
         if sees_all and not remembers and all(v.is_memoryless and not v.has_noise for v in views):
             given, role = self.views.obs, self.views.ROLE
             if len(self.histories) < 2:

@@ -119,7 +119,11 @@ def read_onnx(path: Path) -> ArrayPolicy:
     if len(names) == 1:
         return lambda obs: np.asarray(next(iter(model.run(["act"], {"obs": obs}))))
     facts = {each.key: each.value for each in onnx.load(path).metadata_props}
-    return joint(lambda given: model.run(None, dict(zip(names, given, strict=True))), facts)
+
+    def step(given: list[np.ndarray]) -> list[np.ndarray]:
+        return list(map(np.asarray, model.run(None, dict(zip(names, given, strict=True)))))
+
+    return joint(step, facts)
 
 
 def write_torchscript(policy: Policy, path: Path) -> None:

@@ -366,8 +366,8 @@ class TeachingConfig(MethodConfig):
     LEARNERS: ClassVar[tuple[type[LearnerConfig], ...]] = (StudentConfig,)
     """Kinds of learners that the method can teach."""
     ALGO: ClassVar[str] = "student"
-    LEARNS_SEQUENCES: ClassVar[bool] = False
-    """True if the method can teach recurrent students, on sequences of states."""
+    TEACHES_ENCODERS: ClassVar[bool] = False
+    """True if the method can teach students with --encoder, recurrent ones on sequences."""
 
     divergence: Divergence = "kl_forward"
     """Distance to the teacher: KL(teacher || student), KL(student || teacher), the squared error of
@@ -383,10 +383,10 @@ class TeachingConfig(MethodConfig):
                 fit = ", ".join(n for n, row in rows if issubclass(row.settings, self.LEARNERS))
                 given = next(n for n, row in rows if row.settings is type(each))
                 raise ValueError(f"this method teaches --algo {fit}, not {given}")
-            if each.memory_dim and not self.LEARNS_SEQUENCES:
+            if each.encoder_layers is not None and not self.TEACHES_ENCODERS:
                 raise ValueError(
-                    "this method learns on single states, and a recurrent student on sequences: "
-                    "give --method dagger, bc, on-policy or progressive, or leave --encoder out"
+                    "this method learns from single states, by hidden layers alone: give --method "
+                    "dagger, bc, on-policy or progressive, or leave --encoder out"
                 )
             if isinstance(each, TD3Config) and self.divergence not in OF_MEANS:
                 raise ValueError(
@@ -409,7 +409,7 @@ class SupervisedConfig(TeachingConfig):
     """Settings shared by the methods that learn from the teacher's answers alone."""
 
     STACKS_HISTORIES: ClassVar[bool] = True
-    LEARNS_SEQUENCES: ClassVar[bool] = True
+    TEACHES_ENCODERS: ClassVar[bool] = True
     WHOLE_MEMORY: ClassVar[bool] = True
     """True: learn from all stored states. False: from the latest iteration."""
 
@@ -625,7 +625,7 @@ class RetrievalConfig(DAggerConfig):
     """
 
     STACKS_HISTORIES: ClassVar[bool] = False  # the scale of keys depends on the number of inputs
-    LEARNS_SEQUENCES: ClassVar[bool] = False
+    TEACHES_ENCODERS: ClassVar[bool] = False
     gamma: float = 0.1
     """Weight of the relational loss, the divergence between the teacher's similarities of states
     and the student's. 0 is plain distillation, where the lookup is not trained."""
@@ -683,7 +683,7 @@ class ScaffoldConfig(DAggerConfig):
     """
 
     STACKS_HISTORIES: ClassVar[bool] = False  # the guide reads the student's inputs
-    LEARNS_SEQUENCES: ClassVar[bool] = False
+    TEACHES_ENCODERS: ClassVar[bool] = False
     divergence: Divergence = "nll"
     """Must be nll, because the mixture is one of likelihoods."""
     label: Literal["mean", "sample"] = "mean"

@@ -15,7 +15,7 @@ import numpy as np
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import ArrayPolicy
 
-STATES = {"gru": ("h",), "lstm": ("h", "c")}
+STATES: dict[str, tuple[str, ...]] = {"gru": ("h",), "lstm": ("h", "c"), "tcn": ()}
 """Parts of a memory, in their order."""
 
 

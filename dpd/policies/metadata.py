@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dpd.agents.config import Encoder, View
-from dpd.agents.encoders import CELLS, encoder_shapes
+from dpd.agents.encoders import encoder_shapes
 from dpd.agents.nets import ACTIVATIONS, Shapes, mlp_shapes
 from dpd.agents.norm import CLIP
 from dpd.policies.memory import MAX_SIZE, MIN_TAU, QUERIES, MemoryMeta, memory_shapes
@@ -147,10 +147,17 @@ def shapes(meta: PolicyMeta) -> Shapes:
         **std,
         "act_low": (meta.act_dim,),
         "act_high": (meta.act_dim,),
-        **({} if meta.encoder is None else encoder_shapes(meta.encoder, meta.in_dim)),
+        **layer_shapes(meta),
         **mlp_shapes("actor", [mlp_inputs(meta), *meta.hidden, meta.act_dim]),
         **memory_shapes(meta.memory, n_features(meta), meta.act_dim),
     }
+
+
+def layer_shapes(meta: PolicyMeta) -> Shapes:
+    """Return the names and shapes of the layers before the MLP; empty if there are none."""
+    if meta.encoder is None or meta.view is None:
+        return {}
+    return encoder_shapes(meta.encoder, meta.view.frame_dim, meta.view.history)
 
 
 def n_features(meta: PolicyMeta) -> int:
@@ -308,7 +315,7 @@ CHECKS: dict[type, dict[str, Check]] = {
         **dict.fromkeys(("memory", "view", "encoder"), _or_none(_is_a(dict))),
     },
     Encoder: {
-        "kind": lambda value: value in tuple(CELLS),
+        "kind": lambda value: value in ("gru", "lstm", "tcn"),
         "size": _within(1, MAX_WIDTH, int),
     },
     View: {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpd.agents.encoders import TAPS
 from dpd.policies.memory_io import STATES
 from dpd.policies.policyfile import Policy, refuse_memory
 
@@ -38,6 +39,28 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, [self.last, *constants], [result]))
         self.last = result
 
+    def convolve(self, policy: Policy) -> None:
+        """Append the convolutions of a policy over frames [batch, H, G] -> [batch, D]."""
+        from onnx import helper, numpy_helper
+
+        def node(op: str, *constants: str, **settings: Any) -> None:
+            result = f"{op.lower()}_{len(self.nodes)}"
+            self.nodes.append(helper.make_node(op, [self.last, *constants], [result], **settings))
+            self.last = result
+
+        node("Transpose", perm=[0, 2, 1])
+        i = 0
+        while (weight := policy.tensors.get(f"encoder.conv{i}.weight")) is not None:
+            taps = weight.unflatten(0, (TAPS, -1)).permute(2, 1, 0).numpy()
+            values = {f"kernel_{i}": np.ascontiguousarray(taps)}
+            values[f"offset_{i}"] = policy.tensors[f"encoder.conv{i}.bias"][0].numpy()
+            self.constants += [numpy_helper.from_array(x, name) for name, x in values.items()]
+            node("Conv", *values, dilations=[2**i], pads=[(TAPS - 1) * 2**i, 0])
+            node("Relu")
+            i += 1
+        self.constants.append(numpy_helper.from_array(np.int64(-1), "last_frame"))
+        node("Gather", "last_frame", axis=2)
+
     def remember(self, policy: Policy) -> None:
         """Append the recurrent layer of a policy, which reads and gives the memory."""
         from onnx import helper, numpy_helper
@@ -56,7 +79,7 @@ class GraphBuilder:
         states, (axis, *weights) = STATES[encoder.kind], constants
         given = ["one_step", *weights, "", *(f"{state}_in" for state in states)]
         out = ["", *(f"{state}_out" for state in states)]
-        settings = {"linear_before_reset": 1} if encoder.kind == "gru" else {}
+        settings: dict[str, Any] = {"linear_before_reset": 1} if encoder.kind == "gru" else {}
         size = encoder.size
         self.nodes += [
             helper.make_node("Unsqueeze", [self.last, axis], ["one_step"]),
@@ -88,26 +111,25 @@ def packed(
     from onnx import TensorProto, checker, helper
 
     meta, encoder = policy.meta, policy.meta.encoder
-    shape, act, states = meta.input_shape, "act", ()
-    if meta.view is not None and encoder is not None:
+
+    def described(name: str, *sizes: int | str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+
+    shape: Sequence[int] = meta.input_shape
+    act, states = "act", list[tuple[str, int]]()
+    if meta.view is not None and encoder is not None and meta.memory_dim:
         shape, act = (meta.view.history, meta.view.frame_dim), "actions"
-        states = STATES[encoder.kind]
+        states = [(state, encoder.size) for state in STATES[encoder.kind]]
     nodes[-1].output[0] = act
-
-    def named(suffix: str) -> list[tuple[str, list[str | int]]]:
-        return [(state + suffix, [1, "batch", encoder.size]) for state in states if encoder]
-
+    before, after = (
+        [described(f"{state}_{side}", 1, "batch", size) for state, size in states]
+        for side in ("in", "out")
+    )
     graph = helper.make_graph(
         nodes,
         "policy",
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
-            for name, sizes in [("obs", ["batch", *shape]), *named("_in")]
-        ],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
-            for name, sizes in [(act, ["batch", meta.act_dim]), *named("_out")]
-        ],
+        [described("obs", "batch", *shape), *before],
+        [described(act, "batch", meta.act_dim), *after],
         constants,
     )
     versions = [helper.make_opsetid("", OPSET)]
@@ -128,7 +150,9 @@ def actor_chain(policy: Policy) -> GraphBuilder:
         chain.then("Mul", obs_scale=t["obs_scale"])
         clip = np.float32(meta.clip_obs)
         chain.then("Clip", obs_least=-clip, obs_most=clip)
-    if meta.view is not None:
+    if meta.encoder is not None and meta.encoder.kind == "tcn":
+        chain.convolve(policy)
+    elif meta.view is not None:
         chain.then("Flatten")
     if meta.memory_dim:
         chain.remember(policy)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dpd.agents.config import View
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.encoders import encode, features_of
+from dpd.agents.encoders import convolve, encode, features_of
 from dpd.agents.nets import layers, mlp
 from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
 from dpd.envs.base import EnvSpec
@@ -122,14 +122,15 @@ class Policy:
 
     def _run(self, obs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the actor's output [1, B, A] at obs as in `dist`, and each layer's input."""
-        if (encoder := self.meta.encoder) is not None:
-            features = features_of(encoder, self.recall(obs).unsqueeze(0))
-            return mlp(self._actor, features, self.meta.activation)
-        if (view := self.meta.view) is not None:
-            obs = self.normalised(self._stacked(view, obs)).flatten(1)
+        encoder, view = self.meta.encoder, self.meta.view
+        if encoder is not None and encoder.memory_dim:
+            x = features_of(encoder, self.recall(obs).unsqueeze(0))
+        elif view is None:
+            x = self.normalised(obs).unsqueeze(0)
         else:
-            obs = self.normalised(obs)
-        return mlp(self._actor, obs.unsqueeze(0), self.meta.activation)
+            frames = self.normalised(self._stacked(view, obs)).unsqueeze(0)
+            x = frames.flatten(2) if encoder is None else convolve(self._params, frames)
+        return mlp(self._actor, x, self.meta.activation)
 
     def recall(self, obs: Tensor) -> Tensor:
         """Return the memory [B, S] of a recurrent policy after a step at obs as in `dist`.
@@ -233,7 +234,7 @@ class Policy:
         stack = self._seen.see(obs)
         if self.meta.memory_dim:
             act = self._act_and_remember(self._seen, stack)
-        elif len(obs) == 1 and self._memory is None:
+        elif len(obs) == 1 and self._memory is None and self.meta.encoder is None:
             act = self._act_on_one(stack.ravel())[None]
         else:
             act = self.act_flat(stack)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dpd.agents.encoders import TAPS
 from dpd.agents.nets import layers
 from dpd.policies.hybrid import HybridPolicy, sequential
 from dpd.policies.policyfile import Policy, refuse_memory
@@ -39,10 +40,14 @@ class ExportedActor(nn.Module):
 
     def inputs(self, obs: Tensor) -> Tensor:
         """Return what the network reads of raw obs [B, O], or of frames [B, H, G], flattened."""
-        x = obs
-        if self.norm_obs:
-            x = torch.clamp((x - self.obs_mean) * self.obs_scale, -self.clip_obs, self.clip_obs)
+        x = self.normalised(obs)
         return x.flatten(1) if self.has_view else x
+
+    def normalised(self, obs: Tensor) -> Tensor:
+        """Return obs as the network reads them."""
+        if not self.norm_obs:
+            return obs
+        return torch.clamp((obs - self.obs_mean) * self.obs_scale, -self.clip_obs, self.clip_obs)
 
     def act(self, x: Tensor) -> Tensor:
         """Return the actions [B, A] of the MLP at its inputs."""
@@ -94,7 +99,35 @@ class ExportedLSTM(ExportedActor):
         return self.act(out.squeeze(0)), h_out, c_out
 
 
-MODULES: dict[str, type[ExportedActor]] = {"gru": ExportedGRU, "lstm": ExportedLSTM}
+class ExportedTCN(ExportedActor):
+    """A policy with convolutions over its frames: [B, H, G] -> actions [B, A]."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self.convolutions = nn.ModuleList()
+        i = 0
+        while (weight := policy.tensors.get(f"encoder.conv{i}.weight")) is not None:
+            taps = weight.unflatten(0, (TAPS, -1)).permute(2, 1, 0)  # [D, C, TAPS]
+            layer = nn.Conv1d(taps.shape[1], taps.shape[0], TAPS, dilation=2**i)
+            with torch.no_grad():
+                layer.weight.copy_(taps)
+                layer.bias.copy_(policy.tensors[f"encoder.conv{i}.bias"][0])  # type: ignore[union-attr]
+            self.convolutions.append(layer)
+            i += 1
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Act without noise on frames [B, H, G]."""
+        x = self.normalised(obs).mT  # [B, G, H]
+        for i, layer in enumerate(self.convolutions):
+            x = torch.relu(layer(nn.functional.pad(x, ((TAPS - 1) * 2**i, 0))))
+        return self.act(x[..., -1])
+
+
+MODULES: dict[str, type[ExportedActor]] = {
+    "gru": ExportedGRU,
+    "lstm": ExportedLSTM,
+    "tcn": ExportedTCN,
+}
 
 
 def as_module(policy: Policy) -> nn.Module:
@@ -111,7 +144,7 @@ def as_module(policy: Policy) -> nn.Module:
 def example_inputs(policy: Policy, batch: int = 2) -> list[Tensor]:
     """Return inputs of the module, 0. To trace with a batch of one would fix its size."""
     meta = policy.meta
-    if meta.encoder is None or meta.view is None:
+    if not meta.memory_dim or meta.encoder is None or meta.view is None:
         return [torch.zeros(batch, *meta.input_shape)]
     states = meta.memory_dim // meta.encoder.size
     frames = torch.zeros(batch, meta.view.history, meta.view.frame_dim)

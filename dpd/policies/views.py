@@ -28,8 +28,12 @@ def describe_sight(policy: Policy) -> str:
     """Say what a policy with a view sees, and what it remembers."""
     view, encoder = policy.meta.view, policy.meta.encoder
     assert view is not None
-    remembers = "" if encoder is None else f", and remembers its episode ({encoder})"
-    return f"sees {describe_view(view)}{remembers}"
+    seen = f"sees {describe_view(view)}"
+    if encoder is None:
+        return seen
+    if policy.meta.memory_dim:
+        return f"{seen}, and remembers its episode ({encoder})"
+    return f"{seen}, through a {encoder}"
 
 
 def without_view(policy: Policy, target: str) -> Policy:

@@ -9,12 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from dpd.agents.config import Encoder
-from dpd.agents.encoders import encode, encode_along, encoder_shapes, features_of
+from dpd.agents.encoders import (
+    TAPS,
+    convolve,
+    encode,
+    encode_along,
+    encoder_shapes,
+    features_of,
+    init_encoder,
+    n_convolutions,
+)
 from dpd.agents.nets import StackedNets
 
 F64 = torch.float64
 N, B, L, F, D = 3, 4, 6, 5, 7
-MODULES: dict[str, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+MODULES: dict[str, Any] = {"gru": nn.GRU, "lstm": nn.LSTM}
 KINDS = pytest.mark.parametrize("kind", MODULES)
 
 
@@ -24,7 +33,7 @@ class Stack:
     def __init__(self, kind: Any) -> None:
         torch.manual_seed(0)
         self.encoder = Encoder(kind=kind, size=D)
-        self.nets = StackedNets(encoder_shapes(self.encoder, F), N, "tanh", F64)
+        self.nets = StackedNets(encoder_shapes(self.encoder, F, 1), N, "tanh", F64)
         self.modules = [MODULES[kind](F, D, batch_first=True, dtype=F64) for _ in range(N)]
         for n, module in enumerate(self.modules):
             for ours, theirs in (("input", "ih"), ("state", "hh")):
@@ -108,7 +117,7 @@ def test_an_episode_that_begins_inside_a_sequence_begins_without_memory(kind: st
 def test_the_memory_of_an_lstm_is_h_and_c() -> None:
     # all parameters 0: gates 1/2 and cell input 0, so c = c / 2 and h = tanh(c / 2) / 2
     encoder = Encoder(kind="lstm", size=1)
-    nets = StackedNets(encoder_shapes(encoder, 1), 1, "tanh", F64)
+    nets = StackedNets(encoder_shapes(encoder, 1, 1), 1, "tanh", F64)
     memory = torch.tensor([[[0.3, 1.0]]], dtype=F64)
     after = encode(encoder, nets.views, torch.ones(1, 1, 1, dtype=F64), memory)
     assert after.flatten().tolist() == pytest.approx([0.5 * 0.46211715726, 0.5])
@@ -117,7 +126,35 @@ def test_the_memory_of_an_lstm_is_h_and_c() -> None:
 def test_a_gru_forgets_by_half_if_all_parameters_are_zero() -> None:
     # gates 1/2, candidate 0: h = (1 - 1/2) 0 + 1/2 h
     encoder = Encoder(kind="gru", size=1)
-    nets = StackedNets(encoder_shapes(encoder, 1), 1, "tanh", F64)
+    nets = StackedNets(encoder_shapes(encoder, 1, 1), 1, "tanh", F64)
     memory = torch.tensor([[[0.3]]], dtype=F64)
     after = encode(encoder, nets.views, torch.ones(1, 1, 1, dtype=F64), memory)
     assert after.item() == pytest.approx(0.15)
+
+
+# --- Convolutions ---
+
+
+@pytest.mark.parametrize("history", [2, 3, 8, 15])
+def test_the_last_frame_depends_on_all_others_through_the_layers_of_torch(history: int) -> None:
+    encoder = Encoder(kind="tcn", size=D)
+    nets = StackedNets(encoder_shapes(encoder, F, history), N, "tanh", F64)
+    init_encoder(encoder, nets, [torch.Generator().manual_seed(n) for n in range(N)])
+    frames = torch.randn(N, B, history, F, dtype=F64, requires_grad=True)
+    found = convolve(nets.named(), frames)
+    for n in range(N):
+        x = frames[n].mT
+        for i in range(n_convolutions(history)):
+            weight = nets.views[f"encoder.conv{i}.weight"][n].unflatten(0, (TAPS, -1))
+            bias = nets.views[f"encoder.conv{i}.bias"][n, 0]
+            x = nn.functional.pad(x, (2 * 2**i, 0))
+            x = nn.functional.conv1d(x, weight.permute(2, 1, 0), bias, dilation=2**i).relu()
+        torch.testing.assert_close(found[n], x[..., -1], rtol=0, atol=1e-12)
+    (grad,) = torch.autograd.grad(found.sum(), frames)
+    assert (grad.abs().sum((0, 1, 3)) > 0).all()
+
+
+def test_layers_are_as_many_as_reach_the_first_frame() -> None:
+    # three taps, twice as far apart in each layer: 3, 7, 15 and 31 frames
+    counts = [n_convolutions(history) for history in (2, 3, 4, 7, 8, 15, 16, 31, 32)]
+    assert counts == [1, 1, 2, 2, 3, 3, 4, 4, 5]

@@ -14,7 +14,7 @@ from dpd.agents.config import StudentConfig, View
 from dpd.agents.encoders import encode
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.student import RecurrentStudent
+from dpd.agents.student import ConvolutionalStudent, RecurrentStudent
 from dpd.agents.views import RememberingFrames
 from tests.agents.parity import A, O
 
@@ -159,6 +159,28 @@ def test_going_on_from_a_state_equals_never_having_stopped(config: StudentConfig
             assert torch.equal(x, found[key]), key
 
 
+def test_students_with_convolutions_together_equal_each_alone() -> None:
+    config = StudentConfig(lr=1e-2, hidden=(8, 8), encoder="tcn", encoder_size=4)
+    view = replace(ONE, history=4, prev_action=True)
+    generator = torch.Generator().manual_seed(0)
+    obs = torch.randn(4, 30, O + view.dim, dtype=F64, generator=generator)
+
+    def taught(ids: list[LearnerId], obs: Tensor) -> ConvolutionalStudent:
+        agent = ConvolutionalStudent(config, O, A, ids, F64, views=[view] * len(ids))
+        for _ in range(20):
+            dist = agent.dist(agent.obs_norm(obs))
+            loss = -dist.logp((3 * obs[..., :A]).sin()).mean(1)
+            agent.optimizer.step(torch.autograd.grad(loss.sum(), agent.nets.flat)[0])
+        return agent
+
+    together = taught(SEEDS, obs)
+    for n, ids in enumerate(SEEDS):
+        alone = taught([ids], obs[n : n + 1])
+        torch.testing.assert_close(together.nets.flat[n], alone.nets.flat[0], rtol=0, atol=1e-12)
+        kernel = alone.export(0)["encoder.conv1.weight"]
+        assert kernel.shape == (3 * 4, 4)
+
+
 # --- Sequences ---
 
 
@@ -227,7 +249,7 @@ def test_settings_that_make_no_sense_are_refused(message: str, settings: dict[st
 
 
 def test_a_recurrent_student_needs_a_view() -> None:
-    with pytest.raises(ValueError, match="needs an encoder and a view"):
+    with pytest.raises(ValueError, match="need its settings and a view"):
         RecurrentStudent(GRU, O, A, [(0, 0)])
 
 

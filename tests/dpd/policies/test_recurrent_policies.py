@@ -17,6 +17,7 @@ import torch
 from dpd.agents.config import Encoder, View
 from dpd.agents.encoders import encoder_shapes
 from dpd.cli import main
+from dpd.export import FORMATS
 from dpd.policies import policyfile
 from dpd.policies.metadata import NotAPolicy
 from dpd.policies.playing import Playing
@@ -37,7 +38,7 @@ def remembering(kind: Any, view: View = VIEW, **changes: Any) -> Policy:
     norm = {name: (1, view.frame_dim) for name in ("obs_mean", "obs_scale")}
     drawn = {k: torch.rand(*shape, generator=rng) for k, shape in norm.items()}
     drawn["actor.0.weight"] = torch.randn(SIZE, meta.hidden[0], generator=rng)
-    for name, shape in encoder_shapes(encoder, view.dim).items():
+    for name, shape in encoder_shapes(encoder, view.frame_dim, view.history).items():
         drawn[name] = torch.randn(*shape, generator=rng) * 0.7
     return Policy(whole.tensors | drawn, meta)
 
@@ -52,7 +53,7 @@ def observed(*shape: int) -> np.ndarray:
 
 
 @KINDS
-def test_an_action_is_that_of_torchs_own_layer_on_the_episode(kind: str) -> None:
+def test_an_action_is_that_of_torchs_own_layer_on_the_episode(kind: Any) -> None:
     made = remembering(kind, replace(VIEW, history=1, prev_action=False))
     t, obs = made.tensors, observed(5, 3)
     module = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[kind](2, SIZE)
@@ -71,7 +72,7 @@ def test_an_action_is_that_of_torchs_own_layer_on_the_episode(kind: str) -> None
 
 
 @KINDS
-def test_rows_remember_by_themselves_and_begin_anew_where_they_are_told(kind: str) -> None:
+def test_rows_remember_by_themselves_and_begin_anew_where_they_are_told(kind: Any) -> None:
     made, obs = remembering(kind), observed(8, 3, 3)
     batch = []
     for t, of_step in enumerate(obs):
@@ -88,7 +89,7 @@ def test_rows_remember_by_themselves_and_begin_anew_where_they_are_told(kind: st
 
 
 @KINDS
-def test_an_evaluation_plays_it_as_it_acts(kind: str) -> None:
+def test_an_evaluation_plays_it_as_it_acts(kind: Any) -> None:
     made, obs = remembering(kind), observed(8, 4, 3)
     playing = Playing(made)
     for t, of_step in enumerate(obs):
@@ -108,7 +109,7 @@ def test_one_observation_says_too_little() -> None:
 
 
 @KINDS
-def test_a_file_keeps_the_layer(kind: str, tmp_path: Path) -> None:
+def test_a_file_keeps_the_layer(kind: Any, tmp_path: Path) -> None:
     made = remembering(kind)
     read = policyfile.load(write(tmp_path / "p.safetensors", made))
     assert read.meta == made.meta
@@ -190,7 +191,7 @@ def torchscript_step(path: Path) -> tuple[dict[str, str], Step]:
 @KINDS
 @pytest.mark.parametrize("name", ["onnx", "torchscript"])
 def test_a_file_acts_as_the_policy_over_an_episode_and_the_next(
-    name: str, kind: str, tmp_path: Path
+    name: str, kind: Any, tmp_path: Path
 ) -> None:
     made = remembering(kind)
     path = write(tmp_path / "p.safetensors", made)
@@ -234,3 +235,27 @@ def test_formats_without_a_memory_refuse_it_in_one_line(
     error = capsys.readouterr().err
     assert f"remembers its episode (gru of {SIZE}); --format {name} has no place" in error
     assert error.count("\n") == 1 and [f.name for f in tmp_path.iterdir()] == [path.name]
+
+
+# --- Convolutions ---
+
+
+@pytest.mark.parametrize("name", ["onnx", "torchscript"])
+def test_convolutions_are_exported_with_the_frames_as_their_input(
+    name: str, tmp_path: Path
+) -> None:
+    made = remembering("tcn", replace(VIEW, history=5))
+    path = write(tmp_path / "p.safetensors", made)
+    assert main(["export", str(path), "--format", name]) == 0
+    exported = FORMATS[name].read(path.with_suffix(FORMATS[name].ending))
+    stacks = observed(7, 5, 4)
+    np.testing.assert_allclose(exported(stacks), made.act_flat(stacks), atol=1e-5)
+    assert np.abs(made.act_flat(stacks) - made.act_flat(stacks[:, ::-1].copy())).max() > 0.05
+
+
+def test_a_policy_with_convolutions_acts_on_one_observation_as_on_several() -> None:
+    made, obs = remembering("tcn", replace(VIEW, history=5)), observed(9, 2, 3)
+    batch = np.stack([made.act(of_step) for of_step in obs])
+    made.reset()
+    alone = np.stack([made.act(of_step[1]) for of_step in obs])
+    np.testing.assert_allclose(alone, batch[:, 1], atol=1e-5)

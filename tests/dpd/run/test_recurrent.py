@@ -135,6 +135,19 @@ def test_supervised_methods_teach_students_that_see_all_and_remember(
         assert np.isfinite(policy.act(np.zeros((4, 8), np.float32))).all()
 
 
+def test_convolutions_over_frames_are_learned_and_resumed(swimmer: Path, tmp_path: Path) -> None:
+    argv = ["Swimmer-v5", "--teacher", str(swimmer), *STUDENT, *ENDS, *SENSORS]
+    argv += ["--encoder", "tcn", "--encoder-size", "6", "--history", "2,5"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run(*argv, "--total-steps", "1024", "--out", str(whole))
+    run(*argv, "--total-steps", "512", "--out", str(resumed))
+    run("--resume", str(resumed), "--total-steps", "1024")
+    for h in (2, 5):
+        one, other = (dpd.load(x / f"policies/seed0-h{h}.safetensors") for x in (whole, resumed))
+        assert one.acts_as(other) and one.meta.encoder == Encoder(kind="tcn", size=6)
+        assert np.isfinite(one.act(np.zeros((3, 8), np.float32))).all()
+
+
 def test_a_student_begins_as_one_with_the_same_layers(
     swimmer: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -155,9 +168,9 @@ def test_a_student_begins_as_one_with_the_same_layers(
 BAD = {
     "retrieval": (
         ["--encoder", "gru", "--method", "retrieval"],
-        "this method learns on single states, and a recurrent student on sequences",
+        "this method learns from single states, by hidden layers alone: give --method dagger, bc",
     ),
-    "scaffold": (["--encoder", "lstm", "--method", "scaffold"], "learns on single states"),
+    "scaffold": (["--encoder", "lstm", "--method", "scaffold"], "learns from single states"),
     "kickstart": (
         ["--encoder", "gru", "--method", "kickstart"],
         "--encoder is for students that learn from a teacher alone",
@@ -167,6 +180,15 @@ BAD = {
         "--gradient-length is for students that learn from a teacher alone",
     ),
     "no layer": (["--encoder-size", "4"], "encoder_size does nothing without --encoder gru"),
+    "one frame": (["--encoder", "tcn"], "tcn convolves over the frames of a history; give --hist"),
+    "no memory": (
+        ["--encoder", "tcn", "--history", "4", "--gradient-length", "4"],
+        "gradient_length does nothing without --encoder gru or lstm",
+    ),
+    "frames of guides": (
+        ["--encoder", "tcn", "--history", "4", "--method", "scaffold"],
+        "by hidden layers alone",
+    ),
     "no gradient": (["--gradient-length", "4"], "gradient_length does nothing without --encoder"),
     "unknown": (["--encoder", "rnn"], "--encoder"),
     "long": (
