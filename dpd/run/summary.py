@@ -102,6 +102,8 @@ def student_facts(config: TrainConfig, spec: EnvSpec) -> dict[str, object]:
     frames = ", ".join(map(str, config.histories)) or "1"
     seen = f"{describe_view(view)}; {len(view.columns)} of {spec.obs_dim} observations"
     facts: dict[str, object] = {f"{config.views.PLURAL} see": f"{seen}, frames: {frames}"}
+    if (encoder := config.stacks[0].algo.encoder_layers) is not None:
+        facts[f"{config.views.PLURAL} see"] = f"{seen}, frames: {frames}; {encoder}"
     if any(getattr(stack.algo, "critic_obs", "actor") == "all" for stack in config.stacks):
         facts["values see"] = f"all {spec.obs_dim} observations"
     return facts
