@@ -58,7 +58,7 @@ class GraphBuilder:
             node("Conv", *values, dilations=[2**i], pads=[(TAPS - 1) * 2**i, 0])
             node("Relu")
             i += 1
-        self.constants.append(numpy_helper.from_array(np.int64(-1), "last_frame"))
+        self.constants.append(numpy_helper.from_array(np.array(-1), "last_frame"))
         node("Gather", "last_frame", axis=2)
 
     def remember(self, policy: Policy) -> None:
