@@ -112,6 +112,23 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """The layers between what a learner sees and its MLP."""
+
+    kind: Literal["gru", "lstm", "tcn"]
+    size: int
+    """Numbers that they give to the MLP."""
+
+    @property
+    def memory_dim(self) -> int:
+        """S, the numbers kept from step to step: h, and behind it c of an LSTM; 0: none."""
+        return {"gru": 1, "lstm": 2, "tcn": 0}[self.kind] * self.size
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.size}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
     """Settings of every algorithm. Subclasses override the defaults and name their sources."""
 
@@ -194,6 +211,16 @@ class LearnerConfig:
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer's policy."""
         return self.hidden
+
+    @property
+    def encoder_layers(self) -> Encoder | None:
+        """Layers before the policy's MLP; None: the MLP reads what is seen."""
+        return None
+
+    @property
+    def memory_dim(self) -> int:
+        """Numbers that a recurrent policy keeps from step to step; 0: it keeps none."""
+        return 0 if self.encoder_layers is None else self.encoder_layers.memory_dim
 
 
 Critic = Literal["own", "mean"]
@@ -347,9 +374,14 @@ class ReplayConfig(LearnerConfig):
             if self.capacity < least:
                 raise ValueError(f"capacity {self.capacity} is less than {name} = {least}")
 
+    @property
+    def _held(self) -> int:
+        """Transitions in a full replay."""
+        return self.capacity // self.n_envs * self.n_envs
+
     def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
         """Return the size in bytes of all learners' full replays in float32."""
-        samples = self.capacity // self.n_envs * self.n_envs
+        samples = self._held
         # plus 8 bytes for the sample's index in the list of valid ones
         return n_learners * samples * (4 * (2 * obs_dim + act_dim + EXTRA_COLUMNS) + 8)
 
@@ -617,10 +649,53 @@ class StudentConfig(ReplayConfig):
     `hidden`. All peers need the same depth. Empty: `hidden` for all."""
     log_std_init: float = -0.5
     """Initial log standard deviation (as in PPO)."""
+    encoder: Literal["mlp", "gru", "lstm", "tcn"] = "mlp"
+    """Network that reads what the student sees: the hidden layers alone (`mlp`); first a recurrent
+    layer, which remembers the episode (`gru`; `lstm`); or first convolutions over the frames of
+    --history (`tcn`, Bai et al. 2018)."""
+    encoder_size: int | None = None
+    """Units of the recurrent layer, or channels of the convolutions. None: 128 (rsl_rl: 256) or 32
+    (RMA, Kumar et al. 2021)."""
+    gradient_length: int = 15
+    """Steps through which a recurrent student's gradients go back (rsl_rl). It learns on sequences
+    of so many successive states, as many as fit into a minibatch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_unlike_depths("sizes", self.sizes, len(self.hidden))
+        require(self, "be positive", "encoder_size", "gradient_length")
+        self._refuse_unfit_encoder()
+
+    def _refuse_unfit_encoder(self) -> None:
+        """Raise ValueError for settings of an encoder that would do nothing, or do not fit."""
+        if self.encoder == "mlp" and self.encoder_size is not None:
+            raise ValueError("encoder_size does nothing without --encoder gru, lstm or tcn")
+        if not self.memory_dim:
+            if self.gradient_length != type(self).gradient_length:
+                raise ValueError("gradient_length does nothing without --encoder gru or lstm")
+            return
+        for name in ("n_steps", "minibatch_size"):
+            if getattr(self, name) < self.gradient_length:
+                raise ValueError(
+                    f"gradient_length {self.gradient_length} is more than {name} "
+                    f"{getattr(self, name)}; lower it, or raise {name}"
+                )
+
+    def replay_bytes(self, obs_dim: int, act_dim: int, n_learners: int) -> int:
+        full, samples = super().replay_bytes(obs_dim, act_dim, n_learners), self._held
+        return full - n_learners * samples * 4 * obs_dim if self.memory_dim else full  # no next_obs
+
+    @property
+    def learners(self) -> str:
+        kinds = {"mlp": "Student", "tcn": "ConvolutionalStudent"}
+        return f"dpd.agents.student:{kinds.get(self.encoder, 'RecurrentStudent')}"
+
+    @property
+    def encoder_layers(self) -> Encoder | None:
+        if self.encoder == "mlp":
+            return None
+        default = 32 if self.encoder == "tcn" else 128
+        return Encoder(kind=self.encoder, size=self.encoder_size or default)
 
     def hidden_of(self, peer: int) -> tuple[int, ...]:
         """Return the hidden layers of a peer."""
@@ -628,7 +703,8 @@ class StudentConfig(ReplayConfig):
 
     @property
     def plan(self) -> str:
-        return f"{super().plan}, the latest {self.capacity:,} stored"
+        along = f", gradients through {self.gradient_length} steps" if self.memory_dim else ""
+        return f"{super().plan}, the latest {self.capacity:,} stored{along}"
 
 
 def layers_of(word: str, depth: int) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ from dpd.agents.norm import ObsNorm
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.views import View, ViewNorm
+from dpd.agents.views import Frames, MemoryNorm, View, ViewNorm
 
 if TYPE_CHECKING:
     from dpd.agents.kernels import Kernels
@@ -80,7 +80,7 @@ class Learners(Stateful, ABC):
         self.in_dims = [view.dim for view in views] or [obs_dim] * n
         """Inputs of each learner's networks."""
         self.in_dim = max(self.in_dims)
-        self.obs_dim = obs_dim + self.in_dim if views else obs_dim
+        self.obs_dim = obs_dim + self.in_dim + config.memory_dim if views else obs_dim
         """Numbers of a stored observation, which is wide if there are views."""
         self.act_dim, self.dtype, self.device = act_dim, dtype, device
         self.graphs = Graphs(device)
@@ -88,8 +88,9 @@ class Learners(Stateful, ABC):
         gamma = per_row(config.peer_gamma, config.gamma, ids)
         self.gamma = gamma.to(device, dtype).unsqueeze(1)  # [N, 1]
         self.lr = per_row(config.peer_lr, config.lr, ids)
+        of_views = MemoryNorm if config.memory_dim else ViewNorm
         self.obs_norm = (
-            ViewNorm(views, dtype, config.norm_obs, device)
+            of_views(views, dtype, config.norm_obs, device)
             if views
             else ObsNorm(n, obs_dim, dtype, config.norm_obs, device)
         )
@@ -114,6 +115,15 @@ class Learners(Stateful, ABC):
         c = self.config
         sizes = (c.n_steps, c.n_envs, self.obs_dim, self.act_dim)
         return Rollout(self.n_learners, *sizes, self.dtype, self.device)
+
+    def new_frames(self, n_envs: int, sensors: RowRandom) -> Frames | None:
+        """Return what the learners will see in so many environments each; None without views.
+
+        `sensors` draw the noise.
+        """
+        if not self.views:
+            return None
+        return Frames(self.views, n_envs, sensors, self.dtype, self.device)
 
     def noise(self) -> Tensor:
         """Draw an iteration's exploration noise [N, T, E, A] in one block."""
@@ -221,7 +231,8 @@ class GaussianLearners(Learners):
 
     def _policy(self, n: int) -> dict[str, Tensor]:
         """Return views of learner n's policy parameters, without those of a value function."""
-        names = [k for k in self.nets.views if k.split(".")[0] in ("actor", "log_std")]
+        parts = ("encoder", "actor", "log_std")
+        names = [k for k in self.nets.views if k.split(".")[0] in parts]
         return {k: self.nets.own(n, k) for k in names}
 
     def start_from(self, n: int, policy: Mapping[str, Tensor]) -> None:

@@ -202,11 +202,14 @@ class StackedNets(Stateful):
         Both are differentiable with respect to `flat` by plain autograd, since a call exposes no
         hidden layer. Padded units output 0; multiply them by weights of 0, or they get a gradient.
         """
+        out, inputs = mlp(layers(self.named(), name), x, self.activation)
+        return out, inputs[-1]
+
+    def named(self) -> dict[str, Tensor]:
+        """Return all parameters by name [N, ...], differentiable with respect to `flat`."""
         sizes = [view[0].numel() for view in self.views.values()]
         parts = zip(self.views.items(), self.flat.split(sizes, dim=1), strict=True)
-        params = {k: part.view_as(view) for (k, view), part in parts}
-        out, inputs = mlp(layers(params, name), x, self.activation)
-        return out, inputs[-1]
+        return {k: part.view_as(view) for (k, view), part in parts}
 
     def run(self, x: Tensor | None, *names: str) -> tuple[tuple[Tensor, ...], Tape]:
         """Return the outputs of a call, and the tape for `gradient`."""

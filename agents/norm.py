@@ -112,7 +112,10 @@ class ObsNorm(Stateful):
 
     def __call__(self, obs: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return normalised obs [N, B, dim]; `rows`: by the statistics of those learners [N]."""
-        obs = self.select(obs)
+        return self.normalised(self.select(obs), rows)
+
+    def normalised(self, obs: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Normalise the part of stored observations that the networks read [N, B, dim]."""
         if not self.enabled:
             return obs
         mean, scale = self.mean, self.scale

@@ -28,6 +28,8 @@ class Replay:
     minibatch is thus one gather, and obs | act is the critics' input without a copy. A step's slot
     is its number modulo the ring's length; sample s of a learner is environment s % E at slot
     s // E. Pages that were never written use no memory.
+
+    Without `has_next`, next_obs is left out, and the replay holds states but no transitions.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class Replay:
         sharers: int = 1,
         device: torch.device = CPU,
         half_own: bool = False,
+        has_next: bool = True,
     ) -> None:
         self.length, self.n_envs = config.capacity // config.n_envs, config.n_envs
         self.obs_dim, self.act_dim, self.n_step = obs_dim, act_dim, config.n_step
         self.sharers = sharers  # number of successive learners that draw from each other's replays
         self.half_own = half_own and sharers > 1
-        width = 2 * obs_dim + act_dim + EXTRA_COLUMNS
+        self.next_dim = obs_dim if has_next else 0
+        width = obs_dim + act_dim + self.next_dim + EXTRA_COLUMNS
         self.device = device
         self.rows = torch.empty(n, self.length, self.n_envs, width, dtype=dtype, device=device)
         self.total = 0  # steps ever added per environment
@@ -74,7 +78,8 @@ class Replay:
         """Store an iteration; invalid steps are never drawn."""
         ends = (rollout.reward, rollout.terminated, rollout.done, rollout.valid)
         columns = [x.unsqueeze(-1).to(self.rows.dtype) for x in ends]
-        self.extend(torch.cat([rollout.obs, rollout.act, rollout.next_obs, *columns], -1))
+        next_obs = rollout.next_obs[..., : self.next_dim]
+        self.extend(torch.cat([rollout.obs, rollout.act, next_obs, *columns], -1))
 
     def extend(self, rows: Tensor) -> None:
         """Add steps [N, T, E, W] as returned by `since`. Raises ValueError if they do not fit."""
@@ -145,6 +150,26 @@ class Replay:
         place = (self._first + self.live)[learner] - 1 - age
         samples = self._samples[learner, place % size] + learner * size
         return self._flat()[:, : self.obs_dim][samples]
+
+    def draw_sequences(
+        self, rng: RowRandom, count: int, length: int, recent: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw `count` sequences of successive raw observations of one environment each.
+
+        Returns those [N, count * length, O], sequence after sequence, and which are valid. They
+        begin uniformly at any step, with replacement, and may run across the ends of episodes.
+        `recent`: within so many newest steps. Raises ValueError if fewer than `length` are stored.
+        """
+        held = self.held if recent is None else min(self.held, recent)
+        if held < length:
+            raise ValueError(f"sequences of {length} steps from the {held} that are stored")
+        pick = rng.integers((held - length + 1) * self.n_envs, count)
+        steps = torch.arange(length, device=self.device)
+        step = self.total - held + (pick // self.n_envs).unsqueeze(-1) + steps  # [N, count, L]
+        samples = step % self.length * self.n_envs + (pick % self.n_envs).unsqueeze(-1)
+        places = samples.flatten(1) + self._offset()
+        rows = self._flat().index_select(0, places.flatten()).view(*places.shape, -1)
+        return rows[..., : self.obs_dim], rows[..., -1] > 0
 
     def take(self, samples: Tensor, gamma: Tensor) -> Transitions:
         """Return the transitions that start at samples [N, B]; gamma [N, 1]."""

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     STAGGER = 5
     TURNS = 6
     SENSOR = 7
+    ENCODER = 8
 
 
 def _word(learner: LearnerId, stream: Stream, *attempt: int) -> int:

@@ -2,7 +2,8 @@
 
 A view is a function of the last observations and actions of an episode. Learners that have one
 store *wide* observations [..., W]: the raw observation, as a teacher reads it, and behind it all
-that the learner sees. The noise is thus drawn once, and a stored state needs no earlier ones.
+that the learner sees, and last the memory [S] that a recurrent learner had of the episode before.
+The noise is thus drawn once, and a stored state needs no earlier ones.
 
 Notation: a frame is what is seen of one step · G numbers of a frame · H frames, oldest first ·
 F = H G numbers in all · L frames kept. A stack has N views, each of which may have another F.
@@ -10,7 +11,8 @@ F = H G numbers in all · L frames kept. A stack has N views, each of which may 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,7 +45,7 @@ class Frames(Stateful):
     what it or others see.
     """
 
-    STATE = ("kept", "rng")
+    STATE: ClassVar[tuple[str, ...]] = ("kept", "rng")
 
     def __init__(
         self,
@@ -130,6 +132,46 @@ class Frames(Stateful):
         return torch.cat([obs, self.seen()], -1)
 
 
+class RememberingFrames(Frames):
+    """The last frames, and the memories [N, E, S] that recurrent learners have of those before.
+
+    `remember` maps what is seen [N, E, F] and a memory to the memory after it.
+    """
+
+    STATE = (*Frames.STATE, "memory")
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        n_envs: int,
+        rng: RowRandom,
+        remember: Callable[[Tensor, Tensor], Tensor],
+        memory_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
+    ) -> None:
+        super().__init__(views, n_envs, rng, dtype, device)
+        self.remember = remember
+        self.memory = self.kept.new_zeros(len(views), n_envs, memory_dim)
+
+    def push(self, obs: Tensor, act: Tensor, noise: Tensor | None = None) -> None:
+        self.memory = self.remember(self.seen(), self.memory)
+        super().push(obs, act, noise)
+
+    def restart(
+        self, obs: Tensor, noise: Tensor | None = None, where: Tensor | None = None
+    ) -> None:
+        super().restart(obs, noise, where)
+        self.memory = (
+            torch.zeros_like(self.memory)
+            if where is None
+            else self.memory.masked_fill(where.unsqueeze(-1), 0)
+        )
+
+    def widen(self, obs: Tensor) -> Tensor:
+        return torch.cat([super().widen(obs), self.memory], -1)
+
+
 def noise_per_column(view: View) -> list[float]:
     """Return the standard deviation of the noise on every column of a raw observation [O]."""
     std = dict(zip(view.columns, view.noise, strict=False))
@@ -167,7 +209,7 @@ class ViewNorm(ObsNorm):
         return False
 
     def select(self, obs: Tensor) -> Tensor:
-        return obs[..., self.obs_dim :]
+        return obs[..., self.obs_dim : self.obs_dim + self._source.shape[1]]
 
     def _inputs(self, x: Tensor, filler: float) -> Tensor:
         return torch.cat([x, torch.full_like(x[:, :1], filler)], 1).gather(1, self._source)
@@ -192,6 +234,15 @@ class ViewNorm(ObsNorm):
         self.moments.var[n, columns] = var.clamp(min=0)
         self.moments.count[n] = saved["obs_count"][0]
         self._refresh()
+
+
+class MemoryNorm(ViewNorm):
+    """Normalise what recurrent learners see; the memory behind it is theirs, and stays as it is."""
+
+    def __call__(self, obs: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return what is seen, normalised, with the memory behind it [N, B, F + S]."""
+        memory = obs[..., self.obs_dim + self._source.shape[1] :]
+        return torch.cat([super().__call__(obs, rows), memory], -1)
 
 
 class RawNorm(ObsNorm):

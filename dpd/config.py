@@ -304,6 +304,7 @@ class TrainConfig:
         peers: dict[tuple[str, LearnerConfig, int], list[int]] = {}
         for peer, (name, algo) in enumerate(algos):
             joins = isinstance(algo, StudentConfig) and self.distill.STACKS_HISTORIES
+            joins = joins and getattr(algo, "encoder", "mlp") != "tcn"  # as deep as H is long
             history = 0 if joins else self.history_of(peer)
             peers.setdefault((name, algo, history), []).append(peer)
         return tuple(
@@ -319,8 +320,9 @@ class TrainConfig:
 
     @property
     def has_views(self) -> bool:
-        """True if learners see less than the environment shows, or a history."""
-        return not self.views.shows_all or bool(self.histories)
+        """True if learners see less than the environment shows, a history, or remember it."""
+        remember = any(algo.encoder_layers is not None for _, algo in self.algos)
+        return not self.views.shows_all or bool(self.histories) or remember
 
     @property
     def teacher_obs(self) -> str | None:
@@ -341,7 +343,13 @@ class TrainConfig:
         self._refuse_unfit_critic(stack, spec)
         views = [self.views.resolve(spec, history) for history in stack.histories]
         sees_all = views and len(views[0].columns) == spec.obs_dim
-        if sees_all and all(v.is_memoryless and not v.has_noise for v in views):
+        remembers = stack.algo.encoder_layers is not None
+        if getattr(stack.algo, "encoder", "mlp") == "tcn" and min(stack.histories) < 2:
+            raise BadInput(
+                "--encoder tcn convolves over the frames of a history; give --history 8 or another "
+                "number above 1"
+            )
+        if sees_all and not remembers and all(v.is_memoryless and not v.has_noise for v in views):
             given, role = self.views.obs, self.views.ROLE
             if len(self.histories) < 2:
                 asked = "" if given is None else f"--{role}-obs {given} "
@@ -548,7 +556,7 @@ class TrainConfig:
         if not isinstance(algo, ReplayConfig):
             return 0
         views = self.views_of(stack, spec)
-        wide = spec.obs_dim + max((view.dim for view in views), default=0)
+        wide = spec.obs_dim + max((view.dim for view in views), default=0) + algo.memory_dim
         full = algo.replay_bytes(wide, spec.act_dim, self.run.seeds * len(stack.peers))
         used = algo.capacity if at_once else min(algo.capacity, self.steps_of(stack))
         return full * used // algo.capacity

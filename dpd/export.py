@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from dpd.agents.config import View
-from dpd.agents.nets import layers
 from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
@@ -29,18 +27,18 @@ from dpd.policies.hybrid import (
     probes_of,
     redescribed,
     refuse_hybrid,
-    sequential,
 )
 from dpd.policies.hybrid_file import load_policy, save_hybrid
 from dpd.policies.hybrid_onnx import hybrid_onnx
+from dpd.policies.memory_io import joint, memory_facts
 from dpd.policies.onnx_graph import onnx_model
 from dpd.policies.policyfile import (
     ArrayPolicy,
     Policy,
-    refuse_memory,
     require_fit,
     require_same_actions,
 )
+from dpd.policies.torch_modules import as_module, example_inputs
 from dpd.policies.views import refuse_view, without_view
 from dpd.run.hybrid_groups import read_groups
 from dpd.run.saved import RunReader
@@ -56,45 +54,6 @@ TOLERANCE = 1e-3
 INT8_TOLERANCE = 0.5
 
 
-class ExportedActor(nn.Module):
-    """A policy as a network: raw obs [B, O] -> actions [B, A] in the environment's bounds.
-
-    Of a policy with a view, the input is the stack of frames that it sees [B, H, G].
-    """
-
-    obs_mean: Tensor
-    obs_scale: Tensor
-    act_low: Tensor
-    act_high: Tensor
-    act_half: Tensor
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__()
-        refuse_memory(policy, "such a file")
-        meta, tensors = policy.meta, policy.tensors
-        self.norm_obs, self.clip_obs = meta.norm_obs, meta.clip_obs
-        self.is_bounded, self.has_view = meta.squashed or meta.tanh_mean, meta.view is not None
-        for name in ("obs_mean", "obs_scale", "act_low", "act_high"):
-            self.register_buffer(name, tensors[name].clone())
-        self.register_buffer("act_half", 0.5 * (tensors["act_high"] - tensors["act_low"]))
-        self.net = sequential(layers(tensors, "actor"), meta.activation)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """Act without noise on raw obs [B, O], or on frames [B, H, G]."""
-        x = obs
-        if self.norm_obs:
-            x = torch.clamp((x - self.obs_mean) * self.obs_scale, -self.clip_obs, self.clip_obs)
-        mean = self.net(x.flatten(1) if self.has_view else x)
-        act = torch.tanh(mean) if self.is_bounded else torch.clamp(mean, -1.0, 1.0)
-        scaled = self.act_low + (act + 1.0) * self.act_half
-        return torch.clamp(scaled, self.act_low, self.act_high)  # rounding may leave the bounds
-
-
-def as_module(policy: Policy) -> nn.Module:
-    """Return a policy as a torch module: raw obs [B, O] -> actions in the environment's bounds."""
-    return policy.network if isinstance(policy, HybridPolicy) else ExportedActor(policy).eval()
-
-
 def facts(policy: Policy) -> dict[str, str]:
     """Return the metadata of an exported file."""
     meta = policy.meta
@@ -106,7 +65,9 @@ def facts(policy: Policy) -> dict[str, str]:
         "obs_shape": json.dumps(meta.full_obs_shape),
         "act_shape": json.dumps(meta.full_act_shape),
         "provenance": json.dumps(meta.provenance),
-    } | ({} if meta.view is None else view_facts(meta.view))
+        **({} if meta.view is None else view_facts(meta.view)),
+        **memory_facts(meta),
+    }
 
 
 def view_facts(view: View) -> dict[str, str]:
@@ -125,11 +86,6 @@ def view_facts(view: View) -> dict[str, str]:
     }
 
 
-def example(policy: Policy) -> Tensor:
-    """Return inputs [2, ...] to trace with: a batch of one would be taken as a fixed size."""
-    return torch.zeros(2, *policy.meta.input_shape)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence TorchScript's notes on its deprecation."""
@@ -141,7 +97,8 @@ def quiet() -> Iterator[None]:
 def write_onnx(policy: Policy, path: Path) -> None:
     """Write an ONNX model: `obs` [batch, O] -> `act` [batch, A], flattened, weights inside.
 
-    `obs` is [batch, H, G] for a policy with a view.
+    `obs` is [batch, H, G] for a policy with a view. A recurrent policy has the inputs and outputs
+    of `memory_io`.
     """
     import onnx
 
@@ -154,29 +111,44 @@ def write_onnx(policy: Policy, path: Path) -> None:
 
 def read_onnx(path: Path) -> ArrayPolicy:
     """Load an ONNX model in ONNX's own reference implementation."""
+    import onnx
     from onnx.reference import ReferenceEvaluator
 
     model = ReferenceEvaluator(os.fspath(path))
-    return lambda obs: np.asarray(next(iter(model.run(["act"], {"obs": obs}))))
+    names = model.input_names
+    if len(names) == 1:
+        return lambda obs: np.asarray(next(iter(model.run(["act"], {"obs": obs}))))
+    facts = {each.key: each.value for each in onnx.load(path).metadata_props}
+
+    def step(given: list[np.ndarray]) -> list[np.ndarray]:
+        return list(map(np.asarray, model.run(None, dict(zip(names, given, strict=True)))))
+
+    return joint(step, facts)
 
 
 def write_torchscript(policy: Policy, path: Path) -> None:
     """Write a TorchScript module, with `facts` in its extra file dpd.json."""
     with quiet():
-        module = torch.jit.trace(as_module(policy), example(policy))
+        module = torch.jit.trace(as_module(policy), tuple(example_inputs(policy)))
         torch.jit.save(module, path, _extra_files={"dpd.json": json.dumps(facts(policy))})
 
 
 def read_torchscript(path: Path) -> ArrayPolicy:
     """Load a TorchScript module."""
+    extra = {"dpd.json": ""}
     with quiet():
-        module = torch.jit.load(path)
+        module = torch.jit.load(path, _extra_files=extra)
+    facts = json.loads(extra["dpd.json"])
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
         return module(torch.from_numpy(obs)).numpy()
 
-    return act
+    @torch.no_grad()
+    def step(given: list[np.ndarray]) -> list[np.ndarray]:
+        return [x.numpy() for x in module(*map(torch.from_numpy, given))]
+
+    return joint(step, facts) if "inputs" in facts else act
 
 
 def write_c(policy: Policy, path: Path, quantized: bool = False) -> None:
@@ -196,7 +168,7 @@ def write_dpd(policy: Policy, path: Path) -> None:
 
 def read_dpd(path: Path) -> ArrayPolicy:
     """Load a policy file of this suite."""
-    return load_policy(path).act_flat
+    return load_policy(path).step_flat
 
 
 class Format(NamedTuple):

@@ -318,6 +318,8 @@ class TeachingConfig(MethodConfig):
     LEARNERS: ClassVar[tuple[type[LearnerConfig], ...]] = (StudentConfig,)
     """Kinds of learners that the method can teach."""
     ALGO: ClassVar[str] = "student"
+    TEACHES_ENCODERS: ClassVar[bool] = False
+    """True if the method can teach students with --encoder, recurrent ones on sequences."""
 
     divergence: Divergence = "kl_forward"
     """Distance to the teacher: KL(teacher || student), KL(student || teacher), the squared error of
@@ -333,6 +335,11 @@ class TeachingConfig(MethodConfig):
                 fit = ", ".join(n for n, row in rows if issubclass(row.settings, self.LEARNERS))
                 given = next(n for n, row in rows if row.settings is type(each))
                 raise ValueError(f"this method teaches --algo {fit}, not {given}")
+            if each.encoder_layers is not None and not self.TEACHES_ENCODERS:
+                raise ValueError(
+                    "this method learns from single states, by hidden layers alone: give --method "
+                    "dagger, bc, on-policy or progressive, or leave --encoder out"
+                )
             if isinstance(each, TD3Config) and self.divergence not in OF_MEANS:
                 raise ValueError(
                     f"distill.divergence {self.divergence} needs a spread, which policies of TD3 "
@@ -354,6 +361,7 @@ class SupervisedConfig(TeachingConfig):
     """Settings shared by the methods that learn from the teacher's answers alone."""
 
     STACKS_HISTORIES: ClassVar[bool] = True
+    TEACHES_ENCODERS: ClassVar[bool] = True
     WHOLE_MEMORY: ClassVar[bool] = True
     """True: learn from all stored states. False: from the latest iteration."""
 
@@ -598,6 +606,7 @@ class RetrievalConfig(DAggerConfig):
     """
 
     STACKS_HISTORIES: ClassVar[bool] = False  # the scale of keys depends on the number of inputs
+    TEACHES_ENCODERS: ClassVar[bool] = False
     gamma: float = 0.1
     """Weight of the relational loss, the divergence between the teacher's similarities of states
     and the student's. 0 is plain distillation, where the lookup is not trained."""
@@ -655,6 +664,7 @@ class ScaffoldConfig(DAggerConfig):
     """
 
     STACKS_HISTORIES: ClassVar[bool] = False  # the guide reads the student's inputs
+    TEACHES_ENCODERS: ClassVar[bool] = False
     divergence: Divergence = "nll"
     """Must be nll, because the mixture is one of likelihoods."""
     label: Literal["mean", "sample"] = "mean"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dpd.agents.base import Batch, Metrics
 from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.student import Student
 from dpd.distill.config import SupervisedConfig, TeachingConfig
 from dpd.distill.exchange import state_source
 from dpd.distill.method import Context, Method
@@ -89,6 +90,7 @@ class Supervised(TeacherMethod):
     """Students learn from the teacher's answers alone, on states that a mixture of both visits."""
 
     STATE: ClassVar[tuple[str, ...]] = (*TeacherMethod.STATE, "mixture")
+    agent: Student
 
     def __init__(self, config: SupervisedConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -105,15 +107,32 @@ class Supervised(TeacherMethod):
     def step(self) -> Metrics:
         assert self.batch is not None
         size = self.config.steps * self.agent.config.minibatch_size
-        learnt = self._learn(self._states(self.batch, size), size)
+        length = self.agent.sequence_length
+        if length > 1:
+            learnt = self._learn_sequences(length)
+        else:
+            learnt = self._learn(self._states(self.batch, size), size)
         beta = self._repeat(self.mixture.beta)
         self.mixture.beta = self.config.beta(self.progress)
         return self._with_queries(self.metrics | learnt | {"distill/beta": beta})
 
     def _learn(self, obs: Tensor, size: int) -> Metrics:
         """Take the steps on `size` of the raw states [N, K, O] of each learner."""
-        c, agent = self.config, self.agent
         drawn = samples_at(self._targets(obs), order(self.rng, obs.shape[1], size))
+        return self._descend(drawn)
+
+    def _learn_sequences(self, length: int) -> Metrics:
+        """Take the steps on as many sequences of states as fit into their minibatches."""
+        c, algo = self.config, self.agent.config
+        count = c.steps * (algo.minibatch_size // length)
+        recent = None if c.WHOLE_MEMORY else algo.n_steps
+        obs, valid = self.agent.replay.draw_sequences(self.rng, count, length, recent)
+        targets = self._targets(obs)
+        return self._descend(targets._replace(weight=valid.to(targets.weight.dtype)))
+
+    def _descend(self, drawn: Targets) -> Metrics:
+        """Take the steps on equal parts of what was drawn for them."""
+        c, agent = self.config, self.agent
         leaf = agent.nets.flat, agent.optimizer
         fused = agent.fused_imitation(c.divergence, agent.optimizer)
         loss = descend(leaf, self.imitation_loss, drawn, c.steps, c.max_grad_norm, fused=fused)
@@ -121,8 +140,11 @@ class Supervised(TeacherMethod):
 
     def imitation_loss(self, targets: Targets) -> Tensor:
         """Return the mean divergence of every student from the teacher [N]."""
-        student = self.agent.dist(targets.obs)
-        return distance(self.config.divergence, student, targets).mean(1)
+        student = self.agent.dist_along(targets.obs)
+        off = distance(self.config.divergence, student, targets)
+        if self.agent.sequence_length == 1:
+            return off.mean(1)
+        return (off * targets.weight).sum(1) / targets.weight.sum(1).clamp(min=1)
 
     def _states(self, batch: Batch, size: int) -> Tensor:
         """Return the raw states to learn from [N, K, O]."""

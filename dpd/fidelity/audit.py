@@ -357,7 +357,7 @@ def aliasing_notes(entries: Sequence[StudentAudit]) -> Iterator[str]:
     for entry in entries:
         scores, subject = entry.aliasing.get("heldout"), entry.subject
         if scores is not None and not subject.is_floor:
-            verdict = aliasing_verdict(scores, sees_all=subject.policy.meta.view is None)
+            verdict = aliasing_verdict(scores, subject.policy.meta.sees_all)
             yield f"{subject.name} {verdict}"
     if any("heldout" not in entry.aliasing for entry in entries):
         yield (

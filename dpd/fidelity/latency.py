@@ -20,6 +20,7 @@ from dpd.export import FORMATS
 from dpd.policies.c_source import c_source, compile_library, compiler
 from dpd.policies.hybrid import HybridPolicy
 from dpd.policies.policyfile import Policy
+from dpd.policies.torch_modules import example_inputs
 
 WARM_UP = 50
 ROUNDS, CALLS = 9, 200
@@ -52,8 +53,10 @@ def time_onnx(policy: Policy, folder: Path) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(os.fspath(folder / "policy.onnx"), options)
-    inputs = {"obs": np.zeros((1, *policy.meta.input_shape), np.float32)}
-    return seconds_per_call(lambda: session.run(["act"], inputs))
+    names = [each.name for each in session.get_inputs()]
+    given = [x.numpy() for x in example_inputs(policy, 1)]
+    inputs = dict(zip(names, given, strict=True))
+    return seconds_per_call(lambda: session.run(None, inputs))
 
 
 def time_torchscript(policy: Policy, folder: Path) -> float:

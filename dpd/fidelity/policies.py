@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,6 +53,8 @@ def look_up_run(file: Path, policy: Policy, read_run: RunReader) -> RunLookup:
     view = policy.meta.view
     if view is not None and view.has_noise:
         return RunLookup()  # what it learned from was seen with noise, which would come twice
+    if policy.meta.memory_dim:
+        return RunLookup()  # stored memories are those of the networks of their time
     steps, seed, peer = (policy.meta.provenance.get(k) for k in ("steps", "seed", "peer"))
     above = file.resolve().parents[1:3]  # RUN/policies/, or RUN/policies/history/
     run_dir = next((folder for folder in above if (folder / "config.json").is_file()), None)
@@ -136,6 +138,8 @@ class ComparedPolicy:
     """States it was distilled on, raw [n, O] or with frames behind; None: unknown."""
     is_floor: bool = False
     """True for the policy that was trained without this teacher."""
+    memory_at: int | None = None
+    """Column of wide states at which a recurrent policy's memory begins."""
 
     @torch.no_grad()
     def outputs(self, obs: Tensor) -> PolicyOutputs:
@@ -147,12 +151,19 @@ class ComparedPolicy:
         return PolicyOutputs(dist.mode(), dist, self.policy.features(seen), value)
 
     def sees(self, obs: Tensor) -> Tensor:
-        """Return what the policy reads in raw states [n, O], or in wide ones: [n, O] or [n, H, G].
+        """Return what the policy reads in raw states [n, O] or in wide ones, as `Policy.dist` says.
 
-        Both are in raw units.
+        Observations are in raw units.
         """
-        raw = obs[:, : self.policy.meta.obs_dim]
-        return raw if self.policy.meta.view is None else seen_at(self.policy, obs)
+        meta = self.policy.meta
+        if meta.view is None:
+            return obs[:, : meta.obs_dim]
+        seen = seen_at(self.policy, obs)
+        if not meta.memory_dim:
+            return seen
+        assert self.memory_at is not None
+        memory = obs[:, self.memory_at : self.memory_at + meta.memory_dim]
+        return torch.cat([seen.flatten(1), memory], 1)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -169,17 +180,28 @@ class ComparedPolicy:
         }
 
 
+def with_memories(compared: Sequence[ComparedPolicy]) -> list[ComparedPolicy]:
+    """Return policies that know the places of their memories in states of `visit_together`."""
+    placed, column = [], compared[0].policy.meta.obs_dim
+    for subject in compared:
+        size = subject.policy.meta.memory_dim
+        placed.append(replace(subject, memory_at=column) if size else subject)
+        column += size
+    return placed
+
+
 def seen_at(policy: Policy, obs: Tensor) -> Tensor:
     """Return the stacks [n, H, G] that a policy with a view sees at wide states, with its noise.
 
-    Behind each raw observation are the last frames of its episode (`visit_together`). They may be
+    The last columns of a state are the last frames of its episode (`visit_together`). They may be
     missing if the view needs no more than the observation.
     """
     view = policy.meta.view
     assert view is not None
     if view.is_memoryless and obs.shape[1] == view.obs_dim:
         obs = torch.cat([obs, obs, obs.new_zeros(len(obs), view.act_dim)], 1)
-    frames = obs[:, view.obs_dim :].unflatten(1, (-1, view.obs_dim + view.act_dim))
+    width = view.obs_dim + view.act_dim
+    frames = obs[:, -view.reach * width :].unflatten(1, (-1, width))
     seen = policy.seen_in(frames)
     if view.has_noise:
         generator = torch.Generator().manual_seed(0)
@@ -214,7 +236,7 @@ def measure_cost(subject: ComparedPolicy) -> Cost:
 
 def n_parameters(policy: Policy) -> int:
     """Count a policy's parameters: network, deviation and memory, not normaliser or bounds."""
-    learned = ("actor.", "log_std", "memory.")
+    learned = ("encoder.", "actor.", "log_std", "memory.")
     return sum(t.numel() for name, t in policy.tensors.items() if name.startswith(learned))
 
 
@@ -248,7 +270,8 @@ def read_teacher_and_students(
             name=name, policy=policy, file=file, value=value, train=train, is_floor=is_floor
         )
         compared.append(subject)
-    return compared[0], compared[1:], place
+    teacher, *students = with_memories(compared)
+    return teacher, students, place
 
 
 def short_policy_names(paths: Sequence[Path], n_students: int) -> list[str]:
@@ -277,8 +300,7 @@ def read_states(path: Path, policy: Policy) -> Tensor:
 
 def require_no_memory(name: str, policy: Policy) -> None:
     """Raise BadInput if single observations do not tell what a student sees."""
-    view = policy.meta.view
-    if view is not None and not view.is_memoryless:
+    if policy.meta.needs_episode:
         raise BadInput(
             f"{name} sees more than one observation (a history, a delay or its last action), which "
             "--train-states does not hold: leave it out, or audit this student apart"

@@ -15,11 +15,12 @@ from dpd.config import TrainConfig
 from dpd.distill.teacher import Returns, Teacher
 from dpd.envs.make import check
 from dpd.fidelity.audit import NEAR, NOTHING_TO_RETAIN, compare_policies
-from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread
+from dpd.fidelity.policies import ComparedPolicy, Cost, measure_cost, one_thread, with_memories
 from dpd.fidelity.states import (
     HELD_OUT,
     AuditSettings,
     frames_needed,
+    recurrent_ones,
     visit,
     visit_together,
 )
@@ -151,7 +152,9 @@ def compare_sizes(
     )
     teachers = [ComparedPolicy(name="teacher", policy=policy) for policy in teacher.policies]
     subjects = [ComparedPolicy(name=f.stem, policy=policyfile.load(f), file=f) for f in files]
-    settings = replace(settings, frames=frames_needed([s.policy for s in subjects]))
+    subjects = with_memories(subjects)
+    policies = [s.policy for s in subjects]
+    settings = replace(settings, frames=frames_needed(policies), recurrent=recurrent_ones(policies))
     lessons = teachers_states(settings, teacher, teachers)
     modes = [Playing(s.policy) for s in subjects]
     visited = visit_together(settings, modes, settings.n_states)
@@ -207,7 +210,8 @@ def compare_student(
         name=subject.name,
         size="x".join(map(str, meta.hidden))
         + f" {meta.algo}" * (meta.algo != "student")
-        + f", {history} frames" * (history > 1),
+        + f", {history} frames" * (history > 1)
+        + ("" if meta.encoder is None else f", {meta.encoder.kind} {meta.encoder.size}"),
         seed=int(meta.provenance["seed"]),
         cost=cost,
         figures={

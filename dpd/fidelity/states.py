@@ -15,7 +15,7 @@ from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.views import Frames, see_all
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import check, make
-from dpd.policies.playing import EpisodeActor
+from dpd.policies.playing import EpisodeActor, Watch
 from dpd.policies.policyfile import Policy, require_fit
 from dpd.run.episodes import (
     ActFunction,
@@ -59,6 +59,8 @@ class AuditSettings:
     frames: int = 0
     """Frames of its episode, observations and actions, behind each state: as many as any policy
     with a view needs."""
+    recurrent: tuple[Policy, ...] = ()
+    """Policies whose memories of the episode before each state come between it and its frames."""
 
     def seed_of(self, purpose: int) -> int:
         """Return the seed for one purpose."""
@@ -86,6 +88,7 @@ def audit_settings(
         seed=config.seed,
         threads=config.threads,
         frames=frames_needed([policy, *others]),
+        recurrent=recurrent_ones([policy, *others]),
     )
 
 
@@ -95,11 +98,16 @@ def frames_needed(policies: Sequence[Policy]) -> int:
     return max((view.reach for view in views if view is not None), default=0)
 
 
+def recurrent_ones(policies: Sequence[Policy]) -> tuple[Policy, ...]:
+    """Return the policies that remember their episode."""
+    return tuple(policy for policy in policies if policy.meta.memory_dim)
+
+
 class PlayedEpisodes(NamedTuple):
     """Returns of some episodes, and states drawn from them."""
 
     returns: np.ndarray  # [K]
-    obs: Tensor  # [n, O] raw, with frames behind them if the settings ask for any
+    obs: Tensor  # [n, O] raw, with memories and frames behind them if the settings ask for any
     episodes: Tensor  # [n], the number of each state's episode
 
 
@@ -159,13 +167,23 @@ class Recorder:
             views = [see_all(spec.obs_dim, spec.act_dim, settings.frames)] * len(acts)
             no_noise = RowRandom([(0, 0)] * len(acts), Stream.SENSOR)
             self.frames = Frames(views, settings.episodes, no_noise)
+        batch = len(acts) * settings.episodes
+        self.watches = [Watch(policy, batch) for policy in settings.recurrent]
 
     def __call__(self, obs: Tensor) -> Tensor:
         act = self.act(obs)
-        self.steps.append(obs.clone() if self.frames is None else self.frames.follow(obs))
+        wide = obs.clone() if self.frames is None else self.frames.follow(obs)
         if self.frames is not None:
             self.frames.act = act
+        memories = [self._memory(watch, obs, act) for watch in self.watches]
+        self.steps.append(torch.cat([obs, *memories, wide[..., obs.shape[-1] :]], -1))
         return act
+
+    def _memory(self, watch: Watch, obs: Tensor, act: Tensor) -> Tensor:
+        """Return the memory [N, K, S] that a recurrent policy has before obs, in all episodes."""
+        watch.see(obs.flatten(0, 1))
+        watch.took(act.flatten(0, 1))
+        return watch.memory.unflatten(0, obs.shape[:2])
 
 
 def states_within_episodes(steps: list[Tensor], lengths: np.ndarray) -> list[Tensor]:

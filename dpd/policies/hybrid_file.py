@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dpd.files import replacing
+from dpd.policies.file_checks import check_layout, check_sizes, check_values
 from dpd.policies.hybrid import HybridMeta, HybridPolicy, hybrid_defect, peer_shapes, prefixed
 from dpd.policies.metadata import HYBRID_KEY, MAX_DEPTH, NotAPolicy, is_deeper, read_meta, to_json
-from dpd.policies.policyfile import Policy, check_layout, check_sizes, check_values, load
+from dpd.policies.policyfile import Policy, load
 
 HYBRID_FORMAT = 1
 MAX_PEERS = 64

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from dpd.agents.config import View
+from dpd.agents.config import Encoder, View
+from dpd.agents.encoders import encoder_shapes
 from dpd.agents.nets import ACTIVATIONS, Shapes, mlp_shapes
 from dpd.agents.norm import CLIP
 from dpd.policies.memory import MAX_SIZE, MIN_TAU, QUERIES, MemoryMeta, memory_shapes
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "obs_shape": None,
     "act_shape": None,
     "view": None,
+    "encoder": None,
 }
 """Fields that the first files of this format lack, and their values there."""
 
@@ -78,6 +80,8 @@ class PolicyMeta:
     """Shape of the environment's actions, act_dim numbers in total, likewise."""
     view: View | None = None
     """The part of the observations that the policy sees; left out of the file if it is all."""
+    encoder: Encoder | None = None
+    """Layers before the MLP, for policies with a view; left out of the file if there are none."""
     format: int = FORMAT
 
     @property
@@ -91,9 +95,32 @@ class PolicyMeta:
         return self.obs_dim if self.view is None else self.view.dim
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of an input of exported files: (O,), or (H, G) for a policy with a view."""
+    def memory_dim(self) -> int:
+        """S, the numbers that a recurrent policy keeps from step to step; 0: it keeps none."""
+        return 0 if self.encoder is None else self.encoder.memory_dim
+
+    @property
+    def needs_episode(self) -> bool:
+        """True if the policy needs more than the present observation."""
+        return self.memory_dim > 0 or not (self.view is None or self.view.is_memoryless)
+
+    @property
+    def sees_all(self) -> bool:
+        """True if nothing of the present observation is hidden from the policy."""
         view = self.view
+        return view is None or (
+            len(view.columns) == self.obs_dim and view.delay == 0 and not view.has_noise
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of an input: (O,), or (H, G) for a policy with a view.
+
+        (F + S,) for a recurrent policy: the flattened frames, and the memory behind them.
+        """
+        view = self.view
+        if view is not None and self.memory_dim:
+            return (view.dim + self.memory_dim,)
         return (self.obs_dim,) if view is None else (view.history, view.frame_dim)
 
     @property
@@ -120,20 +147,33 @@ def shapes(meta: PolicyMeta) -> Shapes:
         **std,
         "act_low": (meta.act_dim,),
         "act_high": (meta.act_dim,),
-        **mlp_shapes("actor", [meta.in_dim, *meta.hidden, meta.act_dim]),
+        **layer_shapes(meta),
+        **mlp_shapes("actor", [mlp_inputs(meta), *meta.hidden, meta.act_dim]),
         **memory_shapes(meta.memory, n_features(meta), meta.act_dim),
     }
 
 
+def layer_shapes(meta: PolicyMeta) -> Shapes:
+    """Return the names and shapes of the layers before the MLP; empty if there are none."""
+    if meta.encoder is None or meta.view is None:
+        return {}
+    return encoder_shapes(meta.encoder, meta.view.frame_dim, meta.view.history)
+
+
 def n_features(meta: PolicyMeta) -> int:
     """Return the width of the last hidden layer, or of the input if there is none."""
-    return [meta.in_dim, *meta.hidden][-1]
+    return [mlp_inputs(meta), *meta.hidden][-1]
+
+
+def mlp_inputs(meta: PolicyMeta) -> int:
+    """Return the number of inputs of the first layer of the MLP."""
+    return meta.in_dim if meta.encoder is None else meta.encoder.size
 
 
 def to_json(meta: PolicyMeta) -> str:
     """Return the description as text for `read_meta`."""
     values = asdict(meta)
-    for name in ("memory", "obs_shape", "act_shape", "view"):
+    for name in ("memory", "obs_shape", "act_shape", "view", "encoder"):
         if values[name] is None:
             del values[name]  # so that older versions can read the file
     return json.dumps(values)
@@ -168,6 +208,8 @@ def read_meta(path: Path, text: str | None) -> PolicyMeta:
     if values["view"] is not None:
         tuples = {k: tuple(v) for k, v in values["view"].items() if isinstance(v, list)}
         values["view"] = View(**values["view"] | tuples)
+    if values["encoder"] is not None:
+        values["encoder"] = Encoder(**values["encoder"])
     return PolicyMeta(**values)
 
 
@@ -190,6 +232,10 @@ def _check_values(values: dict[str, Any]) -> None:
         raise ValueError("squashed and tanh_mean exclude each other")
     if values["view"] is not None:
         _check_view(values["view"], values)
+    if values["encoder"] is not None:
+        _check_fields(values["encoder"], Encoder, "encoder.")
+        if values["view"] is None or values["memory"] is not None:
+            raise ValueError("an encoder needs a view, and no memory beside it")
     if (memory := values["memory"]) is None:
         return
     if values["squashed"]:
@@ -266,7 +312,11 @@ CHECKS: dict[type, dict[str, Check]] = {
         **dict.fromkeys(("obs_shape", "act_shape"), _or_none(_is_sizes(MAX_AXES))),
         "hidden": _is_sizes(MAX_LAYERS),
         "clip_obs": _within(MIN_CLIP, MAX_CLIP, int, float),
-        **dict.fromkeys(("memory", "view"), _or_none(_is_a(dict))),
+        **dict.fromkeys(("memory", "view", "encoder"), _or_none(_is_a(dict))),
+    },
+    Encoder: {
+        "kind": lambda value: value in ("gru", "lstm", "tcn"),
+        "size": _within(1, MAX_WIDTH, int),
     },
     View: {
         **dict.fromkeys(("obs_dim", "act_dim", "history"), _within(1, MAX_WIDTH, int)),

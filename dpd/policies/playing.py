@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.agents.config import View
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.views import Frames
+from dpd.agents.views import Frames, RememberingFrames
 from dpd.envs.groups import flat_dict
 
 if TYPE_CHECKING:
@@ -19,21 +18,37 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """The last frames of B running episodes, as a policy sees them.
+    """The last frames of B running episodes, as a policy with a view sees them.
 
-    `seed` is that of the noise, if the view has any.
+    A recurrent policy's memory of them too. `seed` is that of the noise, if the view has any.
     """
 
-    def __init__(
-        self, view: View, batch: int, seed: int = 0, dtype: torch.dtype = torch.float32
-    ) -> None:
-        self.view, self.batch = view, batch
-        self.frames = Frames([view], batch, RowRandom([(seed, 0)], Stream.SENSOR), dtype)
+    def __init__(self, policy: Policy, batch: int, seed: int = 0) -> None:
+        view = policy.meta.view
+        assert view is not None
+        self.policy, self.batch, self.history = policy, batch, view.history
+        given = [view], batch, RowRandom([(seed, 0)], Stream.SENSOR)
+        size = policy.meta.memory_dim
+        self.frames = RememberingFrames(*given, self._remember, size) if size else Frames(*given)
 
     def see(self, obs: Tensor) -> Tensor:
-        """Add raw obs [B, O]; return the stacks of frames [B, H, G] that the policy reads."""
+        """Add raw obs [B, O]; return what the policy reads, as `Policy.dist` says."""
         self.frames.follow(obs.unsqueeze(0))
-        return self.frames.seen().view(self.batch, self.view.history, -1)
+        seen = self.frames.seen()
+        if isinstance(self.frames, RememberingFrames):
+            return torch.cat([seen.squeeze(0), self.memory], -1)
+        return seen.view(self.batch, self.history, -1)
+
+    def _remember(self, seen: Tensor, memory: Tensor) -> Tensor:
+        """Return the memory [1, B, S] after what is seen [1, B, F]."""
+        joint = torch.cat([seen, memory], -1).squeeze(0)
+        return self.policy.repeatable_recall(joint).unsqueeze(0)
+
+    @property
+    def memory(self) -> Tensor:
+        """The memory [B, S] of a recurrent policy before the present step."""
+        assert isinstance(self.frames, RememberingFrames)
+        return self.frames.memory.squeeze(0)
 
     def took(self, act: Tensor) -> None:
         """Store the actions [B, A] in [-1, 1] that followed."""
@@ -71,10 +86,10 @@ class Playing(EpisodeActor):
 
     def __call__(self, obs: Tensor) -> Tensor:
         view = self.policy.meta.view
-        if view is None or (view.is_memoryless and not view.has_noise):
+        if view is None or not (self.policy.meta.needs_episode or view.has_noise):
             return self.policy.repeatable_mode(obs)
         if self.watch is None or self.watch.batch != len(obs):
-            self.watch = Watch(view, len(obs), self.seed)
+            self.watch = Watch(self.policy, len(obs), self.seed)
         act = self.policy.repeatable_mode(self.watch.see(obs))
         self.watch.took(act)
         return act

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from dpd.agents.config import View
 from dpd.agents.dist import DiagGaussian
-from dpd.agents.nets import Shapes, layers, mlp
+from dpd.agents.encoders import convolve, encode, features_of
+from dpd.agents.nets import layers, mlp
 from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN
-from dpd.envs.base import EnvSpec, bounds_defect
+from dpd.envs.base import EnvSpec
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.policies import memory
-from dpd.policies.memory import MemoryMeta, Neighbours
+from dpd.policies.file_checks import check_layout, check_sizes, check_values
+from dpd.policies.memory import Neighbours
 from dpd.policies.metadata import (
     HYBRID_KEY,
     NotAPolicy,
@@ -31,11 +33,7 @@ from dpd.policies.metadata import (
     shapes,
     to_json,
 )
-from dpd.policies.single import SeenFrames, SingleActor
-
-# Far beyond any policy of this suite: larger files are rejected before they cost memory or time.
-MAX_POLICY_FILE = 2**30  # bytes
-MAX_HEADER = 2**20  # bytes of JSON: tensor names and the description
+from dpd.policies.single import SeenFrames, SingleActor, SingleRecurrentActor
 
 ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 """torch's own modules, for the formats that other programs run."""
@@ -53,7 +51,6 @@ class Policy:
         self._params = {k: v.unsqueeze(0) for k, v in tensors.items()}  # a stack of one
         self._actor = layers(self._params, "actor")
         self._log_std_head = layers(self._params, "log_std_head")
-        self._wide: Policy | None = None  # a copy in float64, made on first use
         self._obs_shape, self._act_shape = meta.full_obs_shape, meta.full_act_shape
         self._memory: Neighbours | None = None
         self._columns: Tensor | None = None  # made once, since a copy to a GPU waits for it
@@ -82,16 +79,19 @@ class Policy:
         Humanoid the last bit changes the episode. Computed in float64, such differences vanish
         when the action is rounded to float32.
         """
-        if self._wide is None:
-            self._wide = Policy({k: v.double() for k, v in self.tensors.items()}, self.meta)
-        return self._wide.mode(obs.double()).float()
+        return self._in_float64.mode(obs.double()).float()
+
+    @cached_property
+    def _in_float64(self) -> Policy:
+        return Policy({k: v.double() for k, v in self.tensors.items()}, self.meta)
 
     def dist(self, obs: Tensor) -> DiagGaussian:
         """Return the action distribution at raw obs [B, O]: mean [B, A], log_std [B, A] or [1, A].
 
         Actions are in [-1, 1], as in training. A memory changes only the mean. A policy with a view
         reads the stack of frames [B, H, G] that it sees; raw observations are enough for it only if
-        its view has no memory.
+        its view has no memory. A recurrent policy reads the flattened frames, and behind them its
+        memory of the steps before [B, F + S], 0 where an episode begins.
         """
         p, meta = self._params, self.meta
         mean, inputs = self._run(obs)
@@ -122,11 +122,35 @@ class Policy:
 
     def _run(self, obs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the actor's output [1, B, A] at obs as in `dist`, and each layer's input."""
-        if (view := self.meta.view) is not None:
-            obs = self.normalised(self._stacked(view, obs)).flatten(1)
+        encoder, view = self.meta.encoder, self.meta.view
+        if encoder is not None and encoder.memory_dim:
+            x = features_of(encoder, self.recall(obs).unsqueeze(0))
+        elif view is None:
+            x = self.normalised(obs).unsqueeze(0)
         else:
-            obs = self.normalised(obs)
-        return mlp(self._actor, obs.unsqueeze(0), self.meta.activation)
+            frames = self.normalised(self._stacked(view, obs)).unsqueeze(0)
+            x = frames.flatten(2) if encoder is None else convolve(self._params, frames)
+        return mlp(self._actor, x, self.meta.activation)
+
+    def recall(self, obs: Tensor) -> Tensor:
+        """Return the memory [B, S] of a recurrent policy after a step at obs as in `dist`.
+
+        Raises ValueError for other inputs.
+        """
+        encoder, view = self.meta.encoder, self.meta.view
+        assert encoder is not None and view is not None
+        if obs.shape[1:] != self.meta.input_shape:
+            raise ValueError(
+                "the policy remembers its episode, and one observation does not tell it; let it "
+                "act step by step"
+            )
+        seen, before = obs.split([view.dim, encoder.memory_dim], 1)
+        x = self.normalised(seen.unflatten(1, (view.history, -1))).flatten(1)
+        return encode(encoder, self._params, x.unsqueeze(0), before.unsqueeze(0)).squeeze(0)
+
+    def repeatable_recall(self, obs: Tensor) -> Tensor:
+        """Remember as `recall` does, but in float64 as `repeatable_mode` -> [B, S] float32."""
+        return self._in_float64.recall(obs.double()).float()
 
     def _stacked(self, view: View, obs: Tensor) -> Tensor:
         """Return stacks of frames [B, H, G] as they are, or make them of raw obs [B, O]."""
@@ -166,8 +190,9 @@ class Policy:
 
         Both have the shapes of the environment's spaces after any leading batch axes: obs
         [..., O] -> [..., A] for vectors, [..., 3, 4] -> [..., 2, 3] for matrices. A policy with a
-        view takes each call as the next step of the same episodes, one per row of the batch; call
-        `reset` where episodes begin. It adds no noise and no delay, which are those of sensors.
+        view takes each call as the next step of the same episodes, one per row of the batch, whose
+        history and memory it keeps; call `reset` where episodes begin. It adds no noise and no
+        delay, which are those of sensors.
         Raises ValueError for observations of another shape, and for another batch before a `reset`.
         """
         x, meta = np.asarray(obs), self.meta
@@ -200,14 +225,16 @@ class Policy:
     def _act_next(self, view: View, obs: np.ndarray) -> np.ndarray:
         """Act on the next flattened observations [B, O] of running episodes."""
         if self._seen is None:
-            self._seen = SeenFrames(view, len(obs))
+            self._seen = SeenFrames(view, len(obs), self.meta.memory_dim)
         if self._seen.batch != len(obs):
             raise ValueError(
                 f"{len(obs)} observations after {self._seen.batch}: the policy keeps a history of "
                 "each row; call reset() before another batch"
             )
         stack = self._seen.see(obs)
-        if len(obs) == 1 and self._memory is None:
+        if self.meta.memory_dim:
+            act = self._act_and_remember(self._seen, stack)
+        elif len(obs) == 1 and self._memory is None and self.meta.encoder is None:
             act = self._act_on_one(stack.ravel())[None]
         else:
             act = self.act_flat(stack)
@@ -216,17 +243,38 @@ class Policy:
             self._seen.took((act - low) / (high - low) * 2 - 1)
         return act
 
+    def _act_and_remember(self, seen: SeenFrames, stack: np.ndarray) -> np.ndarray:
+        """Act on stacks of frames [B, H, G], and store the memory after them."""
+        if len(stack) == 1:
+            act, seen.memory[0] = self._step_on_one(stack.ravel(), seen.memory[0])
+            return act[None]
+        obs = np.concatenate([stack.reshape(len(stack), -1), seen.memory], 1)
+        seen.memory[:] = self.recall(torch.from_numpy(obs)).numpy()
+        return self.act_flat(obs)
+
     @cached_property
     def _act_on_one(self) -> Callable[[np.ndarray], np.ndarray]:
         return SingleActor(self.tensors, self.meta)
+
+    @cached_property
+    def _step_on_one(self) -> SingleRecurrentActor:
+        return SingleRecurrentActor(self.tensors, self.meta)
 
     @torch.no_grad()
     def act_flat(self, obs: np.ndarray | Tensor) -> np.ndarray:
         """Act as `act` does on flattened observations [B, O] -> flattened actions [B, A].
 
-        With a view, obs are stacks of frames [B, H, G], and nothing is remembered.
+        With a view, obs are those of `dist`, and nothing is remembered.
         """
         return self.scaled(self.mode(torch.as_tensor(np.asarray(obs), dtype=torch.float32)))
+
+    @torch.no_grad()
+    def step_flat(self, obs: np.ndarray) -> np.ndarray:
+        """Act as `act_flat` does; of a recurrent policy, with the memory after it [B, A + S]."""
+        act = self.act_flat(obs)
+        if not self.meta.memory_dim:
+            return act
+        return np.concatenate([act, self.recall(torch.from_numpy(obs)).numpy()], 1)
 
     def scaled(self, act: Tensor) -> np.ndarray:
         """Return actions [B, A] in [-1, 1] in the environment's bounds."""
@@ -281,21 +329,6 @@ def load(path: str | os.PathLike[str]) -> Policy:
     return Policy(tensors, meta)
 
 
-def check_sizes(path: Path) -> None:
-    """Raise NotAPolicy unless the path is a regular file with a size and header within limits."""
-    if not path.is_file():
-        kind = "a directory" if path.is_dir() else "not a regular file"
-        reason = kind if path.exists() else "no such file"
-        raise NotAPolicy(f"{path} is not a policy file: {reason}")
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-        size = os.fstat(file.fileno()).st_size
-    if size > MAX_POLICY_FILE or not 0 < header <= min(MAX_HEADER, size):
-        raise NotAPolicy(
-            f"{path} is not a policy file: it has {size} bytes and claims a header of {header}"
-        )
-
-
 def refuse_memory(policy: Policy, target: str) -> None:
     """Raise ValueError for a policy with a memory, which other formats cannot store."""
     if policy.meta.memory is not None:
@@ -303,48 +336,6 @@ def refuse_memory(policy: Policy, target: str) -> None:
             f"the policy has a memory of {policy.meta.memory.entries:,} states, which {target} "
             "cannot hold; give --format dpd"
         )
-
-
-def check_layout(path: Path, file: safe_open, expected: Shapes) -> None:
-    """Raise NotAPolicy unless the file has exactly the described tensors; reads only headers."""
-    actual: dict[str, tuple[int, ...]] = {}
-    for name in file.keys():  # noqa: SIM118, not a mapping
-        part = file.get_slice(name)
-        if part.get_dtype() != "F32":
-            raise NotAPolicy(
-                f"{path} is not a policy file: tensor {name!r:.40} is {part.get_dtype()}, not F32"
-            )
-        actual[name] = tuple(part.get_shape())
-    for name in sorted(expected.keys() | actual.keys()):
-        if actual.get(name) != expected.get(name):
-            raise NotAPolicy(
-                f"{path} does not fit its description: tensor {name!r:.40} has shape "
-                f"{actual.get(name)!s:.60}, expected {expected.get(name)}"
-            )
-
-
-def check_values(
-    path: Path, tensors: Mapping[str, Tensor], stored: MemoryMeta | None = None
-) -> None:
-    """Raise NotAPolicy unless all numbers are finite and in the range that gives valid actions."""
-    if defect := _defect(tensors, stored):
-        raise NotAPolicy(f"{path} can't act: {defect}")
-
-
-def _defect(tensors: Mapping[str, Tensor], stored: MemoryMeta | None) -> str | None:
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            return f"{name} contains NaN or infinity"
-    for name in ("obs_scale", "obs_count"):
-        if not (tensors[name] > 0).all():
-            return f"{name} is not positive"
-    if stored is not None:
-        limit = 1.001 if memory.has_projection(stored) else memory.MAX_KEY
-        if (tensors["memory.keys"].abs() > limit).any():
-            return f"memory.keys exceeds {limit:g}"
-        if (tensors["memory.actions"].abs() > 1).any():
-            return "memory.actions leaves [-1, 1]"
-    return bounds_defect(tensors["act_low"].numpy(), tensors["act_high"].numpy())
 
 
 def require_fit(policy: Policy, spec: EnvSpec, name: str = "the policy") -> None:
@@ -372,15 +363,22 @@ def require_bounds(policy: Policy, spec: EnvSpec, name: str = "the policy") -> N
 
 
 def probes(policy: Policy, clipped: bool = True) -> np.ndarray:
-    """Return random raw obs [B, O] as in training, or what a policy with a view sees [B, H, G].
+    """Return random inputs as in training: raw obs [B, O], or what a policy with a view reads.
 
     `clipped`: every second one is so far out that the clip of normalised observations counts.
     """
-    obs = np.random.default_rng(0).standard_normal((N_PROBES, *policy.meta.input_shape))
+    meta, rng = policy.meta, np.random.default_rng(0)
+    view = meta.view
+    shape = meta.input_shape if view is None else (view.history, view.frame_dim)
+    obs = rng.standard_normal((N_PROBES, *shape))
     if clipped:
         obs[1::2] *= 30
     mean, scale = policy.tensors["obs_mean"].numpy(), policy.tensors["obs_scale"].numpy()
-    return (mean + obs / scale).astype(np.float32)
+    obs = mean + obs / scale
+    if meta.memory_dim:
+        memory = rng.uniform(-1, 1, (N_PROBES, meta.memory_dim))
+        obs = np.concatenate([obs.reshape(N_PROBES, -1), memory], 1)
+    return obs.astype(np.float32)
 
 
 def require_same_actions(
@@ -388,10 +386,12 @@ def require_same_actions(
 ) -> float:
     """Return the largest difference between two forms of a policy on obs [B, O].
 
-    It is measured in halves of an action's range. Raises ValueError if it exceeds `tolerance`.
+    It is measured in halves of an action's range; of a recurrent policy, memories count too, as
+    they are. Raises ValueError if it exceeds `tolerance`.
     """
     half = (0.5 * (policy.tensors["act_high"] - policy.tensors["act_low"])).numpy()
-    difference = float((np.abs(act(obs) - policy.act_flat(obs)) / half).max())
+    unit = np.concatenate([half, np.ones(policy.meta.memory_dim, half.dtype)])
+    difference = float((np.abs(act(obs) - policy.step_flat(obs)) / unit).max())
     if not difference <= tolerance:  # rejects NaN as well
         raise ValueError(
             "not written: the exported actions would differ from the policy's by "

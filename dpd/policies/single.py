@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,14 +40,16 @@ NUMPY_ACTIVATIONS: dict[str, Callable[[Vector, Vector], Vector]] = {
 class SeenFrames:
     """The frames that a policy with a view has seen of B running episodes, without noise or delay.
 
-    A robot's own sensors have these.
+    A robot's own sensors have these. `memory` [B, S] is that of a recurrent policy, before the
+    present step.
     """
 
-    def __init__(self, view: View, batch: int) -> None:
+    def __init__(self, view: View, batch: int, memory_dim: int = 0) -> None:
         self.batch, self._columns = batch, np.array(view.columns)
         self._stack = np.zeros((batch, view.history, view.frame_dim), np.float32)
         self._act = np.zeros((batch, view.frame_dim - len(view.columns)), np.float32)
         self._fresh = np.ones(batch, dtype=bool)  # episodes that begin
+        self.memory = np.zeros((batch, memory_dim), np.float32)
 
     def see(self, obs: np.ndarray) -> np.ndarray:
         """Add raw obs [B, O]; return the stacks of frames [B, H, G], oldest first."""
@@ -57,6 +60,7 @@ class SeenFrames:
         if self._fresh.any():
             stack[self._fresh, -1, n:] = 0
             stack[self._fresh] = stack[self._fresh, -1:]
+            self.memory[self._fresh] = 0
             self._fresh[:] = False
         return stack
 
@@ -130,6 +134,67 @@ class SingleActor:
             np.add(act, self._middle, out=act)
         np.minimum(act, self._high, out=act)  # np.clip would take as long as all of the above
         return np.maximum(act, self._low, out=act)
+
+
+def sigmoid(x: Vector) -> Vector:
+    """Return 1 / (1 + exp(-x)), without overflow."""
+    half: Vector = np.tanh(x * np.float32(0.5))
+    return (half + np.float32(1)) * np.float32(0.5)
+
+
+def gru_step(given: Vector, recalled: Vector, memory: Vector) -> Vector:
+    """Return the next memory as `dpd.agents.encoders.gru` does, of one row."""
+    size = len(memory)
+    gates = sigmoid(given[: 2 * size] + recalled[: 2 * size])
+    reset, update = gates[:size], gates[size:]
+    candidate: Vector = np.tanh(given[2 * size :] + reset * recalled[2 * size :])
+    return candidate + update * (memory - candidate)
+
+
+def lstm_step(given: Vector, recalled: Vector, memory: Vector) -> Vector:
+    """Return the next memory as `dpd.agents.encoders.lstm` does, of one row."""
+    enter, forget, cell, output = np.split(given + recalled, 4)
+    c = sigmoid(forget) * np.split(memory, 2)[1] + sigmoid(enter) * np.tanh(cell)
+    return np.concatenate([sigmoid(output) * np.tanh(c), c])
+
+
+NUMPY_CELLS: dict[str, Callable[[Vector, Vector, Vector], Vector]] = {
+    "gru": gru_step,
+    "lstm": lstm_step,
+}
+
+
+class SingleRecurrentActor:
+    """A recurrent policy's step on one observation, in NumPy."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], meta: PolicyMeta) -> None:
+        encoder, view = meta.encoder, meta.view
+        assert encoder is not None and view is not None
+        arrays = {name: x.detach().cpu().numpy() for name, x in tensors.items()}
+        # The MLP reads h, which is not normalised.
+        head = replace(meta, encoder=None, view=None, obs_dim=encoder.size, norm_obs=False)
+        self._head, self._step = SingleActor(tensors, head), NUMPY_CELLS[encoder.kind]
+        self._size, self._norm, self._clip = encoder.size, meta.norm_obs, np.float32(meta.clip_obs)
+        repeated = (np.tile(arrays[k][0], view.history) for k in ("obs_mean", "obs_scale"))
+        self._mean, self._scale = repeated
+        self._input, self._recur = (
+            (arrays[f"encoder.{part}.weight"], arrays[f"encoder.{part}.bias"][0])
+            for part in ("input", "state")
+        )
+
+    def __call__(self, obs: np.ndarray, memory: np.ndarray) -> tuple[Vector, Vector]:
+        """Return the action [A], in the environment's bounds, and the memory [S] after it.
+
+        `obs` is the stack of frames, flattened [H G]; `memory` [S] that before it.
+        """
+        x = obs
+        if self._norm:
+            x = np.minimum(np.maximum((x - self._mean) * self._scale, -self._clip), self._clip)
+        weight, bias = self._input
+        given = np.dot(x, weight) + bias
+        weight, bias = self._recur
+        after = self._step(given, np.dot(memory[: self._size], weight) + bias, memory)
+        return self._head(after[: self._size]), after
 
 
 class WideNetwork:

@@ -12,8 +12,8 @@ from dpd.policies.policyfile import Policy
 
 def refuse_view(policy: Policy, target: str) -> None:
     """Raise ValueError for a policy that does not see the observations as they are."""
-    if (view := policy.meta.view) is not None:
-        raise ValueError(f"the policy sees {describe_view(view)}, which {target} does not support")
+    if policy.meta.view is not None:
+        raise ValueError(f"the policy {describe_sight(policy)}, which {target} does not support")
 
 
 def describe_view(view: View) -> str:
@@ -24,18 +24,30 @@ def describe_view(view: View) -> str:
     return "; ".join(parts)
 
 
+def describe_sight(policy: Policy) -> str:
+    """Say what a policy with a view sees, and what it remembers."""
+    view, encoder = policy.meta.view, policy.meta.encoder
+    assert view is not None
+    seen = f"sees {describe_view(view)}"
+    if encoder is None:
+        return seen
+    if policy.meta.memory_dim:
+        return f"{seen}, and remembers its episode ({encoder})"
+    return f"{seen}, through a {encoder}"
+
+
 def without_view(policy: Policy, target: str) -> Policy:
     """Return a policy of whole observations that acts as one with a view does.
 
     Weights of what it does not see are 0. Raises ValueError for a view with a history, a delay,
-    noise or previous actions, which need more than `target` has.
+    noise or previous actions, and for a recurrent policy, which need more than `target` has.
     """
     meta, view = policy.meta, policy.meta.view
     if view is None:
         return policy
-    if not view.is_memoryless or view.has_noise:
+    if meta.needs_episode or view.has_noise:
         raise ValueError(
-            f"the policy sees {describe_view(view)}; {target} has no place for more than columns "
+            f"the policy {describe_sight(policy)}; {target} has no place for more than columns "
             "of the present observation: give --format onnx, torchscript or dpd"
         )
     columns, tensors = list(view.columns), dict(policy.tensors)

@@ -98,6 +98,7 @@ class PolicySaver:
             env_kwargs=run.parsed_env_kwargs(),
             memory=self.memory(n),
             view=self.view(n),
+            encoder=algo.encoder_layers,
             provenance=self.origin
             | {"seed": seed, "peer": peer, "steps": steps, "eval_return": value},
         )

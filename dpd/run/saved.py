@@ -52,6 +52,7 @@ def saved_learners(
 
 def has_actor(agent: Learners, n: int, policy: Policy) -> bool:
     """Return True if learner n's network is that of a policy file."""
-    own = {name: x for name, x in agent.export(n).items() if name.startswith("actor.")}
+    parts = ("encoder.", "actor.")
+    own = {name: x for name, x in agent.export(n).items() if name.startswith(parts)}
     theirs = policy.tensors
     return all(name in theirs and torch.equal(x, theirs[name]) for name, x in own.items())

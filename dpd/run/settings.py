@@ -237,6 +237,20 @@ def refuse_lacking(names: Sequence[str], argv: Sequence[str], settings: dict[str
             "rewards, and a student learns from a teacher alone"
         )
     refuse_unfit_start(names, argv, settings)
+    refuse_encoders(names, argv, settings)
+
+
+def refuse_encoders(names: Sequence[str], argv: Sequence[str], settings: dict[str, Any]) -> None:
+    """Raise BadInput if settings of students' encoders are given to learners without them."""
+    unfit = [name for name in names if not hasattr(ALGORITHMS[name].settings, "encoder")]
+    for setting in ("encoder", "encoder_size", "gradient_length"):
+        word = re.compile(rf"--(peer\d+\.)?{setting}(=|$)")
+        asked = any(word.match("--" + each[2:].replace("-", "_")) for each in argv)
+        if unfit and (asked or settings.get(setting)):
+            raise BadInput(
+                f"{flag(setting)} is for students that learn from a teacher alone (--algo student "
+                f"of dpd distill), not {unfit[0]}; leave it out"
+            )
 
 
 OWNERS = {

@@ -75,11 +75,8 @@ class LearnerStack:
         self.guard = NanGuard(ids, agent.device)
         self.episodes = EpisodeStatistics(len(ids), config.algo.n_envs, agent.device)
         self.rollout = agent.new_rollout()
-        self.frames: Frames | None = None
-        if agent.views:
-            sensors = RowRandom(ids, Stream.SENSOR, agent.device)
-            sizes = agent.views, config.algo.n_envs
-            self.frames = Frames(*sizes, sensors, agent.dtype, agent.device)
+        sensors = RowRandom(ids, Stream.SENSOR, agent.device)
+        self.frames: Frames | None = agent.new_frames(config.algo.n_envs, sensors)
         self.obs = self._begin()
 
     def _shaped(self, obs: Tensor) -> Tensor:
@@ -111,11 +108,9 @@ class LearnerStack:
 
         Its noise depends on the iteration alone: an evaluation more leaves training as it is.
         """
-        if self.frames is None:
-            return None
         sensors = RowRandom(self.ids, Stream.SENSOR, self.agent.device)
         sensors.reseed(range(len(self.ids)), iteration)
-        return Frames(self.agent.views, episodes, sensors, self.agent.dtype, self.agent.device)
+        return self.agent.new_frames(episodes, sensors)
 
     def check(self, metrics: Metrics) -> None:
         """Raise NonFinite if a learner has diverged in this iteration."""

@@ -116,6 +116,8 @@ def student_facts(config: TrainConfig, spec: EnvSpec) -> dict[str, object]:
     frames = ", ".join(map(str, config.histories)) or "1"
     seen = f"{describe_view(view)}; {len(view.columns)} of {spec.obs_dim} observations"
     facts: dict[str, object] = {f"{config.views.PLURAL} see": f"{seen}, frames: {frames}"}
+    if (encoder := config.stacks[0].algo.encoder_layers) is not None:
+        facts[f"{config.views.PLURAL} see"] = f"{seen}, frames: {frames}; {encoder}"
     words = {getattr(stack.algo, "critic_obs", "actor") for stack in config.stacks} - {"actor"}
     for word in sorted(words):
         some, every = len(critic_columns(word, spec)), f"{spec.obs_dim} observations"

@@ -30,7 +30,7 @@ from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy, require_bounds, require_fit
-from dpd.policies.views import describe_view
+from dpd.policies.views import describe_sight, describe_view
 from dpd.run.episodes import episode_seeds, run_episodes, side_by_side, uniform_policy
 from dpd.run.sources import Place, as_run_flags, history_of, is_zip, load_any, one_policy
 
@@ -175,10 +175,10 @@ def refuse_unfit(teacher: Teacher, config: TrainConfig, spec: EnvSpec) -> None:
                 f"the teacher was trained in {home}, but this run has no arguments: give "
                 f"{as_run_flags(home)}, or other arguments"
             )
-        if meta.view is not None and not meta.view.is_memoryless:
+        if meta.needs_episode:
             raise BadInput(
-                f"the teacher sees {describe_view(meta.view)}: it must answer about "
-                "single observations; give a teacher without history, delay and prev_action"
+                f"the teacher {describe_sight(policy)}: it must answer about single observations; "
+                "give a teacher without history, delay, prev_action and memory"
             )
         if meta.obs_dim < spec.obs_dim and meta.act_dim == spec.act_dim:
             raise BadInput(

@@ -156,6 +156,7 @@ class Training:
         names = ("activation", "norm_obs")
         required: dict[str, object] = {"obs_dim": self.spec.obs_dim, "act_dim": self.spec.act_dim}
         required |= {"memory": None, "hidden": stack.hidden_of(peer)}
+        required |= {"encoder": stack.algo.encoder_layers}
         for name, value in (required | {k: getattr(stack.algo, k) for k in names}).items():
             if (other := getattr(meta, name)) != value:
                 home = Place(meta.env_id, meta.env_kwargs)

@@ -24,7 +24,7 @@ from dpd.config import NO_STATISTICS, ForeignConfig
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
 from dpd.errors import BadInput
-from dpd.policies import policyfile
+from dpd.policies import file_checks, policyfile
 from dpd.policies.metadata import MAX_LAYERS, NotAPolicy, PolicyMeta
 from dpd.policies.policyfile import ACTIVATION_MODULES, Policy, require_dims
 from dpd.sb3.kinds import KINDS, Kind
@@ -59,7 +59,7 @@ def load_zip(path: Path, foreign: ForeignConfig) -> Policy:
     # a file holds some statistics even if they are not used
     used = stats or Statistics(np.zeros(spec.obs_dim), np.ones(spec.obs_dim), 1e-4, epsilon=0.0)
     tensors = _tensors(kind, stack, std, used, spec)
-    policyfile.check_values(path, tensors)
+    file_checks.check_values(path, tensors)
     meta = PolicyMeta(
         algo=kind.algo,
         env_id=foreign.env,

@@ -14,10 +14,11 @@ from dpd import export
 from dpd.agents.config import PPOConfig
 from dpd.agents.nets import ACTIVATIONS
 from dpd.cli import main
-from dpd.export import FORMATS, ExportedActor, write_checked
+from dpd.export import FORMATS, write_checked
 from dpd.policies import policyfile
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import ACTIVATION_MODULES, Policy, probes
+from dpd.policies.torch_modules import ExportedActor
 
 OBS, ACT = 5, 2
 LOW, HIGH = torch.tensor([-0.4, -2.0]), torch.tensor([2.0, -1.0])

@@ -12,7 +12,6 @@ from dpd.agents.config import StudentConfig, View
 from dpd.agents.graphs import Graphs
 from dpd.agents.learners import Learners
 from dpd.agents.rng import RowRandom, Stream
-from dpd.agents.views import Frames
 from dpd.distill.config import METHODS, DPDConfig
 from dpd.distill.method import Context, PeerStack
 from dpd.distill.teacher import Teacher
@@ -156,13 +155,24 @@ VIEWED |= dict.fromkeys(("scaffold", "retrieval", "kickstart", "n-distill"), ALI
 VIEWED |= {f"kickstart, {name}": ALIKE for name in REPLAYED}
 
 
-@pytest.mark.parametrize("name", VIEWED)
+SEQUENCES: dict[str, Any] = {"gradient_length": 8, "encoder_size": 4}
+LAYERED: dict[str, tuple[str, Any, list[View]]] = {
+    **{name: (name, TAUGHT[name][1], views) for name, views in VIEWED.items()},
+    "gru": ("dagger", replace(STUDENT, encoder="gru", **SEQUENCES), HISTORIES),
+    "lstm": ("on-policy", replace(STUDENT, encoder="lstm", **SEQUENCES), HISTORIES),
+    "tcn": ("dagger", replace(STUDENT, encoder="tcn", encoder_size=4), ALIKE),
+}
+
+
+@pytest.mark.parametrize("name", LAYERED)
 def test_students_that_see_less_stay_on_the_device(name: str) -> None:
-    config, algo = TAUGHT[name]
-    agent = on_meta(algo, views=VIEWED[name])
+    of_method, algo, views = LAYERED[name]
+    config = TAUGHT[of_method][0]
+    agent = on_meta(algo, views=views)
     method = config.build(Context(agent, 2, 2, SEEDS, Teacher([checkpoint(400)]).on(META)))
     sensors = RowRandom(SEEDS, Stream.SENSOR, META)
-    frames = Frames(agent.views, agent.config.n_envs, sensors, device=META)
+    frames = agent.new_frames(agent.config.n_envs, sensors)
+    assert frames is not None
     raw = torch.zeros(4, agent.config.n_envs, O, device=META)
     act, over = raw[..., :ACT], raw[..., 0] > 0
     with on_device():
