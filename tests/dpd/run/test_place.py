@@ -8,8 +8,8 @@ import gymnasium
 import pytest
 from stable_baselines3 import PPO
 
+import dpd.evaluate as evaluation
 import tests.toy.payload_env  # noqa: F401, registers environments
-from dpd import evaluate as evaluation
 from dpd.cli import main
 from dpd.config import ForeignConfig
 from dpd.cooperate.config import CooperateConfig
