@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 FEW_SEEDS = 6  # below, a bootstrap interval is no more informative than the range
 RANGE = f"range, for fewer than {FEW_SEEDS} seeds"
+NARROW = 4.4
+"""Width of a figure for a phone, in inches."""
 Curves = Mapping[str, Curve]
 """Curves by the name of their learner or run."""
 
@@ -90,9 +92,9 @@ def seeds_line(name: str, curve: Curve, seed: int = 0) -> Line:
     return Line(name, list(curve), middle, band, "95 % bootstrap interval")
 
 
-def draw_seed_returns(evaluated: Curves, trained: Curves) -> Figure:
+def draw_seed_returns(evaluated: Curves, trained: Curves, width: float = 9.9) -> Figure:
     """Draw evaluation returns with their bands over seeds; training returns faintly behind them."""
-    figure = new_figure(9.9, 3.9)
+    figure = new_figure(width, 3.9)
     axes, names = figure.add_subplot(), list(dict.fromkeys([*evaluated, *trained]))
     for k, name in enumerate(names):
         if name in trained:
@@ -103,12 +105,12 @@ def draw_seed_returns(evaluated: Curves, trained: Curves) -> Figure:
         if name in evaluated:
             draw_line(axes, seeds_line(name, evaluated[name]), line_style(k))
     finish_axes(axes, [*evaluated.values(), *trained.values()])
-    add_legend(figure)
+    add_legend(figure, columns=4 if width > NARROW else 2)
     return figure
 
 
 def draw_metric(metric: str, curves: Curves, styles: Mapping[str, int]) -> Figure:
-    """Draw a metric's mean over seeds, with a 95 % t interval as a band.
+    """Draw a metric's mean over seeds, with the band of `bin_means`.
 
     `styles` are the numbers of the lines' styles, by name.
     """
@@ -150,7 +152,8 @@ def bin_means(
 ) -> tuple[list[float], list[float], list[tuple[float, float]]]:
     """Average steps and values over at most `MAX_BINS` bins; return steps, means and a band.
 
-    The band has the t intervals over seeds. There is none for one seed, or if a seed lacks values.
+    The band has 95 % t intervals over seeds, or the ranges of fewer than FEW_SEEDS. There is none
+    for one seed, or if a seed lacks values.
     """
     steps = np.array(list(curve), dtype=float)
     width = max(steps.max() / MAX_BINS, 1.0)
@@ -163,5 +166,9 @@ def bin_means(
         return at.tolist(), (np.add.reduceat(flat, starts) / counts).tolist(), []
     each = np.add.reduceat(np.array(list(curve.values())), starts) / counts[:, None]
     means = each.mean(1).tolist()
-    ends = [mean_interval(row) or (m, m) for row, m in zip(each, means, strict=True)]
-    return at.tolist(), means, [] if n == {1} else [(low, high) for low, high in ends]
+    if n == {1}:
+        return at.tolist(), means, []
+    if each.shape[1] < FEW_SEEDS:
+        return at.tolist(), means, [(float(row.min()), float(row.max())) for row in each]
+    intervals = [mean_interval(row) for row in each]
+    return at.tolist(), means, [(i.low, i.high) for i in intervals if i is not None]

@@ -66,6 +66,8 @@ class Section:
     """Terms with their definitions."""
     figures: Sequence[Callable[[], Figure]] = ()
     """Functions that draw a figure; only a page calls them."""
+    narrow_figures: Sequence[Callable[[], Figure]] = ()
+    """The same figures for a narrow screen; by default, it scrolls those above."""
     panels: Sequence[Callable[[], Figure]] = ()
     """Functions that draw small figures, which a page lays out side by side."""
     videos: Sequence[Video] = ()
@@ -169,14 +171,15 @@ def markdown_table(table: Table) -> str:
 
 def html_text(report: Report) -> str:
     """Return a page that loads nothing from elsewhere."""
-    figures, panels = (
+    figures, narrow, panels = (
         [
             [svg(draw(), f"{i} {kind}{k}") for k, draw in enumerate(getattr(section, name))]
             for i, section in enumerate(report.sections)
         ]
-        for name, kind in (("figures", ""), ("panels", "p"))
+        for name, kind in (("figures", ""), ("narrow_figures", "n"), ("panels", "p"))
     )
-    return page_template().render(report=report, figures=figures, panels=panels) + "\n"
+    drawn = {"figures": figures, "narrow": narrow, "panels": panels}
+    return page_template().render(report=report, **drawn) + "\n"
 
 
 @cache

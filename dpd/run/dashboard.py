@@ -17,12 +17,12 @@ from dpd.config import RunConfig
 from dpd.distill.config import METHODS
 from dpd.errors import BadInput
 from dpd.files import replacing
-from dpd.log.csv import read_rows
+from dpd.log.csv import read_table, tables_of
 from dpd.log.log import flattened
 from dpd.policies.policyfile import Policy
 from dpd.report.figures import RETURNS, Curve
 from dpd.report.outcome import PageOutcome
-from dpd.report.panels import draw_metric, draw_seed_returns
+from dpd.report.panels import NARROW, draw_metric, draw_seed_returns
 from dpd.report.report import (
     Report,
     Section,
@@ -87,7 +87,7 @@ def task_sections(runs: Sequence[StoredRun], env: str) -> tuple[list[Section], l
     for curves in lines.values():
         for name in curves:
             styles.setdefault(name, len(styles))
-    drawn = [partial(draw_seed_returns, lines["eval/return"], lines["train/return"])]
+    draw = partial(draw_seed_returns, lines["eval/return"], lines["train/return"])
     has_returns = bool(lines["eval/return"] or lines["train/return"])
     first = [
         Section(
@@ -98,7 +98,8 @@ def task_sections(runs: Sequence[StoredRun], env: str) -> tuple[list[Section], l
         Section(
             heading=f"Returns{where}",
             prose=[explain(runs)] if has_returns else ["No episode has ended yet."],
-            figures=drawn if has_returns else (),
+            figures=[draw] if has_returns else (),
+            narrow_figures=[partial(draw, width=NARROW)] if has_returns else (),
         ),
     ]
     metrics = sorted(lines.keys() - set(RETURNS))
@@ -128,15 +129,21 @@ def task_sections(runs: Sequence[StoredRun], env: str) -> tuple[list[Section], l
 def lines_of(runs: Sequence[StoredRun]) -> dict[str, dict[str, Curve]]:
     """Return curves by metric and name: a line for each peer of one run, or for each of several."""
     lines: dict[str, dict[str, Curve]] = {name: {} for name in RETURNS}
-    for run in runs:
+    for run, label in zip(runs, labels(runs), strict=True):
         for metric, peers in run.curves.items():
             own = lines.setdefault(metric, {})
             if len(runs) == 1:
                 names = run.peer_names
                 own |= {names.get(k, f"peer{k}"): curve for k, curve in sorted(peers.items())}
             elif curve := run.mean_curve(metric):
-                own[run.name.rpartition("/")[2]] = curve
+                own[label] = curve
     return lines
+
+
+def labels(runs: Sequence[StoredRun]) -> list[str]:
+    """Return the names of runs without their folders, if these differ."""
+    short = [run.name.rpartition("/")[2] for run in runs]
+    return short if len(set(short)) == len(short) else [run.name for run in runs]
 
 
 def explain(runs: Sequence[StoredRun]) -> str:
@@ -147,8 +154,8 @@ def explain(runs: Sequence[StoredRun]) -> str:
     over = ""
     if seeds != [1]:
         over = (
-            f"Lines are interquartile means over {n} seeds, bands their 95 % bootstrap intervals "
-            "(the range, for fewer than 6 seeds); further down, means with 95 % t intervals. "
+            f"Lines are interquartile means over {n} seeds, bands their 95 % bootstrap intervals; "
+            "further down, means with 95 % t intervals. Bands of fewer than 6 seeds are ranges."
         )
     return f"Returns of deterministic evaluations{of}; faint: of training episodes. {over}".strip()
 
@@ -164,11 +171,7 @@ def facts_of(run: StoredRun) -> dict[str, str]:
     """Return the tiles of a run."""
     s = run.settings
     seeds, peers = s.get("seeds", 1), s.get("peers", 1)
-    speeds = [
-        float(row["value"])
-        for row in read_rows(run.path / "metrics.csv")
-        if row["metric"] == "time/steps_per_s"
-    ]
+    speed = sum(map(median_speed, tables_of(run.path / "metrics.csv")))  # of all processes
     best = run.best[0] if run.best else None
     facts = {
         "environment": str(Place(s["env"], json.loads(s.get("env_kwargs") or "{}"))),
@@ -176,13 +179,20 @@ def facts_of(run: StoredRun) -> dict[str, str]:
         "learners": f"{peers} peer{'s' * (peers > 1)} × {seeds} seed{'s' * (seeds > 1)}",
         "algorithm": str(s.get("algo")),
         "method": str(s.get("method")),
-        "steps per second": f"{float(np.median(speeds)):,.0f}" if speeds else "",
+        "steps per second": f"{speed:,.0f}" if speed else "",
         "device": str(s.get("device", "")),
         "best evaluation": ""
         if best is None
         else f"{format_number(best.evaluation)} ({best.file.stem})",
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def median_speed(table: Path) -> float:
+    """Return the median of the recorded steps per second of a process; 0 before the first."""
+    rows = (row for row in read_table(table) if row["metric"] == "time/steps_per_s")
+    speeds = [float(row["value"]) for row in rows]
+    return float(np.median(speeds)) if speeds else 0.0
 
 
 def runs_table(runs: Sequence[StoredRun]) -> Table:
@@ -232,7 +242,7 @@ def settings_sections(runs: Sequence[StoredRun], env: str) -> list[Section]:
         everywhere = alike and len(known) == len(runs) > 1
         return not everywhere and (not alike or any(value != default for value, default in known))
 
-    columns = ["setting", *(run.name.rpartition("/")[2] for run in runs)]
+    columns = ["setting", *labels(runs)]
     chosen = [[f"{n}", *(str(s.get(n, "-")) for s in each)] for n in names if differs(n)]
     others = {n: next(str(s[n]) for s in each if n in s) for n in names if not differs(n)}
     what = "differ from the defaults" if len(runs) == 1 else "differ between the runs"

@@ -31,7 +31,7 @@ from dpd.run.processes import (
     train_ranks,
 )
 from dpd.run.stack import LearnerStack, NonFinite
-from dpd.run.summary import StudentReport, report_end, start_facts, title
+from dpd.run.summary import EVALUATION, StudentReport, report_end, start_facts, title
 from dpd.run.training import Training
 from dpd.run.updates import learner_threads
 
@@ -117,6 +117,7 @@ def run_to_end(
 ) -> int:
     """Train until the step budget is used or the run stops; return the exit status."""
     start_step = None if is_new else run.training.steps
+    (run.path / EVALUATION).unlink(missing_ok=True)  # of the policies that this replaces
     try:
         while (status := run_once(run, console, start_step, callbacks)) is None:
             start_step = run.training.steps

@@ -54,7 +54,7 @@ def test_a_module_with_the_name_of_a_function_is_both() -> None:
     with pytest.raises(BadInput, match="no such file"):
         dpd.export("none.safetensors", "torchscript")
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
-        _ = dpd.trian  # type: ignore[attr-defined]
+        _ = dpd.trian
 
 
 def recorded(path: Path) -> list[dict[str, str]]:

@@ -87,6 +87,17 @@ def test_callbacks_see_every_iteration_and_evaluation_as_logged(
     assert list(last.learners) == ["seed0-peer0", "seed0-peer1"]
 
 
+def test_the_returns_of_policies_that_a_resumed_run_replaces_are_removed(tmp_path: Path) -> None:
+    one = SHORT | {"total_steps": 256, "evals": 1}
+    run = dpd.train("Swimmer-v5", out=tmp_path / "run", **one)
+    (run.path / "evaluation.json").write_text("[]")
+    dpd.train(resume=run.path)  # does nothing: all steps are done
+    assert (run.path / "evaluation.json").is_file()
+    more = dpd.train(resume=run.path, total_steps=1024, callbacks=[StopAfter("value")])
+    assert more.is_stopped and more.policies == ()
+    assert not (run.path / "evaluation.json").exists()
+
+
 @pytest.mark.parametrize("way", ["value", "exception", "error", "evaluation"])
 def test_a_stopped_run_continues_bit_for_bit(
     way: str, whole: tuple[Path, Recorder], tmp_path: Path
@@ -121,7 +132,7 @@ def test_callbacks_take_no_further_transfer_from_the_device(
     transfers: list[int] = []
     to_host = dpd.log.log.to_host
 
-    def counted(*given):  # type: ignore[no-untyped-def]
+    def counted(*given):
         transfers.append(1)
         return to_host(*given)
 

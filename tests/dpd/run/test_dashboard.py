@@ -1,5 +1,6 @@
 """The page of a run or of several: complete, without requests, and as a browser shows it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dpd.errors import BadInput
 from dpd.report.figures import COLOURS, RETURNS, read_curves
 from dpd.report.panels import bin_means, seeds_line
 from dpd.run.dashboard import run_report
+from dpd.run.stored import StoredRun
 from tests.toy.browser import BROWSER, WHY_NOT, screenshot
 from tests.toy.html import Reader
 from tests.toy.short import SHORT
@@ -45,8 +47,8 @@ def test_the_page_of_a_run_has_all_that_it_logged_and_refers_to_nothing(
     assert capsys.readouterr().out == f"report  {path / 'report.html'}\n"
     seen = read(path / "report.html")
     curves, _ = read_curves(path / "metrics.csv")
-    # one figure for the returns, and one for each other metric
-    assert seen.tags.count("svg") == 1 + len(curves.keys() - set(RETURNS))
+    # two figures of the returns, for wide and narrow screens, and one for each other metric
+    assert seen.tags.count("svg") == 2 + len(curves.keys() - set(RETURNS))
     assert seen.tags.count("video") == 1 and "script" not in seen.tags
     assert [ref[:22] for ref in seen.refers if not ref.startswith("#")] == [
         "data:video/mp4;base64,"
@@ -80,6 +82,23 @@ def test_the_page_of_a_study_has_a_line_and_a_row_for_each_run(runs: Path) -> No
     assert [run["last_evaluation"] for run in report.data["runs"]] == [
         pytest.approx(run.last_evaluation) for run in dashboard.find_runs(runs)
     ]
+
+
+def test_runs_of_one_name_have_the_names_of_their_folders_too(tmp_path: Path) -> None:
+    a, b = (StoredRun(tmp_path, f"{folder}/run") for folder in "ab")
+    assert dashboard.labels([a, b]) == ["a/run", "b/run"]
+    assert dashboard.labels([a, StoredRun(tmp_path, "b/other")]) == ["run", "other"]
+
+
+def test_the_speed_of_several_processes_is_their_sum(tmp_path: Path) -> None:
+    head = "step,seed,peer,metric,value\n"
+    for name, speeds in (("metrics.csv", (10, 30, 20)), ("metrics-1.csv", (5,))):
+        rows = (f"{k},,,time/steps_per_s,{speed}\n" for k, speed in enumerate(speeds))
+        (tmp_path / name).write_text(head + "".join(rows))
+    settings = {"env": "Swimmer-v5", "total_steps": 3}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    facts = dashboard.facts_of(StoredRun(tmp_path, "x"))
+    assert facts["steps per second"] == "25"  # medians 20 and 5
 
 
 def test_an_unfinished_run_has_a_page_that_says_so(runs: Path, tmp_path: Path) -> None:
@@ -140,10 +159,10 @@ def test_bands_are_those_of_the_seeds() -> None:
     curve = {10: [1.0, 3.0], 20: [2.0, 6.0]}
     line = seeds_line("x", curve)
     assert (line.middle, line.band) == ([2.0, 4.0], [(1.0, 3.0), (2.0, 6.0)])
-    steps, means, band = bin_means(curve)
-    # t interval of two values: mean ± 12.706 · s / √2, with s / √2 = 1 and 2
-    assert (steps, means) == ([10, 20], [2, 4])
-    assert band[1] == pytest.approx((4 - 25.412, 4 + 25.412), abs=1e-2)
+    assert bin_means(curve) == ([10, 20], [2, 4], [(1, 3), (2, 6)])
+    # t interval of six values, 0 to 5: 2.5 ± 2.571 · s / √6 with s² = 3.5
+    _, means, band = bin_means({10: [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]})
+    assert means == [2.5] and band[0] == pytest.approx((2.5 - 1.963, 2.5 + 1.963), abs=1e-3)
     assert bin_means({10: [1.0], 20: [2.0, 6.0]})[2] == []  # a seed is behind
 
 
