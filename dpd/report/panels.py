@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FEW_SEEDS = 6  # below, a bootstrap interval is no more informative than the range
 RANGE = f"range, for fewer than {FEW_SEEDS} seeds"
-NARROW = 4.4
+PHONE_WIDTH = 4.4
 """Width of a figure for a phone, in inches."""
 Curves = Mapping[str, Curve]
 """Curves by the name of their learner or run."""
@@ -44,6 +44,9 @@ METRIC_TITLES = {
     "distill/coef": "weight of the distillation",
     "distill/ess": "effective sample size of the weights",
     "distill/weight_max": "largest weight",
+    "distill/weight_q10": "weights: 10 % quantile",
+    "distill/weight_q50": "weights: median",
+    "distill/weight_q90": "weights: 90 % quantile",
     "distill/entropy_w": "entropy of the weights",
     "distill/delta": "leash",
     "distill/lambda": "multiplier of the leash",
@@ -105,7 +108,7 @@ def draw_seed_returns(evaluated: Curves, trained: Curves, width: float = 9.9) ->
         if name in evaluated:
             draw_line(axes, seeds_line(name, evaluated[name]), line_style(k))
     finish_axes(axes, [*evaluated.values(), *trained.values()])
-    add_legend(figure, columns=4 if width > NARROW else 2)
+    add_legend(figure, columns=4 if width > PHONE_WIDTH else 2)
     return figure
 
 

@@ -22,7 +22,7 @@ from dpd.log.log import flattened
 from dpd.policies.policyfile import Policy
 from dpd.report.figures import RETURNS, Curve
 from dpd.report.outcome import PageOutcome
-from dpd.report.panels import NARROW, draw_metric, draw_seed_returns
+from dpd.report.panels import PHONE_WIDTH, draw_metric, draw_seed_returns
 from dpd.report.report import (
     Report,
     Section,
@@ -99,7 +99,7 @@ def task_sections(runs: Sequence[StoredRun], env: str) -> tuple[list[Section], l
             heading=f"Returns{where}",
             prose=[explain(runs)] if has_returns else ["No episode has ended yet."],
             figures=[draw] if has_returns else (),
-            narrow_figures=[partial(draw, width=NARROW)] if has_returns else (),
+            narrow_figures=[partial(draw, width=PHONE_WIDTH)] if has_returns else (),
         ),
     ]
     metrics = sorted(lines.keys() - set(RETURNS))
