@@ -27,6 +27,7 @@ lint: install
 	$(BIN)/mypy
 
 format: install
+	$(BIN)/python docs/keywords.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

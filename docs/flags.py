@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 from dpd import cli
+from dpd.run import flags as run_flags
 
 MARKER = "<!-- flags -->"
 WIDTH = "129"  # tyro prints two boxes beside each other from 130 columns on
@@ -54,9 +55,9 @@ def reference() -> Iterator[str]:
             if group.title.partition(" ")[0] not in special:
                 yield from table(group, f"### dpd {command}: {group.title}")
     yield "\n## Algorithms\n\nFlags of the learners, chosen by `--algo`.\n"
-    yield from choices("algo", cli.ALGORITHMS, "learners", lambda _: "none")
+    yield from choices("algo", run_flags.ALGORITHMS, "learners", lambda _: "none")
     yield "\n## Methods\n\nFlags of the distillation method, chosen by `--method`.\n"
-    yield from choices("method", cli.METHODS, "distill", str)
+    yield from choices("method", run_flags.METHODS, "distill", str)
 
 
 def choices(
@@ -64,10 +65,10 @@ def choices(
 ) -> Iterator[str]:
     """Yield a table for each value of --algo or --method."""
     for name in names:
-        method = cli.METHODS[method_of(name)]
+        method = run_flags.METHODS[method_of(name)]
         words = [f"--{flag}", name] if flag == "method" else ["--method", "none", "--algo", name]
         if name == "student":  # learns only from a teacher, so `dpd train` does not offer it
-            method, words = cli.METHODS["bc"], ["--method", "bc"]
+            method, words = run_flags.METHODS["bc"], ["--method", "bc"]
         found = [g for g in groups_of(method.settings.COMMAND, *words) if g.title.startswith(group)]
         heading = f"### --{flag} {name} {{: #{flag}-{name} }}"
         if not found:

@@ -2,62 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any, Generic, TypeVar
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from dpd import __version__
-from dpd.agents.config import ALGORITHMS, LearnerConfig
-from dpd.config import (
-    EvaluateConfig,
-    ExportConfig,
-    GroupsConfig,
-    RunConfig,
-    TeacherConfig,
-    TrainConfig,
-    absolute_paths,
-    choose,
-    flag,
-    near,
-    one_of,
-    parse_env_kwargs,
-    rl_algorithms,
-    with_sizes,
-)
+from dpd.config import EvaluateConfig, ExportConfig, GroupsConfig, TrainConfig, near
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
-from dpd.distill.config import METHODS, MethodConfig, MethodSpec
-from dpd.distill.presets import METHOD_OF_PRESET
-from dpd.distill.views import ActorViewConfig, ViewConfig
-from dpd.errors import BadInput, OtherVersion
+from dpd.errors import BadInput
 from dpd.fidelity.config import FidelityConfig, SweepConfig
 from dpd.hub.config import PullConfig, PushConfig
-from dpd.log.config import WandbConfig
-from dpd.run.settings import (
-    default_learners,
-    default_preset,
-    merge,
-    parse,
-    preset_settings,
-    read_config,
-    read_histories,
-    refuse_lacking,
-    refuse_several_kinds,
-    saved_settings,
-    updated,
-)
+from dpd.report.config import ReportConfig
+from dpd.run.flags import parse_run, parse_train, saved_run
+from dpd.run.settings import parse
 from dpd.study.config import CompareConfig, StudyConfig
 from dpd.tune.config import TuneConfig
 from dpd.watch.config import WatchConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpd.report.outcome import Outcome
+    from dpd.run.callback import Callback
+    from dpd.run.outcome import TrainOutcome
+
+LATENCIES = "dpd.fidelity.latency:latencies"
+STUDENT_REPORT = "dpd.fidelity.sizes:report_students"
 
 USAGE = f"""\
 dpd {__version__}: dual policy distillation and its baselines for continuous control
@@ -77,6 +52,7 @@ commands
   dpd push PATH OWNER/NAME     publish policies on the Hugging Face hub, with a model card
   dpd pull OWNER/NAME          download policies from the Hugging Face hub
   dpd groups ENV               print the named groups of an environment's observation
+  dpd report PATH              write one page about a run or a study: curves, health, videos
 
 `dpd COMMAND --help` lists the flags of a command; `dpd --version` prints the version.
 
@@ -86,308 +62,47 @@ example
 """
 
 
-STUDENT_STEPS = 200_000
-"""Default number of environment steps per student; --total-steps overrides the sum."""
-Plain = tyro.conf.OmitArgPrefixes
-Kinds = TypeVar("Kinds")
-
-
-def methods_of(command: str) -> dict[str, MethodSpec]:
-    """Return the methods that a command offers."""
-    return {name: row for name, row in METHODS.items() if command == row.settings.COMMAND}
-
-
-@dataclass(frozen=True)
-class SettingsFile:
-    """Files with settings: those of a new run, or a run to resume."""
-
-    config: Path | None = None
-    resume: Path | None = None
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Options that determine the remaining flags."""
-
-    algo: Annotated[str | None, tyro.conf.arg(metavar=one_of(rl_algorithms()))] = None
-    """Algorithm of the learners; None: ppo. To mix algorithms, list one per peer, for example
-    ppo,sac; each peer then has its own flags: --peer0.lr, --peer1.hidden."""
-    method: Annotated[str, tyro.conf.arg(metavar=one_of(methods_of("train")))] = "dpd"
-    """Distillation method, or none to train the peers independently."""
-    preset: str | None = None
-    """Named settings: paper, released or modern for the method; large for the learners (thousands
-    of environments, for a GPU). Separate several with commas: paper,large; later ones win. None:
-    modern for PPO's peers, paper for those of td3, ddpg and sac."""
-    config: Path | None = None
-    """JSON file of settings. Flags on the command line override it."""
-    history: str | None = None
-    """Frames that policies see, the present one and those before it. None: 1, or those that the
-    policy of --init-from sees."""
-
-
-@dataclass(frozen=True)
-class DistillSelection(Selection):
-    """Options that determine the remaining flags."""
-
-    algo: Annotated[str | None, tyro.conf.arg(metavar=one_of(ALGORITHMS))] = None
-    """Algorithm of the students; `student` learns from the teacher only. None: the one that the
-    method needs."""
-    method: Annotated[str, tyro.conf.arg(metavar=one_of(methods_of("distill")))] = "dagger"
-    """Distillation method; --method NAME --help describes it."""
-    preset: str | None = None
-    """Named settings: rsl_rl distils as rsl_rl and Isaac Lab do, with --method on-policy; large for
-    learners by reward (thousands of environments, for a GPU)."""
-    student_sizes: str | None = None
-    """Hidden layers of several students that differ in size only, for example 16,32,64x64. A single
-    width applies to all layers."""
-    history: str | None = None
-    """Frames that students see, the present one and those before it. Several numbers, for example
-    1,2,4,8, make several students. None: 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainFlags(Generic[Kinds]):
-    """Train peers that teach each other while they learn."""
-
-    run: Annotated[RunConfig, Plain]
-    selection: Annotated[Selection, Plain]
-    learners: Kinds
-    distill: MethodConfig
-    views: Annotated[ActorViewConfig, Plain]
-    wandb: Annotated[WandbConfig, Plain]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillFlags(TrainFlags[Kinds]):
-    """Distil a trained policy into students."""
-
-    selection: Annotated[DistillSelection, Plain]
-    teachers: Annotated[TeacherConfig, Plain]
-    views: Annotated[ViewConfig, Plain]  # type: ignore[assignment]
-
-
-def select(argv: Sequence[str], command: str) -> tuple[Selection, dict[str, Any], Path | None]:
-    """Read the flags that determine the others, the configuration file, and the run to resume."""
-    prog, kind = f"dpd {command}", DistillSelection if command == "distill" else Selection
-    file = parse(SettingsFile, argv, prog, ignore_others=True)
-    settings: dict[str, Any] = {}
-    if file.resume is not None:
-        settings = saved_settings(file.resume)
-        row = METHODS.get(str(settings.get("method")))
-        if row is not None and command != row.settings.COMMAND:
-            made_by = f"dpd {row.settings.COMMAND}"
-            run_dir = shlex.quote(str(file.resume))
-            raise BadInput(
-                f"{file.resume} is a run of {made_by}; resume it with {made_by} --resume {run_dir}"
-            )
-    elif file.config is not None:
-        settings = read_config(file.config)
-    names = [f.name for f in fields(kind) if f.name in settings]
-    saved = updated(kind(), {name: settings.pop(name) for name in names})
-    selection = parse(kind, argv, prog, saved, ignore_others=True)
-    if "method" not in names and selection.preset in METHOD_OF_PRESET:
-        saved = replace(saved, method=METHOD_OF_PRESET[selection.preset])
-        selection = parse(kind, argv, prog, saved, ignore_others=True)
-    if file.resume is not None and selection != saved:
-        changed = next(k for k, v in vars(saved).items() if getattr(selection, k) != v)
-        raise BadInput(f"--resume uses the run's saved settings; leave {flag(changed)} out")
-    return selection, settings, file.resume
-
-
-def parse_run(argv: Sequence[str], command: str) -> TrainConfig:
-    """Return a run's settings. Precedence, lowest first: default, preset, file, flag."""
-    selection, settings, run_dir = select(argv, command)
-    if selection.method not in METHODS:
-        choose("method", selection.method, methods_of(command))
-    method = METHODS[selection.method].settings
-    if command != method.COMMAND:
-        raise BadInput(f"method {selection.method} belongs to dpd {method.COMMAND}")
-    preset = default_preset(selection.method, selection.algo or method.ALGO)
-    if selection.preset is not None or preset is None:
-        return resolved(selection, settings, run_dir, argv, command)
-    try:
-        return resolved(replace(selection, preset=preset), settings, run_dir, argv, command)
-    except BadInput as error:
-        try:
-            resolved(selection, settings, run_dir, argv, command)
-        except BadInput:
-            raise error from None
-        raise BadInput(f"{error}; --preset paper allows it, and {preset} is the default") from error
-
-
-def resolved(
-    selection: Selection,
-    settings: dict[str, Any],
-    run_dir: Path | None,
-    argv: Sequence[str],
-    command: str,
-) -> TrainConfig:
-    """Return the settings of a run whose algorithm, method and preset are known."""
-    method = METHODS[selection.method].settings
-    names = (selection.algo or method.ALGO).split(",")
-    given = getattr(selection, "student_sizes", None)
-    sizes = [] if given is None else given.split(",")
-    histories = read_histories(selection.history, command)
-    refuse_several_kinds(names, sizes, histories)
-    algos = [default_learners(name, method) for name in names]
-    refuse_lacking(names, argv, settings)
-    if selection.preset is not None:
-        preset = preset_settings(selection.preset, selection.method, ",".join(names))
-        settings = merge(preset, settings)
-    kinds = [f"peer{k}" for k in range(len(algos))] if algos[1:] else ["learners"]
-    groups = {
-        "run": default_run(command, max(len(sizes), len(histories)) or len(names)),
-        "selection": selection,
-        **command_groups(command),
-        **dict(zip(kinds, algos, strict=True)),
-        "distill": method(),
-    }
-    try:
-        groups = with_settings(groups, settings)
-    except BadInput as error:
-        if run_dir is None:
-            raise
-        raise OtherVersion(run_dir, str(error).partition(";")[0]) from error
-    args = parse_groups(groups, kinds, argv, command)
-    learners = tuple(zip(names, args.learners.values(), strict=True))
-    return TrainConfig(
-        run=with_absolute_paths(args.run),
-        algos=tuple(with_sizes(*learners[0], sizes)) if sizes else learners,
-        method=selection.method,
-        distill=args.distill,
-        teachers=getattr(args, "teachers", None),
-        views=args.views,
-        histories=histories,
-        wandb=args.wandb,
-    )
-
-
-def command_groups(command: str) -> dict[str, Any]:
-    """Return the default settings that do not depend on the algorithm or the method."""
-    if command == "distill":
-        return {"teachers": TeacherConfig(), "views": ViewConfig(), "wandb": WandbConfig()}
-    return {"views": ActorViewConfig(), "wandb": WandbConfig()}
-
-
-def default_run(command: str, learners: int) -> RunConfig:
-    """Return the default run settings, which depend on the number of learners."""
-    if command == "distill":
-        return RunConfig(peers=learners, total_steps=learners * STUDENT_STEPS)
-    return RunConfig(peers=learners) if learners > 1 else RunConfig()
-
-
-def with_settings(groups: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return groups of settings with the values of a configuration file, or of a preset.
-
-    In it, those of the method and of unlike peers are nested; those of other groups are not.
-    """
-    nested = {name for name in groups if re.fullmatch(r"distill|peer\d+", name)}
-    owners = {f.name: k for k, group in groups.items() if k not in nested for f in fields(group)}
-    split: dict[str, dict[str, Any]] = {name: {} for name in groups}
-    for name, value in settings.items():
-        if name in nested and isinstance(value, dict):
-            split[name] = value
-        elif name in owners:
-            split[owners[name]][name] = value
-        else:
-            raise BadInput(f"unknown setting {flag(name)}{near(name, [*owners, *nested])}")
-    return {
-        name: updated(group, split[name], f"{name}." if name in nested else "")
-        for name, group in groups.items()
-    }
-
-
-def parse_groups(
-    groups: dict[str, Any], kinds: Sequence[str], argv: Sequence[str], command: str
-) -> Any:
-    """Parse the flags of a run; `kinds` are the groups of its learners."""
-    learners = {name: groups[name] for name in kinds}
-    others = {name: group for name, group in groups.items() if name not in kinds}
-    flags: Any = DistillFlags if command == "distill" else TrainFlags
-    kind: Any = Annotated[dict[str, LearnerConfig], tyro.conf.arg(name="")]
-    kind = flags[kind if kinds[1:] else Annotated[kind, Plain]]
-    args = parse(kind, argv, f"dpd {command}", flags(learners=learners, **others))
-    args.wandb.refuse_idle(argv)
-    return args
-
-
-def with_absolute_paths(run: RunConfig) -> RunConfig:
-    """Make relative paths in the environment's arguments absolute.
-
-    A resumed run keeps its arguments unchanged.
-    """
-    kwargs = parse_env_kwargs(run.env_kwargs)
-    if run.resume is not None or absolute_paths(kwargs) == kwargs:
-        return run
-    return replace(run, env_kwargs=json.dumps(absolute_paths(kwargs)))
-
-
-def parse_train(argv: Sequence[str]) -> TrainConfig:
-    """Return the settings of `dpd train`."""
-    return parse_run(argv, "train")
-
-
-def saved_run(run_dir: Path) -> TrainConfig:
-    """Return the settings of the run in `run_dir`, made by `dpd train` or `dpd distill`."""
-    file = run_dir / "config.json"
-    method = choose("method", str(read_config(file).get("method")), METHODS)
-    return parse_run(["--config", str(file)], method.settings.COMMAND)
-
-
-def train_command(argv: Sequence[str], command: str = "train") -> int:
+def train_command(argv: Sequence[str], command: str) -> int:
     """Train or distil, then print the policies' returns and the paths of the files."""
-    config = parse_run(argv, command)
+    return train_run(parse_run(argv, command)).status
+
+
+def train_run(
+    config: TrainConfig, callbacks: Sequence[Callback] = (), console: Console | None = None
+) -> TrainOutcome:
+    """Train or distil; print to a console, by default the terminal's."""
+    from dpd.run.directory import run_path
+    from dpd.run.outcome import TrainOutcome
     from dpd.run.train import train
 
-    if command == "train":
-        return train(config)
-    from dpd.fidelity.sizes import report_students
+    report = resolve_name(STUDENT_REPORT) if config.command == "distill" else None
+    path = run_path(config)  # its name has the time, so that asking again gives another one
+    config = replace(config, run=replace(config.run, out=path))
+    status = train(config, report, callbacks, console)
+    return TrainOutcome(path, status)
 
-    return train(config, report_students)
 
-
-def cooperate_command(argv: Sequence[str]) -> int:
-    """Let saved policies imitate each other where another one earns more return."""
-    config = parse(CooperateConfig, argv, "dpd cooperate")
-    if config.resume is not None:  # parsed again: the saved settings are the flags' defaults
+def parse_cooperate(argv: Sequence[str]) -> CooperateConfig:
+    """Return the settings of `dpd cooperate`; with --resume, the saved ones are the defaults."""
+    config: CooperateConfig = parse(CooperateConfig, argv, "dpd cooperate")
+    if config.resume is not None:
         saved = saved_config(config.resume)
         config = parse(CooperateConfig, argv, "dpd cooperate", saved)
         require_saved_settings(config, saved)
-    from dpd.cooperate.cooperation import cooperate_paths
-
-    return cooperate_paths(config)
+    return config
 
 
-def passing_command(name: str, kind: type, function: str, argv: Sequence[str]) -> int:
-    """Parse a command whose flags after a lone -- go to `dpd train`, and call its function."""
+def parse_passing(argv: Sequence[str], name: str) -> Any:
+    """Return the settings of a command whose flags after a lone -- go to `dpd train`."""
     end = argv.index("--") if "--" in argv else len(argv)
-    config = parse(kind, argv[:end], f"dpd {name}").with_flags(argv[end + 1 :])
-    status: int = resolve_name(function)(config, parse_train)
-    return status
+    return parse(PLAIN_COMMANDS[name][0], argv[:end], f"dpd {name}").with_flags(argv[end + 1 :])
 
 
-def evaluate_command(argv: Sequence[str]) -> int:
-    """Play saved policies, or the hybrid policies of groups."""
-    config = parse(EvaluateConfig, argv, "dpd evaluate")
-    from dpd.evaluate import evaluate_hybrids, evaluate_paths
-
-    if not config.hybrid:
-        return evaluate_paths(config)
-    from dpd.fidelity.latency import latencies
-
-    return evaluate_hybrids(config, saved_run, latencies)
-
-
-def plain_command(
-    name: str, kind: type, function: str, given: Sequence[object], argv: Sequence[str]
-) -> int:
-    """Parse the flags of a command and call its function, `module:function`."""
-    config = parse(kind, argv, f"dpd {name}")
-    status: int = resolve_name(function)(config, *given)
-    return status
-
-
-PLAIN_COMMANDS = {
+PLAIN_COMMANDS: dict[str, tuple[type, str, tuple[object, ...]]] = {
+    "cooperate": (CooperateConfig, "dpd.cooperate.cooperation:cooperate_paths", ()),
+    "study": (StudyConfig, "dpd.study.study:study", (parse_train,)),
+    "tune": (TuneConfig, "dpd.tune.tune:tune", (parse_train,)),
+    "evaluate": (EvaluateConfig, "dpd.evaluate:evaluate_saved", (saved_run, LATENCIES)),
     "compare": (CompareConfig, "dpd.study.compare:compare_paths", ()),
     "fidelity": (FidelityConfig, "dpd.fidelity.report:fidelity_paths", (saved_run,)),
     "sweep": (SweepConfig, "dpd.fidelity.sweep:sweep_teacher", ()),
@@ -395,16 +110,46 @@ PLAIN_COMMANDS = {
     "push": (PushConfig, "dpd.hub.push:push_path", (saved_run, parse_run)),
     "pull": (PullConfig, "dpd.hub.pull:pull_repo", ()),
     "watch": (WatchConfig, "dpd.watch.watch:watch_paths", (saved_run,)),
-    "groups": (GroupsConfig, "dpd.run.groups:print_groups", ()),
+    "groups": (GroupsConfig, "dpd.run.groups:list_groups", ()),
+    "report": (ReportConfig, "dpd.run.dashboard:write_page", ()),
 }
+"""A row for each command: its settings, its function, and what that needs beside the settings.
+
+The function returns an Outcome, or an exit status if it prints by itself. A string of the form
+`module:name` is imported when the command runs.
+"""
+PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "cooperate": parse_cooperate,
+    **{name: partial(parse_passing, name=name) for name in ("study", "tune")},
+}
+"""Commands whose flags take more than one parsing."""
+
+
+def run_plain(name: str, config: Any, show: Callable[[Outcome], None]) -> Outcome | int:
+    """Run a command of PLAIN_COMMANDS with its settings, and show its results."""
+    _, function, given = PLAIN_COMMANDS[name]
+    needs = [resolve_name(x) if isinstance(x, str) else x for x in given]
+    result: Outcome | int = resolve_name(function)(config, *needs)
+    if not isinstance(result, int):
+        show(result)
+        if result.last is not None:
+            result.last()
+    return result
+
+
+def plain_command(argv: Sequence[str], name: str) -> int:
+    """Parse the flags of a command of PLAIN_COMMANDS, run it and print its results."""
+    if name in PARSERS:
+        config = PARSERS[name](argv)
+    else:
+        config = parse(PLAIN_COMMANDS[name][0], argv, f"dpd {name}")
+    result = run_plain(name, config, lambda got: got.show(getattr(config, "json", False)))
+    return result if isinstance(result, int) else result.status
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train_command,
-    "distill": partial(train_command, command="distill"),
-    "cooperate": cooperate_command,
-    "study": partial(passing_command, "study", StudyConfig, "dpd.study.study:study"),
-    "tune": partial(passing_command, "tune", TuneConfig, "dpd.tune.tune:tune"),
-    "evaluate": evaluate_command,
-    **{name: partial(plain_command, name, *row) for name, row in PLAIN_COMMANDS.items()},
+    **{name: partial(train_command, command=name) for name in ("train", "distill")},
+    **{name: partial(plain_command, name=name) for name in PLAIN_COMMANDS},
 }
 
 

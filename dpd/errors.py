@@ -9,6 +9,10 @@ class BadInput(ValueError):
     """Wrong input from the user; the message names the error and the remedy."""
 
 
+class Diverged(RuntimeError):
+    """The numbers of a learner became NaN or infinite, which ended its run."""
+
+
 class OtherVersion(BadInput):
     """A run was written by another version of dpd, and this version cannot resume it."""
 

@@ -19,7 +19,6 @@ import torch
 from dpd.agents.config import View
 from dpd.envs.make import check
 from dpd.errors import BadInput
-from dpd.log.terminal import make_console
 from dpd.policies import policyfile
 from dpd.policies.c_source import c_source, compiler, identifier, read_c
 from dpd.policies.hybrid import (
@@ -40,6 +39,8 @@ from dpd.policies.policyfile import (
 )
 from dpd.policies.torch_modules import as_module, example_inputs
 from dpd.policies.views import refuse_view, without_view
+from dpd.report.outcome import ExportOutcome
+from dpd.report.report import Report
 from dpd.run.hybrid_groups import read_groups
 from dpd.run.saved import RunReader
 from dpd.run.sources import Place, find_policies, load_any, place_of, refuse_zip_settings
@@ -197,8 +198,8 @@ WITHOUT_VIEW = ("c", "c-int8", "sb3")
 """Formats whose input is the whole observation."""
 
 
-def export_policy(config: ExportConfig, read_settings: RunReader) -> int:
-    """Write a policy in another format and print how much its actions differ.
+def export_policy(config: ExportConfig, read_settings: RunReader) -> ExportOutcome:
+    """Write a policy in another format and say how much its actions differ.
 
     `read_settings` reads the settings of a run, for its hybrid policy.
     """
@@ -223,9 +224,10 @@ def export_policy(config: ExportConfig, read_settings: RunReader) -> int:
         checked = "Stable-Baselines3 loads it, and it acts as the policy does"
     else:
         checked = write_checked(policy, kind, out)
-    line = f"{out}  {size(out):,} bytes; {checked}"
-    make_console(markup=False, highlight=False).print(line, soft_wrap=True)
-    return 0
+    n, data = size(out), {"path": str(out), "format": config.format, "checked": checked}
+    line = f"{out}  {n:,} bytes; {checked}"
+    report = Report(sections=[], data=data | {"bytes": n})
+    return ExportOutcome(report=report, lines=[line], path=out, bytes=n)
 
 
 def read_source(config: ExportConfig, read_settings: RunReader) -> tuple[Policy, Path]:

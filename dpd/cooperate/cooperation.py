@@ -26,7 +26,7 @@ from dpd.errors import BadInput
 from dpd.log.terminal import make_console, steps_progress
 from dpd.policies.policyfile import Policy, load, require_bounds, require_fit
 from dpd.policies.views import refuse_view
-from dpd.report.report import print_line, print_report, require_writable
+from dpd.report.report import require_writable
 from dpd.report.stats import (
     CONFIDENCE,
     Difference,
@@ -35,6 +35,7 @@ from dpd.report.stats import (
     mean_interval,
     paired_difference,
 )
+from dpd.report.studied import CooperationOutcome
 from dpd.run.sources import (
     Place,
     load_together,
@@ -119,8 +120,8 @@ class Cooperation:
             )
 
 
-def cooperate_paths(config: CooperateConfig) -> int:
-    """Run all rounds; print tables or JSON, and write the policies and the report.
+def cooperate_paths(config: CooperateConfig) -> CooperationOutcome:
+    """Run all rounds, and write the policies and the report.
 
     Ctrl-C keeps the policies of the last completed round.
     """
@@ -131,8 +132,7 @@ def cooperate_paths(config: CooperateConfig) -> int:
         total = min(budget.total, budget.spent + most_steps_left(world, outcome))
         with steps_progress(console, total, budget.spent) as budget.tell:
             status = run_rounds(world, outcome, console)
-    print_cooperation(outcome)
-    return status
+    return describe_cooperation(outcome, status)
 
 
 def run_rounds(world: Simulator, outcome: Cooperation, console: Console) -> int:
@@ -186,19 +186,16 @@ def most_steps_left(world: Simulator, outcome: Cooperation) -> int:
     return max(c.rounds - done, 0) * per_round + evaluations
 
 
-def print_cooperation(outcome: Cooperation) -> None:
-    """Print the results and the paths of the files."""
+def describe_cooperation(outcome: Cooperation, status: int) -> CooperationOutcome:
+    """Return the results and the paths of the files."""
     from dpd.cooperate.report import cooperation_report
 
-    if not outcome.stopped:
-        print_report(cooperation_report(outcome), outcome.config.json)
-        if outcome.config.json:
-            return
-    for line in outcome.remarks():
-        print_line(line)
-    if outcome.rounds:
-        print_line(f"policies  {outcome.config.out / 'policies'}")
-        print_line(f"report    {outcome.config.out / 'cooperative.html'}")
+    out, lines = outcome.config.out, list(outcome.remarks())
+    page = out / "cooperative.html" if outcome.rounds else None
+    if page is not None:
+        lines += [f"policies  {out / 'policies'}", f"report    {page}"]
+    report = cooperation_report(outcome)
+    return CooperationOutcome(report=report, page=page, status=status, lines=lines, out=out)
 
 
 def new_cooperation(config: CooperateConfig) -> Cooperation:

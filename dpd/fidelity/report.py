@@ -23,14 +23,15 @@ from dpd.report.report import (
     Report,
     Section,
     Table,
-    deliver_report,
     describe_returns,
     format_number,
     require_writable,
+    save_report,
     table_row,
     write_events,
 )
 from dpd.report.stats import BOOTSTRAP_SEEDS, CONFIDENCE
+from dpd.report.studied import FidelityOutcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,8 +61,8 @@ OTHER_MEANINGS = {
 }
 
 
-def fidelity_paths(config: FidelityConfig, read_run: RunReader) -> int:
-    """Audit all students; print tables or JSON, and write the report."""
+def fidelity_paths(config: FidelityConfig, read_run: RunReader) -> FidelityOutcome:
+    """Audit all students and write the report."""
     require_writable(config.out)
     teacher, students, place = read_teacher_and_students(config, read_run)
     others = [student.policy for student in students]
@@ -73,13 +74,14 @@ def fidelity_paths(config: FidelityConfig, read_run: RunReader) -> int:
             progress.update(task, description=f"playing {markup.escape(name)}", advance=1)
 
         result = audit(teacher, students, settings, tell)
-    deliver_report(fidelity_report(result), config.out, "fidelity", config.json)
+    report = fidelity_report(result)
+    page = save_report(report, config.out, "fidelity")
     for entry in result.entries:
         run = "fidelity-" + re.sub(r"[^\w.-]+", "-", entry.subject.name)
         steps = entry.subject.policy.meta.provenance.get("steps")
         step = steps if isinstance(steps, int) else 0
         write_events(config.out / "tb", {run: [(step, student_tags(result, entry))]})
-    return 0
+    return FidelityOutcome(report=report, page=page, lines=[f"report  {page}"])
 
 
 def fidelity_report(result: Audit) -> Report:

@@ -49,7 +49,8 @@ from dpd.log.terminal import make_console, steps_progress
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy
 from dpd.policies.views import refuse_view
-from dpd.report.report import deliver_report, require_writable
+from dpd.report.report import require_writable, save_report
+from dpd.report.studied import SweepOutcome
 from dpd.run.sources import load_any, one_policy, place_of, short_names
 
 if TYPE_CHECKING:
@@ -333,16 +334,17 @@ class Sweep(NamedTuple):
         return notes
 
 
-def sweep_teacher(config: SweepConfig) -> int:
-    """Train and compare all students; print tables or JSON, and write the report."""
+def sweep_teacher(config: SweepConfig) -> SweepOutcome:
+    """Train and compare all students, and write the report."""
     from dpd.fidelity.sweep_report import sweep_report
 
     config = config.resolved()
     require_writable(config.out)
     with one_thread():
         result = sweep(config, *read_sweep_teacher(config))
-    deliver_report(sweep_report(result), config.out, "sweep", config.json)
-    return 0
+    report = sweep_report(result)
+    page = save_report(report, config.out, "sweep")
+    return SweepOutcome(report=report, page=page, lines=[f"report  {page}"])
 
 
 def read_sweep_teacher(config: SweepConfig) -> tuple[ComparedPolicy, AuditSettings]:

@@ -127,10 +127,12 @@ class RunLog:
         with self._clear_errors():
             self._opened.__exit__(kind, error, trace)
 
-    def record(self, step: int, metrics: Mapping[str, Metric], keep: bool = True) -> None:
+    def record(
+        self, step: int, metrics: Mapping[str, Metric], keep: bool = True
+    ) -> dict[str, MetricValue]:
         """Record metrics at `step` environment steps per seed: [N] per learner, scalars shared.
 
-        If `keep` is False, they are shown but not written to the files.
+        If `keep` is False, they are shown but not written to the files. Returns them on the host.
         """
         values = to_host(metrics, len(self._seeds) * self._peers)
         if keep:
@@ -141,6 +143,7 @@ class RunLog:
                 if self._wandb is not None:
                     self._wandb.write(step, points)
         self._display.update(step, values)
+        return values
 
     def flush(self) -> None:
         """Flush all records to the files; call it before a checkpoint, so that the two agree."""

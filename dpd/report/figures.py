@@ -159,13 +159,19 @@ def learning_curves(
     save_png(figure, out_png)
 
 
-def read_curves(path: Path, names: Iterable[str]) -> tuple[dict[str, dict[int, Curve]], int]:
-    """Read metrics as name -> peer -> step -> values over seeds, and count the seeds."""
+def read_curves(
+    path: Path, names: Iterable[str] | None = None
+) -> tuple[dict[str, dict[int, Curve]], int]:
+    """Read metrics as name -> peer -> step -> values over seeds, and count the seeds.
+
+    None: all metrics that learners have.
+    """
     curves: dict[str, dict[int, Curve]] = {}
-    wanted, seeds = frozenset(names), set()
+    wanted, seeds = None if names is None else frozenset(names), set()
     for row in read_rows(path):
         value = float(row["value"])
-        if row["metric"] in wanted and row["peer"] and math.isfinite(value):
+        is_wanted = wanted is None or row["metric"] in wanted
+        if is_wanted and row["peer"] and math.isfinite(value):
             peers = curves.setdefault(row["metric"], {})
             curve = peers.setdefault(int(row["peer"]), defaultdict(list))
             curve[int(row["step"])].append(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import os
@@ -42,6 +43,18 @@ class Table(NamedTuple):
     """Leave the table out of the terminal."""
 
 
+class Video(NamedTuple):
+    """A video inside a page."""
+
+    title: str
+    mp4: bytes
+
+    @property
+    def url(self) -> str:
+        """The video itself as an address."""
+        return f"data:video/mp4;base64,{base64.b64encode(self.mp4).decode()}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """A part of a report; a page shows its fields in this order, and words in backticks as code."""
@@ -53,7 +66,16 @@ class Section:
     """Terms with their definitions."""
     figures: Sequence[Callable[[], Figure]] = ()
     """Functions that draw a figure; only a page calls them."""
+    narrow_figures: Sequence[Callable[[], Figure]] = ()
+    """The same figures for a narrow screen; by default, it scrolls those above."""
+    panels: Sequence[Callable[[], Figure]] = ()
+    """Functions that draw small figures, which a page lays out side by side."""
+    videos: Sequence[Video] = ()
+    facts: Collection[tuple[str, str]] = ()
+    """Short values by name, which a page shows as tiles."""
     tables: Sequence[Table] = ()
+    is_folded: bool = False
+    """Show the heading alone until a reader opens the section."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,21 +110,13 @@ def print_report(report: Report, as_json: bool = False, console: Console | None 
         sys.stdout.write(json_text(report))
         return
     console = console or make_console(highlight=False)
-    first, *others = report.sections
-    for section in [*others, first] if report.summary_last else report.sections:
+    first, others = report.sections[:1], report.sections[1:]
+    for section in [*others, *first] if report.summary_last else report.sections:
         for table in section.tables:
             if not table.detail:
                 console.print(rich_table(table, report.framed))
     for note in report.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-
-
-def deliver_report(report: Report, out: Path, name: str, as_json: bool) -> None:
-    """Save a report and print it, and below it the path of the page."""
-    page = save_report(report, out, name)
-    print_report(report, as_json)
-    if not as_json:
-        print_line(f"report  {page}")
 
 
 def rich_table(table: Table, is_framed: bool) -> rich.table.Table:
@@ -141,7 +155,7 @@ def markdown_text(report: Report) -> str:
     for section in report.sections:
         blocks += [f"## {section.heading}"] * bool(section.heading)
         blocks += section.prose
-        blocks += ["\n".join(f"* **{k}**: {v}" for k, v in section.terms)]
+        blocks += ["\n".join(f"* **{k}**: {v}" for k, v in (*section.facts, *section.terms))]
         blocks += map(markdown_table, section.tables)
     # HTML in the name of a file must stay text.
     return "\n\n".join(filter(None, blocks)).replace("<", "&lt;") + "\n"
@@ -157,11 +171,15 @@ def markdown_table(table: Table) -> str:
 
 def html_text(report: Report) -> str:
     """Return a page that loads nothing from elsewhere."""
-    figures = [
-        [svg(draw(), f"{i} {k}") for k, draw in enumerate(section.figures)]
-        for i, section in enumerate(report.sections)
-    ]
-    return page_template().render(report=report, figures=figures) + "\n"
+    figures, narrow, panels = (
+        [
+            [svg(draw(), f"{i} {kind}{k}") for k, draw in enumerate(getattr(section, name))]
+            for i, section in enumerate(report.sections)
+        ]
+        for name, kind in (("figures", ""), ("narrow_figures", "n"), ("panels", "p"))
+    )
+    drawn = {"figures": figures, "narrow": narrow, "panels": panels}
+    return page_template().render(report=report, **drawn) + "\n"
 
 
 @cache

@@ -11,7 +11,8 @@ import torch
 from dpd.envs.base import Env
 from dpd.envs.groups import EVERYTHING, span
 from dpd.envs.make import make
-from dpd.report.report import Report, Section, Table, format_number, print_report
+from dpd.report.outcome import GroupsOutcome
+from dpd.report.report import Report, Section, Table, format_number
 from dpd.run.sources import Place
 
 if TYPE_CHECKING:
@@ -21,14 +22,13 @@ EXAMPLE_ENVS, EXAMPLE_STEPS = 4, 100
 """Environments and steps of uniform actions from which the example ranges come."""
 
 
-def print_groups(config: GroupsConfig) -> int:
-    """Print the groups of an environment's observation as a table or as JSON."""
+def list_groups(config: GroupsConfig) -> GroupsOutcome:
+    """Return the groups of an environment's observation."""
     place = Place(config.env, config.parsed_env_kwargs())
     seeds = range(EXAMPLE_ENVS)
     env = make(place.env_id, EXAMPLE_ENVS, seeds, "auto", place.env_kwargs, threads=1)
     with closing(env):
-        print_report(groups_report(place, env), config.json)
-    return 0
+        return GroupsOutcome(report=groups_report(place, env))
 
 
 def groups_report(place: Place, env: Env) -> Report:

@@ -73,8 +73,14 @@ class StopRequest:
         with suppress(OSError):
             os.write(2, b"\nfinishing the iteration to save it; a second signal stops at once\n")
 
+    def request(self) -> None:
+        """Request a stop without a signal, unless one is requested already."""
+        self.signum = 0 if self.signum is None else self.signum
+
     def __enter__(self) -> Self:
-        self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        # Python allows handlers in the main thread only; elsewhere, signals are not ours.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

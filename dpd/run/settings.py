@@ -133,18 +133,29 @@ def updated(config: Config, settings: Mapping[str, Any], prefix: str = "") -> Co
     It is not validated: the flags that follow may complete it, and tyro makes it anew. Raises
     BadInput for an unknown setting and for a value of the wrong type.
     """
-    kinds = get_type_hints(type(config), include_extras=True)
     changed = copy(config)
-    for name, value in settings.items():
-        if name not in vars(config):
-            raise BadInput(f"unknown setting {flag(prefix + name)}{near(name, vars(config))}")
-        try:
-            vars(changed)[name] = _of_kind(value, kinds[name])
-        except TypeError:
-            (kind,) = (f.type for f in fields(config) if f.name == name)
-            shown = f"{kind}, not {json.dumps(value)}"
-            raise BadInput(f"{flag(prefix + name)} must be {shown}") from None
+    vars(changed).update(converted(type(config), settings, prefix))
     return changed
+
+
+def converted(
+    kind: type[DataclassInstance], settings: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Any]:
+    """Return values as a dataclass of settings declares them: tuples for lists, paths for text.
+
+    Raises BadInput for an unknown setting and for a value of the wrong type.
+    """
+    kinds, values = get_type_hints(kind, include_extras=True), {}
+    declared = {f.name: f.type for f in fields(kind)}
+    for name, value in settings.items():
+        if name not in declared:
+            raise BadInput(f"unknown setting {flag(prefix + name)}{near(name, declared)}")
+        try:
+            values[name] = _of_kind(value, kinds[name])
+        except TypeError:
+            shown = f"{declared[name]}, not {json.dumps(value, default=repr)}"
+            raise BadInput(f"{flag(prefix + name)} must be {shown}") from None
+    return values
 
 
 def _of_kind(value: Any, kind: Any) -> Any:
@@ -160,6 +171,8 @@ def _of_kind(value: Any, kind: Any) -> Any:
         if args[-1] is ... or len(args) == len(value):
             kinds = repeat(args[0]) if args[-1] is ... else args
             return tuple(_of_kind(x, inner) for x, inner in zip(value, kinds, strict=False))
+    elif origin is tuple and args[-1] is ...:  # one value, as a flag takes it too
+        return (_of_kind(value, args[0]),)
     elif origin is Literal and value in args:
         return value
     elif kind is Path and isinstance(value, str):

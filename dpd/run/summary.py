@@ -13,19 +13,20 @@ from dpd.config import TrainConfig
 from dpd.distill.teacher import Teacher
 from dpd.distill.views import critic_columns
 from dpd.envs.base import EnvSpec
+from dpd.files import replacing
 from dpd.log.csv import read_rows
 from dpd.log.naming import display_names, peer_names
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy
 from dpd.policies.views import describe_view
 from dpd.report.figures import learning_curves
-from dpd.report.report import Report, Section, Table, print_report
+from dpd.report.report import Report, Section, Table, json_text, print_report
 from dpd.run.episodes import EvalResult, evaluate_together
 from dpd.run.sources import Place, find_policies, is_best
 from dpd.run.teachers import LAST_EPISODES
 from dpd.run.updates import update_plan
 
-STUDENTS, FIDELITY = "students.png", "fidelity.json"
+STUDENTS, FIDELITY, EVALUATION = "students.png", "fidelity.json", "evaluation.json"
 PHASES = {
     "time/collect": "collecting",
     "time/update": "learning",
@@ -145,7 +146,7 @@ def report_end(
 def report_run(
     config: TrainConfig, run_dir: Path, console: Console, report_students: StudentReport | None
 ) -> None:
-    """Evaluate the saved policies on episodes that training did not use, and print a table.
+    """Evaluate the saved policies on episodes that training did not use; print and keep a table.
 
     If the run has a teacher, `report_students` then compares the students with it.
     """
@@ -160,7 +161,10 @@ def report_run(
         summary(file.stem, place, policy, result)
         for file, policy, result in zip(files, policies, results, strict=True)
     ]
-    print_report(evaluation_report(rows))
+    report = evaluation_report(rows)
+    print_report(report, console=console)
+    with replacing(run_dir / EVALUATION) as draft:
+        draft.write_text(json_text(report))
     if config.teachers is not None and report_students is not None:
         last = {f: r for f, r in zip(files, results, strict=True) if not is_best(f)}
         report_students(config, run_dir, last, console)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from dpd.config import TrainConfig
 from dpd.errors import BadInput
 from dpd.log.config import require_wandb
 from dpd.log.log import Metric, RunLog
-from dpd.log.naming import display_names, peer_names
-from dpd.log.terminal import make_console
+from dpd.log.naming import display_names, learner_name, peer_names
+from dpd.log.terminal import MetricValue, make_console
+from dpd.run.callback import Callback, StopTraining, TrainingState
 from dpd.run.directory import RunDir, opened, run_path
 from dpd.run.episodes import EvaluationStopped
 from dpd.run.initial import with_initial_view
@@ -32,50 +33,65 @@ from dpd.run.processes import (
     train_ranks,
 )
 from dpd.run.stack import LearnerStack, NonFinite
-from dpd.run.summary import StudentReport, report_end, start_facts, title
+from dpd.run.summary import EVALUATION, StudentReport, report_end, start_facts, title
 from dpd.run.training import Training
 from dpd.run.updates import learner_threads
 
 TOO_LARGE = "the GPU's memory is too small for this run; lower --n-envs, --seeds or --capacity"
 
 
-def train(config: TrainConfig, report_students: StudentReport | None = None) -> int:
+def train(
+    config: TrainConfig,
+    report_students: StudentReport | None = None,
+    callbacks: Sequence[Callback] = (),
+    console: Console | None = None,
+) -> int:
     """Start or resume a run, train to its end, and report the results.
 
     `report_students` compares students with their teacher at the end of `dpd distill`. Returns the
-    exit status: 0, 130 after Ctrl-C, 143 after SIGTERM, 3 after a NaN.
+    exit status: 0, 130 after Ctrl-C, 143 after SIGTERM, 128 after a callback's stop, 3 after a NaN.
     """
     config = with_initial_view(config)
     require_wandb(config.wandb)
+    console = console or make_console(highlight=False)
+    refuse_unheard(config, callbacks)
     if dist.is_torchelastic_launched():
         return train_ranks(config, train_part, report_students)
-    console = make_console(highlight=False)
     if config.run.workers > 1:
         if (part := part_number()) is None:
             return supervise(config, console, report_students)
         follow_parent()
         return train_part(config, run_path(config), part, console)
-    training, is_new = make_training(config), config.run.resume is None
+    training, is_new = make_training(config, console), config.run.resume is None
     if is_new:
         training.begin()  # before the directory exists: a refused run leaves nothing behind
     with opened(config, training.teacher, console) as (path, _):
         run = RunDir(path, config, training)
         if not is_new and not load_latest(run, console):
             return 0
-        status = run_to_end(run, console, is_new)
+        status = run_to_end(run, console, is_new, callbacks)
         report_end(config, path, status, console, report_students)
     return status
+
+
+def refuse_unheard(config: TrainConfig, callbacks: Sequence[Callback]) -> None:
+    """Raise BadInput for callbacks of a run whose learners train in other processes."""
+    if callbacks and (config.run.workers > 1 or dist.is_torchelastic_launched()):
+        raise BadInput(
+            "callbacks watch a run in one process, and the learners of this one train in several; "
+            "leave callbacks out, or --workers and torchrun"
+        )
 
 
 def train_part(config: TrainConfig, path: Path, part: int, console: Console) -> int:
     """Train a process's share of the seeds, in a directory that another process has opened."""
     config = share(config, part)
     config = replace(config, wandb=config.wandb.grouped(path.name))
-    run = RunDir(path, config, make_training(config), part)
+    run = RunDir(path, config, make_training(config, console), part)
     return run_to_end(run, console, is_new=False) if load_latest(run, console) else 0
 
 
-def make_training(config: TrainConfig) -> Training:
+def make_training(config: TrainConfig, console: Console | None = None) -> Training:
     """Set torch's number of threads, make the parts of a run, and compile its kernels.
 
     The order matters: rounding of the initial parameters depends on the number of threads.
@@ -85,7 +101,8 @@ def make_training(config: TrainConfig) -> Training:
         training = Training(config)
     except torch.OutOfMemoryError as error:
         raise BadInput(TOO_LARGE) from error
-    training.fuse_updates(lambda line: make_console(highlight=False).print(line))
+    console = console or make_console(highlight=False)
+    training.fuse_updates(lambda line: console.print(line, highlight=False))
     return training
 
 
@@ -99,11 +116,14 @@ def load_latest(run: RunDir, console: Console) -> bool:
     return False
 
 
-def run_to_end(run: RunDir, console: Console, is_new: bool) -> int:
+def run_to_end(
+    run: RunDir, console: Console, is_new: bool, callbacks: Sequence[Callback] = ()
+) -> int:
     """Train until the step budget is used or the run stops; return the exit status."""
     start_step = None if is_new else run.training.steps
+    (run.path / EVALUATION).unlink(missing_ok=True)  # of the policies that this replaces
     try:
-        while (status := run_once(run, console, start_step)) is None:
+        while (status := run_once(run, console, start_step, callbacks)) is None:
             start_step = run.training.steps
     except Stopped as stopped:
         return stopped.status
@@ -122,28 +142,18 @@ def run_to_end(run: RunDir, console: Console, is_new: bool) -> int:
     return status
 
 
-def run_once(run: RunDir, console: Console, start_step: int | None) -> int | None:
+def run_once(
+    run: RunDir, console: Console, start_step: int | None, callbacks: Sequence[Callback]
+) -> int | None:
     """Run the training loop; return the exit status, or None after a rollback."""
     training, config, names = run.training, run.config, peer_names(run.config)
-    log = RunLog(
-        run.path,
-        training.seeds,
-        names,
-        config.run.total_steps,
-        config.as_json(),
-        title(config),
-        console,
-        start_step=start_step,
-        metrics=run.metrics,
-        wandb=config.wandb,
-    )
-    with log, StopRequest() as stop:
+    with open_log(run, console, start_step) as log, StopRequest() as stop:
         if start_step is None:
             spec, memory = training.spec, training.replay_bytes
             log.show_start(start_facts(config, spec, run.path, memory, training.teacher))
             run.save()
         try:
-            loop(run, log, stop)
+            loop(run, log, stop, callbacks)
         except NonFinite as error:
             seed, peer = error.learner
             log.notice(
@@ -169,6 +179,23 @@ def run_once(run: RunDir, console: Console, start_step: int | None) -> int | Non
     return None
 
 
+def open_log(run: RunDir, console: Console, start_step: int | None) -> RunLog:
+    """Return the log of a run, new or continued at a step."""
+    config = run.config
+    return RunLog(
+        run.path,
+        run.training.seeds,
+        peer_names(config),
+        config.run.total_steps,
+        config.as_json(),
+        title(config),
+        console,
+        start_step=start_step,
+        metrics=run.metrics,
+        wandb=config.wandb,
+    )
+
+
 def roll_back(run: RunDir, seed: int, console: Console) -> None:
     """Return to the last checkpoint after a seed's learners diverged, and say so."""
     run.roll_back(seed)
@@ -180,16 +207,18 @@ def roll_back(run: RunDir, seed: int, console: Console) -> None:
     )
 
 
-def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
+def loop(run: RunDir, log: RunLog, stop: StopRequest, callbacks: Sequence[Callback] = ()) -> None:
     """Iterate until the budget is used or a stop is requested; evaluate, log and save."""
     training, config = run.training, run.config
     eval_every = max(1, config.iterations // config.evaluation.evals)
     record_every = -(-config.iterations // config.run.records)
     evaluated: Metrics | None = None
     if training.evaluation_due and (evaluated := evaluate(run, log, stop)) is not None:
-        log.record(training.steps, evaluated)
+        values = log.record(training.steps, evaluated)
         log.flush()
         run.save(score_of(evaluated))
+        if callbacks:
+            call(callbacks, run, log, stop, values)
     while training.iteration < config.iterations and stop.signum is None:
         start = time.perf_counter()
         metrics = iterate(training)
@@ -200,14 +229,53 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest) -> None:
         busy = time.perf_counter() - start - spent.get("time/eval", 0.0)
         total = config.steps_per_iteration * config.run.seeds
         record = {**metrics, **(evaluated or {}), **spent, "time/steps_per_s": total / busy}
-        log.record(training.steps, record, keep=is_due or left % record_every == 0)
+        values = log.record(training.steps, record, keep=is_due or left % record_every == 0)
         if evaluated is not None or run.is_due():
             log.flush()
             run.save(score_of(evaluated))
+        if callbacks:
+            call(callbacks, run, log, stop, values)
     if stop.signum is not None and evaluated is None:
-        log.flush()
-        run.saver.save_last(training.steps)
-        run.save()
+        save_stopped(run, log)
+
+
+def save_stopped(run: RunDir, log: RunLog) -> None:
+    """Save the policies and a checkpoint of a run that stops after this iteration."""
+    log.flush()
+    run.saver.save_last(run.training.steps)
+    run.save()
+
+
+def call(
+    callbacks: Sequence[Callback],
+    run: RunDir,
+    log: RunLog,
+    stop: StopRequest,
+    values: Mapping[str, MetricValue],
+) -> None:
+    """Call the callbacks with what was logged, and request a stop if one asks for it."""
+    training, names = run.training, peer_names(run.config)
+    state = TrainingState(
+        path=run.path,
+        iteration=training.iteration,
+        iterations=run.config.iterations,
+        steps=training.steps,
+        learners=[learner_name(seed, names[peer]) for seed, peer in training.ids],
+        metrics=values,
+    )
+    is_evaluated = "eval/return" in values
+    try:
+        asked = [c.on_evaluation(state) for c in callbacks] if is_evaluated else []
+        asked += [c.on_iteration(state) for c in callbacks]
+    except StopTraining:
+        asked = [True]
+    except Exception as error:
+        if not is_evaluated:
+            save_stopped(run, log)
+        error.add_note(f"in a callback; the run is saved: {run.resume_command}")
+        raise
+    if any(asked) and training.iteration < run.config.iterations:
+        stop.request()
 
 
 def iterate(training: Training) -> dict[str, Metric]:

@@ -14,7 +14,8 @@ from rich.progress import Progress
 from dpd.errors import BadInput
 from dpd.log.terminal import make_console
 from dpd.report.figures import Line, compared_curves
-from dpd.report.report import Report, Section, Table, format_number, print_line, print_report
+from dpd.report.panels import seeds_line
+from dpd.report.report import Report, Section, Table, format_number
 from dpd.report.stats import (
     BOOTSTRAP_SEEDS,
     CONFIDENCE,
@@ -27,14 +28,13 @@ from dpd.report.stats import (
     least_seeds,
     mean_over_steps,
 )
+from dpd.report.studied import ComparisonOutcome
 from dpd.run.episodes import evaluate_policy
 from dpd.run.sources import Run, SavedLearner, read_run, short_names
 
 if TYPE_CHECKING:
     from dpd.study.config import CompareConfig, StudyConfig
 
-FEW_SEEDS = 6  # below, a bootstrap interval is no more informative than the range
-RANGE = f"range, for fewer than {FEW_SEEDS} seeds"
 TEST_COLUMNS = ["95 % interval", "p", "p adj.", "verdict"]
 COMPARE_EPISODES = 2_000_003  # keeps these episodes apart from training and `dpd evaluate`
 
@@ -113,8 +113,8 @@ def best_peer(peers: Sequence[EvaluatedPolicy]) -> EvaluatedPolicy | None:
     return peers[evaluations.index(max(known))] if known == evaluations else None
 
 
-def compare_paths(config: CompareConfig) -> int:
-    """Evaluate the last policies of all runs; print tables or JSON, and draw the curves."""
+def compare_paths(config: CompareConfig) -> ComparisonOutcome:
+    """Evaluate the last policies of all runs, and draw their curves."""
     if not os.access(config.out.parent, os.W_OK):
         raise BadInput(f"cannot write {config.out}: no such directory, or not writable; see --out")
     names = short_names(config.paths)
@@ -126,10 +126,11 @@ def compare_paths(config: CompareConfig) -> int:
         compared_curves([curve_line(r, config.seed) for r in results], config.out, runs[0].env[0])
     else:
         notes.append(f"{config.out} was not drawn: no PATH has learning curves")
-    print_report(comparison_report(config, results, notes), config.json)
-    if has_curves and not config.json:
-        print_line(f"curves  {config.out}")
-    return 0
+    return ComparisonOutcome(
+        report=comparison_report(config, results, notes),
+        lines=[f"curves  {config.out}"] if has_curves else [],
+        curves=config.out if has_curves else None,
+    )
 
 
 def require_one_env(runs: Sequence[Run]) -> None:
@@ -224,15 +225,7 @@ def curve_line(result: RunResult, seed: int) -> Line:
     name = f"{result.run.name} ({n_seeds} seed{'s' * (n_seeds > 1)})"
     if not curve:
         return Line(name, [], [float(np.mean(list(result.scores.values())))], [], "")
-    values = list(curve.values())
-    middle = [float(iqm(v)) for v in values]
-    if n_seeds == 1:
-        return Line(name, list(curve), middle, [], "")
-    if n_seeds < FEW_SEEDS:
-        return Line(name, list(curve), middle, [(min(v), max(v)) for v in values], RANGE)
-    intervals = [bootstrap_interval(iqm, [v], seed) for v in values]
-    band = [(i.low, i.high) for i in intervals if i is not None]
-    return Line(name, list(curve), middle, band, "95 % bootstrap interval")
+    return seeds_line(name, curve, seed)
 
 
 def comparison_report(

@@ -25,7 +25,7 @@ from dpd.report.figures import (
     style_rows,
     thousands,
 )
-from dpd.report.report import Report, Section, Table, format_number, print_report, table_row
+from dpd.report.report import Report, Section, Table, format_number, table_row
 from dpd.report.stats import ALPHA, BOOTSTRAP_SEEDS, CONFIDENCE, Difference, least_seeds
 from dpd.study.compare import TEST_COLUMNS, curve_line, difference_cells, result_json
 from dpd.study.config import StudyConfig
@@ -286,8 +286,8 @@ class Plan(NamedTuple):
     """Seeds at the ends of the spread's 95 % interval."""
 
 
-def plan_study(out: Path, effect: float, as_json: bool) -> None:
-    """Print how many seeds each arm of a stored study needs to show a difference of `effect`."""
+def plan_study(out: Path, effect: float) -> Report:
+    """Report how many seeds each arm of a stored study needs to show a difference of `effect`."""
     stored, plans = read_plans(out, effect)
     rows = [
         [
@@ -305,8 +305,7 @@ def plan_study(out: Path, effect: float, as_json: bool) -> None:
     data = {"effect": effect, "alpha": ALPHA, "power": POWER, "stored_seeds": stored["seeds"]}
     data |= {"plans": [plan._asdict() for plan in plans], "notes": PLAN_NOTES}
     table = Table(title, ["task, arm", "spread", "seeds", "range"], rows)
-    report = Report(sections=[Section(tables=[table])], data=data, notes=PLAN_NOTES)
-    print_report(report, as_json)
+    return Report(sections=[Section(tables=[table])], data=data, notes=PLAN_NOTES)
 
 
 def read_plans(out: Path, effect: float) -> tuple[dict[str, Any], list[Plan]]:

@@ -20,7 +20,7 @@ from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.fidelity.states import HELD_OUT, AuditSettings, random_returns
 from dpd.policies.policyfile import load
-from dpd.report.report import deliver_report, print_line, require_writable
+from dpd.report.report import Report, print_line, require_writable, save_report
 from dpd.report.stats import (
     Difference,
     Interval,
@@ -30,6 +30,7 @@ from dpd.report.stats import (
     iqm,
     paired_difference,
 )
+from dpd.report.studied import StudyOutcome
 from dpd.run.settings import saved_settings
 from dpd.run.sources import find_policies, is_best
 from dpd.run.train import train
@@ -177,8 +178,8 @@ Plans = Mapping[SeedShare, TrainConfig]
 """Settings of the runs: one for each arm of each environment, or one for each share of it."""
 
 
-def study(config: StudyConfig, parse: Parse) -> int:
-    """Train and compare all arms and write the report, or only plan; return the exit status.
+def study(config: StudyConfig, parse: Parse) -> StudyOutcome:
+    """Train and compare all arms and write the report, or only plan.
 
     `parse` turns arguments of `dpd train` into settings. A run that ends early ends the study; the
     same command resumes it.
@@ -186,18 +187,17 @@ def study(config: StudyConfig, parse: Parse) -> int:
     from dpd.study.report import plan_study, study_report
 
     if config.plan is not None:
-        plan_study(config.out, config.plan, config.json)
-        return 0
+        return StudyOutcome(report=plan_study(config.out, config.plan), out=config.out)
     plans = plan_runs(config, parse)
     require_writable(config.out)
     with redirect_stdout(sys.stderr) if config.json else nullcontext():
         status = train_all(config, plans, parse)
     if status:
-        return status
-    deliver_report(study_report(evaluate_study(config)), config.out, "study", config.json)
-    if not config.json:
-        print_line(f"TensorBoard  tensorboard --logdir {config.out}")
-    return 0
+        return StudyOutcome(report=Report(sections=[], data={}), status=status, out=config.out)
+    report = study_report(evaluate_study(config))
+    page = save_report(report, config.out, "study")
+    lines = [f"report  {page}", f"TensorBoard  tensorboard --logdir {config.out}"]
+    return StudyOutcome(report=report, page=page, lines=lines, out=config.out)
 
 
 def plan_runs(config: StudyConfig, parse: Parse) -> Plans:

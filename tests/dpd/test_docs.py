@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from dpd import cli
+from dpd.run import flags
 from dpd.study.arms import ARMS
 
 ROOT = Path(__file__).parents[2]
@@ -257,10 +258,10 @@ def test_every_command_method_and_arm_has_its_place() -> None:
         guide.name for guide in (docs / "guides").iterdir()
     }
     for page, names in (
-        ("concepts.md", cli.METHODS),
+        ("concepts.md", flags.METHODS),
         (
             "guides/distill.md",
-            [n for n, kind in cli.METHODS.items() if kind.settings.COMMAND == "distill"],
+            [n for n, kind in flags.METHODS.items() if kind.settings.COMMAND == "distill"],
         ),
         ("guides/study.md", [name for name in ARMS if name != "dpd"]),
     ):

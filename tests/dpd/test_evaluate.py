@@ -13,7 +13,6 @@ from dpd.cli import parse_train
 from dpd.envs.base import Env, EnvSpec, Step, UnsupportedEnv
 from dpd.envs.make import make
 from dpd.errors import BadInput
-from dpd.evaluate import record_video
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy
 from dpd.run.episodes import (
@@ -25,6 +24,7 @@ from dpd.run.episodes import (
 )
 from dpd.run.policies import PolicySaver
 from dpd.run.sources import Place
+from dpd.run.video import record_video
 from tests.toy.policies import saved
 
 

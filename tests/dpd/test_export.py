@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from dpd import export
+import dpd.export as export
 from dpd.agents.config import PPOConfig
 from dpd.agents.nets import ACTIVATIONS
 from dpd.cli import main

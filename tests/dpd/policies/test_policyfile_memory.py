@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from dpd import export
+import dpd.export as export
 from dpd.policies import policyfile
 from dpd.policies.memory import MemoryMeta, Neighbours, unit
 from dpd.policies.policyfile import Policy

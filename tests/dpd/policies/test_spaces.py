@@ -12,12 +12,12 @@ from gymnasium import spaces
 from safetensors.torch import save_file
 
 from dpd.errors import BadInput
-from dpd.evaluate import record_video, render_episode
 from dpd.export import FORMATS, put_into, write_checked
 from dpd.policies.metadata import NotAPolicy, to_json
 from dpd.policies.policyfile import Policy, load
 from dpd.run.episodes import evaluate_policy
 from dpd.run.sources import Place
+from dpd.run.video import record_video, render_episode
 from dpd.sb3.statistics import read_statistics
 from dpd.sb3.zip import load_zip
 from tests.dpd.test_export import RUN

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from dpd import export
+import dpd.export as export
 from dpd.export import FORMATS, write_checked
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy, probes

@@ -8,20 +8,20 @@ import gymnasium
 import pytest
 from stable_baselines3 import PPO
 
+import dpd.evaluate as evaluation
 import tests.toy.payload_env  # noqa: F401, registers environments
-from dpd import evaluate as evaluation
 from dpd.cli import main
 from dpd.config import ForeignConfig
 from dpd.cooperate.config import CooperateConfig
 from dpd.cooperate.cooperation import read_policies
 from dpd.envs.make import make
 from dpd.errors import BadInput
-from dpd.evaluate import render_episode
 from dpd.fidelity.config import SweepConfig
 from dpd.fidelity.sweep import read_sweep_teacher
 from dpd.policies import policyfile
 from dpd.policies.policyfile import load
 from dpd.run.sources import Place, place_of
+from dpd.run.video import render_episode
 from tests.toy.policies import described, learners
 from tests.toy.runs import ENDS, STUDENT
 

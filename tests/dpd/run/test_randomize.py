@@ -15,9 +15,9 @@ from dpd.cli import main, parse_train
 from dpd.config import RunConfig
 from dpd.envs.make import make
 from dpd.errors import BadInput
-from dpd.evaluate import render_episode
 from dpd.policies.policyfile import load
 from dpd.run.sources import Place
+from dpd.run.video import render_episode
 from tests.toy.runs import ENDS, ROLLOUT, STUDENT, TEACHER
 
 RANGES = "gear=0.5:1.5,mass=0.8:1.2"

@@ -12,11 +12,11 @@ from matplotlib.image import imread
 from dpd.cli import main
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy, load
+from dpd.report.panels import RANGE
 from dpd.report.stats import NARROW
 from dpd.run.episodes import episode_seeds
 from dpd.run.sources import ReturnsByStep, Run, SavedLearner
 from dpd.study.compare import (
-    RANGE,
     EvaluatedPolicy,
     RunResult,
     best_peer,
