@@ -18,7 +18,7 @@ class TrainKeywords(TypedDict, total=False):
 
     env_kwargs: str | Nested
     randomize: str | None
-    backend: Literal["auto", "native", "gymnasium", "warp"]
+    backend: Literal["auto", "native", "gymnasium", "async", "warp"]
     device: str
     record_updates: bool
     kernels: Literal["auto", "torch"]
@@ -73,7 +73,7 @@ class TrainKeywords(TypedDict, total=False):
     share_min_ess: float
     share_value: Literal["own", "mean"]
     reuse_iterations: int
-    critic_obs: Literal["actor", "all"]
+    critic_obs: str
     critic_warmup: int
     init_std: float | None
     capacity: int
@@ -118,7 +118,7 @@ class DistillKeywords(TypedDict, total=False):
 
     env_kwargs: str | Nested
     randomize: str | None
-    backend: Literal["auto", "native", "gymnasium", "warp"]
+    backend: Literal["auto", "native", "gymnasium", "async", "warp"]
     device: str
     record_updates: bool
     kernels: Literal["auto", "torch"]
@@ -174,7 +174,7 @@ class DistillKeywords(TypedDict, total=False):
     share_min_ess: float
     share_value: Literal["own", "mean"]
     reuse_iterations: int
-    critic_obs: Literal["actor", "all"]
+    critic_obs: str
     critic_warmup: int
     init_std: float | None
     capacity: int
@@ -201,6 +201,9 @@ class DistillKeywords(TypedDict, total=False):
     alpha_init: float
     target_entropy: float | None
     sizes: Sequence[str] | str
+    encoder: Literal["mlp", "gru", "lstm", "tcn"]
+    encoder_size: int | None
+    gradient_length: int
     teacher: Sequence[PathText] | PathText
     teacher_by: str | None
     teacher_vecnormalize: Sequence[PathText] | PathText
@@ -291,7 +294,9 @@ class StudyKeywords(TypedDict, total=False):
     seed: int
     total_steps: int
     episodes: int
-    jobs: int
+    shares: int
+    jobs: int | None
+    where: Any
     threads: int | None
     out: PathText
     plan: float | None
