@@ -47,7 +47,7 @@ from timing import (
 import dpd.run.train
 from dpd.cli import parse_train
 from dpd.log.log import Metric, RunLog
-from dpd.log.terminal import make_console
+from dpd.log.terminal import MetricValue, make_console
 from dpd.study.arms import learner_flags
 
 HERE = Path(__file__).resolve().parent
@@ -71,9 +71,11 @@ class TimedLog(RunLog):
         super().__init__(*args, **kwargs)
         self.box, self.phases = TimeBox(seconds), dict.fromkeys(PHASES, 0.0)
 
-    def record(self, step: int, metrics: Mapping[str, Metric], keep: bool = True) -> None:
+    def record(
+        self, step: int, metrics: Mapping[str, Metric], keep: bool = True
+    ) -> dict[str, MetricValue]:
         """Record as usual, then check the clock."""
-        super().record(step, metrics, keep)
+        recorded = super().record(step, metrics, keep)
         box = self.box
         if box.first is not None:
             for phase in PHASES:
@@ -82,6 +84,7 @@ class TimedLog(RunLog):
             threads = torch.get_num_threads()
             measured = {"steps": box.steps, "seconds": box.seconds, "threads": threads}
             raise TimeUp(measured | {"phases": self.phases})
+        return recorded
 
 
 def work(seconds: float, flags: Sequence[str], env: str = ENV) -> dict[str, Any]:
@@ -92,8 +95,8 @@ def work(seconds: float, flags: Sequence[str], env: str = ENV) -> dict[str, Any]
         screen = make_console(file=sink, force_terminal=True, force_interactive=True, width=120)
         log = partial(TimedLog, seconds)
         try:
-            with patch.multiple(dpd.run.train, RunLog=log, Console=lambda: screen):
-                dpd.run.train.train(parse_train([env, *flags, *endless]))
+            with patch.multiple(dpd.run.train, RunLog=log):
+                dpd.run.train.train(parse_train([env, *flags, *endless]), console=screen)
         except TimeUp as over:
             return over.measured
     raise RuntimeError("the run ended before its time was up")

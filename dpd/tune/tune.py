@@ -14,7 +14,7 @@ from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.log.terminal import make_console
-from dpd.report.report import deliver_report, print_line, require_writable
+from dpd.report.report import print_line, print_report, require_writable, save_report
 from dpd.run.directory import locked
 from dpd.run.processes import Stopped, StopRequest
 from dpd.study.arms import name_of, split_flags
@@ -53,8 +53,11 @@ def tune(config: TuneConfig, parse: Parse) -> int:
         return status
     if best is None:
         raise BadInput(f"no trial of {config.out} was complete; see the ends of their logs above")
-    deliver_report(tune_report(config, space, trials), config.out, "tune", config.json)
+    report = tune_report(config, space, trials)
+    page = save_report(report, config.out, "tune")
+    print_report(report, config.json)
     if not config.json:
+        print_line(f"report  {page}")
         print_next_steps(config, best)
     return 0
 

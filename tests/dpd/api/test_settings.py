@@ -109,7 +109,9 @@ def test_keywords_of_other_commands_make_the_settings_of_the_same_flags(
 def test_flags_for_every_run_of_a_study_are_those_behind_the_dashes() -> None:
     keywords = {"envs": ["Hopper-v5"], "arms": "one", "flags": ["--epochs", "3"]}
     config = command_settings(cli.StudyConfig, keywords)
-    assert config == cli.parse_study(["Hopper-v5", "--arms", "one", "--", "--epochs", "3"])
+    assert config == cli.parse_passing(
+        ["Hopper-v5", "--arms", "one", "--", "--epochs", "3"], "study"
+    )
 
 
 REFUSED: list[tuple[str, list[str], dict[str, Any]]] = [
