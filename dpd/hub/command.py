@@ -63,15 +63,17 @@ def teacher_words(config: TrainConfig) -> list[str]:
 
 def flag_words(settings: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:
     """Return the flags of settings that differ from the default ones."""
-    return [word for name in settings for word in words_of(name, settings[name], default.get(name))]
+    return [
+        word for name in settings for word in words_for(name, settings[name], default.get(name))
+    ]
 
 
-def words_of(name: str, value: Any, default: Any) -> Iterator[str]:
+def words_for(name: str, value: Any, default: Any) -> Iterator[str]:
     """Yield the flag of a setting and its values; nothing if it has its default value."""
     if isinstance(value, dict):
         for inner, each in value.items():
             other = default.get(inner) if isinstance(default, dict) else None
-            yield from words_of(f"{name}.{inner}", each, other)
+            yield from words_for(f"{name}.{inner}", each, other)
     elif value != default:
         if isinstance(value, bool):
             head, _, tail = name.rpartition(".")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 VIDEO_SEED, MAX_ROWS = 0, 12
-EXCHANGE = ("distill/", "share/")
+EXCHANGE_PREFIXES = ("distill/", "share/")
 """Prefixes of the metrics that show the exchange; all others show the learning alone."""
 HIDDEN = ("env", "algo", "method")
 """Settings that the page shows in its tiles."""
@@ -103,7 +103,7 @@ def task_sections(runs: Sequence[StoredRun], env: str) -> tuple[list[Section], l
         ),
     ]
     metrics = sorted(lines.keys() - set(RETURNS))
-    exchange = [m for m in metrics if m.startswith(EXCHANGE)]
+    exchange = [m for m in metrics if m.startswith(EXCHANGE_PREFIXES)]
     learning = [m for m in metrics if m not in exchange]
     health = [
         Section(

@@ -20,7 +20,7 @@ from dpd.study.engine_config import EngineConfig
 from dpd.study.jobs import Ended, Job, JobPool
 from dpd.study.task import (
     Order,
-    Outcome,
+    TaskOutcome,
     Send,
     TaskReport,
     pack,
@@ -57,7 +57,7 @@ class Mailbox:
         self._signals[key] = signum
 
 
-def train_task(order: Order, mailbox: Any) -> Outcome:
+def train_task(order: Order, mailbox: Any) -> TaskOutcome:
     """Train a run as a Ray task."""
     import ray
 
@@ -180,9 +180,9 @@ class RayPool(JobPool):
         import ray
 
         try:
-            outcome: Outcome = ray.get(task)
+            outcome: TaskOutcome = ray.get(task)
         except ray.exceptions.RayError as error:
-            outcome, lost = Outcome(1), f"was lost: {reason_of(error)}"
+            outcome, lost = TaskOutcome(1), f"was lost: {reason_of(error)}"
         else:
             lost = outcome.complaint
         if outcome.wants_run:

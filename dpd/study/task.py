@@ -56,7 +56,7 @@ class TaskReport(NamedTuple):
     changes: Changes
 
 
-class Outcome(NamedTuple):
+class TaskOutcome(NamedTuple):
     """End of a task."""
 
     status: int
@@ -72,16 +72,16 @@ Send = Callable[[TaskReport], int | None]
 """Sends a report; returns the signal to pass on to the run, if any."""
 
 
-def train_order(order: Order, send: Send) -> Outcome:
+def train_order(order: Order, send: Send) -> TaskOutcome:
     """Train a run, on shared storage or in a temporary directory."""
     if order.version != __version__:
-        return Outcome(2, complaint=f"found dpd {__version__} there, and {order.version} here")
+        return TaskOutcome(2, complaint=f"found dpd {__version__} there, and {order.version} here")
     is_shared = Path(order.token).is_file()
     if not is_shared and order.has_begun and order.kept is None:
-        return Outcome(0, wants_run=True)
+        return TaskOutcome(0, wants_run=True)
     with directory_of(order, is_shared) as path:
         status = train_in(order, path, send, Tail(path) if not is_shared else None)
-        return Outcome(status, None if is_shared else pack(path))
+        return TaskOutcome(status, None if is_shared else pack(path))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dpd import __version__
 from dpd.report.figures import GREY, line_style, new_figure, style_axes
 from dpd.report.report import Report, Section, Table, format_number
 from dpd.tune.config import TuneConfig
-from dpd.tune.search import COMPLETE, FAILED, PRUNED, STATES, values_in
+from dpd.tune.search import COMPLETE, FAILED, PRUNED, TRIAL_STATES, values_in
 from dpd.tune.space import Choices, Space, Value, space_words, text_of
 
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ def read_trials(study: optuna.Study, space: Space) -> list[SearchTrial]:
     trials = [
         SearchTrial(
             number=t.number,
-            state=STATES[t.state.name],
+            state=TRIAL_STATES[t.state.name],
             values=values_in(space, t.params),
             scores=[t.intermediate_values[k] for k in sorted(t.intermediate_values)],
             reason=t.user_attrs.get("reason", ""),
         )
         for t in study.trials
-        if t.state.name in STATES
+        if t.state.name in TRIAL_STATES
     ]
     worst = -math.inf
     return sorted(

@@ -31,7 +31,7 @@ SEARCH_NAME = "dpd"
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit statuses of a trial that was told to stop, before and after it heeds signals."""
 RUNNING, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
-STATES = {"RUNNING": RUNNING, "COMPLETE": COMPLETE, "PRUNED": PRUNED, "FAIL": FAILED}
+TRIAL_STATES = {"RUNNING": RUNNING, "COMPLETE": COMPLETE, "PRUNED": PRUNED, "FAIL": FAILED}
 
 
 def require_optuna() -> None:
@@ -140,7 +140,9 @@ class Search:
 
     def states(self) -> list[str]:
         """Return the states of all trials."""
-        return [STATES[t.state.name] for t in self._study.trials if t.state.name in STATES]
+        return [
+            TRIAL_STATES[t.state.name] for t in self._study.trials if t.state.name in TRIAL_STATES
+        ]
 
     def next_job(self) -> Job | None:
         """Return a trial that an earlier call left unfinished, or a new one; None after the last.
@@ -151,7 +153,7 @@ class Search:
         import optuna
 
         for frozen in self._study.trials:
-            if STATES.get(frozen.state.name) == RUNNING and frozen.number not in self._jobs:
+            if TRIAL_STATES.get(frozen.state.name) == RUNNING and frozen.number not in self._jobs:
                 return self._job_of(optuna.Trial(self._study, frozen._trial_id))
         if (number := len(self._study.trials)) >= self._config.trials:
             return None

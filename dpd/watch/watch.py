@@ -33,7 +33,7 @@ class Watched:
 
         Raises BadInput if a path has no run that can be read.
         """
-        for path in [file for given in self._paths for file in find_runs(given)]:
+        for path in [file for given in self._paths for file in run_folders(given)]:
             if path not in self.runs and path not in self._refused:
                 self._add(path)
         if not self.runs:
@@ -61,7 +61,7 @@ class Watched:
         return Group(frame(list(self.runs.values()), width, unicode), *notes)
 
 
-def find_runs(path: Path) -> Iterator[Path]:
+def run_folders(path: Path) -> Iterator[Path]:
     """Yield the run directories at or below a path, in the order of their names.
 
     Raises BadInput if there is none.

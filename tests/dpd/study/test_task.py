@@ -85,7 +85,7 @@ def test_on_shared_storage_nothing_travels(tmp_path: Path) -> None:
     outcome = train_order(
         order(home, 256, token=str(tmp_path / "token"), has_begun=True), lambda _: None
     )
-    assert outcome == module.Outcome(0) and (home / "policies").is_dir()
+    assert outcome == module.TaskOutcome(0) and (home / "policies").is_dir()
 
 
 def test_a_task_that_is_stopped_before_it_begins_trains_nothing(tmp_path: Path) -> None:
