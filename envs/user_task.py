@@ -16,7 +16,7 @@ from dpd.envs.groups import is_choosable
 from dpd.envs.randomization import NATIVE_IDS, RANDOMIZE
 from dpd.envs.task import VIEW_ONLY, Array, SimState, Task, joined
 
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class MujocoTask(Task):
         paid = self._run("reward", lambda: np.asarray(self.reward(past, act, state)))
         return {"reward": self._checked("reward", paid, len(act), "biuf").astype(np.float64)}
 
-    def _run(self, call: str, work: Callable[[], Answer]) -> Answer:
+    def _run(self, call: str, work: Callable[[], Reply]) -> Reply:
         """Turn an error in the user's code into FailedEnv."""
         try:
             return work()

@@ -20,8 +20,8 @@ from dpd.study.engine_config import EngineConfig
 from dpd.study.jobs import Ended, Job, JobPool
 from dpd.study.task import (
     Order,
-    TaskOutcome,
     Send,
+    TaskOutcome,
     TaskReport,
     pack,
     replace_directory,
