@@ -24,14 +24,15 @@ from dpd.agents.base import (
     per_row,
     put_back,
 )
-from dpd.agents.config import PPOConfig, StudentConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.graphs import Graphs
 from dpd.agents.nets import Shapes, StackedNets, mlp_shapes
 from dpd.agents.norm import ObsNorm
 from dpd.agents.optim import StackedAdam
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.student_config import StudentConfig
 from dpd.agents.views import Frames, MemoryNorm, View, ViewNorm
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from dpd.agents.base import (
     Rollout,
     per_row,
 )
-from dpd.agents.config import OffPolicyConfig
 from dpd.agents.learners import FusedImitation, Learners
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.norm import ObsNorm
+from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.offpolicy_loss import critic_loss
 from dpd.agents.optim import StackedAdam
 from dpd.agents.pool import Pool

@@ -22,12 +22,12 @@ from dpd.agents.base import (
     Rollout,
     take,
 )
-from dpd.agents.config import Critic, PPOConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import GaussianLearners
 from dpd.agents.nets import Shapes, StackedNets, Tape, mlp_shapes
 from dpd.agents.norm import ReturnNorm
 from dpd.agents.optim import StackedAdam, clip_grad_norm
+from dpd.agents.ppo_config import Critic, PPOConfig
 from dpd.agents.ppo_loss import (
     Samples,
     clipped_gradient,

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dpd.agents.base import Metrics
-from dpd.agents.config import PPOConfig
 from dpd.agents.dist import LOG_2PI, DiagGaussian
+from dpd.agents.ppo_config import PPOConfig
 
 
 class Samples(NamedTuple):

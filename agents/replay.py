@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import CPU, Rollout
-from dpd.agents.config import EXTRA_COLUMNS, OffPolicyConfig, StudentConfig
+from dpd.agents.config import EXTRA_COLUMNS
+from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.rng import WIDE, RowRandom
+from dpd.agents.student_config import StudentConfig
 
 
 class Transitions(NamedTuple):

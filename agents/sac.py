@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import LearnerId, Metrics
-from dpd.agents.config import SACConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import ATEN, Shapes, Tape, mlp_shapes
 from dpd.agents.offpolicy import Ascent, OffPolicy, Sample
+from dpd.agents.offpolicy_config import SACConfig
 from dpd.agents.offpolicy_loss import Loss
 from dpd.agents.optim import StackedAdam
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Answer, Batch, ExtraLoss, LearnerId, Metrics
-from dpd.agents.config import Encoder, StudentConfig
+from dpd.agents.config import Encoder
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.encoders import (
     convolve,
@@ -23,6 +23,7 @@ from dpd.agents.nets import Shapes, StackedNets
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
+from dpd.agents.student_config import StudentConfig
 from dpd.agents.views import RememberingFrames
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, LearnerId, Metrics, Rollout, Stateful, per_row
-from dpd.agents.config import TD3Config
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import ATEN, Shapes, StackedNets, mlp_shapes
 from dpd.agents.norm import ObsNorm
 from dpd.agents.offpolicy import Ascent, OffPolicy, Sample
+from dpd.agents.offpolicy_config import TD3Config
 from dpd.agents.offpolicy_loss import Loss
 from dpd.agents.rng import RowRandom
 

@@ -32,10 +32,12 @@ from rivals import make_offpolicy, make_ppo, make_vec
 from scipy.stats import sem
 from timing import machine, write_json
 
-from dpd.agents.config import ALGORITHMS, OffPolicyConfig, PPOConfig
-from dpd.config import NO_STATISTICS, ForeignConfig
+from dpd.agents.offpolicy_config import OffPolicyConfig
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.table import ALGORITHMS
 from dpd.log.csv import read_rows
 from dpd.log.terminal import make_console
+from dpd.policies.config import NO_STATISTICS, ForeignConfig
 from dpd.report.figures import (
     INK,
     Line,

@@ -25,8 +25,9 @@ import warp as wp
 from learners import A, O
 from torch import Tensor
 
-from dpd.agents.config import DDPGConfig, PPOConfig, SACConfig, TD3Config
 from dpd.agents.graphs import Graphs
+from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.ppo_loss import Samples
 from dpd.agents.replay import Transitions
 from dpd.cli import parse_train

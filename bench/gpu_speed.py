@@ -17,8 +17,8 @@ from learners import UPDATES, A, O, fill
 from timing import rate
 from train import work
 
-from dpd.agents.config import SACConfig, TD3Config
 from dpd.agents.graphs import Graphs
+from dpd.agents.offpolicy_config import SACConfig, TD3Config
 from dpd.envs.make import make
 from dpd.envs.tasks import TASKS
 from dpd.envs.warp_physics import wait_for

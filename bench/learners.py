@@ -43,9 +43,9 @@ from timing import (
     run_at_once,
 )
 
-from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.kernels import Kernels
 from dpd.agents.offpolicy import OffPolicy
+from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.log.terminal import make_console
 
 if TYPE_CHECKING:

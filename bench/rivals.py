@@ -25,7 +25,8 @@ from unittest.mock import MagicMock, patch
 
 import torch
 
-from dpd.agents.config import OffPolicyConfig, PPOConfig, TD3Config
+from dpd.agents.offpolicy_config import OffPolicyConfig, TD3Config
+from dpd.agents.ppo_config import PPOConfig
 
 if TYPE_CHECKING:  # imports take seconds, and bench/train.py only needs TimeBox
     from gymnasium import Env

@@ -40,11 +40,12 @@ from torch import Tensor
 import dpd.agents.nets
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.td3 import TD3
-from dpd.config import RunConfig, TrainConfig
-from dpd.distill.config import METHODS
+from dpd.config import TrainConfig
+from dpd.distill.table import METHODS
 from dpd.envs.make import make
 from dpd.log.terminal import make_console
 from dpd.run.collect import collect
+from dpd.run.config import RunConfig
 from dpd.run.stack import env_seeds
 from dpd.run.updates import learner_threads
 

@@ -12,11 +12,12 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from dpd import __version__
-from dpd.config import EvaluateConfig, ExportConfig, GroupsConfig, TrainConfig, near
+from dpd.config import TrainConfig
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
-from dpd.errors import BadInput
+from dpd.errors import BadInput, near
 from dpd.fidelity.config import FidelityConfig, SweepConfig
 from dpd.hub.config import PullConfig, PushConfig
+from dpd.policies.config import EvaluateConfig, ExportConfig, GroupsConfig
 from dpd.report.config import ReportConfig
 from dpd.run.flags import parse_run, parse_train, saved_run
 from dpd.run.settings import parse

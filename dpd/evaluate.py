@@ -25,7 +25,7 @@ from dpd.run.summary import evaluation_report, summary
 from dpd.run.video import record_video
 
 if TYPE_CHECKING:
-    from dpd.config import EvaluateConfig
+    from dpd.policies.config import EvaluateConfig
 
 Latencies = Callable[[Policy], dict[str, float]]
 """Measures a policy's microseconds per action, by runtime."""

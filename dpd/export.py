@@ -46,7 +46,7 @@ from dpd.run.saved import RunReader
 from dpd.run.sources import Place, find_policies, load_any, place_of, refuse_zip_settings
 
 if TYPE_CHECKING:
-    from dpd.config import ExportConfig
+    from dpd.policies.config import ExportConfig
 
 # Of half an action's range. Two float32 implementations differ by 8e-7 for 17 observations and
 # two layers of 64, by 6e-5 for 376 observations at the clip; a mistake differs by far more.

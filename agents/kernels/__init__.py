@@ -247,8 +247,8 @@ class Kernels:
                 self._compile_replayed(dtype)
 
     def _compile_ppo(self, dtype: torch.dtype) -> None:
-        from dpd.agents.config import PPOConfig
         from dpd.agents.ppo import PPO
+        from dpd.agents.ppo_config import PPOConfig
         from dpd.agents.ppo_loss import Samples
 
         config = PPOConfig(n_envs=1, n_steps=2, minibatch_size=2, epochs=1, hidden=(1,))
@@ -262,7 +262,7 @@ class Kernels:
         self.imitate(ppo.nets, ppo.optimizer, "mse", targets, moved, 1.0, 1.0)
 
     def _compile_replayed(self, dtype: torch.dtype) -> None:
-        from dpd.agents.config import SACConfig
+        from dpd.agents.offpolicy_config import SACConfig
         from dpd.agents.replay import Transitions
         from dpd.agents.sac import SAC
 

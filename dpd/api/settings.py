@@ -8,9 +8,10 @@ from dataclasses import fields, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dpd.config import ForeignConfig, TrainConfig, flag, near
+from dpd.config import TrainConfig
 from dpd.cooperate.config import CooperateConfig, require_saved_settings, saved_config
-from dpd.errors import BadInput
+from dpd.errors import BadInput, flag, near
+from dpd.policies.config import ForeignConfig
 from dpd.run.flags import parse_run
 from dpd.run.settings import converted
 

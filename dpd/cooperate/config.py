@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dpd.agents.config import require
-from dpd.config import ForeignConfig, flag
-from dpd.errors import BadInput
+from dpd.errors import BadInput, flag
+from dpd.policies.config import ForeignConfig
 
 NOT_FOREIGN = ForeignConfig()
 Policies = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="POLICY ...")]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, ClosedTerm, ExtraLoss, Metrics, Minibatch, Rollout, State
-from dpd.agents.config import OffPolicyConfig
-from dpd.distill.config import GradientConfig, KickstartConfig, ProximalConfig
+from dpd.agents.offpolicy_config import OffPolicyConfig
+from dpd.distill.in_loss_config import GradientConfig, KickstartConfig, ProximalConfig
 from dpd.distill.method import Context
 from dpd.distill.targets import Answers, distance, samples_at
 from dpd.distill.teacher import Mixture

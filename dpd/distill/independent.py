@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dpd.agents.base import Batch, Metrics
 from dpd.agents.learners import Learners
-from dpd.distill.config import IndependentConfig
 from dpd.distill.exchange import PeerExchange, action_distance, pick
 from dpd.distill.method import Context, Method
+from dpd.distill.peers_config import IndependentConfig
 from dpd.distill.rulers import gap, gap_metrics
 
 MEASURED_STATES = 256  # states per learner and iteration

@@ -26,10 +26,10 @@ from dpd.agents.learners import Learners
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.optim import StackedAdam
 from dpd.agents.ppo import PPO
-from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import DrawnStates, PeerExchange, action_distance, kl_to, pick
 from dpd.distill.leader import Leaders
 from dpd.distill.method import Context, Method
+from dpd.distill.peers_config import DPDConfig
 from dpd.distill.rulers import (
     action_gaps,
     best_other,

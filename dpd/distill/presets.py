@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpd.agents.config import (
-    LearnerConfig,
-    OffPolicyConfig,
-    PPOConfig,
-    SACConfig,
-    StudentConfig,
-)
+from dpd.agents.config import LearnerConfig
+from dpd.agents.offpolicy_config import OffPolicyConfig, SACConfig
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.student_config import StudentConfig
 
 MethodPresets = Mapping[str, Mapping[type[LearnerConfig] | None, Mapping[str, Any]]]
 """Preset -> learners, or None for peers of several algorithms -> settings of the method."""

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from dpd.agents.base import Batch, Metrics, State
-from dpd.distill.config import ProgressiveConfig
 from dpd.distill.method import Context
 from dpd.distill.teacher import Teacher, number_of
 from dpd.distill.teaching import Supervised
+from dpd.distill.teaching_config import ProgressiveConfig
 from dpd.policies.policyfile import Policy
 
 WINDOW = 5  # iterations over which the switch `saturate` compares a stage's losses

@@ -17,11 +17,11 @@ from dpd.agents.nets import StackedNets
 from dpd.agents.optim import StackedAdam
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
-from dpd.distill.config import RetrievalConfig
 from dpd.distill.method import Context
 from dpd.distill.targets import Targets, distance, minibatch, order, samples_at, take_steps
 from dpd.distill.teacher import Teacher
 from dpd.distill.teaching import Supervised, spread
+from dpd.distill.teaching_config import RetrievalConfig
 from dpd.policies import memory
 from dpd.policies.memory import MemoryMeta, Neighbours
 from dpd.policies.metadata import n_features

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Metrics
-from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import pick
+from dpd.distill.peers_config import DPDConfig
 
 
 def gap(value: Tensor, peer_value: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ from dpd.agents.dist import LOG_2PI, STD_FLOOR, DiagGaussian
 from dpd.agents.nets import StackedNets, mlp_shapes
 from dpd.agents.optim import StackedAdam
 from dpd.agents.rng import RowRandom, Stream
-from dpd.distill.config import ScaffoldConfig
 from dpd.distill.method import Context
 from dpd.distill.targets import minibatch, order, samples_at, take_steps
 from dpd.distill.teaching import Supervised
+from dpd.distill.teaching_config import ScaffoldConfig
 
 MOST_ERROR = 5.0  # the error that counts at most in the budget (DiSK: max_ce)
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from dpd.agents.base import Batch, Metrics
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.student import Student
-from dpd.distill.config import SupervisedConfig, TeachingConfig
 from dpd.distill.exchange import state_source
 from dpd.distill.method import Context, Method
 from dpd.distill.targets import Answers, Targets, descend, distance, order, samples_at
 from dpd.distill.teacher import Mixture, Teacher
+from dpd.distill.teaching_config import SupervisedConfig, TeachingConfig
 
 MEASURED = 256  # states of an iteration on which agreement is measured, at most
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import tyro
 
 from dpd.agents.config import require
-from dpd.config import ForeignConfig, flag
-from dpd.errors import BadInput
+from dpd.errors import BadInput, flag
+from dpd.policies.config import ForeignConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import take
-from dpd.agents.config import StudentConfig
 from dpd.agents.optim import StackedAdam, StackedSGD
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.student import Student
+from dpd.agents.student_config import StudentConfig
 from dpd.distill.targets import Targets, descend, distance
 from dpd.errors import BadInput
 from dpd.fidelity.audit import (

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpd.config import TrainConfig, flag
+from dpd.config import TrainConfig
+from dpd.errors import flag
 from dpd.log.config import WandbConfig
 
 ParseRun = Callable[[Sequence[str], str], TrainConfig]

@@ -10,8 +10,7 @@ from typing import Annotated
 import tyro
 
 from dpd.agents.config import require
-from dpd.config import flag
-from dpd.errors import BadInput
+from dpd.errors import BadInput, flag
 
 Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
 

@@ -9,8 +9,7 @@ from typing import Annotated
 import tyro
 
 from dpd.agents.config import require
-from dpd.config import flag
-from dpd.errors import BadInput
+from dpd.errors import BadInput, flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpd.agents.config import ALGORITHMS
-from dpd.config import RunConfig
-from dpd.distill.config import METHODS
+from dpd.agents.table import ALGORITHMS
+from dpd.distill.table import METHODS
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.log.csv import read_table, tables_of
@@ -32,6 +31,7 @@ from dpd.report.report import (
     html_text,
     require_writable,
 )
+from dpd.run.config import RunConfig
 from dpd.run.settings import default_learners
 from dpd.run.sources import Place
 from dpd.run.stored import StoredRun, find_runs

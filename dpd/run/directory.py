@@ -18,13 +18,15 @@ from rich.console import Console
 
 from dpd import __version__
 from dpd.agents.base import State, nest, part
-from dpd.config import MAY_CHANGE, TrainConfig, as_name, flag, refuse_changes
+from dpd.config import TrainConfig
 from dpd.distill.teacher import Teacher
-from dpd.errors import BadInput, OtherVersion
+from dpd.errors import BadInput, OtherVersion, flag
 from dpd.files import LOCK, replacing
 from dpd.log.csv import metrics_name
 from dpd.log.log import flattened
+from dpd.run.changes import MAY_CHANGE, refuse_changes
 from dpd.run.checkpoint import CheckpointInfo, Checkpoints, step_of
+from dpd.run.config import as_name
 from dpd.run.policies import PolicySaver
 from dpd.run.settings import saved_settings
 from dpd.run.teachers import keep_returns, keep_teacher, measure

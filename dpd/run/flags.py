@@ -13,25 +13,16 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from dpd.agents.config import ALGORITHMS, LearnerConfig
-from dpd.config import (
-    RunConfig,
-    TeacherConfig,
-    TrainConfig,
-    absolute_paths,
-    choose,
-    flag,
-    near,
-    one_of,
-    parse_env_kwargs,
-    rl_algorithms,
-    with_sizes,
-)
-from dpd.distill.config import METHODS, MethodConfig, MethodSpec
+from dpd.agents.config import LearnerConfig
+from dpd.agents.table import ALGORITHMS
+from dpd.config import TrainConfig, rl_algorithms, with_sizes
+from dpd.distill.config import MethodConfig
 from dpd.distill.presets import METHOD_OF_PRESET
+from dpd.distill.table import METHODS, MethodSpec
 from dpd.distill.views import ActorViewConfig, ViewConfig
-from dpd.errors import BadInput, OtherVersion
+from dpd.errors import BadInput, OtherVersion, choose, flag, near, one_of
 from dpd.log.config import WandbConfig
+from dpd.run.config import RunConfig, TeacherConfig, absolute_paths, parse_env_kwargs
 from dpd.run.settings import (
     default_learners,
     default_preset,

@@ -16,7 +16,7 @@ from dpd.report.report import Report, Section, Table, format_number
 from dpd.run.sources import Place
 
 if TYPE_CHECKING:
-    from dpd.config import GroupsConfig
+    from dpd.policies.config import GroupsConfig
 
 EXAMPLE_ENVS, EXAMPLE_STEPS = 4, 100
 """Environments and steps of uniform actions from which the example ranges come."""

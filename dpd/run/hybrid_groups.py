@@ -13,9 +13,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dpd.agents.base import LearnerId, State
-from dpd.agents.config import OffPolicyConfig
 from dpd.agents.learners import Learners
 from dpd.agents.offpolicy import OffPolicy
+from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.config import TrainConfig
 from dpd.errors import BadInput
 from dpd.log.naming import learner_name

@@ -11,11 +11,12 @@ import torch
 from dpd.agents.base import LearnerId, State, part
 from dpd.agents.learners import Learners
 from dpd.agents.rng import with_own_generators
-from dpd.config import RunConfig, StackConfig, TrainConfig
+from dpd.config import StackConfig, TrainConfig
 from dpd.distill.views import critic_columns
 from dpd.envs.make import check
 from dpd.policies.policyfile import Policy
 from dpd.run.checkpoint import folder_of
+from dpd.run.config import RunConfig
 
 RunReader = Callable[[Path], TrainConfig]
 """Reads the settings of the run in a directory; passed in, because the command line owns it."""

@@ -26,12 +26,13 @@ from typing import (
 
 import tyro
 
-from dpd.agents.config import ALGORITHMS, AlgorithmSpec, LearnerConfig
-from dpd.config import choose, flag, near
-from dpd.distill.config import METHODS, MethodConfig
+from dpd.agents.config import LearnerConfig
+from dpd.agents.table import ALGORITHMS, AlgorithmSpec
+from dpd.distill.config import MethodConfig
 from dpd.distill.presets import DOSE, MethodPresets
+from dpd.distill.table import METHODS
 from dpd.distill.views import parse_histories
-from dpd.errors import BadInput
+from dpd.errors import BadInput, choose, flag, near
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

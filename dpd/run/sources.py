@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpd.agents.base import LearnerId
-from dpd.config import NO_STATISTICS, ForeignConfig
 from dpd.envs.randomization import RANDOMIZE
 from dpd.errors import BadInput
 from dpd.log.csv import read_table, tables_of
 from dpd.log.naming import parse_policy_name
+from dpd.policies.config import NO_STATISTICS, ForeignConfig
 from dpd.policies.hybrid_file import load_policy
 from dpd.policies.policyfile import Policy, load
 from dpd.run.settings import read_config

@@ -13,15 +13,9 @@ from typing import Any
 import torch
 
 from dpd.agents.config import View
-from dpd.config import (
-    ForeignConfig,
-    ForeignTeacher,
-    RunConfig,
-    TeacherConfig,
-    TrainConfig,
-)
-from dpd.distill.config import ProgressiveConfig
+from dpd.config import TrainConfig
 from dpd.distill.teacher import Returns, Route, Teacher, number_of
+from dpd.distill.teaching_config import ProgressiveConfig
 from dpd.distill.views import chosen_columns
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import make
@@ -29,8 +23,10 @@ from dpd.envs.randomization import RANDOMIZE
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.policies import policyfile
+from dpd.policies.config import ForeignConfig, ForeignTeacher
 from dpd.policies.policyfile import Policy, require_bounds, require_fit
 from dpd.policies.views import describe_sight, describe_view
+from dpd.run.config import RunConfig, TeacherConfig
 from dpd.run.episodes import episode_seeds, run_episodes, side_by_side, uniform_policy
 from dpd.run.sources import Place, as_run_flags, history_of, is_zip, load_any, one_policy
 

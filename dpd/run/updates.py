@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
-from dpd.agents.config import OffPolicyConfig, PPOConfig, StudentConfig
+from dpd.agents.offpolicy_config import OffPolicyConfig
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.student_config import StudentConfig
 from dpd.config import StackConfig, TrainConfig
-from dpd.distill.config import KickstartConfig
+from dpd.distill.in_loss_config import KickstartConfig
 from dpd.envs.physics import n_cores
 
 MANY_ELEMENTS = 65536

@@ -22,9 +22,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor
 
-from dpd.agents.config import ALGORITHMS
 from dpd.agents.nets import ACTIVATIONS
 from dpd.agents.norm import EPSILON
+from dpd.agents.table import ALGORITHMS
 from dpd.envs.make import check
 from dpd.envs.task import python_warnings
 from dpd.errors import BadInput

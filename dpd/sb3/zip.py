@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpd.agents.config import TD3Config
-from dpd.config import NO_STATISTICS, ForeignConfig
+from dpd.agents.offpolicy_config import TD3Config
 from dpd.envs.base import EnvSpec
 from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.policies import file_checks, policyfile
+from dpd.policies.config import NO_STATISTICS, ForeignConfig
 from dpd.policies.metadata import MAX_LAYERS, NotAPolicy, PolicyMeta
 from dpd.policies.policyfile import ACTIVATION_MODULES, Policy, require_dims
 from dpd.sb3.kinds import KINDS, Kind

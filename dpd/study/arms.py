@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dpd.agents.config import ALGORITHMS, PPOConfig
-from dpd.config import RunConfig, flag
-from dpd.distill.config import METHODS
-from dpd.errors import BadInput
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.table import ALGORITHMS
+from dpd.distill.table import METHODS
+from dpd.errors import BadInput, flag
+from dpd.run.config import RunConfig
 from dpd.run.settings import default_preset
 
 PARTS = {

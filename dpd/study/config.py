@@ -13,8 +13,10 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from dpd.agents.config import require
-from dpd.config import Paths, as_name, choose, flag, one_of, rl_algorithms
-from dpd.errors import BadInput
+from dpd.config import rl_algorithms
+from dpd.errors import BadInput, choose, flag, one_of
+from dpd.policies.config import Paths
+from dpd.run.config import as_name
 from dpd.study.arms import ARMS, Arm, arm_flags, name_of, own_arms, split_flags
 from dpd.study.engine_config import EngineConfig
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dpd.agents.config import require
-from dpd.config import TrainConfig, flag
-from dpd.errors import BadInput
+from dpd.config import TrainConfig
+from dpd.errors import BadInput, flag
 
 RETRIES = 2
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpd.config import TrainConfig, changed_settings
+from dpd.config import TrainConfig
 from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.fidelity.states import HELD_OUT, AuditSettings, random_returns
@@ -31,6 +31,7 @@ from dpd.report.stats import (
     paired_difference,
 )
 from dpd.report.studied import StudyOutcome
+from dpd.run.changes import changed_settings
 from dpd.run.settings import saved_settings
 from dpd.run.sources import find_policies, is_best
 from dpd.run.train import train

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dpd.agents.config import require
-from dpd.config import flag
-from dpd.errors import BadInput
+from dpd.errors import BadInput, flag
 from dpd.study.arms import name_of, split_flags
 from dpd.study.config import StudyConfig
 from dpd.study.engine_config import EngineConfig

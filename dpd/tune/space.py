@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpd.config import flag
-from dpd.errors import BadInput
+from dpd.errors import BadInput, flag
 
 RANGE_KEYS = {"low", "high", "log", "step"}
 Value = Any

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpd.agents.config import require
-from dpd.config import Paths, flag
-from dpd.errors import BadInput
+from dpd.errors import BadInput, flag
+from dpd.policies.config import Paths
 
 
 @dataclass(frozen=True, kw_only=True)

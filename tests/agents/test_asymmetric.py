@@ -9,8 +9,9 @@ import torch
 
 from dpd.agents.asymmetric import AsymmetricPPO
 from dpd.agents.base import Rollout
-from dpd.agents.config import PPOConfig, View
+from dpd.agents.config import View
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.views import Frames
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dpd.agents.asymmetric import AsymmetricSAC, AsymmetricTD3
 from dpd.agents.base import LearnerId, Rollout
-from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config, View
+from dpd.agents.config import View
 from dpd.agents.graphs import Graphs
 from dpd.agents.offpolicy import OffPolicy
+from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.sac import SAC, gaussian
 from dpd.agents.td3 import TD3

@@ -8,8 +8,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
 from dpd.agents.base import Rollout, take
-from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.sharing import gae
 
 

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from dpd.agents.config import DDPGConfig, PPOConfig, SACConfig, StudentConfig, TD3Config
 from dpd.agents.graphs import Graphs, cloned
+from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.student_config import StudentConfig
 from tests.agents.parity import A, O, filled
 from tests.toy.meta_device import META, Recorded, on_device
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.config import TD3Config
+from dpd.agents.offpolicy_config import TD3Config
 from dpd.agents.rng import RowRandom, Stream, uniform_from_normal
 from dpd.agents.td3 import TD3, ParameterNoise
 

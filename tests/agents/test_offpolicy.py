@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Metrics, Minibatch
-from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
+from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.ppo import valid_positions
 from dpd.agents.replay import Transitions
 from dpd.agents.sac import SAC

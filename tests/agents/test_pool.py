@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import State
-from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config, View
+from dpd.agents.config import View
 from dpd.agents.offpolicy import Sample
+from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.pool import Pool
 from dpd.agents.replay import Transitions
 from dpd.agents.sac import SAC

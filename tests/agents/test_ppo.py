@@ -13,8 +13,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from dpd.agents.base import Batch, Metrics, Minibatch, Rollout
-from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.ppo_loss import Samples, mean_kl
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy, bounds

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.config import PPOConfig
 from dpd.agents.dist import DiagGaussian
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.ppo_loss import Samples, ppo_loss
 
 A = 2

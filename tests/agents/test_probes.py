@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.config import DDPGConfig, OffPolicyConfig, PPOConfig, SACConfig, TD3Config
+from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
+from dpd.agents.ppo_config import PPOConfig
 from dpd.run.collect import collect
 from tests.toy import probe_envs as probes
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import LearnerId, Rollout
-from dpd.agents.config import StudentConfig, View
+from dpd.agents.config import View
 from dpd.agents.encoders import encode
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.student import ConvolutionalStudent, RecurrentStudent
+from dpd.agents.student_config import StudentConfig
 from dpd.agents.views import RememberingFrames
 from tests.agents.parity import A, O
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Rollout
-from dpd.agents.config import SACConfig
+from dpd.agents.offpolicy_config import SACConfig
 from dpd.agents.replay import Replay
 from dpd.agents.rng import RowRandom, Stream
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, Rollout
-from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from tests.agents.test_ppo import A, O
 from tests.agents.test_sharing import F64, SMALL, broken, group, rollout_of
 

@@ -5,7 +5,7 @@ import torch
 from stable_baselines3 import SAC as SB3SAC
 from torch import Tensor
 
-from dpd.agents.config import SACConfig
+from dpd.agents.offpolicy_config import SACConfig
 from dpd.agents.sac import SAC
 from tests.agents import parity
 from tests.agents.parity import A, B, O

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, Rollout
-from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.ppo_loss import variance
 from dpd.agents.sharing import effective_share, gae, group_mean, share_weights, shared
 from tests.agents.test_ppo import A, O, fill

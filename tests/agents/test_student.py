@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.config import PPOConfig, StudentConfig
 from dpd.agents.learners import Learners
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.replay import Replay
 from dpd.agents.student import Student
+from dpd.agents.student_config import StudentConfig
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy, load, save
 from tests.agents.parity import A, O, filled

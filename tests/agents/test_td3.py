@@ -4,7 +4,7 @@ from stable_baselines3 import DDPG as SB3DDPG
 from stable_baselines3 import TD3 as SB3TD3
 from torch import Tensor
 
-from dpd.agents.config import DDPGConfig, TD3Config
+from dpd.agents.offpolicy_config import DDPGConfig, TD3Config
 from dpd.agents.td3 import TD3
 from tests.agents import parity
 from tests.agents.parity import A, B, O

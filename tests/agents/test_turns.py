@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.config import ALGORITHMS
 from dpd.agents.offpolicy import OffPolicy
+from dpd.agents.table import ALGORITHMS
 from dpd.agents.turns import HybridTurns
 from dpd.cli import parse_train
 from dpd.errors import BadInput

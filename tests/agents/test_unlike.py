@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from dpd.agents.config import PPOConfig, SACConfig, TD3Config
 from dpd.agents.kernels import Kernels
+from dpd.agents.offpolicy_config import SACConfig, TD3Config
+from dpd.agents.ppo_config import PPOConfig
 from tests.agents.parity import A, O, filled
 
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 8, "minibatch_size": 8, "hidden": (8, 8)}

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Rollout
-from dpd.agents.config import StudentConfig, View
+from dpd.agents.config import View
 from dpd.agents.norm import ObsNorm
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.student import Student
+from dpd.agents.student_config import StudentConfig
 from dpd.agents.views import Frames, ViewNorm, see_all
 from tests.agents.parity import A, O
 

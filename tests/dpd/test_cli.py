@@ -6,11 +6,13 @@ import sys
 
 import pytest
 
-from dpd.agents.config import ALGORITHMS, AlgorithmSpec, PPOConfig
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.table import ALGORITHMS, AlgorithmSpec
 from dpd.cli import main, parse_train, saved_run
-from dpd.config import ForeignConfig
-from dpd.distill.config import METHODS, DPDConfig, MethodSpec
+from dpd.distill.peers_config import DPDConfig
+from dpd.distill.table import METHODS, MethodSpec
 from dpd.errors import BadInput
+from dpd.policies.config import ForeignConfig
 from tests.toy.own import OwnConfig, WatchConfig
 
 

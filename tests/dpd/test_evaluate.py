@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import parse_train
 from dpd.envs.base import Env, EnvSpec, Step, UnsupportedEnv
 from dpd.envs.make import make

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import dpd.export as export
-from dpd.agents.config import PPOConfig
 from dpd.agents.nets import ACTIVATIONS
+from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import main
 from dpd.export import FORMATS, write_checked
 from dpd.policies import policyfile

@@ -15,7 +15,6 @@ from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.wrappers import TimeLimit
 
 from dpd.cli import main
-from dpd.config import RunConfig
 from dpd.envs.base import FailedEnv, UnsupportedEnv
 from dpd.envs.make import check, choose_backend, make
 from dpd.envs.native import NativeEnv
@@ -24,6 +23,7 @@ from dpd.envs.task import SimState
 from dpd.envs.tasks import is_native
 from dpd.envs.user_task import USER_TASKS, MujocoTask, register_task
 from dpd.errors import BadInput
+from dpd.run.config import RunConfig
 from tests.toy.runs import ENDS, TEACHER
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"

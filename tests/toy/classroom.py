@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, Metrics
-from dpd.agents.config import StudentConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.nets import mlp_shapes
 from dpd.agents.student import Student
+from dpd.agents.student_config import StudentConfig
 from dpd.distill.method import Context
 from dpd.distill.teacher import Teacher
 from dpd.policies.metadata import PolicyMeta

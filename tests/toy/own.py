@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from dpd.agents.base import Metrics
-from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.distill.config import MethodConfig
 from dpd.distill.method import Context, Method
 

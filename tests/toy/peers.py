@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, Minibatch
-from dpd.agents.config import DDPGConfig, OffPolicyConfig, PPOConfig, SACConfig, TD3Config
+from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.sac import SAC
 from dpd.agents.td3 import TD3
-from dpd.distill.config import DPDConfig
 from dpd.distill.method import Context
 from dpd.distill.peers import DualDistillation
+from dpd.distill.peers_config import DPDConfig
 from dpd.distill.targets import Targets, samples_at
 
 O, A, S = 4, 2, 64  # noqa: E741

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dpd.agents.base import Batch
 from dpd.agents.learners import Learners
-from dpd.distill.config import DPDConfig
 from dpd.distill.method import Context, Method
 from dpd.distill.peers import DualDistillation
+from dpd.distill.peers_config import DPDConfig
 from dpd.run.collect import collect
 from tests.toy import probe_envs as probes
 

@@ -5,14 +5,17 @@ from typing import Any
 
 import torch
 
-from dpd.agents.config import ALGORITHMS, LearnerConfig
+from dpd.agents.config import LearnerConfig
 from dpd.agents.learners import Learners
-from dpd.config import RunConfig, TrainConfig
-from dpd.distill.config import CloningConfig, IndependentConfig
+from dpd.agents.table import ALGORITHMS
+from dpd.config import TrainConfig
+from dpd.distill.peers_config import IndependentConfig
+from dpd.distill.teaching_config import CloningConfig
 from dpd.envs.make import check
 from dpd.policies import policyfile
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy, load
+from dpd.run.config import RunConfig
 from dpd.run.policies import PolicySaver
 
 EVERY = sorted(ALGORITHMS)

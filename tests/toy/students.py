@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Metrics
-from dpd.agents.config import LearnerConfig, PPOConfig, SACConfig, StudentConfig, TD3Config
+from dpd.agents.config import LearnerConfig
 from dpd.agents.learners import Learners
-from dpd.distill.config import TeachingConfig
+from dpd.agents.offpolicy_config import SACConfig, TD3Config
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.student_config import StudentConfig
 from dpd.distill.method import Context, Method
 from dpd.distill.teacher import Teacher
+from dpd.distill.teaching_config import TeachingConfig
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy
 from dpd.run.collect import collect

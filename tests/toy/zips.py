@@ -14,7 +14,7 @@ from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from dpd.config import ForeignConfig
+from dpd.policies.config import ForeignConfig
 from dpd.policies.metadata import NotAPolicy
 from dpd.sb3.zip import load_zip
 

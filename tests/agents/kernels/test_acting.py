@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dpd.agents.config import PPOConfig
 from dpd.agents.kernels import Kernels
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 
 OBS, ACT = 5, 3
 

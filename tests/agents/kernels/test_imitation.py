@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.config import PPOConfig, StudentConfig
 from dpd.agents.kernels import Kernels
 from dpd.agents.learners import GaussianLearners
 from dpd.agents.optim import StackedAdam
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.student import Student
+from dpd.agents.student_config import StudentConfig
 from dpd.distill.targets import Targets, descend, distance
 
 F32, F64 = torch.float32, torch.float64

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch, ClosedTerm, Metrics, Minibatch, take
-from dpd.agents.config import PPOConfig
 from dpd.agents.dist import DiagGaussian, divergence
 from dpd.agents.kernels import Kernels
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.ppo_loss import Samples
 
 F32, F64 = torch.float32, torch.float64

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dpd.agents.base import Batch, Metrics, Minibatch
-from dpd.agents.config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.kernels import Kernels
 from dpd.agents.offpolicy import OffPolicy
+from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.sac import SAC
 from dpd.agents.td3 import TD3
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpd.distill.config import DAggerConfig
 from dpd.distill.teacher import Mixture
+from dpd.distill.teaching_config import DAggerConfig
 from tests.toy.students import STUDENT, A, School, constant, drawn
 
 OBS = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1))

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from dpd.agents.base import Batch
-from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
-from dpd.distill.config import DPDConfig, IndependentConfig
+from dpd.agents.ppo_config import PPOConfig
 from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method
 from dpd.distill.peers import DualDistillation
+from dpd.distill.peers_config import DPDConfig, IndependentConfig
 from tests.toy import probe_envs as probes
 from tests.toy.point_mass import (
     GAMMA,

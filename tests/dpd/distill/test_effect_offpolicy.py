@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Batch
-from dpd.agents.config import DDPGConfig, SACConfig, TD3Config
 from dpd.agents.offpolicy import OffPolicy
+from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
 from dpd.agents.td3 import TD3
-from dpd.distill.config import DPDConfig, IndependentConfig
 from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method
 from dpd.distill.peers import DualDistillation
+from dpd.distill.peers_config import DPDConfig, IndependentConfig
 from tests.toy import probe_envs as probes
 from tests.toy.point_mass import (
     DT,

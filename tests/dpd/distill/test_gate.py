@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from dpd.distill.config import DPDConfig
 from dpd.distill.peers import dpd_loss
+from dpd.distill.peers_config import DPDConfig
 from dpd.distill.rulers import effective_sample_size, gap, gate_weight
 from tests.toy.peers import F64, f64
 

@@ -14,8 +14,8 @@ from dpd.agents.config import LearnerConfig
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.ppo import PPO
 from dpd.agents.sac import SAC as SoftActorCritic
-from dpd.distill.config import GradientConfig, KickstartConfig, ProximalConfig
 from dpd.distill.in_loss import InLoss
+from dpd.distill.in_loss_config import GradientConfig, KickstartConfig, ProximalConfig
 from tests.toy.students import PLAIN, SAC, TD3, School, Wandering, constant, drawn
 
 UNBOUNDED = replace(PLAIN, max_grad_norm=1e9)  # or the value's gradient would shorten the policy's

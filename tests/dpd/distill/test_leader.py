@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dpd.agents.ppo import PPO
-from dpd.distill.config import DPDConfig
 from dpd.distill.leader import Leaders, mean_and_error
 from dpd.distill.method import Context, PeerStack
+from dpd.distill.peers_config import DPDConfig
 from dpd.distill.targets import Targets
 from tests.toy.peers import ALGO, F64, LOSS, SHARED, STEP, A, O, Setup, vary
 

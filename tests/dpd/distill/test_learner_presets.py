@@ -2,9 +2,11 @@
 
 import pytest
 
-from dpd.agents.config import ALGORITHMS, PPOConfig, SACConfig
+from dpd.agents.offpolicy_config import SACConfig
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.table import ALGORITHMS
 from dpd.cli import parse_train
-from dpd.distill.config import DPDConfig
+from dpd.distill.peers_config import DPDConfig
 
 LEARN = [name for name in ALGORITHMS if name != "student"]
 

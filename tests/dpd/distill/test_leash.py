@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from dpd.agents.config import PPOConfig, SACConfig
 from dpd.agents.dist import DiagGaussian, kl
+from dpd.agents.offpolicy_config import SACConfig
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.sharing import effective_share
-from dpd.distill.config import DPDConfig
 from dpd.distill.peers import DualDistillation
+from dpd.distill.peers_config import DPDConfig
 from dpd.distill.targets import LEASH, adapted_coef
 from tests.toy.peers import F64, LOSS, Setup, vary
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from dpd.agents.base import Metrics
-from dpd.agents.config import StudentConfig, View
+from dpd.agents.config import View
 from dpd.agents.graphs import Graphs
 from dpd.agents.learners import Learners
 from dpd.agents.rng import RowRandom, Stream
-from dpd.distill.config import METHODS, DPDConfig
+from dpd.agents.student_config import StudentConfig
 from dpd.distill.method import Context, PeerStack
+from dpd.distill.peers_config import DPDConfig
+from dpd.distill.table import METHODS
 from dpd.distill.teacher import Teacher
 from dpd.policies.memory import MemoryMeta
 from dpd.policies.policyfile import Policy

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.distill.config import DPDConfig, IndependentConfig
 from dpd.distill.independent import Independent
 from dpd.distill.method import Context
+from dpd.distill.peers_config import DPDConfig, IndependentConfig
 from tests.toy.peers import DIVERGENCES, F64, LOSS, SHARED, STEP, A, O, S, Setup, vary
 
 

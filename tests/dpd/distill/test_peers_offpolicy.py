@@ -10,9 +10,9 @@ from torch import Tensor
 from dpd.agents.base import ExtraLoss, Minibatch, State
 from dpd.agents.dist import STD_FLOOR
 from dpd.agents.offpolicy import OffPolicy
-from dpd.distill.config import DPDConfig, IndependentConfig
 from dpd.distill.independent import Independent
 from dpd.distill.peers import dose_of
+from dpd.distill.peers_config import DPDConfig, IndependentConfig
 from tests.toy.peers import DIVERGENCES, F64, LOSS, REPLAYED, SHARED, STEP, A, O, S, Setup, vary
 
 RULERS = ("value", "action", "lcb", "critics")

@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from dpd.agents.config import ALGORITHMS, DDPGConfig, PPOConfig, StudentConfig
+from dpd.agents.offpolicy_config import DDPGConfig
+from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.student_config import StudentConfig
+from dpd.agents.table import ALGORITHMS
 from dpd.cli import parse_run, parse_train
-from dpd.config import RunConfig, TrainConfig
-from dpd.distill.config import DPDConfig, OnPolicyConfig
+from dpd.config import TrainConfig
 from dpd.distill.peers import Dose, dose_of, dpd_loss
+from dpd.distill.peers_config import DPDConfig
 from dpd.distill.presets import DPD_PRESETS
 from dpd.distill.rulers import gate_weight
+from dpd.distill.teaching_config import OnPolicyConfig
 from dpd.errors import BadInput
+from dpd.run.config import RunConfig
 from dpd.run.settings import preset_settings, updated
 from tests.toy.peers import F64, LOSS, REPLAYED, STEP, Setup, f64, vary
 

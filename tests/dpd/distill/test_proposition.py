@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpd.distill.config import DPDConfig
+from dpd.distill.peers_config import DPDConfig
 from dpd.distill.rulers import gap, gate_weight
 
 S, A, GAMMA = 6, 3, 0.9

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.distill.config import DAggerConfig, RetrievalConfig
 from dpd.distill.method import Context
 from dpd.distill.retrieval import WEIGHTS
 from dpd.distill.teacher import Teacher
+from dpd.distill.teaching_config import DAggerConfig, RetrievalConfig
 from dpd.policies import memory
 from dpd.policies.memory import Neighbours
 from dpd.policies.policyfile import Policy

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.config import PPOConfig
-from dpd.distill.config import DPDConfig
+from dpd.agents.ppo_config import PPOConfig
 from dpd.distill.exchange import PeerExchange
+from dpd.distill.peers_config import DPDConfig
 from dpd.distill.rulers import (
     action_gaps,
     best_other,

@@ -9,9 +9,9 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from dpd.agents.dist import DiagGaussian
-from dpd.distill.config import ScaffoldConfig
 from dpd.distill.scaffold import Scaffold
 from dpd.distill.targets import distance
+from dpd.distill.teaching_config import ScaffoldConfig
 from tests.toy.classroom import Classroom, Function, network
 
 SIZES = ("2", "4", "8")

@@ -6,16 +6,11 @@ from typing import Any
 
 import pytest
 
-from dpd.agents.config import PPOConfig, SACConfig
-from dpd.distill.config import (
-    DAggerConfig,
-    GradientConfig,
-    KickstartConfig,
-    ProximalConfig,
-    RetrievalConfig,
-    TeachingConfig,
-)
+from dpd.agents.offpolicy_config import SACConfig
+from dpd.agents.ppo_config import PPOConfig
+from dpd.distill.in_loss_config import GradientConfig, KickstartConfig, ProximalConfig
 from dpd.distill.schedules import Schedule, scheduled
+from dpd.distill.teaching_config import DAggerConfig, RetrievalConfig, TeachingConfig
 
 KINDS: list[Schedule] = ["constant", "linear", "exponential", "first"]
 

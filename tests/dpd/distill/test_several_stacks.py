@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dpd.agents.base import Batch
 from dpd.agents.learners import Learners
-from dpd.distill.config import DPDConfig
 from dpd.distill.exchange import PeerExchange, States
 from dpd.distill.method import Context, PeerStack
 from dpd.distill.peers import DualDistillation
+from dpd.distill.peers_config import DPDConfig
 from dpd.distill.targets import Targets
 from tests.toy.peers import ALGO, F64, KINDS, REPLAYED, STEP, A, O, Setup, vary
 

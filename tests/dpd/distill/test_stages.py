@@ -6,7 +6,6 @@ import math
 
 import pytest
 
-from dpd.distill.config import ProgressiveConfig
 from dpd.distill.progressive import (
     at_random,
     choose_checkpoints,
@@ -17,6 +16,7 @@ from dpd.distill.progressive import (
     stage_at,
     steepest,
 )
+from dpd.distill.teaching_config import ProgressiveConfig
 from dpd.policies.policyfile import Policy
 from dpd.run.teachers import _up_to
 from tests.toy.students import constant

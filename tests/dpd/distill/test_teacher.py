@@ -10,15 +10,14 @@ import torch
 
 from dpd.agents.config import LearnerConfig
 from dpd.agents.dist import STD_FLOOR
-from dpd.distill.config import (
+from dpd.distill.in_loss_config import GradientConfig, KickstartConfig
+from dpd.distill.teacher import Route, Teacher
+from dpd.distill.teaching_config import (
     CloningConfig,
     DAggerConfig,
-    GradientConfig,
-    KickstartConfig,
     ProgressiveConfig,
     TeachingConfig,
 )
-from dpd.distill.teacher import Route, Teacher
 from dpd.errors import BadInput
 from dpd.policies.policyfile import Policy
 from tests.toy.students import PLAIN, SAC, STUDENT, A, O, School, constant, drawn, linear

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.config import StudentConfig
 from dpd.agents.dist import kl
-from dpd.distill.config import (
+from dpd.agents.student_config import StudentConfig
+from dpd.distill.config import Divergence
+from dpd.distill.teacher import Teacher
+from dpd.distill.teaching_config import (
     CloningConfig,
     DAggerConfig,
-    Divergence,
     OnPolicyConfig,
     ProgressiveConfig,
     SupervisedConfig,
 )
-from dpd.distill.teacher import Teacher
 from dpd.policies.policyfile import Policy
 from tests.toy.point_mass import DT, HORIZON, fit, returns, starts, steer
 from tests.toy.students import (

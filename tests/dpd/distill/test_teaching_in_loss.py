@@ -10,20 +10,18 @@ import torch
 from torch import Tensor
 
 from dpd.agents.base import Minibatch
-from dpd.agents.config import LearnerConfig, PPOConfig
+from dpd.agents.config import LearnerConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
+from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.replay import Transitions
-from dpd.distill.config import (
-    IndependentConfig,
-    KickstartConfig,
-    ProximalConfig,
-    TeachingConfig,
-)
 from dpd.distill.in_loss import InLoss, proximal_weight
+from dpd.distill.in_loss_config import KickstartConfig, ProximalConfig
 from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method
+from dpd.distill.peers_config import IndependentConfig
 from dpd.distill.teacher import Teacher
+from dpd.distill.teaching_config import TeachingConfig
 from dpd.policies.policyfile import Policy
 from tests.toy.students import PLAIN, SAC, STUDENT, TD3, A, O, School, constant, drawn
 

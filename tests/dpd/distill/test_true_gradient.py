@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dpd.agents.dist import kl
-from dpd.distill.config import GradientConfig, ReverseGradientConfig
 from dpd.distill.in_loss import TrueGradient, next_divergence_reward
+from dpd.distill.in_loss_config import GradientConfig, ReverseGradientConfig
 from tests.toy.students import PLAIN, SAC, School, drawn
 
 F64 = torch.float64

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dpd.agents.config import PPOConfig
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.policies import metadata as policymeta
 from dpd.policies import policyfile
 from dpd.policies.metadata import NotAPolicy, PolicyMeta

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import dpd
-from dpd.agents.config import PPOConfig
+from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import main, parse_run
 from dpd.run.train import iterate, make_training
 from tests.toy.runs import ENDS, ROLLOUT, STUDENT, distil, logged, run, train_teacher

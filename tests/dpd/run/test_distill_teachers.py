@@ -13,12 +13,12 @@ import torch
 
 import dpd
 from dpd.cli import main, parse_run
-from dpd.config import RunConfig, TeacherConfig
 from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.fidelity.policies import n_parameters
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy
+from dpd.run.config import RunConfig, TeacherConfig
 from dpd.run.teachers import foreign_settings, read_run_teacher
 from tests.toy import policies as made
 from tests.toy import zips as foreign

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpd.agents.base import Rollout
-from dpd.agents.config import SACConfig
+from dpd.agents.offpolicy_config import SACConfig
 from dpd.agents.replay import Replay
 from dpd.run.checkpoint import BadFile, CheckpointInfo, Checkpoints, JournalFiles
 

@@ -11,7 +11,6 @@ from stable_baselines3 import PPO
 import dpd.evaluate as evaluation
 import tests.toy.payload_env  # noqa: F401, registers environments
 from dpd.cli import main
-from dpd.config import ForeignConfig
 from dpd.cooperate.config import CooperateConfig
 from dpd.cooperate.cooperation import read_policies
 from dpd.envs.make import make
@@ -19,6 +18,7 @@ from dpd.errors import BadInput
 from dpd.fidelity.config import SweepConfig
 from dpd.fidelity.sweep import read_sweep_teacher
 from dpd.policies import policyfile
+from dpd.policies.config import ForeignConfig
 from dpd.policies.policyfile import load
 from dpd.run.sources import Place, place_of
 from dpd.run.video import render_episode

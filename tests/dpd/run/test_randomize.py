@@ -12,10 +12,10 @@ from gymnasium.envs.mujoco import MujocoEnv
 from torch import Tensor
 
 from dpd.cli import main, parse_train
-from dpd.config import RunConfig
 from dpd.envs.make import make
 from dpd.errors import BadInput
 from dpd.policies.policyfile import load
+from dpd.run.config import RunConfig
 from dpd.run.sources import Place
 from dpd.run.video import render_episode
 from tests.toy.runs import ENDS, ROLLOUT, STUDENT, TEACHER

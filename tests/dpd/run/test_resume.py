@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import dpd
 import dpd.run.training
 from dpd.cli import main, parse_train
-from dpd.config import refuse_changes
 from dpd.files import read_lock
+from dpd.run.changes import refuse_changes
 from dpd.run.checkpoint import CHECKPOINT_KEY, Checkpoints, read, write_tensors
 from dpd.run.settings import saved_settings
 from tests.toy.gpu_runs import as_on_a_gpu

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dpd.cli import main
-from dpd.config import ForeignConfig
 from dpd.errors import BadInput
 from dpd.policies import policyfile
+from dpd.policies.config import ForeignConfig
 from dpd.policies.metadata import NotAPolicy
 from dpd.run.sources import find_policies, is_zip, load_any
 from tests.toy.zips import foreign, statistics, trained

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpd.agents.config import PPOConfig
+from dpd.agents.ppo_config import PPOConfig
 from dpd.errors import BadInput
 from dpd.policies import policyfile
 from dpd.policies.metadata import PolicyMeta

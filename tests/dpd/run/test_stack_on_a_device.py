@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from dpd.agents.config import LearnerConfig, PPOConfig, SACConfig
+from dpd.agents.config import LearnerConfig
+from dpd.agents.offpolicy_config import SACConfig
+from dpd.agents.ppo_config import PPOConfig
 from dpd.config import StackConfig
-from dpd.distill.config import DPDConfig
 from dpd.distill.method import Context
+from dpd.distill.peers_config import DPDConfig
 from dpd.envs.base import OnDevice, Step
 from dpd.run.stack import LearnerStack
 from dpd.run.train import learn

@@ -15,8 +15,8 @@ from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
-from dpd.config import ForeignConfig
 from dpd.errors import BadInput
+from dpd.policies.config import ForeignConfig
 from dpd.policies.policyfile import Policy
 from dpd.run.sources import load_any
 from dpd.sb3 import export as sb3

@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 import tests.toy.payload_env  # noqa: F401, registers environments
 from dpd.cli import main
-from dpd.config import NO_STATISTICS
 from dpd.errors import BadInput
+from dpd.policies.config import NO_STATISTICS
 from dpd.sb3.statistics import find_statistics
 from dpd.sb3.zip import load_zip
 from tests.toy.zips import foreign, statistics

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from torch import nn
 
-from dpd.config import NO_STATISTICS
 from dpd.errors import BadInput
 from dpd.policies import policyfile
+from dpd.policies.config import NO_STATISTICS
 from dpd.policies.metadata import NotAPolicy
 from dpd.sb3.untrusted import WEIGHT_GLOBALS
 from dpd.sb3.zip import load_zip
