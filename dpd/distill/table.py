@@ -39,7 +39,7 @@ class MethodSpec:
     presets: MethodPresets = field(default_factory=dict)
     """Settings of the method under named presets, which no other method has."""
     default_presets: Mapping[type[LearnerConfig], str] = field(default_factory=dict)
-    """The preset that applies without --preset, by the learners that it is for."""
+    """The preset that applies without --preset, by the learners that it is for; none by default."""
 
 
 SUPERVISED = "dpd.distill.teaching:Supervised"

@@ -69,7 +69,7 @@ class Selection:
     preset: str | None = None
     """Named settings: paper, released or modern for the method; large for the learners (thousands
     of environments, for a GPU). Separate several with commas: paper,large; later ones win. None:
-    modern for PPO's peers, paper for those of td3, ddpg and sac."""
+    the settings of paper."""
     config: Path | None = None
     """JSON file of settings. Flags on the command line override it."""
     history: str | None = None
