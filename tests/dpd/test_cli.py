@@ -152,7 +152,7 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--distill.gate", "hard", "--distill.alpha", "3"], "--distill.gate soft"),
         (["train", "--distill.students", "2"], "peers are 0 to 1"),
         (["train", "--env-kwargs", "{"], "not JSON"),
-        (
+        (["train", "--env-kwargs", '{"foo": 1}'], "takes no 'foo'; it takes xml_file"),
             ["train", "--env-kwargs", '{"foo": 1}'],
             "HalfCheetah-v5 takes no 'foo'; it takes xml_file",
         ),

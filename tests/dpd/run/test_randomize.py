@@ -124,7 +124,7 @@ def test_several_processes_draw_alike(teacher: Path, tmp_path: Path) -> None:
         ),
         (["--env-kwargs", json.dumps(KWARGS)], "--env-kwargs contains randomize already"),
         (["--backend", "gymnasium"], "randomize needs the native backend, not gymnasium"),
-        (["--env-kwargs", '{"frame_skp": 2}'], "Swimmer-v5 takes no 'frame_skp'; it takes xml_f"),
+        (["--env-kwargs", '{"frame_skp": 2}'], "HalfCheetah-v5 takes no 'frame_skp'; it takes xm"),
         (
             ["--randomize", "masses=2"],
             "--randomize masses=2: 'masses=2' is no range: did you mean m",
