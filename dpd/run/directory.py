@@ -60,10 +60,10 @@ def opened(
     one, or if these settings cannot resume the run.
     """
     path, is_new = run_path(config), config.run.resume is None
-    if is_new:
-        refuse_occupied(path, config)
     if teacher is not None and teacher.returns is None:
         # before the directory exists: a refused run leaves nothing behind
+        if is_new:
+            refuse_occupied(path, config)
         with console.status("measuring the teacher"):
             teacher.returns = measure(teacher, config)
     with locked(path) as lock:

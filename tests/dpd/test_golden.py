@@ -60,7 +60,7 @@ def measure(folder: Path) -> dict[str, Any]:
     runs["students"] = [*STUDENTS, "--teacher", str(teacher)]
     for name, argv in runs.items():
         assert main([*argv, "--out", str(folder / name)]) == 0
-    assert main([*STUDY, "--out", str(study), "--", "--preset", "paper", *PPO, *ENDS[:-2]]) == 0
+    assert main([*STUDY, "--out", str(study), "--", *PPO, *ENDS[:-2]]) == 0
     found: dict[str, Any] = {name: logged(folder / name) for name in runs}
     return found | {"study": figures(json.loads((study / "study.json").read_text()))}
 
