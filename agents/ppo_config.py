@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from dpd.agents.config import LearnerConfig, layers_of, refuse_unlike_depths, require
-
-if TYPE_CHECKING:
-    pass
-
 
 Critic = Literal["own", "mean"]
 """The value function of a learner, or the mean of those of its group."""

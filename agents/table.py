@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
 from dpd.agents.ppo_config import PPOConfig
@@ -15,9 +15,6 @@ from dpd.agents.presets import (
     Presets,
 )
 from dpd.agents.student_config import StudentConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -42,3 +39,9 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
     "student": AlgorithmSpec(StudentConfig, "dpd.agents.student:Student", STUDENT_PRESETS),
 }
 """All algorithms, by the name that `--algo` takes."""
+
+
+def rl_algorithms() -> dict[str, AlgorithmSpec]:
+    """Return the algorithms that learn from rewards."""
+    rows = ALGORITHMS.items()
+    return {name: row for name, row in rows if not issubclass(row.settings, StudentConfig)}

@@ -55,14 +55,14 @@ def written() -> str:
     learners: list[type] = [row.settings for row in flags.rl_algorithms().values()]
     students: list[type] = [row.settings for row in flags.ALGORITHMS.values()]
     common = {"distill": "Nested", **dict.fromkeys(PEERS, "Nested")}
-    train = merged(flags.RunConfig, flags.Selection, *learners, view) | common
+    train = joined_types(flags.RunConfig, flags.Selection, *learners, view) | common
     more: tuple[type, ...] = (
         flags.DistillSelection,
         *students,
         flags.TeacherConfig,
         flags.ViewConfig,
     )
-    distill = merged(flags.RunConfig, *more) | common
+    distill = joined_types(flags.RunConfig, *more) | common
     blocks += block("train", train, {"env"})
     blocks += block("distill", distill, {"env"})
     for command, given in GIVEN.items():
@@ -81,7 +81,7 @@ def block(command: str, types: Mapping[str, str], hidden: set[str]) -> Iterator[
     yield ""
 
 
-def merged(*kinds: type) -> dict[str, str]:
+def joined_types(*kinds: type) -> dict[str, str]:
     """Return the types of the fields of several settings; unlike types become a union."""
     types: dict[str, list[str]] = {}
     for kind in kinds:

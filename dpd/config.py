@@ -1,18 +1,16 @@
-"""Settings of a run: `RunConfig`, and `TrainConfig` with learners and method; torch-free."""
+"""Settings of a whole run, which combine those of its learners and its method; torch-free."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dpd.agents.config import LearnerConfig, ReplayConfig, View, layers_of
+from dpd.agents.config import LearnerConfig, ReplayConfig, View
 from dpd.agents.offpolicy_config import OffPolicyConfig
 from dpd.agents.student_config import StudentConfig
-from dpd.agents.table import ALGORITHMS, AlgorithmSpec
 from dpd.distill.config import MethodConfig
 from dpd.distill.peers_config import DPDConfig
 from dpd.distill.views import SeenConfig, ViewConfig, critic_columns
@@ -390,22 +388,3 @@ class TrainConfig:
         if views == type(views)() and not self.histories:
             return {}
         return {"history": ",".join(map(str, self.histories)) or None, **asdict(views)}
-
-
-def rl_algorithms() -> dict[str, AlgorithmSpec]:
-    """Return the algorithms that learn from rewards."""
-    rows = ALGORITHMS.items()
-    return {name: row for name, row in rows if not issubclass(row.settings, StudentConfig)}
-
-
-def with_sizes(
-    name: str, config: LearnerConfig, sizes: Sequence[str]
-) -> list[tuple[str, LearnerConfig]]:
-    """Return the settings of learners that differ in size only.
-
-    Sizes of equal depth share one stack if the algorithm supports it.
-    """
-    layers = [layers_of(size, len(config.hidden)) for size in sizes]
-    if isinstance(config, StudentConfig) and len({len(hidden) for hidden in layers}) == 1:
-        return [(name, replace(config, sizes=tuple(sizes), hidden=layers[0]))]
-    return [(name, replace(config, hidden=hidden)) for hidden in layers]

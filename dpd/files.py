@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 DRAFT = ".part."
+SETTINGS_FILE = "config.json"
+DEPTH = 3  # STUDY/ENV/ARM/SHARE, or a directory of studies without shares
 LOCK = ".lock"
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)  # the umask can only be read by setting it
@@ -70,3 +72,14 @@ def read_lock(folder: Path) -> LockState:
         return LockState(False, os.pread(fd, 32, 0).decode(errors="replace").strip())
     finally:
         os.close(fd)
+
+
+def run_folders(path: Path) -> list[Path]:
+    """Return the run directories among a directory and its folders, by name.
+
+    A directory that is a run stands for itself alone.
+    """
+    if (path / SETTINGS_FILE).is_file():
+        return [path]
+    patterns = ["/".join(["*"] * level + [SETTINGS_FILE]) for level in range(1, DEPTH + 1)]
+    return sorted({file.parent for pattern in patterns for file in path.glob(pattern)})

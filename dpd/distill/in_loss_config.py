@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from dpd.agents.config import LearnerConfig
 from dpd.agents.offpolicy_config import OffPolicyConfig
@@ -13,9 +13,6 @@ from dpd.agents.ppo_config import PPOConfig
 from dpd.distill.config import Divergence
 from dpd.distill.schedules import Schedule, TeacherActs, between, parse_points, points_of, scheduled
 from dpd.distill.teaching_config import TeachingConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from dpd.agents.config import LearnerConfig
 from dpd.agents.offpolicy_config import OffPolicyConfig, TD3Config
 from dpd.distill.config import OF_MEANS, Divergence, MethodConfig
-
-if TYPE_CHECKING:
-    pass
 
 WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "steps": ("dose", ("step", "shared")),

@@ -66,8 +66,6 @@ DPD_PRESETS: MethodPresets = {
         None: {"ruler": "action", "gate": "hard", "states": "mixed"},
     },
 }
-# Presets that apply without --preset, by learners: none. Every default is the paper's.
-DPD_DEFAULT_PRESETS: Mapping[type[LearnerConfig], str] = {}
 ON_POLICY_PRESETS: MethodPresets = {
     # rsl_rl's distillation: squared error to the teacher's mean action, gradients without a bound,
     # 2 epochs of 120 / 15 steps. (Its gradient length of 15 is for recurrent students.)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from dpd.agents.config import LearnerConfig
 from dpd.distill.config import MethodConfig
 from dpd.distill.in_loss_config import (
     GradientConfig,
@@ -15,7 +12,7 @@ from dpd.distill.in_loss_config import (
     ReverseGradientConfig,
 )
 from dpd.distill.peers_config import DPDConfig, IndependentConfig
-from dpd.distill.presets import DPD_DEFAULT_PRESETS, DPD_PRESETS, ON_POLICY_PRESETS, MethodPresets
+from dpd.distill.presets import DPD_PRESETS, ON_POLICY_PRESETS, MethodPresets
 from dpd.distill.teaching_config import (
     CloningConfig,
     DAggerConfig,
@@ -24,9 +21,6 @@ from dpd.distill.teaching_config import (
     RetrievalConfig,
     ScaffoldConfig,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -38,15 +32,11 @@ class MethodSpec:
     """Import path of the method, `module:class`; the module may import torch."""
     presets: MethodPresets = field(default_factory=dict)
     """Settings of the method under named presets, which no other method has."""
-    default_presets: Mapping[type[LearnerConfig], str] = field(default_factory=dict)
-    """The preset that applies without --preset, by the learners that it is for; none by default."""
 
 
 SUPERVISED = "dpd.distill.teaching:Supervised"
 METHODS: dict[str, MethodSpec] = {
-    "dpd": MethodSpec(
-        DPDConfig, "dpd.distill.peers:DualDistillation", DPD_PRESETS, DPD_DEFAULT_PRESETS
-    ),
+    "dpd": MethodSpec(DPDConfig, "dpd.distill.peers:DualDistillation", DPD_PRESETS),
     "none": MethodSpec(IndependentConfig, "dpd.distill.independent:Independent"),
     "bc": MethodSpec(CloningConfig, SUPERVISED),
     "dagger": MethodSpec(DAggerConfig, SUPERVISED),

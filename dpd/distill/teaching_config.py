@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from dpd.agents.config import LearnerConfig
 from dpd.agents.offpolicy_config import TD3Config
@@ -12,9 +12,6 @@ from dpd.agents.student_config import StudentConfig
 from dpd.agents.table import ALGORITHMS
 from dpd.distill.config import OF_MEANS, Divergence, MethodConfig
 from dpd.distill.schedules import Schedule, TeacherActs
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from dpd.agents.config import require
 from dpd.errors import BadInput, flag
 from dpd.run.config import absolute_paths, parse_env_kwargs, with_ranges
-
-if TYPE_CHECKING:
-    pass
-
 
 Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")]
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpd.config import TrainConfig
 from dpd.errors import BadInput, flag
 from dpd.log.config import WandbConfig
-
-if TYPE_CHECKING:
-    pass
 
 MAY_CHANGE = {
     "total_steps",

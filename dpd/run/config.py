@@ -7,16 +7,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 from dpd.agents.config import require
 from dpd.envs.randomization import NATIVE_IDS, RANDOMIZE, BadRange, format_ranges, parse_ranges
 from dpd.errors import BadInput, flag
-
-if TYPE_CHECKING:
-    pass
 
 
 def as_name(env: str) -> str:

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from dpd.agents.config import LearnerConfig
-from dpd.agents.table import ALGORITHMS
-from dpd.config import TrainConfig, rl_algorithms, with_sizes
+from dpd.agents.config import LearnerConfig, layers_of
+from dpd.agents.student_config import StudentConfig
+from dpd.agents.table import ALGORITHMS, rl_algorithms
+from dpd.config import TrainConfig
 from dpd.distill.config import MethodConfig
 from dpd.distill.presets import METHOD_OF_PRESET
 from dpd.distill.table import METHODS, MethodSpec
@@ -25,7 +26,6 @@ from dpd.log.config import WandbConfig
 from dpd.run.config import RunConfig, TeacherConfig, absolute_paths, parse_env_kwargs
 from dpd.run.settings import (
     default_learners,
-    default_preset,
     merge,
     parse,
     preset_settings,
@@ -161,30 +161,6 @@ def parse_run(argv: Sequence[str], command: str, given: Mapping[str, Any] = NOTH
     method = METHODS[selection.method].settings
     if command != method.COMMAND:
         raise BadInput(f"method {selection.method} belongs to dpd {method.COMMAND}")
-    preset = default_preset(selection.method, selection.algo or method.ALGO)
-    rest = settings, run_dir, argv, command, given
-    if selection.preset is not None or preset is None:
-        return resolved(selection, *rest)
-    try:
-        return resolved(replace(selection, preset=preset), *rest)
-    except BadInput as error:
-        try:
-            resolved(selection, *rest)
-        except BadInput:
-            raise error from None
-        raise BadInput(f"{error}; --preset paper allows it, and {preset} is the default") from error
-
-
-def resolved(
-    selection: Selection,
-    settings: dict[str, Any],
-    run_dir: Path | None,
-    argv: Sequence[str],
-    command: str,
-    given: Mapping[str, Any],
-) -> TrainConfig:
-    """Return the settings of a run whose algorithm, method and preset are known."""
-    method = METHODS[selection.method].settings
     names = (selection.algo or method.ALGO).split(",")
     named_sizes = getattr(selection, "student_sizes", None)
     sizes = [] if named_sizes is None else named_sizes.split(",")
@@ -217,6 +193,19 @@ def resolved(
         histories=histories,
         wandb=args.wandb,
     )
+
+
+def with_sizes(
+    name: str, config: LearnerConfig, sizes: Sequence[str]
+) -> list[tuple[str, LearnerConfig]]:
+    """Return the settings of learners that differ in size only.
+
+    Sizes of equal depth share one stack if the algorithm supports it.
+    """
+    layers = [layers_of(size, len(config.hidden)) for size in sizes]
+    if isinstance(config, StudentConfig) and len({len(hidden) for hidden in layers}) == 1:
+        return [(name, replace(config, sizes=tuple(sizes), hidden=layers[0]))]
+    return [(name, replace(config, hidden=hidden)) for hidden in layers]
 
 
 def command_groups(command: str) -> dict[str, Any]:

@@ -83,13 +83,6 @@ def merge(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     return {**settings, **later, **nested}
 
 
-def default_preset(method: str, algo: str) -> str | None:
-    """Return the preset that applies to a method and its learners without --preset, if any."""
-    kind = ALGORITHMS[algo].settings if algo in ALGORITHMS else object  # none for unlike peers
-    presets = METHODS[method].default_presets
-    return next((presets[base] for base in kind.__mro__ if base in presets), None)
-
-
 def _method_presets() -> set[str]:
     return {preset for row in METHODS.values() for preset in row.presets}
 

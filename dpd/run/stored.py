@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpd.errors import BadInput
+from dpd.files import run_folders
 from dpd.log.naming import display_names, parse_policy_name
 from dpd.policies.policyfile import Policy, load
 from dpd.report.figures import Curve, read_curves
@@ -110,10 +111,10 @@ def find_runs(path: Path) -> list[StoredRun]:
     """Return the run in a directory, or those in it and in its folders."""
     if not path.is_dir():
         raise BadInput(f"{path} does not exist, or is a file; give the directory of a run or study")
-    if (path / "config.json").is_file():
+    found = run_folders(path)
+    if found == [path]:
         return [StoredRun(path, path.resolve().name)]
-    found = [*path.glob("*/config.json"), *path.glob("*/*/config.json")]
-    folders = sorted(file.parent for file in found if (file.parent / "metrics.csv").is_file())
+    folders = [folder for folder in found if (folder / "metrics.csv").is_file()]
     if not folders:
         raise BadInput(
             f"{path} holds no run with a config.json; give a run directory, or a directory of runs "

@@ -213,7 +213,7 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest, callbacks: Sequence[Callba
     eval_every = max(1, config.iterations // config.evaluation.evals)
     record_every = -(-config.iterations // config.run.records)
     evaluated: Metrics | None = None
-    if training.evaluation_due and (evaluated := evaluate(run, log, stop)) is not None:
+    if training.evaluation_due and (evaluated := evaluate_learners(run, log, stop)) is not None:
         values = log.record(training.steps, evaluated)
         log.flush()
         run.save(score_of(evaluated))
@@ -224,7 +224,7 @@ def loop(run: RunDir, log: RunLog, stop: StopRequest, callbacks: Sequence[Callba
         metrics = iterate(training)
         left = config.iterations - training.iteration
         is_due = left % eval_every == 0
-        evaluated = evaluate(run, log, stop) if is_due else None
+        evaluated = evaluate_learners(run, log, stop) if is_due else None
         spent = training.clock.flush()
         busy = time.perf_counter() - start - spent.get("time/eval", 0.0)
         total = config.steps_per_iteration * config.run.seeds
@@ -330,7 +330,7 @@ def mean_metrics(rounds: Sequence[Metrics]) -> Metrics:
     return {name: torch.stack([m[name] for m in rounds if name in m]).mean(0) for name in names}
 
 
-def evaluate(run: RunDir, log: RunLog, stop: StopRequest) -> Metrics | None:
+def evaluate_learners(run: RunDir, log: RunLog, stop: StopRequest) -> Metrics | None:
     """Evaluate the learners and save their policies; return None if a stop cut it short.
 
     In that case, the resumed run begins with this evaluation.

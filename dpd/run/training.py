@@ -16,8 +16,9 @@ from dpd.agents.config import View
 from dpd.agents.kernels import Kernels
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.replay import Replay
+from dpd.agents.table import rl_algorithms
 from dpd.agents.views import Frames
-from dpd.config import StackConfig, TrainConfig, rl_algorithms
+from dpd.config import StackConfig, TrainConfig
 from dpd.distill.method import Context, PeerStack
 from dpd.distill.views import critic_columns
 from dpd.envs.base import Env, EnvSpec

@@ -11,10 +11,8 @@ from typing import Any
 
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.table import ALGORITHMS
-from dpd.distill.table import METHODS
 from dpd.errors import BadInput, flag
 from dpd.run.config import RunConfig
-from dpd.run.settings import default_preset
 
 PARTS = {
     "distillation": r"method|preset|distill\..*",
@@ -195,7 +193,6 @@ def arm_flags(arm: Arm, common: Sequence[str], subject: Arm, algo: str) -> list[
     own, base = split_flags(shlex.split(arm.flags)), split_flags(common)
     if not arm.is_method:
         base += split_flags(shlex.split(subject.flags)) if subject.is_method else []
-        base = with_default_preset(base, algo)
         peers = int(last_value(base, "peers") or RunConfig.peers)
         fills = arm.fills_batch and shares_experience(base, algo)
         per_peer = (*arm.per_peer, *(("n_envs",) if fills else ()))
@@ -204,15 +201,6 @@ def arm_flags(arm: Arm, common: Sequence[str], subject: Arm, algo: str) -> list[
     replaced = {name_of(group) for group in own}
     kept = [group for group in base if name_of(group) not in replaced]
     return [word for group in (*kept, *own) for word in group]
-
-
-def with_default_preset(groups: list[FlagWords], algo: str) -> list[FlagWords]:
-    """Return the flags of a method with its default preset, if they name none."""
-    method = last_value(groups, "method") or "dpd"
-    if last_value(groups, "preset") or method not in METHODS:
-        return groups
-    preset = default_preset(method, algo)
-    return groups if preset is None else [("--preset", preset), *groups]
 
 
 def shares_experience(groups: Sequence[FlagWords], algo: str) -> bool:

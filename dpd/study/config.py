@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from dpd.agents.config import require
-from dpd.config import rl_algorithms
+from dpd.agents.table import rl_algorithms
 from dpd.errors import BadInput, choose, flag, one_of
 from dpd.policies.config import Paths
 from dpd.run.config import as_name

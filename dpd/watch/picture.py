@@ -118,7 +118,7 @@ def run_returns(run: WatchedRun, levels: str) -> Table:
     evaluated = bool(run.metrics() & {"eval/return"})
     metric = "eval/return" if evaluated else "train/return"
     for name, learners in rows.items():
-        run_curves[name] = merged([run.curve(learner, metric) for learner in learners])
+        run_curves[name] = median_curve([run.curve(learner, metric) for learner in learners])
     is_median = any(len(learners) > 1 for learners in rows.values())
     first = f"median of {run.config.run.seeds} seeds" if is_median else ""
     table = plain_table(first, "eval", "best", "train", f"{metric.partition('/')[0]} return")
@@ -135,7 +135,7 @@ def run_returns(run: WatchedRun, levels: str) -> Table:
     return table
 
 
-def merged(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+def median_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
     """Return the median of several curves at every step that any of them has."""
     steps = sorted({step for curve in curves for step in curve})
     middles = {step: middle([curve.get(step) for curve in curves]) for step in steps}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -11,13 +11,11 @@ from rich.live import Live
 from rich.text import Text
 
 from dpd.errors import BadInput
+from dpd.files import SETTINGS_FILE, run_folders
 from dpd.log.terminal import PIPE_WIDTH, make_console
 from dpd.watch.config import WatchConfig
 from dpd.watch.picture import frame
 from dpd.watch.records import ReadSettings, WatchedRun
-
-SETTINGS_FILE = "config.json"
-DEPTH = 3  # runs/study/ENV/ARM
 
 
 class Watched:
@@ -33,7 +31,7 @@ class Watched:
 
         Raises BadInput if a path has no run that can be read.
         """
-        for path in [file for given in self._paths for file in run_folders(given)]:
+        for path in [file for given in self._paths for file in watched_folders(given)]:
             if path not in self.runs and path not in self._refused:
                 self._add(path)
         if not self.runs:
@@ -61,20 +59,14 @@ class Watched:
         return Group(frame(list(self.runs.values()), width, unicode), *notes)
 
 
-def run_folders(path: Path) -> Iterator[Path]:
-    """Yield the run directories at or below a path, in the order of their names.
-
-    Raises BadInput if there is none.
-    """
+def watched_folders(path: Path) -> list[Path]:
+    """Return the run directories at or below a path. Raises BadInput if there is none."""
     if not path.exists():
         raise BadInput(f"{path} does not exist; give a run directory, or one that contains runs")
-    patterns = ["/".join(["*"] * depth + [SETTINGS_FILE]) for depth in range(DEPTH + 1)]
-    if (path / SETTINGS_FILE).is_file():
-        patterns = [SETTINGS_FILE]
-    found = sorted({file.parent for pattern in patterns for file in path.glob(pattern)})
+    found = run_folders(path)
     if not found:
         raise BadInput(f"{path} contains no run: there is no {SETTINGS_FILE} in it or below it")
-    yield from found
+    return found
 
 
 def watch_paths(config: WatchConfig, read_settings: ReadSettings) -> int:
