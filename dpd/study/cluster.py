@@ -83,6 +83,7 @@ class RayPool(JobPool):
         self._tasks: dict[Any, Job] = {}
         self._attempts: dict[Job, int] = {}
         self._has_begun: set[Job] = set()
+        self._news: list[Job] = []
         self._is_stopping: set[Job] = set()
 
     def __enter__(self) -> Self:
@@ -153,9 +154,14 @@ class RayPool(JobPool):
         self._tasks[self._train.remote(order, self._mailbox)] = job
 
     def begun(self) -> list[Job]:
-        """Read the mailbox: write the changes of files, and return the jobs that began."""
+        """Read the mailbox, and return the jobs that began since the last call."""
+        self._read_mailbox()
+        begun, self._news = self._news, []
+        return begun
+
+    def _read_mailbox(self) -> None:
+        """Write the changes of files, and note the jobs that began."""
         jobs = {key: job for job, key in self._keys.items()}
-        begun = []
         for report in answer_of(self._mailbox.read.remote()):
             job = jobs[report.key]
             job.place = report.place
@@ -163,8 +169,7 @@ class RayPool(JobPool):
                 write_changes(job.path, report.changes)
             if job in self.busy and job not in self._has_begun:
                 self._has_begun.add(job)
-                begun.append(job)
-        return begun
+                self._news.append(job)
 
     def ended(self) -> list[Ended]:
         """Return the jobs whose tasks ended; a lost one begins again, if it may."""
@@ -208,6 +213,9 @@ class RayPool(JobPool):
         self._is_stopping |= set(self._keys) if job is None else {job}
         key = None if job is None else self._keys[job]
         answer_of(self._mailbox.stop.remote(signum, key))
+        # A task that reported before that trains, and saves its run at the signal; one that reports
+        # later is told at once, and trains nothing.
+        self._read_mailbox()
         for task, each in list(self._tasks.items()):
             if each in self._is_stopping and each not in self._has_begun:
                 ray.cancel(task)
