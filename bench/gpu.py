@@ -1,6 +1,6 @@
 """Run one part of the GPU benchmarks, and lay out their results; `bench/gpu.sh PART` starts it.
 
-python bench/gpu.py parity --json gpu-parity.json
+python bench/gpu.py parity --jobs 6                  comparisons side by side; times one by one
 python bench/gpu.py speed --device cpu --quick       smoke run; its numbers are meaningless
 python bench/tables.py                               docs/benchmarks.md's section from all results
 
@@ -21,9 +21,11 @@ import textwrap
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module, metadata
 from pathlib import Path
 from statistics import mean
+from threading import Lock
 from typing import IO, Any
 
 import torch
@@ -77,10 +79,13 @@ Nothing has been measured on a GPU yet: what `--device cuda` runs is tested on t
 20 stacked TD3 learners at 2,000 updates per second each. That `auto` simulates on the GPU from 512
 environments on is an estimate.
 """
+UNDISTURBED = {"closing frees"}
+"""Measurements that run by themselves, after all others: it reads the whole device's memory."""
 LONGEST_S = 450.0
 SPARE_S = 25.0  # time of a measurement: the last one starts this long before the end
 PATIENCE_S = 10.0  # between SIGTERM and SIGKILL
 HOST = "host"
+RUNNING: set[subprocess.Popen[bytes]] = set()
 Record = dict[str, Any]
 ERRORS = (RuntimeError, ValueError, OSError, AssertionError, subprocess.SubprocessError)
 
@@ -126,16 +131,25 @@ def run(args: argparse.Namespace, console: Console) -> Record:
     found: Record = {}
     record = {"part": args.part, "quick": args.quick, "found": found}
     record["host"] = alone(HOST, args, args.seconds)
-    for name, _ in measures(args):
-        if args.only and args.only not in name:
-            continue
+    names = [name for name, _ in measures(args) if (args.only or "") in name]
+
+    def take(name: str) -> None:
         if (left := end - time.perf_counter()) < SPARE_S:
-            record["out_of_time_before"] = name
-            break
-        found[name] = alone(name, args, left)
-        record["goals"] = goals(args.part, found)
-        write(args.json, record)
-        console.print(f"{name}: {json.dumps(found[name])[:400]}", markup=False, soft_wrap=True)
+            record.setdefault("out_of_time_before", name)
+            return
+        answer = alone(name, args, left)
+        with writing:
+            found[name] = answer
+            ordered = {name: found[name] for name in names if name in found}
+            record.update(found=ordered, goals=goals(args.part, found))
+            write(args.json, record)
+            console.print(f"{name}: {json.dumps(answer)[:400]}", markup=False, soft_wrap=True)
+
+    writing = Lock()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(take, [name for name in names if name not in UNDISTURBED]))
+    for name in UNDISTURBED & set(names):
+        take(name)
     return record
 
 
@@ -160,16 +174,25 @@ def alone(name: str, args: argparse.Namespace, left: float) -> Record:
 def ended(argv: list[str], output: IO[bytes], limit: float) -> int | None:
     """Run a command, end it with this process, and return its status, or None after `limit` s."""
     with subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT) as process:
+        RUNNING.add(process)
         try:
             return process.wait(limit)
         except subprocess.TimeoutExpired:
             return None
         finally:
+            RUNNING.discard(process)
             process.terminate()  # it ends its own children
             try:
                 process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def stop(*_: object) -> None:
+    """End the measurements' processes with this one."""
+    for process in tuple(RUNNING):
+        process.terminate()
+    sys.exit(128 + signal.SIGTERM)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -193,11 +216,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--seconds", type=float, default=LONGEST_S, help="start nothing later")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="measurements at once (of parity alone)"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # for the separate process
     parser.add_argument("--only", help="measure only names that contain this")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test the script")
     parser.add_argument("--json", type=Path, help="default: bench/results/gpu-PART.json")
     args = parser.parse_args()
+    if args.jobs > 1 and args.part != "parity":
+        parser.error("--jobs is for parity: measurements of time would slow each other down")
     args.json = args.json or HERE / "results" / f"gpu-{args.part}.json"
     on_gpu = torch.device(args.device).type == "cuda"
     if on_gpu and not torch.cuda.is_available():
@@ -308,8 +336,7 @@ def read(folder: Path) -> dict[str, Record]:
 def main() -> int:
     """Measure one part."""
     args = parse()
-    # Exiting by an exception runs the finally blocks, which end the measurement's process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, stop)
     if args.measure:
         measure(args)
     else:

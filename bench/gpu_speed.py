@@ -120,13 +120,14 @@ def speed(device: torch.device, quick: bool, seconds: float) -> Measures:
 
     yield f"ppo/{CHEETAH}/no distillation", train(WAYS["no distillation"])
     for algo in ("td3", "sac"):
-        for n in (20, 2):
-            for recorded in (True, False):
-                name = f"updates/{algo}/{n}/{'recorded' if recorded else 'eager'}"
-                yield name, partial(updates, algo, n, device, recorded, quick)
-    yield f"few/{CHEETAH}", few(CHEETAH)
+        for n, recorded in ((20, True), (2, True), (20, False)):
+            name = f"updates/{algo}/{n}/{'recorded' if recorded else 'eager'}"
+            yield name, partial(updates, algo, n, device, recorded, quick)
     for way in ("paper", "modern"):
         yield f"ppo/{CHEETAH}/{way}", train(WAYS[way])
+    pool = "--algo sac --seeds 10 --learning-starts 1000 --preset modern --share-experience"
+    yield f"sac/{CHEETAH}/ten pairs, pooled, one environment each", train(pool)
+    yield f"few/{CHEETAH}", few(CHEETAH)
     for env_id in TASKS:
         sizes = (1024, 4096, 16_384)
         yield f"envs/{env_id}", partial(env_rates, env_id, ("warp",), sizes, device, quick)
