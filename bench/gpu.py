@@ -1,6 +1,6 @@
 """Run one part of the GPU benchmarks, and lay out their results; `bench/gpu.sh PART` starts it.
 
-python bench/gpu.py parity --jobs 6                  comparisons side by side; times one by one
+python bench/gpu.py parity --jobs 6                  comparisons side by side
 python bench/gpu.py speed --device cpu --quick       smoke run; its numbers are meaningless
 python bench/tables.py                               docs/benchmarks.md's section from all results
 
@@ -12,6 +12,7 @@ and the next one starts.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import signal
 import subprocess
@@ -20,8 +21,9 @@ import tempfile
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
 from statistics import mean
@@ -84,6 +86,7 @@ UNDISTURBED = {"closing frees"}
 LONGEST_S = 450.0
 SPARE_S = 25.0  # time of a measurement: the last one starts this long before the end
 PATIENCE_S = 10.0  # between SIGTERM and SIGKILL
+JOBS = "processes at once: of parity all work, of other parts one works and the others start up"
 HOST = "host"
 RUNNING: set[subprocess.Popen[bytes]] = set()
 Record = dict[str, Any]
@@ -150,6 +153,7 @@ def run(args: argparse.Namespace, console: Console) -> Record:
         list(pool.map(take, [name for name in names if name not in UNDISTURBED]))
     for name in UNDISTURBED & set(names):
         take(name)
+    write(args.json, record)
     return record
 
 
@@ -201,14 +205,24 @@ def measure(args: argparse.Namespace) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # CUDA graphs record on the current device
     named: dict[str, Callable[[], Any]] = {HOST: lambda: host(device), **dict(measures(args))}
-    start = time.perf_counter()
-    try:
-        found = named[args.measure]()
-    except ERRORS as error:
-        found = {"error": f"{type(error).__name__}: {error}"[:600]}
-        found["where"] = traceback.format_exc()[-1200:]
+    with turn(args.part):
+        start = time.perf_counter()
+        try:
+            found = named[args.measure]()
+        except ERRORS as error:
+            found = {"error": f"{type(error).__name__}: {error}"[:600]}
+            found["where"] = traceback.format_exc()[-1200:]
     found["seconds_taken"] = round(time.perf_counter() - start, 2)
     write(args.json, found)
+
+
+@contextmanager
+def turn(part: str) -> Iterator[None]:
+    """Wait until no other process measures times; starting up takes longer than most of them."""
+    with Path(__file__).open() as file:
+        if part != "parity":
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def parse() -> argparse.Namespace:
@@ -216,16 +230,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--seconds", type=float, default=LONGEST_S, help="start nothing later")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="measurements at once (of parity alone)"
-    )
+    parser.add_argument("--jobs", type=int, default=2, help=JOBS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # for the separate process
     parser.add_argument("--only", help="measure only names that contain this")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test the script")
     parser.add_argument("--json", type=Path, help="default: bench/results/gpu-PART.json")
     args = parser.parse_args()
-    if args.jobs > 1 and args.part != "parity":
-        parser.error("--jobs is for parity: measurements of time would slow each other down")
     args.json = args.json or HERE / "results" / f"gpu-{args.part}.json"
     on_gpu = torch.device(args.device).type == "cuda"
     if on_gpu and not torch.cuda.is_available():

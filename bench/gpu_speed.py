@@ -19,12 +19,15 @@ from train import work
 
 from dpd.agents.graphs import Graphs
 from dpd.agents.offpolicy_config import SACConfig, TD3Config
+from dpd.cli import parse_train
 from dpd.envs.make import make
 from dpd.envs.tasks import TASKS
 from dpd.envs.warp_physics import wait_for
 from dpd.policies import policyfile
 from dpd.run.episodes import evaluate_together
 from dpd.run.sources import find_policies, is_best
+from dpd.run.train import iterate
+from dpd.run.training import Training
 
 SMALL = ("--n-envs", "4", "--n-steps", "64", "--minibatch-size", "64")
 WAYS = {
@@ -108,6 +111,27 @@ def end_to_end(env_id: str, flags: Sequence[str], device: torch.device, seconds:
     return record
 
 
+def profile(flags: Sequence[str], device: torch.device) -> Record:
+    """Return the milliseconds that the largest kernels of one iteration take, and of all."""
+    training = Training(parse_train([CHEETAH, "--device", str(device), *flags]))
+    for _ in range(3):
+        iterate(training)
+    wait_for(device)
+    begin = time.perf_counter()
+    with torch.profiler.profile(acc_events=True) as found:
+        iterate(training)
+        wait_for(device)
+    taken_ms = 1e3 * (time.perf_counter() - begin)
+    kernels = [e for e in found.key_averages() if e.device_type.name == device.type.upper()]
+    kernels.sort(key=lambda e: -(e.self_device_time_total or e.self_cpu_time_total))
+    spent = {
+        f"{e.key[:90]} x{e.count}": (e.self_device_time_total or e.self_cpu_time_total) / 1e3
+        for e in kernels
+    }
+    largest = {name: round(ms, 3) for name, ms in list(spent.items())[:40]}
+    return {"iteration_ms": taken_ms, "kernels_ms": sum(spent.values())} | largest
+
+
 def speed(device: torch.device, quick: bool, seconds: float) -> Measures:
     """Yield times of simulation, learners and whole training."""
 
@@ -119,6 +143,11 @@ def speed(device: torch.device, quick: bool, seconds: float) -> Measures:
         return partial(env_rates, env_id, ("native", "warp"), (64, 256, 512, 1024), device, quick)
 
     yield f"ppo/{CHEETAH}/no distillation", train(WAYS["no distillation"])
+    for n in (4096, 8192):
+        more = f"{WAYS['no distillation']} --n-envs {n} --minibatch-size {2 * n}"
+        yield f"ppo/{CHEETAH}/no distillation, {n:,} environments", train(more)
+    words = [*WAYS["no distillation"].split(), *(SMALL if quick else ())]
+    yield "profile/ppo", partial(profile, words, device)
     for algo in ("td3", "sac"):
         for n, recorded in ((20, True), (2, True), (20, False)):
             name = f"updates/{algo}/{n}/{'recorded' if recorded else 'eager'}"
