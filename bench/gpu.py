@@ -330,11 +330,31 @@ def runs(found: Record) -> list[str]:
 
 def parity(found: Record) -> list[str]:
     """Return the table of comparisons."""
-    rows = []
-    for name, each in found.items():
-        said = {k: v for k, v in each.items() if k not in ("said", "where", "seconds_taken")}
-        rows.append((name, json.dumps(said)[:160].replace("|", "/")))
-    return table(("compared", "found"), "lr", rows)
+    rows = [(name, said(each)) for name, each in found.items()]
+    return table(("compared", "found"), "ll", rows)
+
+
+def said(each: Record) -> str:
+    """Say in words what a comparison found."""
+    match each:
+        case {"error": error}:
+            return f"error: {error[:100]}".replace("|", "/")
+        case {"within 1e-3": within, "reward": reward, "terminated": ended}:
+            parts = [f"{k} {each[k]['max']:.0e}" for k in ("qpos", "qvel", "further") if k in each]
+            largest = ", ".join([*parts, f"reward {reward['max']:.0e}"])
+            unlike = f"{each['terminated unlike']} of {ended} ends differ"
+            return f"largest errors: {largest}; {within:.2%} of states within 1e-3; {unlike}"
+        case {"moved": moved, "largest_difference": difference}:
+            return f"parameters move by {moved:.0e} and differ by {difference:.0e}"
+        case {"largest_difference": difference}:
+            return f"largest difference {difference:.0e}" if difference else "the same bits"
+        case {"iterations_without_waiting": n}:
+            return f"{n} iterations without waiting for the device"
+        case {"taken_mb": taken, "kept_mb": kept}:
+            return f"{taken:.0f} MB taken, {kept:.0f} MB kept after closing"
+        case {"status": status}:
+            return f"exit status {status}"
+    return json.dumps(each)[:160].replace("|", "/")
 
 
 def read(folder: Path) -> dict[str, Record]:

@@ -205,7 +205,8 @@ def command(name: str, device: torch.device) -> Record:
             timeout=150,
             check=False,
         )
-    return {"status": run.returncode, "said": (run.stdout + run.stderr)[-1500:]}
+    said = {"said": (run.stdout + run.stderr)[-1500:]} if run.returncode else {}
+    return {"status": run.returncode, **said}
 
 
 def transplanted(native: NativeEnv, env: WarpEnv) -> Snapshot:
