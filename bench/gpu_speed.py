@@ -81,8 +81,10 @@ def env_rates(
     }
 
 
-def updates(algo: str, n: int, device: torch.device, recorded: bool, quick: bool) -> Record:
-    """Time stacked updates: 256-256, minibatches of 256; no environment is stepped."""
+def stacked(
+    algo: str, n: int, device: torch.device, recorded: bool, quick: bool
+) -> Callable[[], int]:
+    """Return stacked updates: 256-256, minibatches of 256; no environment is stepped."""
     kind = {"td3": TD3Config, "sac": SACConfig}[algo]
     config = kind(learning_starts=0, capacity=100_000, n_steps=UPDATES)
     agent = config.build(O, A, [(0, peer) for peer in range(n)], device)
@@ -94,7 +96,13 @@ def updates(algo: str, n: int, device: torch.device, recorded: bool, quick: bool
         agent.update(batch, 0.0)
         return UPDATES
 
-    rate = timed(device, update, 1.0 if quick else 4.0)
+    return update
+
+
+def updates(algo: str, n: int, device: torch.device, recorded: bool, quick: bool) -> Record:
+    """Time stacked updates."""
+    work = stacked(algo, n, device, recorded, quick)
+    rate = timed(device, work, 1.0 if quick else 4.0)
     return {"updates_per_s_each": rate, "updates_per_s_all": n * rate}
 
 
@@ -111,25 +119,30 @@ def end_to_end(env_id: str, flags: Sequence[str], device: torch.device, seconds:
     return record
 
 
-def profile(flags: Sequence[str], device: torch.device) -> Record:
-    """Return the milliseconds that the largest kernels of one iteration take, and of all."""
-    training = Training(parse_train([CHEETAH, "--device", str(device), *flags]))
+def iteration(flags: Sequence[str], device: torch.device) -> Callable[[], object]:
+    """Return one iteration of PPO."""
+    return partial(iterate, Training(parse_train([CHEETAH, "--device", str(device), *flags])))
+
+
+def profile(make_work: Callable[[], Callable[[], object]], device: torch.device) -> Record:
+    """Return the milliseconds of a piece of work, of all its kernels, and of the largest ones."""
+    work = make_work()
     for _ in range(3):
-        iterate(training)
+        work()
     wait_for(device)
     begin = time.perf_counter()
     with torch.profiler.profile(acc_events=True) as found:
-        iterate(training)
+        work()
         wait_for(device)
     taken_ms = 1e3 * (time.perf_counter() - begin)
     kernels = [e for e in found.key_averages() if e.device_type.name == device.type.upper()]
-    kernels.sort(key=lambda e: -(e.self_device_time_total or e.self_cpu_time_total))
     spent = {
         f"{e.key[:90]} x{e.count}": (e.self_device_time_total or e.self_cpu_time_total) / 1e3
         for e in kernels
     }
-    largest = {name: round(ms, 3) for name, ms in list(spent.items())[:40]}
-    return {"iteration_ms": taken_ms, "kernels_ms": sum(spent.values())} | largest
+    largest = sorted(spent.items(), key=lambda item: -item[1])[:40]
+    shown = {name: round(ms, 3) for name, ms in largest}
+    return {"taken_ms": taken_ms, "kernels_ms": sum(spent.values())} | shown
 
 
 def speed(device: torch.device, quick: bool, seconds: float) -> Measures:
@@ -147,7 +160,9 @@ def speed(device: torch.device, quick: bool, seconds: float) -> Measures:
         more = f"{WAYS['no distillation']} --n-envs {n} --minibatch-size {2 * n}"
         yield f"ppo/{CHEETAH}/no distillation, {n:,} environments", train(more)
     words = [*WAYS["no distillation"].split(), *(SMALL if quick else ())]
-    yield "profile/ppo", partial(profile, words, device)
+    yield "profile/ppo", partial(profile, partial(iteration, words, device), device)
+    td3 = partial(stacked, "td3", 20, device, True, quick)
+    yield f"profile/td3, {UPDATES} updates of 20", partial(profile, td3, device)
     for algo in ("td3", "sac"):
         for n, recorded in ((20, True), (2, True), (20, False)):
             name = f"updates/{algo}/{n}/{'recorded' if recorded else 'eager'}"
