@@ -116,6 +116,7 @@ class DistillFlags(TrainFlags[Kinds]):
     selection: Annotated[DistillSelection, Plain]
     teachers: Annotated[TeacherConfig, Plain]
     views: Annotated[ViewConfig, Plain]  # type: ignore[assignment]
+    """Parts of the observations that students see and teachers read."""
 
 
 def select(
