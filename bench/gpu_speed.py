@@ -85,6 +85,7 @@ def stacked(
     algo: str, n: int, device: torch.device, recorded: bool, quick: bool
 ) -> Callable[[], int]:
     """Return stacked updates: 256-256, minibatches of 256; no environment is stepped."""
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as in a run
     kind = {"td3": TD3Config, "sac": SACConfig}[algo]
     config = kind(learning_starts=0, capacity=100_000, n_steps=UPDATES)
     agent = config.build(O, A, [(0, peer) for peer in range(n)], device)
