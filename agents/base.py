@@ -128,6 +128,19 @@ class ClosedTerm:
         """Return the loss [N] at a minibatch, and its metrics."""
         return self.loss(batch)
 
+    def part(self, idx: Tensor, number: int) -> tuple[Tensor, ...]:
+        """Return the coefficients [N] and the targets [N, B, ...] of a minibatch.
+
+        These are mean, log_std, sample and weight, and the states if they are the term's own. The
+        minibatch holds the samples idx [N, B], and is the one of this number in the iteration.
+        """
+        given, (n, size) = (self.mean, self.log_std, self.sample, self.weight), idx.shape
+        coef = self.coef if isinstance(self.coef, Tensor) else self.weight.new_full((n,), self.coef)
+        if self.obs is None:
+            return coef, *(take(x, idx) for x in given)
+        begin = number % (self.weight.shape[1] // size) * size
+        return coef, *(x[:, begin : begin + size] for x in (*given, self.obs))
+
 
 State = dict[str, Tensor]
 """A component's checkpoint state: named tensors."""

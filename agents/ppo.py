@@ -30,11 +30,13 @@ from dpd.agents.optim import StackedAdam, clip_grad_norm
 from dpd.agents.ppo_config import Critic, PPOConfig
 from dpd.agents.ppo_loss import (
     Samples,
+    TermPart,
     clipped_gradient,
     clipped_loss,
     mean_kl,
     normalise_minibatches,
     ppo_loss,
+    term_loss,
     variance,
 )
 from dpd.agents.reuse import PastRollouts
@@ -217,7 +219,7 @@ class PPO(GaussianLearners):
                     batch, range(epoch, epoch + at_once), active, extra
                 )
             else:
-                steps, ratio, weight = self._epoch(batch, active, extra)
+                steps, ratio, weight = self._epoch(batch, epoch, active, extra)
             history += steps
             if c.target_kl is not None:
                 over = (mean_kl(ratio, weight) > 1.5 * c.target_kl).tolist()
@@ -257,7 +259,7 @@ class PPO(GaussianLearners):
         return [metrics], ratio, weight
 
     def _epoch(
-        self, batch: Batch, active: list[bool], extra: ExtraLoss | None
+        self, batch: Batch, epoch: int, active: list[bool], extra: ExtraLoss | None
     ) -> tuple[list[Metrics], Tensor, Tensor | None]:
         """Run one pass over the samples; return every step's metrics.
 
@@ -272,9 +274,11 @@ class PPO(GaussianLearners):
         if self.rl_coef != 1:
             shuffled = shuffled._replace(adv=shuffled.adv * self.rl_coef)
         history, ratios = [], []
-        for i, at in enumerate(idx.view(parts).unbind(1)):
+        minibatches = idx.view(parts).unbind(1)
+        for i, at in enumerate(minibatches):
             minibatch = shuffled.each(partial(torch.select, dim=1, index=i))
-            metrics, ratio = self._step(minibatch, at, active, extra)
+            number = epoch * len(minibatches) + i
+            metrics, ratio = self._step(minibatch, at, number, active, extra)
             history.append(metrics)
             ratios.append(ratio)
         return history, torch.stack(ratios, 1), shuffled.weight
@@ -291,16 +295,25 @@ class PPO(GaussianLearners):
         return torch.where(valid.gather(1, idx), idx, stand_in)
 
     def _step(
-        self, batch: Samples, idx: Tensor, active: list[bool], extra: ExtraLoss | None
+        self,
+        batch: Samples,
+        idx: Tensor,
+        number: int,
+        active: list[bool],
+        extra: ExtraLoss | None,
     ) -> tuple[Metrics, Tensor]:
-        """Take one gradient step; return its metrics and ratios [N, B]."""
-        if extra is not None:
-            grad, metrics, ratio = self._joint_gradient(batch, idx, extra)
-            return metrics | self._descend(grad, active), ratio
-        work = partial(self._own_step, active)
-        fields = [x for x in batch if x is not None]
+        """Take gradient step `number` of the iteration; return its metrics and ratios [N, B]."""
         recorded = all(active) and self.rl_coef == 1
-        return self.graphs.run("step", work, *fields) if recorded else work(*fields)
+        fields = [x for x in batch if x is not None]
+        if extra is None:
+            work = partial(self._own_step, active)
+            return self.graphs.run("step", work, *fields) if recorded else work(*fields)
+        if recorded and self.graphs.enabled and isinstance(extra, ClosedTerm):
+            kind = extra.kind, extra.proximal, len(fields)
+            work = partial(self._term_step, active, *kind)
+            return self.graphs.run(kind, work, *fields, *extra.part(idx, number))
+        grad, metrics, ratio = self._joint_gradient(batch, idx, extra)
+        return metrics | self._descend(grad, active), ratio
 
     @torch.no_grad()
     def _own_step(self, active: list[bool], *fields: Tensor) -> tuple[Metrics, Tensor]:
@@ -312,6 +325,20 @@ class PPO(GaussianLearners):
         of_mean, of_log_std, of_value = clipped_gradient(loss, self.loss_config, self._ones)
         grad, _ = self.nets.gradient(tape, (of_mean, of_log_std, of_value.unsqueeze(-1)))
         return loss.metrics | self._descend(grad, active), loss.ratio
+
+    def _term_step(
+        self, active: list[bool], kind: str, proximal: bool, n_fields: int, *given: Tensor
+    ) -> tuple[Metrics, Tensor]:
+        """Take a step of PPO's loss and a method's term; `given`: `Samples`, then `TermPart`."""
+        batch, part = Samples(*given[:n_fields]), TermPart(*given[n_fields:])
+        dist, value = self._judged(batch.obs)
+        loss = ppo_loss(dist, value, batch, self.loss_config)
+        student = dist if part.obs is None else self.dist(part.obs)
+        weight = loss.ratio.clamp(min=1 - self.config.clip) if proximal else part.weight
+        term, metrics = term_loss(kind, student, part, weight)
+        (grad,) = torch.autograd.grad(loss.loss + term, self.nets.flat, self._ones)
+        moved = loss.metrics | metrics | self._descend(grad, active)
+        return moved, loss.ratio.detach()
 
     def _run(self, obs: Tensor) -> tuple[tuple[Tensor, ...], Tape]:
         """Return all outputs at normalised obs, and the tape for their gradient."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dpd.agents.base import Metrics
-from dpd.agents.dist import LOG_2PI, DiagGaussian
+from dpd.agents.dist import LOG_2PI, DiagGaussian, divergence
 from dpd.agents.ppo_config import PPOConfig
 
 
@@ -133,6 +133,31 @@ class _ClippedLoss(torch.autograd.Function):
 def ppo_loss(dist: DiagGaussian, value: Tensor, data: Samples, config: PPOConfig) -> Clipped:
     """Return `clipped_loss`, with loss and ratio differentiable by mean, log_std and value."""
     return Clipped(*_ClippedLoss.apply(dist.mean, dist.log_std, value, data, config))
+
+
+class TermPart(NamedTuple):
+    """The targets of a method's term at a minibatch; see `ClosedTerm`."""
+
+    coef: Tensor  # [N]
+    mean: Tensor
+    log_std: Tensor
+    sample: Tensor
+    weight: Tensor  # [N, B]
+    obs: Tensor | None = None  # normalised; None: those of the minibatch
+
+
+def term_loss(
+    kind: str, student: DiagGaussian, part: TermPart, weight: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Return coef * mean(weight * divergence) [N] of students from their targets, and metrics.
+
+    The metric of a term with states of its own is the weighted mean; else the plain one.
+    """
+    target = DiagGaussian(part.mean, part.log_std, student.squashed)
+    off = divergence(kind, student, target, part.sample)
+    loss = (weight * off).mean(1)
+    shown = off.mean(1) if part.obs is None else loss
+    return part.coef * loss, {"distill/loss": shown.detach()}
 
 
 def normalise_minibatches(adv: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from dpd.agents.base import ClosedTerm, Minibatch, take
+from dpd.agents.dist import DiagGaussian, divergence
 from dpd.agents.graphs import Graphs, cloned
 from dpd.agents.offpolicy_config import DDPGConfig, SACConfig, TD3Config
 from dpd.agents.ppo_config import PPOConfig
@@ -93,8 +95,11 @@ def test_a_bound_on_the_kl_is_all_that_ppo_waits_for(monkeypatch: pytest.MonkeyP
 class Again:
     """What a recording does, on the CPU: the same work on arguments that lie at one place."""
 
+    made = 0
+
     def __init__(self, work: Any, args: Any) -> None:
         self.work, self.inputs = work, [x.clone() for x in args]
+        Again.made += 1
 
     def replay(self, args: Any) -> Any:
         for kept, given in zip(self.inputs, args, strict=True):
@@ -120,6 +125,58 @@ def test_recorded_updates_are_those_that_are_not(name: str) -> None:
         if k == 1:
             for agent in (plain, recorded):
                 agent.retry([0], 1)  # half the rate of one row: recorded anew
+
+
+def term_of(kind: str, place: str, agent: Any, samples: int) -> ClosedTerm:
+    """Return half the divergence from random targets, and the same loss by autograd."""
+    generator, rows = torch.Generator().manual_seed(3), agent.n_learners
+    mean, log_std, act, obs = (
+        torch.randn(rows, samples, size, generator=generator) / 4 for size in (A, A, A, O)
+    )
+    weight = torch.rand(rows, samples, generator=generator)
+    count = iter(range(1000))
+
+    def loss(batch: Minibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert batch.idx is not None
+        size, student = batch.idx.shape[1], batch.dist
+        pick = batch.idx
+        if place == "own states":  # part i of them belongs to minibatch i
+            begin = next(count) % (samples // size) * size
+            pick = torch.arange(begin, begin + size).expand(rows, -1)
+            student = agent.dist(take(obs, pick))
+        target = DiagGaussian(take(mean, pick), take(log_std, pick))
+        off = divergence(kind, student, target, take(act, pick))
+        at = batch.ratio.clamp(min=0.8) if place == "ratio" else take(weight, pick)
+        weighed = (at * off).mean(1)
+        shown = weighed if place == "own states" else off.mean(1)
+        return 0.5 * weighed, {"distill/loss": shown.detach()}
+
+    own = obs if place == "own states" else None
+    return ClosedTerm(loss, 0.5, kind, mean, log_std, act, weight, own, place == "ratio")
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [("kl_forward", "own states"), ("mse", "samples"), ("nll", "ratio"), ("kl_reverse", "samples")],
+)
+def test_a_recorded_update_with_a_term_in_its_loss_is_that_by_autograd(
+    kind: str, place: str
+) -> None:
+    config = PPOConfig(**SMALL, epochs=3)
+    plain, recorded = config.build(O, A, SEEDS), config.build(O, A, SEEDS)
+    recorded.graphs = Graphs(torch.device("cuda"), record=Again)
+    before = Again.made
+    for k in range(2):
+        found = []
+        for agent in (plain, recorded):
+            # 2 envs x 8 steps = 16 samples, of which the term's own states are half
+            term = term_of(kind, place, agent, 8 if place == "own states" else 16)
+            batch = agent.prepare(filled(agent, [k, k + 10]))
+            found.append(agent.update(batch, 0.0, term))
+        for metric, value in found[0].items():
+            assert torch.equal(value, found[1][metric]), metric
+        assert torch.equal(plain.nets.flat, recorded.nets.flat)
+    assert Again.made - before == 1  # one recording serves all iterations
 
 
 def test_a_first_call_runs_a_second_is_recorded_and_what_is_forgotten_begins_anew() -> None:
