@@ -112,7 +112,8 @@ BENCHMARKS: dict[str, Made] = {
     "bench/curves.py, replay": (curves.lines, "curves-td3 curves-sac"),
     "bench/curves.py, replay, in training": (curves.training_lines, "curves-td3 curves-sac"),
 }
-STUDIES = ("study-ppo-500k", "study-cheetah-500k", "study-cheetah-1m", "study-share-500k")
+POOLS = ("study-pool-200k",)
+STUDIES = ("study-ppo-500k", "study-cheetah-500k", "study-cheetah-1m", "study-share-500k", *POOLS)
 FINDINGS: dict[str, Made] = {
     "bench/error_rates.py": (error_rates.lines, "error-rates"),
     **{f"dpd {name}": (study_lines, name) for name in STUDIES},
