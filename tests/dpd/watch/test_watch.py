@@ -234,7 +234,7 @@ def test_a_live_view_ends_with_the_run_and_sees_one_that_begins_later(
     monkeypatch.setattr(dpd.watch.watch.time, "sleep", nap)
     (lock := locked(run_dir)).__enter__()
     config = dpd.watch.watch.WatchConfig(paths=(run_dir,))
-    assert watch_paths(config, saved_run) == 0
+    assert [run.state for run in watch_paths(config, saved_run).runs] == ["finished"]
     assert naps == 2 and "running" in screen.getvalue() and "finished" in screen.getvalue()
     watched = Watched([tmp_path / "runs"], saved_run)
     watched.read_new()
