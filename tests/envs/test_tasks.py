@@ -137,10 +137,10 @@ def test_version_4_of_reacher_pays_for_the_distance_before_the_step() -> None:
     place = np.zeros((1, old.model.nbody, 3))
     place[0, old.body("fingertip"), :2] = 0.3, 0.4  # 0.5 from the target at 0
     before, after = {"qpos": np.zeros((1, 4)), "xpos": place}, {"xpos": 2 * place}
-    markers = [old.marker(before, old.model.body_mass)] * 2
+    far = old.marker(before, old.model.body_mass)
     act = np.array([[0.2, 0.0]])  # costs 0.04
-    assert paid(old, after, *markers, act, None).tolist() == pytest.approx([-0.54])
-    assert paid(new, after, *markers, act, None).tolist() == pytest.approx([-1.04])
+    assert paid(old, after, far, far, act, None).tolist() == pytest.approx([-0.54])
+    assert paid(new, after, far, far, act, None).tolist() == pytest.approx([-1.04])
 
 
 def test_only_pusher_has_no_version_4_because_gymnasium_cannot_make_it() -> None:
