@@ -263,6 +263,6 @@ def refuse_unlike_depths(name: str, words: Sequence[str], depth: int) -> None:
     """Raise ValueError unless all words of a setting are hidden layers of one depth."""
     if len({len(layers_of(word, depth)) for word in words}) > 1:
         raise ValueError(
-            f"{name} {' '.join(words)} differ in depth, but all peers need the same depth; "
+            f"{name} {' '.join(words)} differ in depth, but all of them need the same depth; "
             f"give each as many layers (a single width gives {depth} layers)"
         )

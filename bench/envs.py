@@ -4,7 +4,12 @@
 random steps into native episodes, and returns to those states every 20 steps. `acting` collects
 rollouts as `dpd train` does: a PPO policy acts in the native simulation, and steps are stored.
 
+The part `rollouts` collects PPO's rollouts end to end, up to the advantages, for the same number of
+environments, steps, network and normalisation: `dpd train` with each of its backends, and
+Stable-Baselines3's `collect_rollouts`.
+
     python bench/envs.py --tasks HalfCheetah-v5 --n-envs 32 256 --json envs.json
+    python bench/envs.py --parts rollouts --tasks InvertedPendulum-v5 --n-envs 8
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from marked import report, table
 from mujoco.batch import Batch
+from rivals import ENDLESS, make_ppo
 from timing import (
     Record,
     Work,
@@ -30,6 +36,7 @@ from timing import (
     require_quiet,
 )
 
+from dpd.agents.ppo_config import PPOConfig
 from dpd.cli import parse_train
 from dpd.envs.make import check
 from dpd.envs.make import make as make_envs
@@ -51,6 +58,14 @@ GOALS = (  # task, contender, base, least ratio
     ("Humanoid-v5", "native@256", "raw@256", 0.65),
     ("HalfCheetah-v5", "native@32", "gymnasium sync@32", 2.5),
 )
+
+
+ROLLOUT_PAIRS = (  # contender, rival that also steps Gymnasium's environments
+    ("dpd gymnasium", "sb3 DummyVecEnv"),
+    ("dpd async", "sb3 SubprocVecEnv"),
+)
+NO_OVERHEAD = 1.0
+"""Least ratio of ROLLOUT_PAIRS: we collect as fast as SB3, whatever the task."""
 
 
 def native(env_id: str, n_envs: int) -> Work:
@@ -129,6 +144,61 @@ def sb3_vector(kind: str) -> Callable[[str, int], Work]:
     return make
 
 
+def rollout_steps(n_envs: int) -> int:
+    """Return the steps of a rollout in each environment."""
+    return max(1, SAMPLES // n_envs)
+
+
+def dpd_rollouts(backend: str) -> Callable[[str, int], Work]:
+    """Return a maker of our work of collecting rollouts on a backend."""
+
+    def make(env_id: str, n_envs: int) -> Work:
+        sizes = f"--n-envs {n_envs} --n-steps {rollout_steps(n_envs)} --minibatch-size {n_envs}"
+        words = f"--method none --peers 1 {sizes} --backend {backend}".split()
+        (stack,) = make_training(parse_train([env_id, *words])).stacks
+
+        def work() -> int:
+            stack.collect()
+            stack.agent.prepare(stack.rollout)
+            return stack.config.algo.samples
+
+        return work
+
+    return make
+
+
+def sb3_rollouts(kind: str) -> Callable[[str, int], Work]:
+    """Return a maker of SB3's work of collecting rollouts, with our settings."""
+
+    def make(env_id: str, n_envs: int) -> Work:
+        from stable_baselines3.common import vec_env
+        from stable_baselines3.common.env_util import make_vec_env
+
+        n_steps, forked = rollout_steps(n_envs), {"start_method": "fork"}
+        envs = make_vec_env(
+            env_id,
+            n_envs,
+            seed=0,
+            vec_env_cls=getattr(vec_env, kind),
+            vec_env_kwargs=forked if kind == "SubprocVecEnv" else {},
+        )
+        model = make_ppo(envs, n_steps, 0, PPOConfig(minibatch_size=n_envs, n_envs=n_envs))
+        _, callback = model._setup_learn(ENDLESS)
+
+        def work() -> int:
+            assert model.env is not None
+            model.collect_rollouts(model.env, callback, model.rollout_buffer, n_steps)
+            return n_envs * n_steps
+
+        return work
+
+    return make
+
+
+ROLLOUTS = {
+    **{f"dpd {name}": dpd_rollouts(name) for name in ("native", "gymnasium", "async")},
+    **{f"sb3 {name}": sb3_rollouts(name) for name in ("DummyVecEnv", "SubprocVecEnv")},
+}
 OURS = {"raw": raw, "native": native, "acting": acting}
 RIVALS = {
     "gymnasium sync": gymnasium_vector("sync"),
@@ -171,6 +241,39 @@ def contenders(env_id: str, sizes: list[int]) -> dict[str, Work]:
     return works
 
 
+def rollout_contenders(env_id: str, sizes: list[int]) -> dict[str, Work]:
+    """Return the works that collect rollouts; that of the native backend if there is one."""
+    makers = {k: make for k, make in ROLLOUTS.items() if k != "dpd native" or is_native(env_id)}
+    return {f"{name}@{n}": make(env_id, n) for n in sizes for name, make in makers.items()}
+
+
+def rollout_lines(data: Record) -> list[str]:
+    """Lay out steps per second of rollouts, and the ratios of ROLLOUT_PAIRS."""
+    tasks, rows = data["rollouts"], []
+    for contender in dict.fromkeys(name for of_task in tasks.values() for name in of_task):
+        name, _, n_envs = contender.partition("@")
+        medians = [statistics.median(t[contender]) if contender in t else 0 for t in tasks.values()]
+        rows.append([f"{name}, {n_envs}", *(f"{m:,.0f}" if m else "" for m in medians)])
+        if rival := next((base for own, base in ROLLOUT_PAIRS if own == name), None):
+            ratios = [median_ratio(t, contender, f"{rival}@{n_envs}") for t in tasks.values()]
+            rows.append([f"{name} / {rival}, {n_envs}", *(f"{ratio:.2f}" for ratio in ratios)])
+    head = ["", *(env_id.partition("-")[0] for env_id in tasks)]
+    return table(head, "l" + "r" * len(tasks), rows)
+
+
+def rollout_goals(tasks: dict[str, dict[str, list[float]]]) -> list[Record]:
+    """Return a goal for each task, number of environments and pair of ROLLOUT_PAIRS."""
+    return [
+        least_goal(
+            f"{env_id}, {contender} / {rival}", median_ratio(rates, contender, rival), NO_OVERHEAD
+        )
+        for env_id, rates in tasks.items()
+        for own, base in ROLLOUT_PAIRS
+        for contender in rates
+        if contender.partition("@")[0] == own and (rival := contender.replace(own, base)) in rates
+    ]
+
+
 def lines(data: Record) -> list[str]:
     """Lay out steps per second and ratios to raw, a row per contender and a column per task."""
     rates, rows = data["rates"], []
@@ -203,6 +306,8 @@ def parse() -> argparse.Namespace:
     tasks = ["HalfCheetah-v5", "Ant-v5", "Humanoid-v5"]
     parser.add_argument("--tasks", nargs="+", default=tasks, help="any ids that dpd can train on")
     parser.add_argument("--n-envs", nargs="+", type=int, default=[32, 256])
+    parts = ("steps", "rollouts")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=["steps"])
     return parse_timed(parser, repeats=5, seconds=1.0)
 
 
@@ -210,15 +315,30 @@ def main() -> None:
     args = parse()
     busy = require_quiet(args.force)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    console = make_console()
-    rates = {}
+    data: Record = {**busy, "goals": []}
+    tables = []
+    if "steps" in args.parts:
+        data["rates"] = rates_by_task(contenders, args)
+        data["goals"] += goals(data["rates"])
+        tables.append(lines(data))
+    if "rollouts" in args.parts:
+        data["rollouts"] = rates_by_task(rollout_contenders, args)
+        data["goals"] += rollout_goals(data["rollouts"])
+        tables.append(rollout_lines(data))
+    report(args.json, data, *tables)
+
+
+def rates_by_task(
+    make: Callable[[str, list[int]], dict[str, Work]], args: argparse.Namespace
+) -> dict[str, dict[str, list[float]]]:
+    """Time all contenders of each task."""
+    console, rates = make_console(), {}
     for env_id in args.tasks:
         console.print(f"timing {env_id}")
-        works = contenders(env_id, args.n_envs)
+        works = make(env_id, args.n_envs)
         rates[env_id] = interleaved_rates(works, args.repeats, args.seconds)
         del works  # ends their processes before the next task
-    data: Record = {**busy, "goals": goals(rates), "rates": rates}
-    report(args.json, data, lines(data))
+    return rates
 
 
 if __name__ == "__main__":

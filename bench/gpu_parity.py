@@ -318,6 +318,6 @@ def parity(device: torch.device, quick: bool, seconds: float) -> Measures:
     yield "closing frees", partial(closing_frees, device, quick)
     for name in COMMANDS:
         yield f"command/{name}", partial(command, name, device)
-    for env_id in () if quick else TASKS:
+    for env_id in () if quick else [task for task in TASKS if task.endswith("-v5")]:
         if env_id != CHEETAH:
             yield f"physics/{env_id}", partial(physics, env_id, device, quick)

@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dpd import cli
-from dpd.api.settings import FOREIGN_NAMES, LISTS, ForeignConfig
+from dpd.api.settings import LISTS, groups_apart
 from dpd.run import flags
 
 TARGET = Path(__file__).parents[1] / "dpd" / "api" / "keywords.py"
@@ -41,7 +41,10 @@ GIVEN = {
     "study": {"envs", "flags"},
     "fidelity": {"teacher", "students"},
     "sweep": {"teacher"},
+    "tune": {"env", "space", "ranges", "flags"},
     "export": {"path", "format"},
+    "push": {"path", "repo"},
+    "watch": {"paths"},
     "groups": {"env"},
     "report": {"path"},
 }
@@ -55,19 +58,22 @@ def written() -> str:
     learners: list[type] = [row.settings for row in flags.rl_algorithms().values()]
     students: list[type] = [row.settings for row in flags.ALGORITHMS.values()]
     common = {"distill": "Nested", **dict.fromkeys(PEERS, "Nested")}
-    train = joined_types(flags.RunConfig, flags.Selection, *learners, view) | common
+    train = (
+        joined_types(flags.RunConfig, flags.Selection, *learners, view, flags.WandbConfig) | common
+    )
     more: tuple[type, ...] = (
         flags.DistillSelection,
         *students,
         flags.TeacherConfig,
         flags.ViewConfig,
+        flags.WandbConfig,
     )
     distill = joined_types(flags.RunConfig, *more) | common
     blocks += block("train", train, {"env"})
     blocks += block("distill", distill, {"env"})
     for command, given in GIVEN.items():
         kind = cli.PLAIN_COMMANDS[command][0]
-        blocks += block(command, with_foreign(kind), given | {"json", "foreign"})
+        blocks += block(command, with_groups(kind), given | {"json", *groups_apart(kind)})
     return "\n".join(blocks)
 
 
@@ -91,11 +97,9 @@ def joined_types(*kinds: type) -> dict[str, str]:
     return {name: " | ".join(each) for name, each in types.items()}
 
 
-def with_foreign(kind: type) -> dict[str, str]:
-    """Return the types of a command's settings, and of those that describe a zip."""
-    types = typed(kind)
-    own = typed(ForeignConfig) if "foreign" in types else {}
-    return types | {name: text for name, text in own.items() if name in FOREIGN_NAMES}
+def with_groups(kind: type) -> dict[str, str]:
+    """Return the types of a command's settings, and of those in a dataclass of their own."""
+    return joined_types(kind, *groups_apart(kind).values())
 
 
 def typed(kind: type) -> dict[str, str]:

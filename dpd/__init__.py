@@ -17,12 +17,16 @@ if TYPE_CHECKING:
         export,
         fidelity,
         groups,
+        pull,
+        push,
         report,
         study,
         sweep,
         train,
+        tune,
+        watch,
     )
-    from dpd.hub.pull import pull_policy as pull
+    from dpd.envs.user_task import MujocoTask, register_task
     from dpd.policies.hybrid_file import load_policy as load
     from dpd.policies.playing import play
     from dpd.policies.policyfile import Policy
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Callback",
+    "MujocoTask",
     "Policy",
     "StopTraining",
     "TrainingState",
@@ -44,22 +49,30 @@ __all__ = [
     "load",
     "play",
     "pull",
+    "push",
+    "register_task",
     "report",
     "study",
     "sweep",
     "train",
+    "tune",
+    "watch",
 ]
 HOMES = {
     "Callback": "dpd.run.callback:Callback",
+    "MujocoTask": "dpd.envs.user_task:MujocoTask",
     "Policy": "dpd.policies.policyfile:Policy",
     "StopTraining": "dpd.run.callback:StopTraining",
     "TrainingState": "dpd.run.callback:TrainingState",
     "load": "dpd.policies.hybrid_file:load_policy",
     "play": "dpd.policies.playing:play",
-    "pull": "dpd.hub.pull:pull_policy",
+    "register_task": "dpd.envs.user_task:register_task",
 }
 """Import paths of the public names that are neither functions of dpd.api nor modules."""
-ROOMS = ("cooperate", "distill", "evaluate", "export", "fidelity", "report", "study")
+ROOMS = (
+    *("cooperate", "distill", "evaluate", "export", "fidelity", "report", "study", "tune"),
+    "watch",
+)
 """Modules that have the name of a function of dpd.api."""
 
 

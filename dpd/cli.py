@@ -116,8 +116,8 @@ PLAIN_COMMANDS: dict[str, tuple[type, str, tuple[object, ...]]] = {
 }
 """A row for each command: its settings, its function, and what that needs beside the settings.
 
-The function returns an Outcome, or an exit status if it prints by itself. A string of the form
-`module:name` is imported when the command runs.
+The function returns an Outcome. A string of the form `module:name` is imported when the command
+runs.
 """
 PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "cooperate": parse_cooperate,
@@ -126,15 +126,14 @@ PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
 """Commands whose flags take more than one parsing."""
 
 
-def run_plain(name: str, config: Any, show: Callable[[Outcome], None]) -> Outcome | int:
+def run_plain(name: str, config: Any, show: Callable[[Outcome], None]) -> Outcome:
     """Run a command of PLAIN_COMMANDS with its settings, and show its results."""
     _, function, given = PLAIN_COMMANDS[name]
     needs = [resolve_name(x) if isinstance(x, str) else x for x in given]
-    result: Outcome | int = resolve_name(function)(config, *needs)
-    if not isinstance(result, int):
-        show(result)
-        if result.last is not None:
-            result.last()
+    result: Outcome = resolve_name(function)(config, *needs)
+    show(result)
+    if result.last is not None:
+        result.last()
     return result
 
 
@@ -144,8 +143,7 @@ def plain_command(argv: Sequence[str], name: str) -> int:
         config = PARSERS[name](argv)
     else:
         config = parse(PLAIN_COMMANDS[name][0], argv, f"dpd {name}")
-    result = run_plain(name, config, lambda got: got.show(getattr(config, "json", False)))
-    return result if isinstance(result, int) else result.status
+    return run_plain(name, config, lambda got: got.show(getattr(config, "json", False))).status
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -65,6 +65,11 @@ class TrainConfig:
         """The command that makes the run: train or distill."""
         return self.distill.COMMAND
 
+    def members(self, n: int) -> str:
+        """Count learners of a seed in words, such as 2 peers or 1 student."""
+        kind = "student" if self.command == "distill" else "peer"
+        return f"{n} {kind}{'s' * (n != 1)}"
+
     @property
     def algo_name(self) -> str:
         """The value of `--algo` that selects these learners."""
@@ -168,8 +173,8 @@ class TrainConfig:
             )
         if len(self.algos) not in (1, run.peers):
             raise BadInput(
-                f"--algo {self.algo_name} names {len(self.algos)} peers and --peers {run.peers}; "
-                "name one algorithm for all, or one per peer"
+                f"--algo {self.algo_name} names {self.members(len(self.algos))} and --peers "
+                f"{run.peers}; name one algorithm for all, or one for each"
             )
         if len(self.histories) > 1 and len(self.histories) != run.peers:
             raise BadInput(
@@ -188,7 +193,8 @@ class TrainConfig:
         self.distill.refuse_unfit(*(stack.algo for stack in self.stacks))
         if run.total_steps < self.steps_per_iteration:
             terms = " + ".join(
-                f"{len(x.peers)} peers x {x.rounds * x.algo.n_envs * x.algo.n_steps:,} steps"
+                f"{self.members(len(x.peers))} x "
+                f"{x.rounds * x.algo.n_envs * x.algo.n_steps:,} steps"
                 for x in self.stacks
             )
             raise BadInput(
@@ -207,10 +213,12 @@ class TrainConfig:
             if given and len(self.algos) > 1:
                 instead = flag(f"peer0.{name.removeprefix('peer_')}")
                 raise BadInput(
-                    f"{flag(name)} needs peers of one algorithm; give {instead} and so on instead"
+                    f"{flag(name)} needs learners of one algorithm; give {instead} and so on "
+                    "instead"
                 )
             if given and len(given) != self.run.peers:
-                raise BadInput(f"{flag(name)} has {len(given)} values for {self.run.peers} peers")
+                count = self.members(self.run.peers)
+                raise BadInput(f"{flag(name)} has {len(given)} values for {count}")
         if getattr(stack.algo, "share_experience", False):
             self._refuse_unfit_sharing()
             self._refuse_unfit_pool(stack.algo)

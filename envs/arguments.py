@@ -35,6 +35,7 @@ FIELDS = {
     "reward_control_weight": "control_weight",
     "terminate_when_unhealthy": "ends_unhealthy",
     "uph_cost_weight": "uph_cost_weight",
+    "use_contact_forces": "uses_contacts",
 }
 """Arguments of `gymnasium.make` that are a field of a task."""
 

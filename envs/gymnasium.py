@@ -247,7 +247,7 @@ def _max_steps(env_id: str, kwargs: EnvKwargs) -> int:
 
 def _notes(env_id: str) -> tuple[str, ...]:
     newer = f"{env_id.rpartition('-v')[0]}-v5"
-    known = newer != env_id and newer in TASKS
+    known = newer in TASKS and env_id not in TASKS
     return (f"{newer} has a native simulation, which is many times faster",) if known else ()
 
 

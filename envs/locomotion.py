@@ -54,6 +54,8 @@ class Locomotion(Task):
     contact_cost: float | None = None
     """Weight of the contact cost; None: the task has no such term."""
     contact_cost_range: tuple[float, float] = (-inf, inf)
+    uses_contacts: bool = True
+    """False: contact forces are neither observed nor paid for."""
     velocity_of: tuple[str, int] = ("qpos", 0)
     """Field and index whose change in x is the forward velocity; index -1: centre of mass."""
 
@@ -63,8 +65,8 @@ class Locomotion(Task):
 
     @property
     def derived(self) -> tuple[str, ...]:
-        names = [name for name, _ in self.extra]
-        names += [] if self.contact_cost is None else ["cfrc_ext"]
+        names = [name for name, _ in self._observed]
+        names += ["cfrc_ext"] if self._pays_contacts else []
         return tuple(dict.fromkeys(n for n in [self.velocity_of[0], *names] if n != "qpos"))
 
     def observed_parts(self, state: SimState) -> dict[str, Array]:
@@ -72,7 +74,7 @@ class Locomotion(Task):
         if self.clip_qvel < inf:
             qvel = qvel.clip(-self.clip_qvel, self.clip_qvel)
         parts = {"qpos": state["qpos"][:, self.skip_qpos :], "qvel": qvel}
-        parts |= {name: self._rows(state, name)[:, first:] for name, first in self.extra}
+        parts |= {name: self._rows(state, name)[:, first:] for name, first in self._observed}
         return {name: part.reshape(len(part), -1) for name, part in parts.items()}
 
     def marker(self, state: SimState, mass: Array, axis: int = 0) -> Array:
@@ -108,10 +110,10 @@ class Locomotion(Task):
     ) -> dict[str, Array]:
         terms = {"reward_forward": self.forward_reward * ((after - before) / self.dt)}
         terms["reward_ctrl"] = -self._control_cost(state, act)
-        if self.contact_cost is not None:
+        if self._pays_contacts:
             terms["reward_contact"] = -self._impact_cost(state)
         if up is not None:
-            terms["reward_survive"] = up * self.healthy_reward
+            terms["reward_survive"] = self.paid(up) * self.healthy_reward
         return terms
 
     def total(self, terms: Mapping[str, Array]) -> Array:
@@ -122,6 +124,15 @@ class Locomotion(Task):
         if "reward_contact" in terms:
             cost = cost + terms["reward_contact"]
         return gain + cost
+
+    @property
+    def _observed(self) -> tuple[tuple[str, int], ...]:
+        """The further fields that are observed."""
+        return tuple(e for e in self.extra if self.uses_contacts or e[0] != "cfrc_ext")
+
+    @property
+    def _pays_contacts(self) -> bool:
+        return self.uses_contacts and self.contact_cost is not None
 
     def _control_cost(self, state: SimState, act: Array) -> Array:
         squared = act if self.cost_field is None else state[self.cost_field]

@@ -27,6 +27,16 @@ NATIVE_IDS = (
     "Pusher-v5",
     "InvertedPendulum-v5",
     "InvertedDoublePendulum-v5",
+    "HalfCheetah-v4",
+    "Hopper-v4",
+    "Walker2d-v4",
+    "Swimmer-v4",
+    "Ant-v4",
+    "Humanoid-v4",
+    "HumanoidStandup-v4",
+    "Reacher-v4",
+    "InvertedPendulum-v4",
+    "InvertedDoublePendulum-v4",
 )
 """Tasks that can be randomised: the ids of `dpd.envs.tasks.TASKS`, which needs torch."""
 QUANTITIES: dict[str, tuple[str, ...]] = {

@@ -80,6 +80,8 @@ class Task:
     """Index of the vertical coordinate."""
     axes: int = 0
     """Number of axes whose velocity `dpd.envs.vector` reports."""
+    pays_fall: bool = False
+    """True if the step that ends an episode has the bonus of health too, as in version 4."""
 
     @cached_property
     def model(self) -> mujoco.MjModel:
@@ -157,6 +159,10 @@ class Task:
     def healthy(self, state: SimState) -> Array | None:
         """Return a mask [M] of the states in which an episode may go on; None if all are."""
         return None
+
+    def paid(self, up: Array) -> Array:
+        """Return the mask [M] of the steps with the bonus of health, from that of `healthy`."""
+        return up | (self.pays_fall and self.terminates)
 
     def reward_terms(
         self, before: Array, after: Array, state: SimState, act: Array, up: Array | None

@@ -1,11 +1,13 @@
-"""Gymnasium's eleven MuJoCo tasks (v5) as one table, beside the tasks that users register.
+"""Gymnasium's MuJoCo tasks (v5 and v4) as one table, beside the tasks that users register.
 
-Source: Gymnasium 1.4's `envs/mujoco/*_v5.py`.
+Source: Gymnasium 1.4's `envs/mujoco/*_v5.py` and `*_v4.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
+from typing import Any
 
 from dpd.envs.arms import DoublePendulum, Pendulum, Pusher, Reacher
 from dpd.envs.base import UnsupportedEnv
@@ -141,6 +143,26 @@ TASKS: dict[str, Task] = {
     )
 }
 
+_WITH_WORLD = (("cinert", 0), ("cvel", 0), ("qfrc_actuator", 0), ("cfrc_ext", 0))
+_V4: dict[str, dict[str, Any]] = {
+    "HalfCheetah": {},
+    "Hopper": {"pays_fall": True},
+    "Walker2d": {"pays_fall": True, "xml": "walker2d.xml"},
+    "Swimmer": {},
+    "Ant": {"pays_fall": True, "uses_contacts": False, "extra": (("cfrc_ext", 0),)},
+    "Humanoid": {"pays_fall": True, "extra": _WITH_WORLD, "contact_cost": None},
+    "HumanoidStandup": {"extra": _WITH_WORLD},
+    "Reacher": {"pays_before": True, "target_axes": 3},
+    "InvertedPendulum": {"pays_fall": True},
+    "InvertedDoublePendulum": {"pays_fall": True, "forces": 3},
+}
+"""Differences of version 4 from version 5 of a task. Pusher-v4 is left out, because Gymnasium makes
+it with MuJoCo 2 only."""
+TASKS |= {
+    f"{name}-v4": replace(TASKS[f"{name}-v5"], env_id=f"{name}-v4", **changes)
+    for name, changes in _V4.items()
+}
+
 
 def find_task(env_id: str) -> Task:
     """Look up a task of the table, or one that a user registered (`module:Id`).
@@ -149,8 +171,11 @@ def find_task(env_id: str) -> Task:
     """
     task = TASKS.get(env_id) or registered_task(env_id)
     if task is None:
-        known = ", ".join(TASKS)
-        raise UnsupportedEnv(f"no native simulation of {env_id}; there is one of {known}")
+        known = ", ".join(name for name in TASKS if name.endswith("-v5"))
+        raise UnsupportedEnv(
+            f"no native simulation of {env_id}; there is one of {known}, and of the same as v4 "
+            "except for Pusher"
+        )
     return task
 
 

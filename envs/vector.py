@@ -29,8 +29,9 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """float64 observations, the task's own action bounds, and Gymnasium's three reset modes.
 
     Bit-for-bit equal to `make_vec(env_id, vectorization_mode="sync", **kwargs)`, infos included,
-    with one exception: an episode whose physics becomes unstable is truncated with reward 0 and a
-    RuntimeWarning. Gymnasium continues from MuJoCo's default pose and rewards the jump to it.
+    with two exceptions. An episode whose physics becomes unstable is truncated with reward 0 and a
+    RuntimeWarning; Gymnasium continues from MuJoCo's default pose and rewards the jump to it. The
+    infos of a v4 task are those of its v5.
     """
 
     def __init__(

@@ -14,10 +14,13 @@ from dpd.envs.tasks import find_task
 from dpd.envs.warp_physics import WarpPhysics, loops_on, wait_for, warp_device
 
 DIFFERENCES = {
-    "Ant-v5": "MuJoCo Warp turns the friction pyramid under a leg steeper than 60 degrees; "
-    "single steps differ from MuJoCo's there",
     **dict.fromkeys(
-        ("Humanoid-v5", "HumanoidStandup-v5"),
+        ("Ant-v5", "Ant-v4"),
+        "MuJoCo Warp turns the friction pyramid under a leg steeper than 60 degrees; single steps "
+        "differ from MuJoCo's there",
+    ),
+    **dict.fromkeys(
+        ("Humanoid-v5", "HumanoidStandup-v5", "Humanoid-v4", "HumanoidStandup-v4"),
         "solved by Newton in place of PGS, which MuJoCo Warp does not have",
     ),
 }

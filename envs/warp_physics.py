@@ -23,7 +23,9 @@ ON_CPU = "--backend native simulates on the CPU"
 
 # Capacity for contacts (shared by all worlds) and constraint rows per world. Random and bang-bang
 # actions for 12,000 steps, falls included, needed at most 8 and 38; Humanoid 11 and 47.
-_CAPACITY = {"Humanoid-v5": (32, 128), "HumanoidStandup-v5": (32, 128)}
+_CAPACITY = {
+    f"{name}-{v}": (32, 128) for name in ("Humanoid", "HumanoidStandup") for v in ("v4", "v5")
+}
 _USUAL_CAPACITY = (24, 96)
 # Not capacities: a solver that reaches its iteration limit loses no contacts.
 _HARMLESS = int(mjw.OverflowType.ITERATIONS | mjw.OverflowType.LS_ITERATIONS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpd.envs.user_task import MujocoTask, register_task
+from dpd import MujocoTask, register_task
 
 State = Mapping[str, np.ndarray]
 

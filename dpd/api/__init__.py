@@ -15,10 +15,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from dpd.api.settings import command_settings, cooperation_settings, run_settings
-from dpd.errors import BadInput, Diverged
+from dpd.errors import BadInput, Diverged, flag
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -31,11 +31,16 @@ if TYPE_CHECKING:
         ExportKeywords,
         FidelityKeywords,
         GroupsKeywords,
+        PushKeywords,
         ReportKeywords,
         StudyKeywords,
         SweepKeywords,
         TrainKeywords,
+        TuneKeywords,
+        WatchKeywords,
     )
+    from dpd.hub.outcome import PullOutcome, PushOutcome
+    from dpd.policies.policyfile import Policy
     from dpd.report.outcome import EvaluationOutcome, ExportOutcome, GroupsOutcome, PageOutcome
     from dpd.report.studied import (
         ComparisonOutcome,
@@ -46,6 +51,8 @@ if TYPE_CHECKING:
     )
     from dpd.run.callback import Callback
     from dpd.run.outcome import TrainOutcome
+    from dpd.tune.outcome import TuneOutcome
+    from dpd.watch.outcome import WatchOutcome
 
 FilePath = str | PathLike[str]
 ENDS = {130: "Ctrl-C", 143: "SIGTERM"}
@@ -139,9 +146,30 @@ def study(
     show the effect. Ctrl-C saves the runs and raises KeyboardInterrupt; RuntimeError names the
     directory of a study of which a run failed.
     """
-    words = shlex.split(flags) if isinstance(flags, str) else list(flags)
-    given = {**settings, **({"envs": envs} if envs else {}), "flags": words}
+    given = {**settings, **({"envs": envs} if envs else {}), "flags": _words(flags)}
     return _plain("study", given, verbose)
+
+
+def tune(
+    env: str | None = None,
+    *,
+    space: FilePath | Mapping[str, Any],
+    flags: str | Sequence[str] = (),
+    verbose: bool = False,
+    **settings: Unpack[TuneKeywords],
+) -> TuneOutcome:
+    """Search flags of `dpd train` with Optuna: `dpd tune`.
+
+    `space`: a TOML file, or its contents as a dictionary, as in `{"lr": {"low": 1e-4, "high": 1e-2,
+    "log": True}, "gamma": [0.98, 0.99]}`. `flags`: as in `study`, for every trial. Returns a row
+    for each trial; `dpd.train(**search.settings)` trains with the best ones. The same call goes on
+    with a search that was stopped: Ctrl-C saves it and raises KeyboardInterrupt.
+    """
+    given = {**settings, **({} if env is None else {"env": env}), "flags": _words(flags)}
+    if isinstance(space, Mapping):
+        given["ranges"] = space
+    given["space"] = "space" if isinstance(space, Mapping) else space
+    return _plain("tune", given, verbose)
 
 
 def fidelity(
@@ -183,6 +211,65 @@ def export(
     return _plain("export", {**settings, "path": path, "format": format}, verbose)
 
 
+def push(
+    path: FilePath, repo: str, *, verbose: bool = False, **settings: Unpack[PushKeywords]
+) -> PushOutcome:
+    """Publish policies on the Hugging Face hub, with a model card: `dpd push`.
+
+    `path`: a run directory or a policy file; `repo`: OWNER/NAME. With `preview=directory`, writes
+    the files there and publishes nothing. Returns the card, the address, and the returns on it.
+    """
+    return _plain("push", {**settings, "path": path, "repo": repo}, verbose)
+
+
+@overload
+def pull(repo: str, file: str | None = None, revision: str | None = None) -> Policy: ...
+@overload
+def pull(
+    repo: str, *, out: FilePath, revision: str | None = None, verbose: bool = False
+) -> PullOutcome: ...
+def pull(
+    repo: str,
+    file: str | None = None,
+    revision: str | None = None,
+    *,
+    out: FilePath | None = None,
+    verbose: bool = False,
+) -> Policy | PullOutcome:
+    """Download one policy of the Hugging Face hub and load it; with `out`, all: `dpd pull`.
+
+    `repo` is OWNER/NAME. None as `file`: the best policy, if `dpd push` made the repository, or the
+    only one. The client keeps the file in its cache. With `out`, a new directory, downloads into it
+    what the command downloads, and returns the names of the files. Nothing in them is executed.
+    Raises BadInput if there is no such repository or policy, and NotAPolicy if the file is none.
+    """
+    if out is not None:
+        if file is not None:
+            raise BadInput("file names one policy, and out takes all; leave one of them out")
+        given = {"repo": repo, "out": out, "revision": revision}
+        outcome: PullOutcome = _plain("pull", given, verbose)
+        return outcome
+    from dpd.hub.pull import pull_policy
+
+    return pull_policy(repo, file, revision)
+
+
+def watch(
+    *paths: FilePath, verbose: bool = False, **settings: Unpack[WatchKeywords]
+) -> WatchOutcome:
+    """Read how far running or finished runs are, and how they do: `dpd watch`.
+
+    `paths`: run directories, or directories that contain runs. Returns at once, with a row for each
+    run and each learner, and figures of the returns. With `verbose`, prints a frame; in a terminal
+    it then stays until all runs have ended or Ctrl-C, unless `once=True`.
+    """
+    if not verbose:
+        if settings:
+            raise BadInput(f"{flag(next(iter(settings)))} does nothing without verbose=True")
+        settings = {"once": True}
+    return _plain("watch", {**settings, "paths": paths}, verbose)
+
+
 def groups(env: str, *, verbose: bool = False, **settings: Unpack[GroupsKeywords]) -> GroupsOutcome:
     """Return the named groups of an environment's observation: `dpd groups`."""
     return _plain("groups", {**settings, "env": env}, verbose)
@@ -196,6 +283,11 @@ def report(
     The returned `page` is an HTML file that loads nothing from elsewhere.
     """
     return _plain("report", {**settings, "path": path}, verbose)
+
+
+def _words(flags: str | Sequence[str]) -> list[str]:
+    """Return flags for every run as words."""
+    return shlex.split(flags) if isinstance(flags, str) else list(flags)
 
 
 def _train(
@@ -249,8 +341,6 @@ def _run(name: str, config: Any, verbose: bool) -> Any:
     # the runs of a study print as `dpd train` does
     with _refusing(), nullcontext() if verbose else redirect_stdout(io.StringIO()):
         outcome = run_plain(name, config, lambda got: got.show() if verbose else None)
-    if isinstance(outcome, int):
-        raise BadInput(f"dpd {name} returns no results; use the command")
     if outcome.status in ENDS:
         raise KeyboardInterrupt(f"{ENDS[outcome.status]}: {config.out} is saved and can be resumed")
     if outcome.status:

@@ -102,6 +102,11 @@ class TrainKeywords(TypedDict, total=False):
     actor_obs: str | None
     actor_noise: str | None
     actor_delay: int
+    wandb: bool
+    wandb_project: str | None
+    wandb_entity: str | None
+    wandb_group: str | None
+    wandb_mode: Literal["online", "offline"] | None
     distill: Nested
     peer0: Nested
     peer1: Nested
@@ -212,6 +217,11 @@ class DistillKeywords(TypedDict, total=False):
     student_noise: str | None
     student_delay: int
     teacher_obs: str | None
+    wandb: bool
+    wandb_project: str | None
+    wandb_entity: str | None
+    wandb_group: str | None
+    wandb_mode: Literal["online", "offline"] | None
     distill: Nested
     peer0: Nested
     peer1: Nested
@@ -296,10 +306,14 @@ class StudyKeywords(TypedDict, total=False):
     episodes: int
     shares: int
     jobs: int | None
-    where: Any
     threads: int | None
     out: PathText
     plan: float | None
+    engine: Literal["local", "ray"]
+    address: str | None
+    task_cpus: int | None
+    task_gpus: float | None
+    retries: int | None
 
 
 class FidelityKeywords(TypedDict, total=False):
@@ -338,6 +352,29 @@ class SweepKeywords(TypedDict, total=False):
     activation: Literal["tanh", "relu", "elu"] | None
 
 
+class TuneKeywords(TypedDict, total=False):
+    """Keyword arguments of `dpd.tune`."""
+
+    algo: str | None
+    trials: int
+    seeds: int
+    seed: int
+    study_seeds: Sequence[int] | None
+    total_steps: int
+    evals: int
+    eval_episodes: int
+    pruner: Literal["asha", "hyperband", "none"]
+    reduction: int
+    search_seed: int
+    jobs: int | None
+    out: PathText
+    engine: Literal["local", "ray"]
+    address: str | None
+    task_cpus: int | None
+    task_gpus: float | None
+    retries: int | None
+
+
 class ExportKeywords(TypedDict, total=False):
     """Keyword arguments of `dpd.export`."""
 
@@ -348,6 +385,22 @@ class ExportKeywords(TypedDict, total=False):
     env_kwargs: str | Nested
     vecnormalize: PathText | None
     activation: Literal["tanh", "relu", "elu"] | None
+
+
+class PushKeywords(TypedDict, total=False):
+    """Keyword arguments of `dpd.push`."""
+
+    private: bool
+    episodes: int
+    seed: int
+    preview: PathText | None
+
+
+class WatchKeywords(TypedDict, total=False):
+    """Keyword arguments of `dpd.watch`."""
+
+    every: float
+    once: bool
 
 
 class GroupsKeywords(TypedDict, total=False):

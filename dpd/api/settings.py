@@ -14,6 +14,7 @@ from dpd.errors import BadInput, flag, near
 from dpd.policies.config import ForeignConfig
 from dpd.run.flags import parse_run
 from dpd.run.settings import converted
+from dpd.study.engine_config import EngineConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 Chosen = TypeVar("Chosen", bound="DataclassInstance")
 LISTS = ("algo", "preset", "student_sizes", "history")
 """Settings whose flags take a text of names or numbers between commas; keywords take lists too."""
-FOREIGN_NAMES = frozenset(f.name for f in fields(ForeignConfig))
+APART: dict[str, type[DataclassInstance]] = {"foreign": ForeignConfig, "where": EngineConfig}
+"""Settings of commands that are a dataclass of their own, whose flags have no prefix."""
 
 
 def run_settings(command: str, keywords: Mapping[str, Any]) -> TrainConfig:
@@ -38,15 +40,27 @@ def run_settings(command: str, keywords: Mapping[str, Any]) -> TrainConfig:
 def command_settings(kind: type[Chosen], keywords: Mapping[str, Any]) -> Chosen:
     """Return the settings of another command. Raises BadInput as `run_settings` does."""
     given = {name: json_value(value) for name, value in keywords.items()}
-    own = {f.name for f in fields(kind)} - {"json", "foreign"}
-    foreign = FOREIGN_NAMES if hasattr(kind, "foreign") else frozenset()
+    groups = {name: setting_names(kind) for name, kind in groups_apart(kind).items()}
+    own = setting_names(kind) - {"json", *groups}
+    known = own.union(*groups.values())
     for name in given:
-        if name not in own | foreign:
-            raise BadInput(f"unknown setting {flag(name)}{near(name, sorted(own | foreign))}")
+        if name not in known:
+            raise BadInput(f"unknown setting {flag(name)}{near(name, sorted(known))}")
     values = converted(kind, {k: v for k, v in given.items() if k in own})
-    if named := {k: v for k, v in given.items() if k in foreign}:
-        values["foreign"] = ForeignConfig(**converted(ForeignConfig, named))
+    for group, names in groups.items():
+        if named := {k: v for k, v in given.items() if k in names}:
+            values[group] = APART[group](**converted(APART[group], named))
     return kind(**values)
+
+
+def setting_names(kind: type[DataclassInstance]) -> set[str]:
+    """Return the names of a dataclass's fields."""
+    return {f.name for f in fields(kind)}
+
+
+def groups_apart(kind: type[DataclassInstance]) -> dict[str, type[DataclassInstance]]:
+    """Return the groups of APART that a command has, by name."""
+    return {name: group for name, group in APART.items() if name in setting_names(kind)}
 
 
 def cooperation_settings(keywords: Mapping[str, Any]) -> CooperateConfig:

@@ -40,8 +40,9 @@ class PushConfig:
     """Fresh deterministic episodes per policy, for the card."""
     seed: int = 0
     """Random seed of the episodes."""
-    preview: Path | None = None
-    """Write the files of the repository into this new directory, and publish nothing."""
+    preview: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Write the files of the repository into this new directory to look at them, and publish
+    nothing; needs no token. None: publish."""
 
     def __post_init__(self) -> None:
         require(self, "be at least 1", "episodes", called=flag)

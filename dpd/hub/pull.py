@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from dpd.errors import BadInput
 from dpd.hub.client import BEST_POLICY, hub_client, hub_errors
 from dpd.hub.config import PullConfig, require_repo
+from dpd.hub.outcome import PullOutcome
 from dpd.policies.hybrid_file import load_policy
 from dpd.policies.metadata import NotAPolicy
 from dpd.policies.policyfile import Policy
-from dpd.report.report import print_line
+from dpd.report.report import Report
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -40,7 +41,7 @@ def files_of(client: HfApi, repo: str, revision: str | None) -> tuple[list[str],
     return [name for name in safe if matches(name, (*POLICIES, *BESIDE))], info.sha
 
 
-def pull_repo(config: PullConfig) -> int:
+def pull_repo(config: PullConfig) -> PullOutcome:
     """Download a repository's policies into a new directory, and say how to use them."""
     client, target = hub_client(), config.target
     if target.exists():
@@ -62,12 +63,13 @@ def pull_repo(config: PullConfig) -> int:
         if not zips and not any(folder.rglob("*.safetensors")):
             raise BadInput(f"{config.repo} has no policies that dpd can read: {refused[0]}")
         os.replace(folder, target)
-    for line in refused:
-        print_line(f"note: left out {line}")
-    print_line(f"pulled  {target}")
-    for path in zips:
-        print_line(f"a zip of Stable-Baselines3; play it with: dpd evaluate {path} --env ENV")
-    return 0
+    notes = [f"left out {line}" for line in refused]
+    lines = [*(f"note: {note}" for note in notes), f"pulled  {target}"]
+    lines += [f"a zip of Stable-Baselines3; play it with: dpd evaluate {p} --env ENV" for p in zips]
+    kept = sorted(f.relative_to(target).as_posix() for f in target.rglob("*") if f.is_file())
+    data = {"repo": config.repo, "commit": commit, "files": kept, "notes": notes}
+    report = Report(sections=[], data=data, notes=notes)
+    return PullOutcome(report=report, path=target, lines=lines)
 
 
 def remove_unfit(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from dpd.errors import BadInput
 from dpd.files import replacing
@@ -13,20 +14,21 @@ from dpd.hub.card import Publication, card_text, read_fidelity
 from dpd.hub.client import BEST_POLICY, hub_client, hub_errors, require_token
 from dpd.hub.command import ParseRun, published, training_command
 from dpd.hub.config import PushConfig
+from dpd.hub.outcome import PushOutcome
 from dpd.policies.policyfile import load
 from dpd.report.figures import learning_curves
-from dpd.report.report import print_line
+from dpd.report.report import Report
 from dpd.run.episodes import evaluate_together
 from dpd.run.saved import RunReader
-from dpd.run.sources import find_policies, is_zip, one_policy
-from dpd.run.summary import FIDELITY, STUDENTS, title
+from dpd.run.sources import Place, find_policies, is_zip, one_policy
+from dpd.run.summary import FIDELITY, STUDENTS, summary, title
 
 CURVES_PNG = "curves.png"
 REPORTS = ("fidelity/fidelity.html", "fidelity/fidelity.md", "fidelity/fidelity.json")
 HYBRIDS = "seed*-hybrid.safetensors"
 
 
-def push_path(config: PushConfig, read_settings: RunReader, parse: ParseRun) -> int:
+def push_path(config: PushConfig, read_settings: RunReader, parse: ParseRun) -> PushOutcome:
     """Publish a run directory or a policy file, or write what would be published."""
     client = hub_client()
     if config.preview is None:
@@ -36,11 +38,14 @@ def push_path(config: PushConfig, read_settings: RunReader, parse: ParseRun) -> 
     files = published_files(config.path)
     with tempfile.TemporaryDirectory(prefix="dpd-push-") as name:
         folder = Path(name) / "repository"
-        fill(folder, config, files, read_settings, parse)
+        rows = fill(folder, config, files, read_settings, parse)
+        names = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+        data = {"repo": config.repo, "files": names, "policies": rows}
+        report, card = Report(sections=[], data=data), (folder / "README.md").read_text("utf-8")
         if config.preview is not None:
             shutil.copytree(folder, config.preview)
-            print_line(f"preview  {config.preview / 'README.md'}")
-            return 0
+            lines = [f"preview  {config.preview / 'README.md'}"]
+            return PushOutcome(report=report, card=card, folder=config.preview, lines=lines)
         with hub_errors(config.repo):
             client.create_repo(config.repo, private=config.private or None, exist_ok=True)
             client.upload_folder(
@@ -48,8 +53,8 @@ def push_path(config: PushConfig, read_settings: RunReader, parse: ParseRun) -> 
                 folder_path=folder,
                 commit_message=f"Policies of {config.path.resolve().name}",
             )
-    print_line(f"published  {client.endpoint}/{config.repo}")
-    return 0
+    url = f"{client.endpoint}/{config.repo}"
+    return PushOutcome(report=report, card=card, url=url, lines=[f"published  {url}"])
 
 
 def published_files(path: Path) -> list[Path]:
@@ -64,8 +69,8 @@ def published_files(path: Path) -> list[Path]:
 
 def fill(
     folder: Path, config: PushConfig, files: list[Path], read_settings: RunReader, parse: ParseRun
-) -> None:
-    """Write the files of the repository into a new folder."""
+) -> list[dict[str, Any]]:
+    """Write the files of the repository into a new folder; return the policies' returns."""
     policies = {file.stem: load(file) for file in files}
     env_id = next(iter(policies.values())).meta.env_id
     results = evaluate_together(list(policies.values()), env_id, config.episodes, config.seed)
@@ -88,6 +93,10 @@ def fill(
     )
     with replacing(folder / "README.md") as draft:
         draft.write_text(card_text(content), encoding="utf-8")
+    return [
+        summary(name, Place(env_id, policy.meta.env_kwargs), policy, content.results[name])
+        for name, policy in policies.items()
+    ]
 
 
 def add_run(folder: Path, run_dir: Path, read_settings: RunReader, parse: ParseRun) -> str:

@@ -144,13 +144,13 @@ class RunConfig:
         require(self, "not be negative", "seed", "checkpoint_every", called=flag)
         if self.workers > self.seeds:
             raise BadInput(
-                f"--workers {self.workers} for {self.seeds} seeds: peers of a seed train in one "
+                f"--workers {self.workers} for {self.seeds} seeds: learners of a seed train in one "
                 "process; give more --seeds or fewer --workers"
             )
         if self.init_from and len(self.init_from) not in (1, self.peers):
             raise BadInput(
-                f"--init-from has {len(self.init_from)} policies for {self.peers} peers; "
-                "give one for all, or one per peer"
+                f"--init-from has {len(self.init_from)} policies for {self.peers} learners of a "
+                "seed; give one for all, or one for each"
             )
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise BadInput(f"--device must be cpu, cuda or for example cuda:1, not '{self.device}'")

@@ -71,7 +71,7 @@ class Selection:
     of environments, for a GPU). Separate several with commas: paper,large; later ones win. None:
     the settings of paper."""
     config: Path | None = None
-    """JSON file of settings. Flags on the command line override it."""
+    """JSON or TOML file of settings. Flags on the command line override it."""
     history: str | None = None
     """Frames that policies see, the present one and those before it. None: 1, or those that the
     policy of --init-from sees."""

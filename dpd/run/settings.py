@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from copy import copy
@@ -48,16 +49,32 @@ def saved_settings(run_dir: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a configuration file: a JSON object of settings, in which `distill` is nested."""
+    """Read a configuration file, JSON or TOML: settings by name, in which `distill` is nested.
+
+    Names in TOML may have dashes in place of underscores, as flags do.
+    """
+    kind = path.suffix.removeprefix(".").upper()
+    if kind not in ("JSON", "TOML"):
+        raise BadInput(f"{path} must be a .json or a .toml file of settings")
     try:
-        settings = json.loads(path.read_text())
+        text = path.read_text()
+        settings = json.loads(text) if kind == "JSON" else underscored(tomllib.loads(text))
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from error
+        raise BadInput(f"{path} is not {kind}: {error}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("distill", {}), dict):
-        raise BadInput(f"{path} must hold a JSON object of settings, with `distill` an object")
+        kinds = "a JSON object" if kind == "JSON" else "a TOML table"
+        raise BadInput(f"{path} must hold {kinds} of settings, with `distill` nested in it")
     return settings
+
+
+def underscored(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tables whose names have underscores in place of dashes."""
+    return {
+        name.replace("-", "_"): underscored(value) if isinstance(value, dict) else value
+        for name, value in tables.items()
+    }
 
 
 def preset_settings(names: str, method: str, algo: str) -> dict[str, Any]:

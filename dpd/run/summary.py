@@ -55,7 +55,8 @@ def start_facts(
     where = where if run.workers == 1 else f"{run.workers} processes"
     where += "" if run.device == "cpu" else f" on {run.device}"
     shares = " and ".join(
-        f"{len(stack.peers)} peers x {config.steps_of(stack):,}" for stack in config.stacks
+        f"{config.members(len(stack.peers))} x {config.steps_of(stack):,}"
+        for stack in config.stacks
     )
     facts = {
         "budget": f"{run.total_steps:,} environment steps = {shares}"

@@ -200,7 +200,7 @@ def roll_back(run: RunDir, seed: int, console: Console) -> None:
     """Return to the last checkpoint after a seed's learners diverged, and say so."""
     run.roll_back(seed)
     console.print(
-        f"rolled back to {run.training.steps:,} steps: seed {seed}'s peers continue with half "
+        f"rolled back to {run.training.steps:,} steps: seed {seed}'s learners continue with half "
         "their learning rate",
         soft_wrap=True,
         highlight=False,

@@ -145,7 +145,8 @@ def machine_text(config: StudyConfig) -> str:
     """Say what the seconds of training were measured on."""
     cores, jobs = n_cores(), config.at_once
     if config.where.is_ray:
-        return f"a Ray cluster, {config.where.cpus} CPUs per run"
+        cpus = config.where.cpus
+        return f"a Ray cluster, {cpus} CPU{'s' * (cpus > 1)} per run"
     return f"{cores} core{'s' * (cores > 1)}" + (f", {jobs} runs at once" if jobs != 1 else "")
 
 

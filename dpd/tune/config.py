@@ -35,6 +35,8 @@ class TuneConfig:
     space: Path
     """TOML file with a line for each flag: lr = { low = 1e-4, high = 1e-2, log = true } for a
     range, epochs = { low = 3, high = 20 } for whole numbers, gamma = [0.98, 0.99] for choices."""
+    ranges: Annotated[str | None, tyro.conf.Suppress] = None
+    """The contents of `space` as JSON, in place of the file; from `dpd.tune`."""
     algo: str | None = None
     """Algorithm of the learners, as in dpd train. None: ppo, or that of --config after the --."""
     trials: int = 30

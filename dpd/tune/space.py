@@ -61,10 +61,13 @@ Space = Mapping[str, FlagRange | Choices]
 """Ranges and choices by the names of flags, as in distill.alpha."""
 
 
-def read_space(path: Path) -> Space:
-    """Read a space. Raises BadInput if the file is none."""
+def read_space(path: Path, ranges: str | None = None) -> Space:
+    """Read a space from a file, or from `ranges`, its contents as JSON.
+
+    Raises BadInput if it is none.
+    """
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text()) if ranges is None else json.loads(ranges)
     except OSError as error:
         raise BadInput(f"cannot read --space {path}: {error.strerror}") from error
     except ValueError as error:

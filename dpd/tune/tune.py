@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
@@ -14,7 +14,7 @@ from dpd.envs.make import check
 from dpd.errors import BadInput
 from dpd.files import replacing
 from dpd.log.terminal import make_console
-from dpd.report.report import print_line, print_report, require_writable, save_report
+from dpd.report.report import Report, require_writable, save_report
 from dpd.run.directory import locked
 from dpd.run.processes import Stopped, StopRequest
 from dpd.study.arms import name_of, split_flags
@@ -22,11 +22,11 @@ from dpd.study.display import JobsDisplay
 from dpd.study.engines import drive, open_pool
 from dpd.study.study import Parse
 from dpd.tune.config import SET_BY_TUNE, TuneConfig
+from dpd.tune.outcome import BEST_FILE, TuneOutcome
 from dpd.tune.report import SearchTrial, read_trials, tune_report
 from dpd.tune.search import Search, open_search, require_optuna
-from dpd.tune.space import Choices, Space, read_space, space_words, words_of
+from dpd.tune.space import Choices, Space, read_space, space_words
 
-BEST_FILE = "best.json"
 OF_ONE_RUN = (
     *("seeds", "seed", "total_steps", "evals", "eval_episodes", "final_episodes", "threads"),
     *("workers", "records", "checkpoint_every", "keep", "keep_checkpoints", "init_from"),
@@ -34,14 +34,14 @@ OF_ONE_RUN = (
 """Settings of a trial that are no part of what the search found."""
 
 
-def tune(config: TuneConfig, parse: Parse) -> int:
+def tune(config: TuneConfig, parse: Parse) -> TuneOutcome:
     """Run a search, or go on with it; write its report and its best trial.
 
-    `parse` turns arguments of `dpd train` into settings. Returns the exit status: 0, 130 after
+    `parse` turns arguments of `dpd train` into settings. The status of the outcome is 0, 130 after
     Ctrl-C, 143 after SIGTERM. Raises BadInput if no trial was complete.
     """
     require_optuna()
-    space = read_space(config.space)
+    space = read_space(config.space, config.ranges)
     first = check_space(config, space, parse)
     require_writable(config.out)
     with redirect_stdout(sys.stderr) if config.json else nullcontext(), locked(config.out):
@@ -50,16 +50,15 @@ def tune(config: TuneConfig, parse: Parse) -> int:
         trials = read_trials(study, space)
         best = write_best(config, trials, parse)
     if status:
-        return status
+        stopped = Report(sections=[], data={})
+        return TuneOutcome(report=stopped, status=status, out=config.out, flags=[])
     if best is None:
         raise BadInput(f"no trial of {config.out} was complete; see the ends of their logs above")
     report = tune_report(config, space, trials)
     page = save_report(report, config.out, "tune")
-    print_report(report, config.json)
-    if not config.json:
-        print_line(f"report  {page}")
-        print_next_steps(config, best)
-    return 0
+    flags = [*config.flags, *space_words(best.values)]
+    lines = [f"report  {page}", *next_steps(config, flags)]
+    return TuneOutcome(report=report, page=page, lines=lines, out=config.out, flags=flags)
 
 
 def train_trials(config: TuneConfig, search: Search, plan: TrainConfig) -> int:
@@ -146,12 +145,13 @@ def write_best(config: TuneConfig, trials: list[SearchTrial], parse: Parse) -> S
     return best
 
 
-def print_next_steps(config: TuneConfig, best: SearchTrial) -> None:
-    """Print the file with the best settings, and how to report on them."""
-    flags = [*config.flags, *(w for n, v in best.values.items() for w in words_of(n, v))]
+def next_steps(config: TuneConfig, flags: Sequence[str]) -> list[str]:
+    """Return lines with the file of the best settings, and how to report on these flags."""
     algo = [] if config.algo is None else ["--algo", config.algo]
     study = ["dpd", "study", config.env, *algo]
     if config.study_seeds is not None:
         study += ["--seed", str(config.study_seeds[0]), "--seeds", str(config.study_seeds[1])]
-    print_line(f"best    dpd train --config {config.out / BEST_FILE}")
-    print_line(f"confirm {shlex.join([*study, '--', *flags])}")
+    return [
+        f"best    dpd train --config {config.out / BEST_FILE}",
+        f"confirm {shlex.join([*study, '--', *flags])}",
+    ]

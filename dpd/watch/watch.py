@@ -14,6 +14,7 @@ from dpd.errors import BadInput
 from dpd.files import SETTINGS_FILE, run_folders
 from dpd.log.terminal import PIPE_WIDTH, make_console
 from dpd.watch.config import WatchConfig
+from dpd.watch.outcome import WatchOutcome, watch_report
 from dpd.watch.picture import frame
 from dpd.watch.records import ReadSettings, WatchedRun
 
@@ -69,19 +70,32 @@ def watched_folders(path: Path) -> list[Path]:
     return found
 
 
-def watch_paths(config: WatchConfig, read_settings: ReadSettings) -> int:
-    """Draw the runs until all have ended or Ctrl-C; once if asked to, or without a terminal."""
+def watch_paths(config: WatchConfig, read_settings: ReadSettings) -> WatchOutcome:
+    """Draw the runs until all have ended or Ctrl-C; once if asked to, or without a terminal.
+
+    Returns their last state; the frame that is drawn once is that of its `show`.
+    """
     console, watched = make_console(highlight=False), Watched(config.paths, read_settings)
     watched.read_new()
-    if config.once or not console.is_terminal:
-        console.print(watched.picture(console))
-        return 0
+    is_live = console.is_terminal and not config.once
+    if is_live:
+        draw_live(watched, console, config.every)
+    report = watch_report(list(watched.runs.values()))
+
+    def draw() -> None:
+        if not is_live:
+            console.print(watched.picture(console))
+
+    return WatchOutcome(report=report, draw=draw)
+
+
+def draw_live(watched: Watched, console: Console, every: float) -> None:
+    """Draw the runs until all have ended or Ctrl-C."""
     try:
         with Live(watched.picture(console), console=console, auto_refresh=False) as live:
             while watched.goes_on:
-                time.sleep(config.every)
+                time.sleep(every)
                 watched.read_new()
                 live.update(watched.picture(console), refresh=True)
     except KeyboardInterrupt:  # the way to leave a view
         pass
-    return 0

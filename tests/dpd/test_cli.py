@@ -48,6 +48,38 @@ def test_the_settings_of_a_run_given_back_as_a_file_make_the_same_run(tmp_path):
     assert parse_train(["--config", str(file)]) == config
 
 
+def test_a_file_may_be_toml_with_names_as_flags_have_them(tmp_path, capsys):
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        'env = "Hopper-v5"\nhidden = [32, 16]\nnorm-obs = false\ndistill.gate = "hard"\n'
+    )
+    flags = ["Hopper-v5", "--hidden", "32", "16", "--no-norm-obs", "--distill.gate", "hard"]
+    assert parse_train(["--config", str(file)]) == parse_train(flags)
+    for name, text, says in (
+        ("a.toml", "epochs: 3", "a.toml is not TOML: "),
+        ("a.toml", "distill = 3", "must hold a TOML table of settings, with `distill` nested"),
+        ("a.toml", "ephocs = 3", "unknown setting --ephocs; did you mean epochs"),
+        ("a.json", "epochs = 3", "a.json is not JSON: "),
+        ("a.yaml", "epochs: 3", "a.yaml must be a .json or a .toml file of settings"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert says in refusal(["train", "--config", str(tmp_path / name)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--algo", "ppo,student", "--peers", "3"], "ppo,student names 2 students and --peers 3"),
+        (["--total-steps", "100"], "less than one iteration: 1 student x"),
+        (["--seeds", "1", "--workers", "2"], "learners of a seed train in one process"),
+        (["--method", "bc", "--sizes", "64", "32"], "--sizes has 2 values for 1 student"),
+    ],
+)
+def test_refusals_call_students_students(flags, says, capsys):
+    said = refusal(["distill", "--teacher", "t", "--method", "kickstart", *flags], capsys)
+    assert says in said and "peers " not in said.replace("--peers ", "")
+
+
 def test_an_environment_may_follow_settings_that_end_in_a_list(tmp_path):
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({"hidden": [8, 8]}))

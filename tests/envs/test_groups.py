@@ -14,7 +14,8 @@ from dpd.envs.tasks import TASKS
 
 # qpos 0 to 2, qvel 3 to 4, and two keys of a nested Dict
 GROUPS = consecutive({"qpos": 3, "qvel": 2, "legs.left": 1, "legs.right": 4})
-UNNAMED = ("Reacher-v5", "Pusher-v5", "InvertedDoublePendulum-v5")  # in Gymnasium
+UNNAMED = {"Reacher-v5", "Pusher-v5", "InvertedDoublePendulum-v5"}  # in Gymnasium
+UNNAMED |= {env_id for env_id in TASKS if "v4" in env_id}
 LAYOUTS: list[tuple[str, dict[str, Any]]] = [
     *((env_id, {}) for env_id in TASKS if env_id not in UNNAMED),
     ("Hopper-v5", {"exclude_current_positions_from_observation": False}),

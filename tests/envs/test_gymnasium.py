@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -285,7 +286,7 @@ def test_a_module_before_the_colon_is_imported(tmp_path: Any, monkeypatch: Any) 
 
 
 def test_auto_is_native_where_it_can_be() -> None:
-    assert [choose_backend(env_id) for env_id in TASKS] == ["native"] * 11
+    assert [choose_backend(env_id) for env_id in TASKS] == ["native"] * 21
     assert choose_backend("Ant-v5", env_kwargs={"contact_cost_weight": 0.0}) == "native"
     assert choose_backend("Pendulum-v1") == "gymnasium"
     assert isinstance(make("Swimmer-v5", 1, [0]), NativeEnv)
@@ -311,10 +312,18 @@ def test_environments_in_processes_of_their_own_take_the_same_steps() -> None:
         env.close()
 
 
-def test_an_older_task_has_a_remark_and_a_vector_environment_no_processes() -> None:
-    env = make("Reacher-v4", 1, [0], "async")
-    assert env.spec.notes == ("Reacher-v5 has a native simulation, which is many times faster",)
-    env.close()
+def test_an_older_task_has_a_remark_and_a_vector_environment_no_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    older = gymnasium.spec("Reacher-v4")  # Gymnasium cannot make its own v3
+    monkeypatch.setitem(gymnasium.registry, "Reacher-v3", replace(older, id="Reacher-v3"))
+    notes = {}
+    for env_id in ("Reacher-v3", "Reacher-v4"):
+        env = make(env_id, 1, [0], "async")
+        notes[env_id] = env.spec.notes
+        env.close()
+    remark = "Reacher-v5 has a native simulation, which is many times faster"
+    assert notes == {"Reacher-v3": (remark,), "Reacher-v4": ()}
     late = register_once("DpdTest/Late-v0", vector_entry_point=LateCounter)
     with pytest.raises(UnsupportedEnv, match="leave out --backend async"):
         make(late, 1, [0], "async")

@@ -23,7 +23,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def test_make_chooses_warp_for_cuda_and_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [choose_backend(env_id, device=CUDA) for env_id in TASKS] == ["warp"] * 11
+    assert [choose_backend(env_id, device=CUDA) for env_id in TASKS] == ["warp"] * 21
     assert [choose_backend(PLANAR, device=device) for device in (None, CPU)] == ["native"] * 2
     assert choose_backend(PLANAR, "warp", device=CPU) == "warp"
     with pytest.raises(UnsupportedEnv, match="there is one of HalfCheetah-v5"):

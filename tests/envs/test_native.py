@@ -16,9 +16,11 @@ from dpd.envs.physics import BatchPhysics, ThreadPhysics
 from dpd.envs.task import load_model
 from dpd.envs.tasks import TASKS
 
-N_ENVS = {"Ant-v5": 2, "Humanoid-v5": 2, "HumanoidStandup-v5": 2}  # the slow ones; 4 elsewhere
+# 2 of the slow ones, 4 of the others
+N_ENVS = {f"{name}-{v}": 2 for name in ("Ant", "Humanoid", "HumanoidStandup") for v in ("v4", "v5")}
 # the others have their own time limits, which they pass
 LIMITS = {"HumanoidStandup-v5": 80, "InvertedPendulum-v5": 100, "InvertedDoublePendulum-v5": 100}
+LIMITS |= {env_id: min(80, task.max_steps) for env_id, task in TASKS.items() if "v4" in env_id}
 PLANAR, CONTACT = "Hopper-v5", "Ant-v5"  # one task for each of the two ways to step
 
 

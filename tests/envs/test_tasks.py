@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpd.envs.arguments import native_task
 from dpd.envs.locomotion import Locomotion
 from dpd.envs.task import SimState, Task, load_model
 from dpd.envs.tasks import TASKS
@@ -115,6 +116,38 @@ def test_the_velocity_clip_is_in_the_observation_only() -> None:
     assert standing(task, state).all()  # 50 < 100, though beyond the clip
     state["qvel"][0, 3] = -100.0
     assert not standing(task, state).any()
+
+
+@pytest.mark.parametrize(("env_id", "bonus"), [("Hopper-v5", 0.0), ("Hopper-v4", 1.0)])
+def test_version_4_pays_the_bonus_for_the_step_that_ends_an_episode_too(
+    env_id: str, bonus: float
+) -> None:
+    task, still = TASKS[env_id], np.zeros(1)
+    state = {"qpos": np.zeros((1, 6)), "qvel": np.zeros((1, 6))}  # at height 0: fallen
+    up = task.healthy(state)
+    assert not standing(task, state).any()
+    assert paid(task, state, still, still, np.zeros((1, 3)), up).tolist() == [bonus]
+    # Gymnasium pays an episode that goes on only while the body stands
+    goes_on = native_task(env_id, {"terminate_when_unhealthy": False})
+    assert paid(goes_on, state, still, still, np.zeros((1, 3)), up).tolist() == [0.0]
+
+
+def test_version_4_of_reacher_pays_for_the_distance_before_the_step() -> None:
+    old, new = TASKS["Reacher-v4"], TASKS["Reacher-v5"]
+    place = np.zeros((1, old.model.nbody, 3))
+    place[0, old.body("fingertip"), :2] = 0.3, 0.4  # 0.5 from the target at 0
+    before, after = {"qpos": np.zeros((1, 4)), "xpos": place}, {"xpos": 2 * place}
+    far = old.marker(before, old.model.body_mass)
+    act = np.array([[0.2, 0.0]])  # costs 0.04
+    assert paid(old, after, far, far, act, None).tolist() == pytest.approx([-0.54])
+    assert paid(new, after, far, far, act, None).tolist() == pytest.approx([-1.04])
+
+
+def test_only_pusher_has_no_version_4_because_gymnasium_cannot_make_it() -> None:
+    names = {env_id.partition("-")[0] for env_id in TASKS}
+    assert {name for name in names if f"{name}-v4" not in TASKS} == {"Pusher"}
+    with pytest.raises(ImportError, match="only supported on `mujoco<3`"):
+        gymnasium.make("Pusher-v4")
 
 
 def test_a_walker_that_falls_gets_no_bonus_for_its_last_step() -> None:

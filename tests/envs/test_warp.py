@@ -113,6 +113,19 @@ def test_contact_forces_and_markers_are_the_native_ones() -> None:
     assert torch.equal(ours.terminated, step.terminated)
 
 
+def test_version_4_of_reacher_is_paid_for_the_native_distance_before_each_step() -> None:
+    native, env = NativeEnv("Reacher-v4", 4, range(4)), made("Reacher-v4", 4)
+    native.reset()
+    *earlier, first, second = unit_actions(native, 12)
+    for past in earlier:
+        native.step(past)
+    env.restore(transplanted(native, env))
+    for act in (first, second):  # the first marker is the native one, the second its own
+        ours, step = env.step(act), native.step(act)
+        assert relative_error(ours.next_obs, step.next_obs).max() < OBS_TOLERANCE
+        assert abs(ours.reward - step.reward).max() < REWARD_TOLERANCE
+
+
 def test_a_restart_clears_contact_forces_and_reads_the_marker_again() -> None:
     env = made(CONTACT, 2)
     rollout(env, torch.zeros(10, 2, 8))  # until both stand on the ground

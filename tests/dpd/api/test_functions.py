@@ -11,17 +11,13 @@ import pytest
 
 import dpd
 import dpd.export as export_module
-from dpd.cli import main
+from dpd.cli import COMMANDS, main
+from dpd.envs.user_task import register_task
 from dpd.errors import BadInput, Diverged
 from dpd.log.csv import read_rows
 from dpd.policies.policyfile import Policy
 from dpd.run.outcome import TrainOutcome
 from tests.toy.short import SHORT
-
-FUNCTIONS = (
-    *("train", "distill", "cooperate", "study", "evaluate", "compare", "fidelity", "sweep"),
-    *("export", "groups", "report"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +29,41 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainOutcome:
 def test_importing_dpd_takes_no_time_and_no_torch() -> None:
     program = (
         "import sys, time; start = time.process_time(); import dpd; "
-        "spent = time.process_time() - start; dpd.train; dpd.study; dpd.Callback; dir(dpd); "
+        "spent = time.process_time() - start; dpd.train; dpd.study; dpd.tune; dpd.push; dpd.pull; "
+        "dpd.watch; dpd.Callback; dir(dpd); "
         "print('torch' in sys.modules, spent < 0.1)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False True\n", done.stderr
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_function_explains_itself_and_has_the_name_of_its_command(name: str) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_a_function_that_explains_itself(name: str) -> None:
     function = inspect.unwrap(getattr(dpd, name))
     assert function.__module__ == "dpd.api" and name in dpd.__all__
     assert f"`dpd {name}`" in (function.__doc__ or "")
     parameters = inspect.signature(getattr(dpd, name)).parameters
-    assert {"verbose", "settings"} <= set(parameters)
+    # pull takes one setting, and without a directory for all files it returns a policy
+    assert {"verbose", "revision" if name == "pull" else "settings"} <= set(parameters)
+
+
+def test_every_function_is_a_command_and_is_on_the_pages_of_the_documentation() -> None:
+    functions = {
+        name
+        for name, value in inspect.getmembers(dpd.api, inspect.isfunction)
+        if value.__module__ == "dpd.api" and not name.startswith("_")
+    }
+    assert functions == set(COMMANDS)
+    docs = Path(__file__).parents[3] / "docs"
+    reference = (docs / "reference" / "api.md").read_text()
+    guide = (docs / "guides" / "python.md").read_text()
+    assert [name for name in functions if f"::: dpd.api.{name}\n" not in reference] == []
+    assert [name for name in functions if f"`dpd.{name}`" not in guide] == []
+
+
+def test_a_task_of_ones_own_takes_one_import() -> None:
+    assert dpd.MujocoTask.__module__ == "dpd.envs.user_task"
+    assert dpd.register_task is register_task
 
 
 def test_a_module_with_the_name_of_a_function_is_both() -> None:
@@ -128,6 +145,67 @@ def test_every_refusal_of_the_command_line_is_bad_input(run: TrainOutcome) -> No
         dpd.train("HalfCheeta-v5")
     with pytest.raises(BadInput, match="does not exist"):
         dpd.report("/nowhere/run")
+
+
+def test_watch_returns_the_progress_of_runs_and_the_returns_of_learners(
+    run: TrainOutcome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = dpd.watch(run.path.parent)
+    (progress,) = watched.runs
+    assert (progress.path, progress.state, progress.env) == (run.path, "finished", "Swimmer-v5")
+    assert (progress.step, progress.total, progress.seconds_left) == (512, 512, None)
+    last = [row for row in run.metrics if row.metric == "eval/return" and row.step == 512]
+    assert progress.mean == pytest.approx(sum(row.value for row in last) / 4)
+    assert [row.mean for row in watched.learners] == [row.value for row in last]
+    assert [row.learner for row in watched.learners] == [f.stem for f in run.last_policies]
+    first = watched.learners[0]
+    assert first.best == max(run.curve("eval/return", seed=0)[1])
+    assert first.metrics["train/kl"] == run.curve("train/kl", seed=0)[1][-1]
+    assert [figure.axes[0].get_title("left") for figure in watched.figures] == ["eval/return"]
+    assert capsys.readouterr().out == ""
+    dpd.watch(run.path, verbose=True)
+    assert "512/512 steps" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="--every does nothing without verbose=True"):
+        dpd.watch(run.path, every=1.0)
+
+
+def test_push_previews_the_card_with_the_returns_of_evaluate(
+    run: TrainOutcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("huggingface_hub", reason="no huggingface_hub: pip install 'dpd[hub]'")
+    done = dpd.push(run.path, "me/swimmer", preview=tmp_path / "card", episodes=2)
+    assert done.url is None and done.folder == tmp_path / "card"
+    assert done.card == (done.folder / "README.md").read_text()
+    assert {"README.md", "policy.safetensors", "config.json"} < set(done.files)
+    evaluated = dpd.evaluate(run.path, episodes=2)
+    assert [row.returns for row in done.policies] == [row.returns for row in evaluated.policies]
+    assert done.policies[0].policy == "seed0-peer0" and capsys.readouterr().out == ""
+
+
+def test_a_search_takes_a_dictionary_as_its_space_and_returns_trials_and_the_best_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'dpd[tune]'")
+    flags = "--n-envs 2 --n-steps 64 --minibatch-size 64 --epochs 1 --hidden 8 --threads 1"
+    space = {"gamma": [0.9, 0.95], "distill": {"alpha": {"low": 1.0, "high": 2.0}}}
+    few: dict[str, Any] = {"seeds": 1, "total_steps": 512, "evals": 2, "eval_episodes": 1}
+    few |= {"trials": 2, "pruner": "none", "out": tmp_path / "tune"}
+    search = dpd.tune("Swimmer-v5", space=space, flags=flags, **few)
+    assert {row.trial for row in search.trials} == {0, 1}
+    first, second = (row.mean or 0.0 for row in search.trials)
+    assert first >= second and all(row.state == "complete" for row in search.trials)
+    best = search.trials[0]
+    assert best.mean == best.evaluations[-1] and len(best.evaluations) == 2
+    assert search.settings["gamma"] == best.values["gamma"]
+    assert search.settings["distill"]["alpha"] == best.values["distill.alpha"]
+    assert "seeds" not in search.settings and search.best.is_file()
+    alpha = best.values["distill.alpha"]
+    chosen = ["--gamma", str(best.values["gamma"]), "--distill.alpha", str(alpha)]
+    assert list(search.flags) == [*flags.split(), *chosen]
+    assert len(search.figures) == 2 and search.page == tmp_path / "tune" / "tune.html"
+    assert capsys.readouterr().out == ""
+    with pytest.raises(BadInput, match=r"space: gamma needs \{ low = "):
+        dpd.tune("Swimmer-v5", space={"gamma": 0.9}, out=tmp_path / "no")
 
 
 def test_export_returns_the_file(run: TrainOutcome, tmp_path: Path) -> None:

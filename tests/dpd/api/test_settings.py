@@ -95,6 +95,19 @@ OTHERS: list[tuple[str, list[str], dict[str, Any]]] = [
     ("export", ["p", "--format", "onnx"], {"path": "p", "format": "onnx"}),
     ("groups", ["Hopper-v5"], {"env": "Hopper-v5"}),
     ("report", ["run", "--videos", "0"], {"path": "run", "videos": 0}),
+    ("push", ["run", "me/it", "--private"], {"path": "run", "repo": "me/it", "private": True}),
+    ("pull", ["me/it", "--out", "d"], {"repo": "me/it", "out": Path("d")}),
+    ("watch", ["a", "b", "--once"], {"paths": ["a", "b"], "once": True}),
+    (
+        "tune",
+        ["--space", "s.toml", "--study-seeds", "0", "10", "--engine", "ray", "--task-gpus", "1"],
+        {"space": "s.toml", "study_seeds": (0, 10), "engine": "ray", "task_gpus": 1},
+    ),
+    (
+        "study",
+        ["Hopper-v5", "--engine", "ray", "--address", "auto", "--retries", "0"],
+        {"envs": "Hopper-v5", "engine": "ray", "address": "auto", "retries": 0},
+    ),
 ]
 
 
@@ -161,6 +174,8 @@ def test_other_commands_refuse_unknown_keywords_too() -> None:
         command_settings(cli.EvaluateConfig, {"paths": "a", "episods": 3})
     with pytest.raises(BadInput, match="unknown setting --json"):  # a function returns its results
         command_settings(cli.EvaluateConfig, {"paths": "a", "json": True})
+    with pytest.raises(BadInput, match="unknown setting --where"):  # its flags have no prefix
+        command_settings(cli.StudyConfig, {"where": {"engine": "ray"}})
     with pytest.raises(ValueError, match="--episodes must be at least 1"):
         command_settings(cli.EvaluateConfig, {"paths": "a", "episodes": 0})
     with pytest.raises(BadInput, match="needs a PATH"):

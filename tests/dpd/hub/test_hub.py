@@ -17,6 +17,7 @@ import dpd
 import dpd.run.train
 from dpd.agents.config import View
 from dpd.cli import main, parse_run, parse_train, saved_run
+from dpd.errors import BadInput
 from dpd.hub.card import Publication, card_text
 from dpd.hub.command import published, training_command
 from dpd.policies.policyfile import Policy
@@ -108,6 +109,11 @@ def test_what_was_pushed_is_pulled_and_played(
         assert Path("swimmer", name).read_bytes() == Path("preview", name).read_bytes() == content
     assert main(["evaluate", "swimmer", "--episodes", "1"]) == 0
     assert main(argv) == 0  # again: the repository exists
+    pushed, pulled = dpd.push(run_dir, REPO, episodes=1), dpd.pull(REPO, out="again")
+    assert pushed.url == f"{hub.url}/{REPO}" and pulled.path == Path("again")
+    assert set(pushed.files) == set(pulled.files) == found
+    with pytest.raises(BadInput, match="file names one policy, and out takes all"):
+        dpd.pull(REPO, "policy.safetensors", out="third")  # type: ignore[call-overload]
 
 
 def test_nothing_but_policies_and_their_descriptions_is_downloaded(

@@ -199,7 +199,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "more sizes than peers": (
         ["--student-sizes", "4,8", "--peers", "3", "--teacher", "{ppo}"],
-        "--sizes has 2 values for 3 peers",
+        "--sizes has 2 values for 3 students",
     ),
     "an unknown method": (["--method", "dager", "--teacher", "{ppo}"], "did you mean dagger"),
 }

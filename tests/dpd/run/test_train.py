@@ -164,7 +164,7 @@ def test_learners_start_from_saved_policies(run_dir, tmp_path):
         (["--hidden", "32", "32"], "has hidden (64, 64); these learners have (32, 32)"),
         (["--activation", "relu"], "has activation tanh"),
         (["--no-norm-obs"], "has norm_obs True"),
-        (["--peers", "3"], "2 policies for 3 peers"),
+        (["--peers", "3"], "2 policies for 3 learners"),
     ],
 )
 def test_a_policy_that_does_not_fit_the_learners_is_refused(run_dir, flags, says, capsys):

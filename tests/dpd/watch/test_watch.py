@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import dpd.watch.watch
+import dpd.watch.watch as module
 from dpd.cli import main, parse_train, saved_run
 from dpd.errors import BadInput
 from dpd.files import read_lock
@@ -218,7 +218,7 @@ def test_a_live_view_ends_with_the_run_and_sees_one_that_begins_later(
 ) -> None:
     run_dir, screen = make_run(tmp_path / "runs" / "a"), StringIO()
     monkeypatch.setattr(
-        dpd.watch.watch,
+        module,
         "make_console",
         lambda **given: Console(file=screen, width=120, force_terminal=True, color_system=None),
     )
@@ -231,10 +231,10 @@ def test_a_live_view_ends_with_the_run_and_sees_one_that_begins_later(
             add_rows(run_dir, [(1000, 0, 0, "eval/return", 7.0)])
             lock.__exit__(None, None, None)
 
-    monkeypatch.setattr(dpd.watch.watch.time, "sleep", nap)
+    monkeypatch.setattr(module.time, "sleep", nap)
     (lock := locked(run_dir)).__enter__()
-    config = dpd.watch.watch.WatchConfig(paths=(run_dir,))
-    assert watch_paths(config, saved_run) == 0
+    config = module.WatchConfig(paths=(run_dir,))
+    assert [run.state for run in watch_paths(config, saved_run).runs] == ["finished"]
     assert naps == 2 and "running" in screen.getvalue() and "finished" in screen.getvalue()
     watched = Watched([tmp_path / "runs"], saved_run)
     watched.read_new()
