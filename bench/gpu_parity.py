@@ -65,9 +65,9 @@ SHORT = ("--evals", "1", "--eval-episodes", "1", "--final-episodes", "1")
 SOME = ("--n-envs", "256", "--n-steps", "16", "--minibatch-size", "512")
 OFF = f"train {CHEETAH} --total-steps 24000 --algo"
 COMMANDS = {
-    "ppo, warp": f"train {CHEETAH} --total-steps 40960 {' '.join(SOME)}",
-    "ppo, native": "train Hopper-v5 --total-steps 16384",
-    "ppo, gymnasium": "train Pendulum-v1 --total-steps 16384",
+    "ppo, warp": f"train {CHEETAH} --total-steps 40960 --preset modern {' '.join(SOME)}",
+    "ppo, native": "train Hopper-v5 --total-steps 16384 --preset paper",
+    "ppo, gymnasium": "train Pendulum-v1 --total-steps 16384 --preset paper",
     "td3": f"{OFF} td3",
     "td3, not recorded": f"{OFF} td3 --no-record-updates",
     "sac, lcb": f"{OFF} sac --preset modern",
@@ -140,7 +140,7 @@ def one_update(agent: Any, noise: Tensor) -> None:
 def nothing_waits(device: torch.device, quick: bool) -> Record:
     """Run iterations in which waiting for the device raises an error."""
     sizes = ["--n-envs", "64"] if quick else list(SOME)
-    argv = [CHEETAH, "--backend", "warp", "--device", str(device), *sizes]
+    argv = [CHEETAH, "--backend", "warp", "--device", str(device), "--preset", "modern", *sizes]
     training = Training(parse_train(argv))
     (stack,) = training.stacks
     iterate(training)
@@ -161,7 +161,7 @@ def nothing_waits(device: torch.device, quick: bool) -> Record:
 def goes_on(device: torch.device) -> Record:
     """Compare a run resumed from its state with an uninterrupted one."""
     argv = [CHEETAH, "--backend", "native", "--device", str(device), "--total-steps"]
-    argv += ["32768"]
+    argv += ["32768", "--preset", "paper"]
     whole, stopped = (Training(parse_train(argv)) for _ in range(2))
     for training in (whole, stopped):
         iterate(training), iterate(training)

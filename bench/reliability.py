@@ -43,16 +43,18 @@ FLAGS = ["--n-envs", "4", "--n-steps", "64", "--evals", "4", "--eval-episodes", 
 FLAGS += ["--final-episodes", "1", "--seeds", "2"]
 REPLAY = ["--hidden", "32", "32", "--minibatch-size", "32", "--updates-per-step", "0.05"]
 REPLAY += ["--learning-starts", "1000", "--capacity", "4000"]
+PAPER = ["--preset", "paper"]
 SETUPS = {
-    "2 peers, 2M steps": "--total-steps 2000000 --evals 4",
-    "10 seeds x 2 peers, 200k steps each": "--seeds 10 --total-steps 200000 --evals 4",
+    "2 peers, 2M steps": "--preset paper --total-steps 2000000 --evals 4",
+    "10 seeds x 2 peers, 200k steps each": "--preset paper --seeds 10 --total-steps 200000 "
+    "--evals 4",
 }
 MB = 2**20
 
 
 def command(out: Path, args: argparse.Namespace) -> list[str]:
     """Return the command of a new run; an iteration is 2 peers x 4 envs x 64 steps."""
-    flags = ["--algo", args.algo, *FLAGS, *(REPLAY if args.algo != "ppo" else [])]
+    flags = ["--algo", args.algo, *FLAGS, *(REPLAY if args.algo != "ppo" else PAPER)]
     flags += ["--total-steps", str(args.iterations * 512), "--checkpoint-every", "0.2"]
     return [*DPD, args.env, *flags, "--out", str(out)]
 

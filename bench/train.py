@@ -145,9 +145,10 @@ SB3 = (SB3_DEFAULT, *ways("SB3", n_envs=8), *ways("SB3"))
 ONE = Setup("dpd, one learner", 1, "--peers 1 --method none", ours=True)
 TEN = Setup("dpd, ten seeds in one stack", 10, "--peers 1 --seeds 10 --method none", ours=True)
 # As with `--workers`: independent processes, each with a share of the seeds and cores.
-PAIRS = Setup("dpd, ten pairs, one process", 20, "--peers 2 --seeds 10", ours=True)
+PAIR = "--peers 2 --preset paper"
+PAIRS = Setup("dpd, ten pairs, one process", 20, f"{PAIR} --seeds 10", ours=True)
 SHARED = Setup(
-    "dpd, ten pairs, two processes", 20, "--peers 2 --seeds 5 --threads 1", processes=2, ours=True
+    "dpd, ten pairs, two processes", 20, f"{PAIR} --seeds 5 --threads 1", processes=2, ours=True
 )
 ALONE = Setup("dpd, two peers, no distillation", 2, "--peers 2 --method none", ours=True)
 # Sharing doubles the samples of a pair's updates, and so do twice the epochs.
@@ -165,7 +166,7 @@ def with_preset(preset: str, extra: str = "") -> Setup:
 
 def in_loss() -> Setup:
     """Return two peers whose divergence is a term in PPO's loss, and that share nothing."""
-    return Setup("dpd, two peers, in the loss", 2, f"--peers 2 {IN_LOSS}", ours=True)
+    return Setup("dpd, two peers, in the loss", 2, f"{PAIR} {IN_LOSS}", ours=True)
 
 
 def distilled() -> dict[str, tuple[Setup, Setup]]:

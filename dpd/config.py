@@ -53,6 +53,8 @@ class TrainConfig:
     algos: tuple[tuple[str, LearnerConfig], ...]
     """Algorithm name and settings: one entry for all peers, or one per peer."""
     method: str
+    preset: str | None = None
+    """Named settings that the run began from, which flags or a file may have changed."""
     distill: MethodConfig
     teachers: TeacherConfig | None = None
     views: SeenConfig = field(default_factory=ViewConfig)
@@ -378,6 +380,7 @@ class TrainConfig:
         settings: dict[str, Any] = {
             "algo": self.algo_name,
             "method": self.method,
+            **({"preset": self.preset} if self.preset and self.command == "train" else {}),
             **asdict(self.run),
             **(asdict(self.teachers) if self.teachers else {}),
             **self._view_settings(),

@@ -42,7 +42,8 @@ class IndependentConfig(MethodConfig):
 class DPDConfig(MethodConfig):
     """Dual policy distillation (Lai et al. 2020), for two peers or more.
 
-    The defaults are the preset `paper`; None stands for the paper's value for the algorithm.
+    PPO's peers have the preset `modern` by default. All others, and --preset paper, have the values
+    of the paper, for which None stands too.
     """
 
     ruler: Literal[

@@ -66,6 +66,11 @@ DPD_PRESETS: MethodPresets = {
         None: {"ruler": "action", "gate": "hard", "states": "mixed"},
     },
 }
+# A study on fresh seeds chose it (docs/results.md, Peers that pay). It had PPO's peers alone, so
+# all others have the settings of the paper.
+DPD_DEFAULT_PRESETS: Mapping[type[LearnerConfig], str] = {PPOConfig: "modern"}
+PLAIN_PRESET = "paper"
+"""The preset with a method's own defaults, for those who refuse a default preset."""
 ON_POLICY_PRESETS: MethodPresets = {
     # rsl_rl's distillation: squared error to the teacher's mean action, gradients without a bound,
     # 2 epochs of 120 / 15 steps. (Its gradient length of 15 is for recurrent students.)

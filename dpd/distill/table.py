@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dpd.agents.config import LearnerConfig
 from dpd.distill.config import MethodConfig
 from dpd.distill.in_loss_config import (
     GradientConfig,
@@ -12,7 +14,7 @@ from dpd.distill.in_loss_config import (
     ReverseGradientConfig,
 )
 from dpd.distill.peers_config import DPDConfig, IndependentConfig
-from dpd.distill.presets import DPD_PRESETS, ON_POLICY_PRESETS, MethodPresets
+from dpd.distill.presets import DPD_DEFAULT_PRESETS, DPD_PRESETS, ON_POLICY_PRESETS, MethodPresets
 from dpd.distill.teaching_config import (
     CloningConfig,
     DAggerConfig,
@@ -32,11 +34,15 @@ class MethodSpec:
     """Import path of the method, `module:class`; the module may import torch."""
     presets: MethodPresets = field(default_factory=dict)
     """Settings of the method under named presets, which no other method has."""
+    default_presets: Mapping[type[LearnerConfig], str] = field(default_factory=dict)
+    """The preset that applies if none of the method is named, by the learners that it is for."""
 
 
 SUPERVISED = "dpd.distill.teaching:Supervised"
 METHODS: dict[str, MethodSpec] = {
-    "dpd": MethodSpec(DPDConfig, "dpd.distill.peers:DualDistillation", DPD_PRESETS),
+    "dpd": MethodSpec(
+        DPDConfig, "dpd.distill.peers:DualDistillation", DPD_PRESETS, DPD_DEFAULT_PRESETS
+    ),
     "none": MethodSpec(IndependentConfig, "dpd.distill.independent:Independent"),
     "bc": MethodSpec(CloningConfig, SUPERVISED),
     "dagger": MethodSpec(DAggerConfig, SUPERVISED),

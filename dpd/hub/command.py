@@ -11,6 +11,7 @@ from typing import Any
 from dpd.config import TrainConfig
 from dpd.errors import flag
 from dpd.log.config import WandbConfig
+from dpd.run.settings import with_default_preset
 
 ParseRun = Callable[[Sequence[str], str], TrainConfig]
 """Parses the flags of `dpd train` or `dpd distill`."""
@@ -45,10 +46,12 @@ def training_command(config: TrainConfig, parse: ParseRun) -> str:
     command, settings = config.command, config.as_json()
     words = [config.run.env, *teacher_words(config)]
     try:
-        for names in (("algo", "method"), ("algo", "method", "history"), None):
+        for names in (("algo", "method"), ("history",), None):
             given = {k: v for k, v in settings.items() if names is None or k in names}
             default = parse(words, command).as_json()
             words += flag_words(given, default)
+            if names == ("algo", "method"):
+                words += preset_words(config)
         if parse(words, command).as_json() == settings:
             return shlex.join(["dpd", command, *words])
     except ValueError:  # such as a student of several sizes, which no flags of one size describe
@@ -60,6 +63,14 @@ def teacher_words(config: TrainConfig) -> list[str]:
     """Return the flags without which `dpd distill` has no defaults."""
     teachers = config.teachers
     return [] if teachers is None else ["--teacher", *map(str, teachers.teacher)]
+
+
+def preset_words(config: TrainConfig) -> list[str]:
+    """Return the flag of a run's presets, unless they are the default of its learners."""
+    recorded = config.as_json().get("preset")
+    if recorded in (None, with_default_preset(None, config.method, config.algo_name)):
+        return []
+    return ["--preset", recorded]
 
 
 def flag_words(settings: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from dpd.errors import BadInput, flag
 from dpd.log.config import WandbConfig
 
 MAY_CHANGE = {
+    "preset",
     "total_steps",
     "evals",
     "eval_episodes",
@@ -26,6 +27,7 @@ MAY_CHANGE = {
 }
 """Settings that a resumed run may change, because they do not affect what was learned.
 
+`preset` is a name for settings, which are compared themselves.
 `device` may change too, from one GPU to another."""
 
 

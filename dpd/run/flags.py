@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import tyro
 
@@ -18,7 +18,7 @@ from dpd.agents.student_config import StudentConfig
 from dpd.agents.table import ALGORITHMS, rl_algorithms
 from dpd.config import TrainConfig
 from dpd.distill.config import MethodConfig
-from dpd.distill.presets import METHOD_OF_PRESET
+from dpd.distill.presets import METHOD_OF_PRESET, PLAIN_PRESET
 from dpd.distill.table import METHODS, MethodSpec
 from dpd.distill.views import ActorViewConfig, ViewConfig
 from dpd.errors import BadInput, OtherVersion, choose, flag, near, one_of
@@ -35,6 +35,7 @@ from dpd.run.settings import (
     refuse_several_kinds,
     saved_settings,
     updated,
+    with_default_preset,
 )
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -68,8 +69,8 @@ class Selection:
     """Distillation method, or none to train the peers independently."""
     preset: str | None = None
     """Named settings: paper, released or modern for the method; large for the learners (thousands
-    of environments, for a GPU). Separate several with commas: paper,large; later ones win. None:
-    the settings of paper."""
+    of environments, for a GPU). Separate several with commas: paper,large; later ones win. Without
+    one of the method, PPO's peers have modern, and all others the settings of paper."""
     config: Path | None = None
     """JSON or TOML file of settings. Flags on the command line override it."""
     history: str | None = None
@@ -119,9 +120,22 @@ class DistillFlags(TrainFlags[Kinds]):
     """Parts of the observations that students see and teachers read."""
 
 
-def select(
-    argv: Sequence[str], command: str, given: Mapping[str, Any]
-) -> tuple[Selection, dict[str, Any], Path | None]:
+class Selected(NamedTuple):
+    """The flags that determine the others, and the settings of a file."""
+
+    selection: Selection
+    settings: dict[str, Any]
+    run_dir: Path | None
+    """The run to resume."""
+    names_method: bool
+    """True for a file that names its method, as those of all runs do, which have all settings."""
+
+    def with_preset(self, preset: str | None) -> Selected:
+        """Return the same with other presets."""
+        return self._replace(selection=replace(self.selection, preset=preset))
+
+
+def select(argv: Sequence[str], command: str, given: Mapping[str, Any]) -> Selected:
     """Read the flags that determine the others, the configuration file, and the run to resume."""
     prog, kind = f"dpd {command}", DistillSelection if command == "distill" else Selection
     file: SettingsFile = parse(SettingsFile, argv, prog, ignore_others=True)
@@ -148,7 +162,7 @@ def select(
     if file.resume is not None and selection != saved:
         changed = next(k for k, v in vars(saved).items() if getattr(selection, k) != v)
         raise BadInput(f"--resume uses the run's saved settings; leave {flag(changed)} out")
-    return selection, settings, file.resume
+    return Selected(selection, settings, file.resume, "method" in names)
 
 
 def parse_run(argv: Sequence[str], command: str, given: Mapping[str, Any] = NOTHING) -> TrainConfig:
@@ -156,12 +170,30 @@ def parse_run(argv: Sequence[str], command: str, given: Mapping[str, Any] = NOTH
 
     `given` has the shape of a configuration file, and may have `config` and `resume` too.
     """
-    selection, settings, run_dir = select(argv, command, given)
+    selected = select(argv, command, given)
+    selection = selected.selection
     if selection.method not in METHODS:
         choose("method", selection.method, methods_of(command))
     method = METHODS[selection.method].settings
     if command != method.COMMAND:
         raise BadInput(f"method {selection.method} belongs to dpd {method.COMMAND}")
+    asked = preset = selection.preset
+    if not selected.names_method:
+        preset = with_default_preset(asked, selection.method, selection.algo or method.ALGO)
+    try:
+        return resolved(selected.with_preset(preset), argv, given)
+    except ValueError as error:
+        plain = ",".join(filter(None, (PLAIN_PRESET, asked)))
+        if preset == asked or not is_valid(selected.with_preset(plain), argv, given):
+            raise
+        raise BadInput(f"{error}; --preset {plain} allows it (the default is {preset})") from error
+
+
+def resolved(selected: Selected, argv: Sequence[str], given: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings of a run whose algorithm, method and preset are known."""
+    selection, settings, run_dir, _ = selected
+    method = METHODS[selection.method].settings
+    command = method.COMMAND
     names = (selection.algo or method.ALGO).split(",")
     named_sizes = getattr(selection, "student_sizes", None)
     sizes = [] if named_sizes is None else named_sizes.split(",")
@@ -188,12 +220,22 @@ def parse_run(argv: Sequence[str], command: str, given: Mapping[str, Any] = NOTH
         run=with_absolute_paths(args.run),
         algos=tuple(with_sizes(*learners[0], sizes)) if sizes else learners,
         method=selection.method,
+        preset=selection.preset,
         distill=args.distill,
         teachers=getattr(args, "teachers", None),
         views=args.views,
         histories=histories,
         wandb=args.wandb,
     )
+
+
+def is_valid(selected: Selected, argv: Sequence[str], given: Mapping[str, Any]) -> bool:
+    """Return True if these settings can be resolved."""
+    try:
+        resolved(selected, argv, given)
+    except ValueError:
+        return False
+    return True
 
 
 def with_sizes(

@@ -100,6 +100,20 @@ def merge(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     return {**settings, **later, **nested}
 
 
+def with_default_preset(names: str | None, method: str, algo: str) -> str | None:
+    """Return the presets of a run: the method's default one, unless one of a method is named.
+
+    Presets of the learners alone, such as large, join the default one.
+    """
+    kind = ALGORITHMS[algo].settings if algo in ALGORITHMS else object  # none for unlike peers
+    presets = METHODS[method].default_presets
+    default = next((presets[base] for base in kind.__mro__ if base in presets), None)
+    named = names.split(",") if names else []
+    if default is None or not _method_presets().isdisjoint(named):
+        return names
+    return ",".join([default, *named])
+
+
 def _method_presets() -> set[str]:
     return {preset for row in METHODS.values() for preset in row.presets}
 

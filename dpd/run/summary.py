@@ -13,8 +13,10 @@ from dpd.config import TrainConfig
 from dpd.distill.teacher import Teacher
 from dpd.distill.views import critic_columns
 from dpd.envs.base import EnvSpec
+from dpd.errors import flag
 from dpd.files import replacing
 from dpd.log.csv import read_rows
+from dpd.log.log import flattened
 from dpd.log.naming import display_names, peer_names
 from dpd.policies import policyfile
 from dpd.policies.policyfile import Policy
@@ -22,6 +24,7 @@ from dpd.policies.views import describe_view
 from dpd.report.figures import learning_curves
 from dpd.report.report import Report, Section, Table, json_text, print_report
 from dpd.run.episodes import EvalResult, evaluate_together
+from dpd.run.settings import preset_settings
 from dpd.run.sources import Place, find_policies, is_best
 from dpd.run.teachers import LAST_EPISODES
 from dpd.run.updates import update_plan
@@ -59,6 +62,7 @@ def start_facts(
         for stack in config.stacks
     )
     facts = {
+        **preset_facts(config),
         "budget": f"{run.total_steps:,} environment steps = {shares}"
         + (f", for each of {run.seeds} seeds" if run.seeds > 1 else ""),
         "learners": f"{n} in {where}, {seeds}",
@@ -79,6 +83,18 @@ def start_facts(
         "watch": f"tensorboard --logdir {run_dir / 'tb'}",
     }
     return {k: v for k, v in facts.items() if replay_bytes or k != "replay"}
+
+
+def preset_facts(config: TrainConfig) -> dict[str, object]:
+    """Return the presets of a run, and those of their settings that it has otherwise."""
+    if config.preset is None:
+        return {}
+    if config.command == "distill":
+        return {"preset": config.preset}
+    preset = flattened(preset_settings(config.preset, config.method, config.algo_name))
+    settings = flattened(config.as_json())
+    other = [flag(name) for name, value in preset.items() if settings[name] != value]
+    return {"preset": config.preset + (f", with other {' '.join(other)}" if other else "")}
 
 
 def initial_facts(config: TrainConfig) -> dict[str, object]:

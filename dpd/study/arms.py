@@ -11,8 +11,10 @@ from typing import Any
 
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.table import ALGORITHMS
+from dpd.distill.table import METHODS
 from dpd.errors import BadInput, flag
 from dpd.run.config import RunConfig
+from dpd.run.settings import with_default_preset
 
 PARTS = {
     "distillation": r"method|preset|distill\..*",
@@ -147,6 +149,12 @@ ARMS: dict[str, Arm] = {
         "n_critics",
         "updates_per_step",
     ),
+    "paper": Arm(
+        flags="--preset paper",
+        asks="is it better than the method as the paper has it?",
+        is_method=True,
+        is_extra=True,
+    ),
     "modern": Arm(
         flags="--preset modern",
         asks="is it better than the preset modern?",
@@ -193,6 +201,7 @@ def arm_flags(arm: Arm, common: Sequence[str], subject: Arm, algo: str) -> list[
     own, base = split_flags(shlex.split(arm.flags)), split_flags(common)
     if not arm.is_method:
         base += split_flags(shlex.split(subject.flags)) if subject.is_method else []
+        base = with_named_preset(base, algo)
         peers = int(last_value(base, "peers") or RunConfig.peers)
         fills = arm.fills_batch and shares_experience(base, algo)
         per_peer = (*arm.per_peer, *(("n_envs",) if fills else ()))
@@ -201,6 +210,18 @@ def arm_flags(arm: Arm, common: Sequence[str], subject: Arm, algo: str) -> list[
     replaced = {name_of(group) for group in own}
     kept = [group for group in base if name_of(group) not in replaced]
     return [word for group in (*kept, *own) for word in group]
+
+
+def with_named_preset(groups: list[FlagWords], algo: str) -> list[FlagWords]:
+    """Return the flags of a method with its default preset, if that applies.
+
+    A control leaves out parts of a preset, for which the flags must name it.
+    """
+    method = last_value(groups, "method") or "dpd"
+    presets = last_value(groups, "preset")
+    if method not in METHODS or (every := with_default_preset(presets, method, algo)) == presets:
+        return groups
+    return [("--preset", str(every)), *(g for g in groups if name_of(g) != "preset")]
 
 
 def shares_experience(groups: Sequence[FlagWords], algo: str) -> bool:
@@ -225,7 +246,9 @@ def left_over(
     """
     patterns = [PARTS[part] for part in without]
     if "distillation" in without and (presets := last_value(groups, "preset")):
-        groups = [*learner_flags(presets.split(","), algo), *groups]
+        given = {name_of(group) for group in groups}
+        of_preset = learner_flags(presets.split(","), algo)
+        groups = [*(group for group in of_preset if name_of(group) not in given), *groups]
     for group in groups:
         if not any(re.fullmatch(pattern, name_of(group)) for pattern in patterns):
             yield group

@@ -57,7 +57,7 @@ class StudyConfig:
     """Arms among dpd, independent, one, uniform, shuffled, reversed, hard and one-way, with a
     replay also shared-replay and extra-updates. Default: all of these. Only if named: shared,
     unshared, one-epochs, one-batch and one-reuse for PPO, one-updates and one-critics with a
-    replay, modern and released."""
+    replay, paper, modern and released."""
     own: tuple[str, ...] = ()
     """Additional arms, as in 'sharp=--distill.alpha 3', or other flags for an arm above."""
     subject: str = "dpd"

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,7 +232,7 @@ def refuse_equal_arms(plans: Mapping[str, TrainConfig]) -> None:
     """Raise BadInput if two arms would make the same run, whose difference means nothing."""
     seen: dict[str, str] = {}
     for arm, plan in plans.items():
-        other = seen.setdefault(json.dumps(plan.as_json()), arm)
+        other = seen.setdefault(json.dumps(replace(plan, preset=None).as_json()), arm)
         if other != arm:
             raise BadInput(
                 f"arms {other} and {arm} have the same settings; name the arms without one of "

@@ -8,7 +8,7 @@ import pytest
 
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.table import ALGORITHMS, AlgorithmSpec
-from dpd.cli import main, parse_train, saved_run
+from dpd.cli import main, parse_run, parse_train, saved_run
 from dpd.distill.peers_config import DPDConfig
 from dpd.distill.table import METHODS, MethodSpec
 from dpd.errors import BadInput
@@ -78,6 +78,78 @@ def test_a_file_may_be_toml_with_names_as_flags_have_them(tmp_path, capsys):
 def test_refusals_call_students_students(flags, says, capsys):
     said = refusal(["distill", "--teacher", "t", "--method", "kickstart", *flags], capsys)
     assert says in said and "peers " not in said.replace("--peers ", "")
+
+
+def test_peers_of_ppo_share_experience_by_default():
+    config = parse_train([])
+    assert config == parse_train(["--preset", "modern"]) and config.preset == "modern"
+    assert config.algos[0][1] == PPOConfig(share_experience=True, n_envs=8, epochs=20)
+    assert isinstance(config.distill, DPDConfig) and config.distill.target_kl == 0.35
+    # flags change its settings, and a preset of the learners joins it
+    assert parse_train(["--epochs", "5"]).algos[0][1].n_envs == 8
+    large = parse_train(["--preset", "large", "--total-steps", "9999999"])
+    assert large == parse_train(["--preset", "modern,large", "--total-steps", "9999999"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--preset", "paper"],
+        ["--method", "none"],
+        ["--algo", "td3"],
+        ["--algo", "ddpg"],
+        ["--algo", "sac"],
+        ["--algo", "ppo,ppo"],
+    ],
+)
+def test_whoever_was_not_in_the_study_of_the_default_has_the_settings_of_the_classes(argv):
+    config = parse_train(argv)
+    for name, algo in config.algos:
+        assert algo == ALGORITHMS[name].settings()
+    assert config.distill == METHODS[config.method].settings()
+    assert config.preset == ("paper" if "paper" in argv else None)
+
+
+def test_a_file_is_changed_by_no_default_preset_if_it_is_a_runs(tmp_path):
+    file, none = tmp_path / "settings.json", parse_train(["--method", "none", "--peers", "2"])
+    # a few settings by hand: the rest are the default's
+    file.write_text(json.dumps({"lr": 1e-4, "distill": {"alpha": 2.0}}))
+    config = parse_train(["--config", str(file)])
+    assert config.algos[0][1] == PPOConfig(share_experience=True, n_envs=8, epochs=20, lr=1e-4)
+    assert isinstance(config.distill, DPDConfig)
+    assert (config.distill.dose, config.distill.alpha) == ("loss", 2.0)
+    # all settings of a run before presets were recorded, and before experience was shared
+    old = parse_train(["--preset", "paper"]).as_json()
+    for name in ("preset", "share_experience", "share_min_ess", "share_value"):
+        del old[name]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    for found in (parse_train(["--config", str(tmp_path / "config.json")]), saved_run(tmp_path)):
+        assert found.preset is None and found.algos[0][1] == PPOConfig()
+        assert found.distill == DPDConfig()
+    resumed = parse_train(["--resume", str(tmp_path)])
+    assert resumed.as_json() == found.as_json() and "preset" not in resumed.as_json()
+    # another method for a run's settings
+    file.write_text(json.dumps({k: v for k, v in none.as_json().items() if k != "distill"}))
+    assert parse_train(["--config", str(file), "--method", "dpd"]).distill == DPDConfig()
+
+
+def test_a_preset_of_students_is_in_their_settings_alone(tmp_path):
+    # students of unlike depth are algorithms of their own in the file, for which rsl_rl is not
+    argv = ["--teacher", "t", "--preset", "rsl_rl", "--student-sizes", "8,8x8", "--lr", "1e-4"]
+    config = parse_run(argv, "distill")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.as_json()))
+    again = parse_run(["--config", str(file)], "distill")
+    assert config.preset == "rsl_rl" and again.preset is None
+    assert (again.algos, again.distill) == (config.algos, config.distill)
+
+
+def test_a_file_may_name_method_and_preset(tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"method": "dpd", "preset": "modern", "epochs": 5}))
+    config = parse_train(["--config", str(file)])
+    assert config.preset == "modern"
+    assert config.algos[0][1] == PPOConfig(share_experience=True, n_envs=8, epochs=5)
 
 
 def test_an_environment_may_follow_settings_that_end_in_a_list(tmp_path):
@@ -160,7 +232,8 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--lr", "-1"], "lr must be positive"),
         (["train", "--gamma", "1.1"], "gamma must lie in"),
         (["train", "--minibatch-size", "100"], "does not divide"),
-        (["train", "--total-steps", "2000"], "less than one iteration"),
+        (["train", "--total-steps", "2000"], "2 peers x 1,024 steps = 2,048"),
+        (["train", "--preset", "paper", "--total-steps", "4000"], "less than one iteration"),
         (["train", "--algo", "poo"], "did you mean ppo"),
         (["train", "--algo", "td3", "--total-steps", "20000"], "lower it, or raise"),
         (["train", "--algo", "sac", "--capacity", "100"], "capacity 100 is less than"),
@@ -178,8 +251,14 @@ def test_only_the_flags_of_the_chosen_method_exist():
         (["train", "--preset", "papper"], "did you mean paper"),
         (["train", "--method", "none", "--preset", "paper"], "no presets"),
         (["train", "--distill.gate", "firm"], "soft"),
-        (["train", "--distill.coef", "0.5"], "cancels"),
+        (["train", "--preset", "paper", "--distill.coef", "0.5"], "cancels"),
         (["train", "--distill.ruler", "return", "--distill.states", "own"], "own states"),
+        (["train", "--distill.steps", "9"], "; --preset paper allows it (the default is modern)"),
+        (
+            ["train", "--preset", "large", "--total-steps", "9999999", "--distill.lr", "1e-4"],
+            "; --preset paper,large allows it (the default is modern,large)",
+        ),
+        (["train", "--method", "none", "--preset", "paper"], "method none has no presets for ppo"),
         (["train", "--preset", "modern", "--distill.steps", "9"], "steps does nothing with dose"),
         (["train", "--distill.gate", "hard", "--distill.alpha", "3"], "--distill.gate soft"),
         (["train", "--distill.students", "2"], "peers are 0 to 1"),

@@ -30,7 +30,7 @@ TEACHER += ["--total-steps", "256", *ENDS]
 STUDENTS = ["distill", "Swimmer-v5", "--student-sizes", "4,8x8", *PPO[:4], "--minibatch-size", "32"]
 STUDENTS += ["--distill.steps", "4", "--total-steps", "512", *ENDS]
 STUDY = ["study", "Hopper-v5", "--arms", "independent", "one", "--seeds", "2", "--episodes", "2"]
-STUDY += ["--total-steps", "512", "--threads", "1"]
+STUDY += ["--own", "dpd=--preset paper", "--total-steps", "512", "--threads", "1"]
 
 
 def logged(run_dir: Path) -> dict[str, list[float]]:

@@ -132,7 +132,7 @@ REFUSED: list[tuple[str, list[str], dict[str, Any]]] = [
     ("train", ["--minibatch-size", "100"], {"minibatch_size": 100}),
     ("train", ["--algo", "poo"], {"algo": "poo"}),
     ("train", ["--method", "dpp"], {"method": "dpp"}),
-    ("train", ["--distill.coef", "0.5"], {"distill": {"coef": 0.5}}),
+    ("train", ["--distill.steps", "5"], {"distill": {"steps": 5}}),
     ("train", ["--resume", "/nowhere"], {"resume": "/nowhere"}),
     ("train", ["--algo", "ppo,sac", "--peer0.lr", "-1"], {"algo": "ppo,sac", "peer0": {"lr": -1}}),
     ("train", ["--algo", "td3", "--init-std", "0.2"], {"algo": "td3", "init_std": 0.2}),

@@ -195,6 +195,8 @@ def test_what_a_policy_sees_is_on_its_card_and_names_cannot_break_it(tmp_path: P
     ("command", "flags"),
     [
         ("train", "Hopper-v5"),
+        ("train", "Hopper-v5 --preset paper --distill.steps 5"),
+        ("train", "Hopper-v5 --algo ppo,sac --preset modern"),
         ("train", "Hopper-v5 --algo sac --preset modern --seeds 3 --peer-lr 1e-3 1e-4"),
         ("train", "Ant-v5 --method none --peers 1 --no-norm-obs --hidden 32 16 --target-kl 0.02"),
         ("train", "Hopper-v5 --distill.gate hard --distill.control shuffled --actor-obs qpos"),
@@ -210,7 +212,7 @@ def test_the_command_on_a_card_makes_the_same_run(command: str, flags: str) -> N
 
 def test_a_run_that_flags_cannot_describe_is_made_from_its_settings() -> None:
     # The defaults of these peers are refused, so that nothing can be compared with them.
-    words = ["Hopper-v5", "--algo", "ppo,sac", "--preset", "modern"]
+    words = ["Hopper-v5", "--algo", "ppo,sac", "--distill.ruler", "action"]
     command = training_command(parse_run(words, "train"), parse_run)
     assert command == "dpd train --config config.json"
 

@@ -25,7 +25,10 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize(("flags", "is_recorded"), [([], True), (["--no-record-updates"], False)])
+@pytest.mark.parametrize(
+    ("flags", "is_recorded"),
+    [([], True), (["--preset", "paper"], True), (["--no-record-updates"], False)],
+)
 def test_updates_are_recorded_unless_a_flag_turns_it_off(
     flags: list[str], is_recorded: bool, recording: None
 ) -> None:

@@ -25,7 +25,8 @@ from dpd.run.settings import saved_settings
 from tests.toy.gpu_runs import as_on_a_gpu
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--eval-episodes", "1", "--final-episodes", "1"]
-SMALL += ["--distill.steps", "4", "--checkpoint-every", "0", "--evals", "1"]
+SMALL += ["--checkpoint-every", "0", "--evals", "1"]
+PAPER = ["--preset", "paper", "--distill.steps", "4"]
 PER_ITERATION = 2 * 2 * 64
 QUICK = ["--epochs", "1"]
 # A run that is still going however late its signal comes, and that does not depend on its budget:
@@ -39,7 +40,7 @@ REPLAY += ["--updates-per-step", "0.125", "--hidden", "16", "16"]
 def command(out: Path, *flags: str, iterations: int, env: str = "Hopper-v5") -> list[str]:
     """Return the words after `dpd` of a new run; a Hopper falls after some 20 steps at first."""
     budget = ["--total-steps", str(iterations * PER_ITERATION)]
-    return ["train", env, *SMALL, *flags, *budget, "--out", str(out)]
+    return ["train", env, *SMALL, *PAPER, *flags, *budget, "--out", str(out)]
 
 
 def learned(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -129,8 +130,8 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, flags):
 def clean(argv: list[str]) -> list[str]:
     """Leave out what does nothing for the method chosen, which would be refused."""
     if {"none", "modern", "loss"} & set(argv):
-        i = argv.index("--distill.steps")
-        return argv[:i] + argv[i + 2 :]
+        i = argv.index(PAPER[0])
+        return argv[:i] + argv[i + len(PAPER) :]
     return argv
 
 

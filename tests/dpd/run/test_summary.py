@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from dpd.cli import parse_run
-from dpd.run.summary import print_paths, time_shares
+from dpd.run.summary import preset_facts, print_paths, time_shares
 
 
 def test_shares_of_the_time_are_those_of_all_records_and_processes(tmp_path: Path) -> None:
@@ -19,6 +19,28 @@ def test_shares_of_the_time_are_those_of_all_records_and_processes(tmp_path: Pat
     # of 5 + 1 + 4 seconds
     expected = {"collecting": 0.5, "distilling": 0.1, "evaluating": 0.4}
     assert time_shares(tmp_path) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], {"preset": "modern"}),
+        (["--lr", "1e-4"], {"preset": "modern"}),  # of which it says nothing
+        (
+            ["--epochs", "5", "--distill.coef", "0.2"],
+            {"preset": "modern, with other --epochs --distill.coef"},
+        ),
+        (["--preset", "large", "--total-steps", "9999999"], {"preset": "modern,large"}),
+        (["--preset", "paper"], {"preset": "paper"}),
+        (["--algo", "sac,sac", "--preset", "modern"], {"preset": "modern"}),
+        (["--algo", "td3"], {}),
+        (["--method", "none"], {}),
+    ],
+)
+def test_a_run_says_which_preset_it_has_and_what_is_changed_in_it(
+    argv: list[str], said: dict[str, str]
+) -> None:
+    assert preset_facts(parse_run(argv, "train")) == said
 
 
 def test_without_a_record_nothing_is_said_of_the_time(tmp_path: Path) -> None:

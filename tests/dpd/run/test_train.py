@@ -15,7 +15,8 @@ from dpd.run.train import iterate
 from dpd.run.training import Training
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--total-steps", "1024", "--evals", "2"]
-SMALL += ["--eval-episodes", "1", "--final-episodes", "1", "--distill.steps", "4"]
+SMALL += ["--eval-episodes", "1", "--final-episodes", "1"]
+SMALL += ["--preset", "paper", "--distill.steps", "4"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from dpd.config import TrainConfig
 from dpd.study.arms import ARMS, Arm, name_of, own_arms, split_flags, values_of
 from dpd.study.config import StudyConfig
 
-LOSS = "--distill.dose loss --distill.divergence kl_forward --distill.target-kl 0.35"
+LOSS = "--preset paper --distill.dose loss --distill.divergence kl_forward --distill.target-kl 0.35"
 PAIR = f"{LOSS} --share-experience"
 CONTROLS = ("independent", "one", "uniform", "shuffled", "reversed")
 EXTRA = ("shared", "unshared", "one-epochs", "one-reuse")
@@ -72,19 +72,73 @@ def test_controls_of_an_own_subject_are_made_from_its_flags() -> None:
     assert found["one"].algos[0][1].samples == 2 * found["pair"].algos[0][1].samples == 4096
 
 
+def test_controls_of_the_default_are_those_of_its_preset() -> None:
+    config = made((*CONTROLS, *EXTRA, "paper"))
+    # modern: n_envs 8 and epochs 20 of the learners, share_experience, and the distillation
+    assert {arm: flags_of(config, arm) for arm in config.chosen} == {
+        "dpd": "",
+        "independent": "--n-envs 8 --epochs 20 --method none",
+        "one": "--epochs 20 --method none --peers 1 --n-envs 16",  # a pair's joint batch: 2 * 8
+        "uniform": "--preset modern --distill.gate uniform",
+        "shuffled": "--preset modern --distill.control shuffled",
+        "reversed": "--preset modern --distill.control reversed",
+        "shared": "--n-envs 8 --epochs 20 --method none --share-experience",
+        "unshared": "--preset modern --no-share-experience",
+        "one-epochs": "--method none --peers 1 --epochs 40 --n-envs 16",
+        "one-reuse": "--n-envs 8 --epochs 20 --method none --peers 1 --reuse-iterations 2",
+        "paper": "--preset paper",
+    }
+    found = plans(config)
+    none, sharing = {"method", "distill"}, {"share_experience"}
+    wanted = {
+        "dpd": set(),
+        "independent": none | sharing,
+        "one": none | sharing | {"peers", "n_envs"},
+        "shared": none,
+        "unshared": sharing,
+        "one-epochs": none | sharing | {"peers", "epochs", "n_envs"},
+        "one-reuse": none | sharing | {"peers", "reuse_iterations"},
+        "paper": {"preset", "distill", "share_experience", "n_envs", "epochs"},
+    }
+    for arm, plan in found.items():
+        assert changes(plan, found["dpd"]) == wanted.get(arm, {"distill"}), arm
+
+
+def test_the_default_preset_joins_one_of_the_learners_and_yields_to_flags() -> None:
+    config = made(
+        ("uniform", "independent"), "--epochs 7", subject="big", own=("big=--preset large",)
+    )
+    assert flags_of(config, "uniform") == "--preset modern,large --epochs 7 --distill.gate uniform"
+    found = plans(config)
+    for arm, plan in found.items():
+        ((_, algo),) = plan.algos
+        assert (algo.n_envs, getattr(algo, "epochs", 0)) == (2048, 7), arm
+        assert getattr(algo, "share_experience", None) == (arm != "independent")
+    assert flags_of(config, "independent").count("--epochs") == 1
+
+
+def test_without_a_default_preset_controls_name_none() -> None:
+    # no study has had TD3, DDPG and SAC yet, and no method no preset
+    config = made(("uniform", "independent"), algo="sac")
+    assert flags_of(config, "uniform") == "--distill.gate uniform"
+    config = made(("one",), subject="alone", own=("alone=--method none --epochs 3",))
+    assert flags_of(config, "one") == "--epochs 3 --method none --peers 1"
+
+
 def test_flags_of_every_run_go_only_where_they_apply() -> None:
     common = "--share-experience --share_min_ess 0.3 --distill.alpha=2 --epochs 20 --n-envs 8"
-    config = made(("independent", "one-epochs", "one-batch", "shared", "uniform"), common)
+    arms = ("independent", "one-epochs", "one-batch", "shared", "uniform")
+    config = made(arms, common, own=("dpd=--preset paper",))
     assert {arm: flags_of(config, arm) for arm in config.chosen} == {
-        "dpd": common,
+        "dpd": f"{common} --preset paper",
         "independent": "--epochs 20 --n-envs 8 --method none",
         "one-epochs": "--method none --peers 1 --epochs 40 --n-envs 16",
         "one-batch": "--epochs 20 --method none --peers 1 --n-envs 16",
         "shared": "--share_min_ess 0.3 --epochs 20 --n-envs 8 --method none --share-experience",
-        "uniform": f"{common} --distill.gate uniform",
+        "uniform": f"{common} --preset paper --distill.gate uniform",
     }
     # a flag of a control replaces the same flag of the subject
-    hard = made(("uniform",), "--distill.gate hard")
+    hard = made(("uniform",), "--distill.gate hard", algo="sac")
     assert flags_of(hard, "uniform") == "--distill.gate uniform"
 
 
@@ -114,9 +168,9 @@ def test_learners_keep_the_settings_of_a_preset_that_a_control_leaves_out() -> N
 
 def test_methods_take_nothing_from_the_subject() -> None:
     own = (f"pair={PAIR}", "sharp=--distill.alpha 3")
-    config = made(("dpd", "modern", "one"), "--epochs 5", subject="pair", own=own)
+    config = made(("dpd", "released", "one"), "--epochs 5", subject="pair", own=own)
     assert flags_of(config, "dpd") == "--epochs 5"
-    assert flags_of(config, "modern") == "--epochs 5 --preset modern"
+    assert flags_of(config, "released") == "--epochs 5 --preset released"
     assert flags_of(config, "sharp") == "--epochs 5 --distill.alpha 3"
 
 
@@ -131,7 +185,9 @@ def test_an_arm_is_one_row_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     row = Arm(flags="--method none --peers 1 --clip 0.1", asks="why?", without=ARMS["one"].without)
     monkeypatch.setitem(ARMS, "one-clip", row)
     config = made(("one-clip",), "--share-experience")
-    assert flags_of(config, "one-clip") == "--method none --peers 1 --clip 0.1"
+    assert flags_of(config, "one-clip") == (
+        "--n-envs 8 --epochs 20 --method none --peers 1 --clip 0.1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +195,8 @@ def test_an_arm_is_one_row_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--arms", "one-critics"], "arm one-critics needs --n-critics, which ppo lacks"),
         (["--arms", "one-epochs", "--algo", "sac"], "one-epochs needs --epochs, which sac lacks"),
-        (["--arms", "unshared"], "arms dpd and unshared have the same settings"),
+        (["--arms", "modern"], "arms dpd and modern have the same settings"),
+        (["--arms", "unshared", "--algo", "sac"], "arms dpd and unshared have the same settings"),
         (["--own", "few=--seeds 3"], "--own few sets --seeds, which all arms share"),
         (["--own", "far=--total_steps=3"], "--own far sets --total-steps, which all arms share"),
         (

@@ -26,6 +26,7 @@ from dpd.study.compare import (
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--evals", "2", "--eval-episodes", "1"]
 SMALL += ["--final-episodes", "1", "--hidden", "8"]
+PAPER = ["--preset", "paper", "--distill.steps", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train two methods on seeds 3 and 4, and one on seed 9 with half the steps."""
     folder = tmp_path_factory.mktemp("runs")
     for name, more in {
-        "taught": ["--seeds", "2", "--seed", "3", "--total-steps", "1024", "--distill.steps", "4"],
+        "taught": ["--seeds", "2", "--seed", "3", "--total-steps", "1024", *PAPER],
         "alone": ["--seeds", "2", "--seed", "3", "--total-steps", "1024", "--method", "none"],
         "other": ["--seeds", "1", "--seed", "9", "--total-steps", "512", "--method", "none"],
     }.items():

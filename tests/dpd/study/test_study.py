@@ -189,13 +189,15 @@ def test_arms_differ_from_the_subject_in_what_they_are_for_alone(algo: Any) -> N
     found = {arm: parse_train(config.words("Hopper-v5", arm)) for arm in config.chosen}
     assert ("shared-replay" in found) == (algo != "ppo") and "modern" not in found
     subject = found["dpd"].as_json()
+    # PPO's peers share experience by default, so one learner collects as much as both
+    shares, n_envs = ({"share_experience"}, {"n_envs"}) if algo == "ppo" else (set(), set())
     for arm, plan in found.items():
         assert plan.run.total_steps == 1_000_000 and plan.run.seeds == 10
         changed = {k for k, v in plan.as_json().items() if v != subject[k]}
         wanted = {
             "dpd": set(),
-            "independent": {"method", "distill"},
-            "one": {"method", "distill", "peers"},
+            "independent": {"method", "distill", *shares},
+            "one": {"method", "distill", "peers", *shares, *n_envs},
             "shared-replay": {"method", "distill", "share_replay"},
             "extra-updates": {"method", "distill", "extra_policy_updates"},
         }.get(arm, {"distill"})
