@@ -344,8 +344,7 @@ class OffPolicy(Learners):
 
     def _set_rates(self) -> None:
         self.optimizer.lr = self.lr.tolist()
-        per_critic = self.critic_lr.repeat_interleave(self.config.n_critics)
-        self.critic_optimizer.lr = per_critic.tolist()
+        self.critic_optimizer.lr = self.critic_lr.repeat_interleave(self.config.n_critics).tolist()
 
     def _update_critics(self, sample: Transitions, next_value: Tensor, coef: float) -> Metrics:
         """Take a critic step towards reward + discount * next_value [N, B]."""

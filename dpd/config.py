@@ -390,8 +390,7 @@ class TrainConfig:
         }
         for name in ("out", "resume"):  # so that the file, given to --config, makes a new run
             del settings[name]
-        as_read: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-        return as_read
+        return dict(json.loads(json.dumps(settings, default=str)))
 
     def _view_settings(self) -> dict[str, Any]:
         """Return the settings of views, if there are any: runs without them need not know them."""
