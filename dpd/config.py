@@ -195,8 +195,7 @@ class TrainConfig:
         self.distill.refuse_unfit(*(stack.algo for stack in self.stacks))
         if run.total_steps < self.steps_per_iteration:
             terms = " + ".join(
-                f"{self.members(len(x.peers))} x "
-                f"{x.rounds * x.algo.n_envs * x.algo.n_steps:,} steps"
+                f"{self.members(len(x.peers))} x {x.rounds * x.algo.samples:,} steps"
                 for x in self.stacks
             )
             raise BadInput(
