@@ -22,6 +22,7 @@ import learners
 import neighbours
 import train
 import variants
+import views
 from marked import fill, table
 from timing import Record
 
@@ -121,6 +122,7 @@ FINDINGS: dict[str, Made] = {
     "bench/distill.py methods": (distill.lines, "distill"),
     "bench/distill.py guide": (distill.lines, "scaffold"),
     "bench/neighbours.py": (neighbours.lines, "neighbours"),
+    "bench/views.py": (views.lines, "views"),
     "bench/cooperate.py HalfCheetah-v5": (cooperate.lines, "cooperate-halfcheetah"),
     "bench/cooperate.py Walker2d-v5": (cooperate.lines, "cooperate-walker2d"),
 }
