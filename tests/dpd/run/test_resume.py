@@ -294,7 +294,7 @@ def test_what_a_resumed_run_may_not_change_is_refused(tmp_path, capsys):
         ("--lr", "1"): "--lr would change from 0.0003 to 1.0",
         ("--distill.alpha", "2"): "--distill would change",
         ("--method", "none"): "leave --method out",
-        ("--preset", "paper"): "leave --preset out",
+        ("--preset", "modern"): "leave --preset out",  # the run has paper
         ("--seed", "3"): "--seed would change",
         ("--total-steps", str(PER_ITERATION)): "has already done 512 steps",
         ("--config", "x.json"): "leave --config out",
