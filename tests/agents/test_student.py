@@ -288,7 +288,7 @@ def test_a_width_alone_stands_for_all_layers_of_hidden() -> None:
         ({"sizes": ("64x",)}, "sizes must be words such as 64x64 or 64, not '64x'"),
         ({"sizes": ("64", "big")}, "sizes must be words such as 64x64 or 64, not 'big'"),
         ({"sizes": ("16x0",)}, "sizes must be words such as 64x64 or 64, not '16x0'"),
-        ({"sizes": ("64x64", "8x8x8")}, "64x64 8x8x8 differ in depth, but all peers"),
+        ({"sizes": ("64x64", "8x8x8")}, "64x64 8x8x8 differ in depth, but all of them"),
         ({"sizes": ("32", "8x8x8")}, "a single width gives 2 layers"),
         ({"capacity": 2000}, r"capacity 2000 is less than n_envs \* n_steps = 2048"),
         ({"capacity": 2048, "minibatch_size": 4096}, "less than minibatch_size = 4096"),
