@@ -105,6 +105,7 @@ BENCHMARKS: dict[str, Made] = {
     "bench/learners.py": (learners.lines, "learners"),
     "bench/learners.py, end to end": (learners.lines, "learners-end-to-end"),
     "bench/learners.py, SAC with kernels": (learners.lines, "learners-sac"),
+    "bench/learners.py, TD3 and DDPG with kernels": (learners.lines, "learners-replay"),
     "bench/variants.py": (variants.lines, "variants-td3 variants-ddpg"),
     "bench/distill.py time": (distill.share_lines, "dagger"),
     "bench/envs.py": (envs.lines, "envs"),
@@ -114,7 +115,7 @@ BENCHMARKS: dict[str, Made] = {
     "bench/curves.py, replay": (curves.lines, "curves-td3 curves-sac"),
     "bench/curves.py, replay, in training": (curves.training_lines, "curves-td3 curves-sac"),
 }
-POOLS = ("study-pool-200k",)
+POOLS = ("study-pool-200k", "study-pool-fresh")
 STUDIES = ("study-ppo-500k", "study-cheetah-500k", "study-cheetah-1m", "study-share-500k", *POOLS)
 FINDINGS: dict[str, Made] = {
     "bench/error_rates.py": (error_rates.lines, "error-rates"),
