@@ -115,8 +115,10 @@ BENCHMARKS: dict[str, Made] = {
     "bench/curves.py, replay": (curves.lines, "curves-td3 curves-sac"),
     "bench/curves.py, replay, in training": (curves.training_lines, "curves-td3 curves-sac"),
 }
-POOLS = ("study-pool-200k", "study-pool-fresh")
-STUDIES = ("study-ppo-500k", "study-cheetah-500k", "study-cheetah-1m", "study-share-500k", *POOLS)
+STUDIES = (
+    *("study-ppo-500k", "study-cheetah-500k", "study-cheetah-1m", "study-share-500k"),
+    *("study-pool-200k", "study-pool-fresh"),
+)
 FINDINGS: dict[str, Made] = {
     "bench/error_rates.py": (error_rates.lines, "error-rates"),
     **{f"dpd {name}": (study_lines, name) for name in STUDIES},

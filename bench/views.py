@@ -1,9 +1,9 @@
-"""Tabulate students that see less than their teacher, and learners by reward with the same view.
+"""Tabulate students that see less than their teacher.
 
-python bench/views.py runs/frames runs/gru runs/scratch --json bench/results/views.json
+python bench/views.py runs/frames runs/gru --json bench/results/views.json
 
-Runs of `dpd distill --student-obs ...` give a row per history or memory, runs of `dpd train
---actor-obs ...` one. docs/results.md has the runs' commands. Intervals are t intervals over seeds.
+Runs of `dpd distill --student-obs ...` give a row per history or memory; docs/results.md has their
+commands. Intervals are t intervals over seeds.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ import numpy as np
 from marked import report, table
 
 from dpd.report.stats import mean_interval
-from dpd.run.sources import is_best
 
 Record = dict[str, Any]
 BY_SEED = ("return", "retained", "own_error")
 STUDENT = ("total_steps", "seed", "student_obs", "hidden", "encoder", "distill")
-LEARNER = ("total_steps", "seed", "actor_obs", "hidden", "history", "critic_obs", "critic_warmup")
 
 
 def contents(file: Path) -> Any:
@@ -58,19 +56,6 @@ def seen(config: Record, history: int) -> str:
     return f"{groups}, {history} frame{'s' if history > 1 else ''}"
 
 
-def learner(run: Path) -> Record:
-    """Return the record of a run of `dpd train`, from its last policies' fresh episodes."""
-    config, evaluated = contents(run / "config.json"), contents(run / "evaluation.json")
-    last = [policy["mean"] for policy in evaluated if not is_best(Path(policy["policy"]))]
-    return {
-        "env": config["env"],
-        "steps": config["total_steps"],
-        "starts_from_student": bool(config["init_from"]),
-        "settings": {name: config[name] for name in LEARNER},
-        "return": last,
-    }
-
-
 def centre(values: Sequence[float], places: int = 0) -> str:
     """Format a mean and its interval over seeds."""
     interval = mean_interval(values)
@@ -97,33 +82,14 @@ def lines(data: Record) -> list[str]:
     return table(head, "llrrrr", rows)
 
 
-def learner_lines(data: Record) -> list[str]:
-    """Lay out a row per run by reward."""
-    rows = [
-        [
-            row["env"],
-            "distilled, then fine-tuned" if row["starts_from_student"] else "from scratch",
-            f"{row['steps']:,}",
-            str(len(row["return"])),
-            centre(row["return"]),
-        ]
-        for row in data["learners"]
-    ]
-    return table(["task", "policy", "steps by reward", "seeds", "return"], "llrrr", rows)
-
-
 def main() -> int:
-    """Collect the runs, and print and write their tables."""
+    """Collect the runs, and print and write their table."""
     parser = argparse.ArgumentParser(description="Tabulate runs with views.")
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    distilled = [run for run in args.runs if (run / "fidelity.json").exists()]
-    data = {
-        "students": [row for run in distilled for row in students(run)],
-        "learners": [learner(run) for run in args.runs if run not in distilled],
-    }
-    report(args.json, data, lines(data), learner_lines(data))
+    data = {"students": [row for run in args.runs for row in students(run)]}
+    report(args.json, data, lines(data))
     return 0
 
 
