@@ -36,6 +36,7 @@ from dpd.agents.ppo_loss import (
     mean_kl,
     normalise_minibatches,
     ppo_loss,
+    proximal_weight,
     term_loss,
     variance,
 )
@@ -334,7 +335,7 @@ class PPO(GaussianLearners):
         dist, value = self._judged(batch.obs)
         loss = ppo_loss(dist, value, batch, self.loss_config)
         student = dist if part.obs is None else self.dist(part.obs)
-        weight = loss.ratio.clamp(min=1 - self.config.clip) if proximal else part.weight
+        weight = proximal_weight(loss.ratio, self.config.clip) if proximal else part.weight
         term, metrics = term_loss(kind, student, part, weight)
         (grad,) = torch.autograd.grad(loss.loss + term, self.nets.flat, self._ones)
         moved = loss.metrics | metrics | self._descend(grad, active)

@@ -146,6 +146,11 @@ class TermPart(NamedTuple):
     obs: Tensor | None = None  # normalised; None: those of the minibatch
 
 
+def proximal_weight(ratio: Tensor, clip: float) -> Tensor:
+    """Return max(ratio, 1 - clip) [...], with its gradient (Spigler 2024, Eq. 5)."""
+    return ratio.clamp(min=1 - clip)
+
+
 def term_loss(
     kind: str, student: DiagGaussian, part: TermPart, weight: Tensor
 ) -> tuple[Tensor, Metrics]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dpd.agents.base import Batch, ClosedTerm, ExtraLoss, Metrics, Minibatch, Rollout, State
 from dpd.agents.offpolicy_config import OffPolicyConfig
+from dpd.agents.ppo_loss import proximal_weight
 from dpd.distill.in_loss_config import GradientConfig, KickstartConfig, ProximalConfig
 from dpd.distill.method import Context
 from dpd.distill.targets import Answers, distance, samples_at
@@ -153,11 +154,6 @@ class TrueGradient(InLoss):
     def _coef(self, progress: float) -> float:
         """Return the weight of both parts: rewards are given before the progress is known."""
         return self.config.coef_at(self.progress)
-
-
-def proximal_weight(ratio: Tensor, clip: float) -> Tensor:
-    """Return max(ratio, 1 - clip) [...], with its gradient (Spigler 2024, Eq. 5)."""
-    return ratio.clamp(min=1 - clip)
 
 
 def next_divergence_reward(ell: Tensor, terminated: Tensor) -> Tensor:

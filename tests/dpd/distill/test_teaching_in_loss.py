@@ -14,8 +14,9 @@ from dpd.agents.config import LearnerConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
 from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.ppo_loss import proximal_weight
 from dpd.agents.replay import Transitions
-from dpd.distill.in_loss import InLoss, proximal_weight
+from dpd.distill.in_loss import InLoss
 from dpd.distill.in_loss_config import KickstartConfig, ProximalConfig
 from dpd.distill.independent import Independent
 from dpd.distill.method import Context, Method

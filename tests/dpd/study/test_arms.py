@@ -16,6 +16,17 @@ PAIR = f"{LOSS} --share-experience"
 CONTROLS = ("independent", "one", "uniform", "shuffled", "reversed")
 EXTRA = ("shared", "unshared", "one-epochs", "one-reuse")
 
+NONE, SHARING = {"method", "distill"}, {"share_experience"}
+LEFT_OUT = {
+    "independent": NONE | SHARING,
+    "one": NONE | SHARING | {"peers", "n_envs"},
+    "shared": NONE,
+    "unshared": SHARING,
+    "one-epochs": NONE | SHARING | {"peers", "epochs", "n_envs"},
+    "one-reuse": NONE | SHARING | {"peers", "reuse_iterations"},
+}
+"""Settings in which a control differs from a subject that shares experience."""
+
 
 def made(arms: tuple[str, ...], common: str = "", **settings: Any) -> StudyConfig:
     """Make the settings of a study; `common` are the flags after the --."""
@@ -56,16 +67,7 @@ def test_controls_of_an_own_subject_are_made_from_its_flags() -> None:
         "one-reuse": "--method none --peers 1 --reuse-iterations 2",  # its own 16 twice
     }
     found = plans(config)
-    none, sharing = {"method", "distill"}, {"share_experience"}
-    wanted = {
-        "pair": set(),
-        "independent": none | sharing,
-        "one": none | sharing | {"peers", "n_envs"},
-        "shared": none,
-        "unshared": sharing,
-        "one-epochs": none | sharing | {"peers", "epochs", "n_envs"},
-        "one-reuse": none | sharing | {"peers", "reuse_iterations"},
-    }
+    wanted = {"pair": set(), **LEFT_OUT}
     for arm, plan in found.items():
         assert changes(plan, found["pair"]) == wanted.get(arm, {"distill"}), arm
     # a pair's joint batch has 2 x 2,048 samples
@@ -89,15 +91,9 @@ def test_controls_of_the_default_are_those_of_its_preset() -> None:
         "paper": "--preset paper",
     }
     found = plans(config)
-    none, sharing = {"method", "distill"}, {"share_experience"}
     wanted = {
         "dpd": set(),
-        "independent": none | sharing,
-        "one": none | sharing | {"peers", "n_envs"},
-        "shared": none,
-        "unshared": sharing,
-        "one-epochs": none | sharing | {"peers", "epochs", "n_envs"},
-        "one-reuse": none | sharing | {"peers", "reuse_iterations"},
+        **LEFT_OUT,
         "paper": {"preset", "distill", "share_experience", "n_envs", "epochs"},
     }
     for arm, plan in found.items():
