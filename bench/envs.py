@@ -18,6 +18,7 @@ import argparse
 import statistics
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import gymnasium
 import numpy as np
@@ -196,7 +197,7 @@ def sb3_rollouts(kind: str) -> Callable[[str, int], Work]:
 
 
 ROLLOUTS = {
-    **{f"dpd {name}": dpd_rollouts(name) for name in ("native", "gymnasium", "async")},
+    **{f"dpd {name}": dpd_rollouts(name) for name in ("native", "gymnasium", "async", "envpool")},
     **{f"sb3 {name}": sb3_rollouts(name) for name in ("DummyVecEnv", "SubprocVecEnv")},
 }
 OURS = {"raw": raw, "native": native, "acting": acting}
@@ -242,8 +243,11 @@ def contenders(env_id: str, sizes: list[int]) -> dict[str, Work]:
 
 
 def rollout_contenders(env_id: str, sizes: list[int]) -> dict[str, Work]:
-    """Return the works that collect rollouts; that of the native backend if there is one."""
-    makers = {k: make for k, make in ROLLOUTS.items() if k != "dpd native" or is_native(env_id)}
+    """Return the works that collect rollouts, without backends that cannot make the task."""
+    lacking = set() if is_native(env_id) else {"dpd native"}
+    if find_spec("envpool") is None:
+        lacking.add("dpd envpool")
+    makers = {name: make for name, make in ROLLOUTS.items() if name not in lacking}
     return {f"{name}@{n}": make(env_id, n) for n in sizes for name, make in makers.items()}
 
 

@@ -5,7 +5,8 @@ Notation: M environments (N learners x E each, learner-major) Â· O observation Â
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor
 
 from dpd.envs.groups import Groups
+
+SEEDS = 2**31
+"""Number of seeds: NumPy's legacy generators, which dm_control uses, and EnvPool's int32 take no
+more."""
 
 
 class UnsupportedEnv(ValueError):
@@ -25,6 +30,17 @@ class FailedEnv(RuntimeError):
 
     def __init__(self, env_id: str, call: str, error: Exception) -> None:
         super().__init__(f"{call}() of {env_id} raised {type(error).__name__}: {error}")
+
+
+@contextmanager
+def own_errors(env_id: str, call: str) -> Iterator[None]:
+    """Turn an error in the environment's own code into FailedEnv."""
+    try:
+        yield
+    except (UnsupportedEnv, FailedEnv):
+        raise
+    except Exception as error:
+        raise FailedEnv(env_id, call, error) from error
 
 
 class NonFiniteAction(ValueError):

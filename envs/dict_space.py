@@ -16,19 +16,15 @@ _EXACT = 2**24
 """float32 holds every integer up to this one."""
 
 
-class FlatDictEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Wrapper that makes Dict observations float32 vectors: keys in sorted order, nested ones too.
+class DictLayout:
+    """The columns of a Dict space: keys in sorted order, those of nested Dicts too.
 
-    A Box key is without_dict in C order, and a Discrete one is its number. Each key is a group of
-    columns, `a.b` if it is nested. Raises UnsupportedEnv for other spaces, and for observations
-    that do not fit theirs.
+    A Box key is flattened in C order, and a Discrete one is its number. Each key is a group of
+    columns, `a.b` if it is nested. Raises UnsupportedEnv for other spaces.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str) -> None:
-        super().__init__(env)
-        self._env_id, space = env_id, env.observation_space
-        assert isinstance(space, spaces.Dict)
-        self._leaves = dict(_leaves(env_id, space))
+    def __init__(self, env_id: str, space: spaces.Dict) -> None:
+        self._env_id, self._leaves = env_id, dict(_leaves(env_id, space))
         sizes = {".".join(path): _size(leaf) for path, leaf in self._leaves.items()}
         if len(sizes) < len(self._leaves):
             raise UnsupportedEnv(f"{env_id}: a key of its Dict observation is like a nested one")
@@ -38,21 +34,19 @@ class FlatDictEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             for path, leaf in self._leaves.items()
             if isinstance(leaf, spaces.Discrete) and leaf.start != 0
         }
-        self.observation_space = spaces.Box(-np.inf, np.inf, (sum(sizes.values()),), np.float32)
+        self.space = spaces.Box(-np.inf, np.inf, (sum(sizes.values()),), np.float32)
 
-    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        obs, info = self.env.reset(**kwargs)
-        return self._flat(obs), info
+    def flat(self, obs: Any, batch: tuple[int, ...] = ()) -> np.ndarray:
+        """Return the observation, or a batch of them, as vectors -> [*batch, O] float32.
 
-    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._flat(obs), reward, terminated, truncated, info
+        Raises UnsupportedEnv if it does not fit the space.
+        """
+        parts = [self._part(obs, path, leaf, batch) for path, leaf in self._leaves.items()]
+        return np.concatenate(parts, axis=-1, dtype=np.float32)
 
-    def _flat(self, obs: Any) -> np.ndarray:
-        parts = [self._part(obs, path, leaf) for path, leaf in self._leaves.items()]
-        return np.concatenate(parts, dtype=np.float32)
-
-    def _part(self, obs: Any, path: tuple[str, ...], space: spaces.Space) -> np.ndarray:
+    def _part(
+        self, obs: Any, path: tuple[str, ...], space: spaces.Space, batch: tuple[int, ...]
+    ) -> np.ndarray:
         """Return the numbers of one key. Raises UnsupportedEnv if they do not fit its space."""
         called = f"{self._env_id} returned an observation whose '{'.'.join(path)}'"
         try:
@@ -64,11 +58,29 @@ class FlatDictEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             array = np.asarray(obs, space.dtype)
         except (TypeError, ValueError) as error:
             raise UnsupportedEnv(f"{called} is {obs!r:.60}, not an array") from error
-        if array.shape != space.shape:
+        if array.shape != (*batch, *(space.shape or ())):
             raise UnsupportedEnv(
                 f"{called} has shape {array.shape}; its observation space has {space.shape}"
             )
-        return array.reshape(-1)
+        return array.reshape(*batch, -1)
+
+
+class FlatDictEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Wrapper that makes Dict observations float32 vectors; see `DictLayout`."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str) -> None:
+        super().__init__(env)
+        assert isinstance(env.observation_space, spaces.Dict)
+        self.layout = DictLayout(env_id, env.observation_space)
+        self.observation_space = self.layout.space
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        return self.layout.flat(obs), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self.layout.flat(obs), reward, terminated, truncated, info
 
 
 def without_dict(env: gymnasium.Env[Any, Any], env_id: str) -> gymnasium.Env[Any, Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -19,28 +18,23 @@ from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from dpd.envs.base import (
+    SEEDS,
     ActionScale,
     Env,
     EnvKwargs,
-    EnvSpec,
     FailedEnv,
     Snapshot,
     Step,
     UnsupportedEnv,
-    bounds_defect,
-    inner_bounds,
+    own_errors,
 )
-from dpd.envs.dict_space import FlatDictEnv, without_dict
+from dpd.envs.boxes import box_spec, check_boxes
+from dpd.envs.dict_space import DictLayout, FlatDictEnv, without_dict
 from dpd.envs.groups import Groups, consecutive
 from dpd.envs.physics import UNSTABLE
 from dpd.envs.tasks import TASKS, find_task, is_native
 from dpd.envs.user_task import imported
 
-_SEEDS = 2**31  # limit of NumPy's legacy generators, which dm_control uses
-_SUPPORTED = (
-    "supported are Box observations that are not images, Dicts of them, and Box actions within "
-    "bounds"
-)
 WrapperKind = TypeVar("WrapperKind")
 _LOST = "dpd_lost"
 """The info key that marks a step in which the physics became unstable."""
@@ -68,44 +62,42 @@ class GymnasiumEnv(Env):
         self._envs, self._one_seed = _make_vec(env_id, n_envs, env_kwargs or {}, mode)
         try:
             self._next_step = _autoreset_mode(env_id, self._envs) is AutoresetMode.NEXT_STEP
-            obs_space, act_space = _check_spaces(env_id, self._envs)
+            obs_space, act_space = _boxes(env_id, self._envs)
         except UnsupportedEnv:
             self._envs.close()
             raise
         self.n_envs = n_envs
-        low, high = inner_bounds(act_space.low.reshape(-1), act_space.high.reshape(-1))
-        self._act_space = act_space
-        self._scale = ActionScale(low, high)
-        self.spec = EnvSpec(
+        self.spec = box_spec(
             env_id,
             "gymnasium" if mode == "sync" else mode,
-            int(np.prod(obs_space.shape)),
-            low.size,
-            low,
-            high,
-            can_snapshot=False,
+            obs_space,
+            act_space,
             max_steps=max_steps,
             notes=_notes(env_id),
-            obs_shape=obs_space.shape if len(obs_space.shape) != 1 else None,
-            act_shape=act_space.shape if len(act_space.shape) != 1 else None,
-            groups=self._groups(env_id, env_kwargs, int(np.prod(obs_space.shape))),
-            first_values=getattr(_flat_dict(self._envs), "first_values", {}),
+            **self._columns(env_id, env_kwargs, int(np.prod(obs_space.shape))),
         )
-        self._seeds: list[int] | None = [int(seed) % _SEEDS for seed in seeds]
+        self._act_space = act_space
+        self._scale = ActionScale(self.spec.act_low, self.spec.act_high)
+        self._seeds: list[int] | None = [int(seed) % SEEDS for seed in seeds]
         self._over = np.zeros(n_envs, dtype=bool)  # episodes that ended in the last step
 
-    def _groups(self, env_id: str, env_kwargs: EnvKwargs | None, obs_dim: int) -> Groups:
-        if not isinstance(self._envs, AsyncVectorEnv):
-            return _named_groups(env_id, self._envs, obs_dim)
-        example = GymnasiumEnv(env_id, 1, [0], env_kwargs)  # the others are in other processes
-        example.close()
-        return example.spec.groups
+    def _columns(self, env_id: str, env_kwargs: EnvKwargs | None, obs_dim: int) -> dict[str, Any]:
+        """Return the groups of columns and their first values, as fields of `EnvSpec`."""
+        if isinstance(self._envs, AsyncVectorEnv):
+            example = GymnasiumEnv(env_id, 1, [0], env_kwargs)  # the others are in other processes
+            example.close()
+            return {"groups": example.spec.groups, "first_values": example.spec.first_values}
+        layout = _dict_layout(self._envs)
+        return {
+            "groups": _named_groups(env_id, self._envs, obs_dim),
+            "first_values": {} if layout is None else layout.first_values,
+        }
 
     def reset(self) -> Tensor:
         """Start fresh episodes. A native vector environment gets the first seed only."""
         seeds, self._seeds = self._seeds, None
         seed: Any = seeds[0] if seeds and self._one_seed else seeds
-        with _named(self.spec.env_id, "reset"):
+        with own_errors(self.spec.env_id, "reset"):
             obs, _ = self._envs.reset(seed=seed)
         self._over = np.zeros(self.n_envs, dtype=bool)
         return torch.from_numpy(self._flat(obs))
@@ -130,7 +122,7 @@ class GymnasiumEnv(Env):
     def step(self, act: Tensor) -> Step:
         scaled = self._scale(act).astype(self._act_space.dtype)  # monotone: stays within the bounds
         scaled = scaled.reshape(self.n_envs, *self._act_space.shape)
-        with _named(self.spec.env_id, "step"):
+        with own_errors(self.spec.env_id, "step"):
             raw_obs, reward, terminated, truncated, infos = self._envs.step(scaled)
         obs = self._flat(raw_obs)
         void = self._over if self._next_step else np.zeros(self.n_envs, dtype=bool)
@@ -189,12 +181,12 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._counters = data.warning.number[UNSTABLE]  # a live view; a reset clears it
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        with _named(self._env_id, "reset"):
+        with own_errors(self._env_id, "reset"):
             obs, info = self.env.reset(**kwargs)
         return self._array(obs, "reset"), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        with _named(self._env_id, "step"):
+        with own_errors(self._env_id, "step"):
             obs, reward, terminated, truncated, info = self.env.step(action)
         if np.count_nonzero(self._counters):
             return self._array(obs, "step"), 0.0, False, True, {**info, _LOST: True}
@@ -220,17 +212,6 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
                 f"its observation space has shape {space.shape}"
             )
         return array
-
-
-@contextmanager
-def _named(env_id: str, call: str) -> Iterator[None]:
-    """Turn an error in the environment's own code into FailedEnv."""
-    try:
-        yield
-    except (UnsupportedEnv, FailedEnv):
-        raise
-    except Exception as error:
-        raise FailedEnv(env_id, call, error) from error
 
 
 def _max_steps(env_id: str, kwargs: EnvKwargs) -> int:
@@ -309,35 +290,27 @@ def _autoreset_mode(env_id: str, envs: VectorEnv) -> AutoresetMode:
     return mode
 
 
-def _check_spaces(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]:
+def _boxes(env_id: str, envs: VectorEnv) -> tuple[spaces.Box, spaces.Box]:
+    """Return the spaces of single environments. Raises UnsupportedEnv unless they are Boxes."""
     obs, act = envs.single_observation_space, envs.single_action_space
     if isinstance(obs, spaces.Dict):  # of a vector environment, which takes no wrappers
         raise UnsupportedEnv(
             f"{env_id} observes a Dict, but has no entry_point for single environments, which "
             "Dict observations need"
         )
-    if not isinstance(obs, spaces.Box):
-        raise UnsupportedEnv(f"{env_id} observes {_name(obs)}; {_SUPPORTED}")
-    if obs.dtype == np.uint8 and len(obs.shape) == 3:
-        raise UnsupportedEnv(f"{env_id} observes images; {_SUPPORTED}")
-    if not isinstance(act, spaces.Box) or not np.issubdtype(act.dtype, np.floating):
-        raise UnsupportedEnv(f"{env_id} takes {_name(act)} actions; {_SUPPORTED}")
-    if not act.is_bounded():
-        raise UnsupportedEnv(f"{env_id} takes actions without bounds; {_SUPPORTED}")
-    if defect := bounds_defect(*inner_bounds(act.low.reshape(-1), act.high.reshape(-1))):
-        raise UnsupportedEnv(f"{env_id} cannot be acted in: {defect}")
-    return obs, act
+    return check_boxes(env_id, obs, act)
 
 
-def _flat_dict(envs: VectorEnv) -> FlatDictEnv | None:
-    """Return the wrapper that makes a Dict a vector, if there is one."""
-    return _find_wrapper(getattr(envs, "envs", [None])[0], FlatDictEnv)
+def _dict_layout(envs: VectorEnv) -> DictLayout | None:
+    """Return the columns of a Dict, if the environments observe one."""
+    wrapper = _find_wrapper(getattr(envs, "envs", [None])[0], FlatDictEnv)
+    return None if wrapper is None else wrapper.layout
 
 
 def _named_groups(env_id: str, envs: VectorEnv, obs_dim: int) -> Groups:
     """Return the keys of a Dict, or the groups that a MuJoCo task names, or none."""
-    if (flat := _flat_dict(envs)) is not None:
-        return flat.groups
+    if (layout := _dict_layout(envs)) is not None:
+        return layout.groups
     env = getattr(envs, "envs", [None])[0]
     inner = getattr(env, "unwrapped", None)
     sizes, data = (getattr(inner, name, None) for name in ("observation_structure", "data"))
@@ -355,8 +328,3 @@ def _named_groups(env_id: str, envs: VectorEnv, obs_dim: int) -> Groups:
     groups = consecutive({name: n for name, n in sizes.items() if name != "skipped_qpos"})
     # a wrapper may have changed the observation
     return groups if sum(map(len, groups.values())) == obs_dim else {}
-
-
-def _name(space: gymnasium.Space) -> str:
-    dtype = f"({space.dtype})" if isinstance(space, spaces.Box) else ""
-    return type(space).__name__ + dtype

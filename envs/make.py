@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from types import ModuleType
 
+import gymnasium
 import torch
 
 from dpd.envs.arguments import native_task
@@ -13,9 +15,11 @@ from dpd.envs.base import Env, EnvKwargs, EnvSpec, OnDevice, UnsupportedEnv
 from dpd.envs.native import NativeEnv
 from dpd.envs.randomization import RANDOMIZE, BadRange, Ranges, parse_ranges
 from dpd.envs.tasks import is_native
-from dpd.envs.user_task import MujocoTask
+from dpd.envs.user_task import MujocoTask, imported
 
-BACKENDS = ("auto", "native", "gymnasium", "async", "warp")
+BACKENDS = ("auto", "native", "gymnasium", "async", "envpool", "warp")
+EXTRAS = {"warp": "gpu", "envpool": "envpool"}
+"""The extra with the packages of a backend."""
 WARP_FROM = 512
 """Number of environments from which `auto` simulates on a GPU. A Warp step takes as long for one
 world as for hundreds, so sixteen CPU cores are faster for few. An estimate; docs/benchmarks.md."""
@@ -33,19 +37,22 @@ def make(
     """Make n_envs environments, one seed each. Raises UnsupportedEnv if that is impossible.
 
     Backend `auto` is native for an id that `is_native`, or warp for at least WARP_FROM of a task in
-    `TASKS` on a CUDA device, and gymnasium for other ids; `async` is gymnasium with a process per
-    environment. `threads` is for the native backend (None: all cores). `device` holds the tensors
-    of a `Step`; None is CUDA for the warp backend, and the CPU otherwise.
+    `TASKS` on a CUDA device, envpool for an id that Gymnasium does not know and EnvPool does, and
+    gymnasium for other ids; `async` is gymnasium with a process per environment. `threads` is for
+    the native backend and envpool (None: all cores). `device` holds the tensors of a `Step`; None
+    is CUDA for the warp backend, and the CPU otherwise.
     """
     chosen = choose_backend(env_id, backend, env_kwargs, device, n_envs)
     if chosen == "warp":
         task = native_task(env_id, env_kwargs)
-        warp: Env = _warp_backend().WarpEnv(task, n_envs, seeds, str(device or "cuda"))
+        warp: Env = _backend_module("warp").WarpEnv(task, n_envs, seeds, str(device or "cuda"))
         return warp
     env: Env
     if chosen == "native":
         task, ranges = native_task(env_id, env_kwargs), ranges_of(env_id, env_kwargs)
         env = NativeEnv(task, n_envs, seeds, threads, ranges)
+    elif chosen == "envpool":
+        env = _backend_module("envpool").EnvpoolEnv(env_id, n_envs, seeds, env_kwargs, threads)
     else:
         from dpd.envs.gymnasium import GymnasiumEnv  # here: it takes a tenth of a second
 
@@ -67,10 +74,10 @@ def choose_backend(
     if ranges_of(env_id, env_kwargs):
         _refuse_unrandomizable(env_id, backend)
         return "native"
-    if backend == "async":
+    if backend in ("gymnasium", "async", "envpool"):
         return backend
-    if backend == "gymnasium" or (backend == "auto" and not is_native(env_id)):
-        return "gymnasium"
+    if backend == "auto" and not is_native(env_id):
+        return "envpool" if _is_envpools_alone(env_id) else "gymnasium"
     task = native_task(env_id, env_kwargs)
     if isinstance(task, MujocoTask):
         if backend == "warp":
@@ -113,7 +120,7 @@ def check(
     """Make and close one environment -> the specification of n_envs of them."""
     backend = choose_backend(env_id, backend, env_kwargs, device, n_envs)
     if backend == "warp":
-        warp = _warp_backend()
+        warp = _backend_module("warp")
         gpu = warp.warp_device(str(device or "cuda"))
         # the native backend has the same task, and needs no minute of compiling
         native, task = check(env_id, "native", env_kwargs), native_task(env_id, env_kwargs)
@@ -123,10 +130,17 @@ def check(
     return env.spec
 
 
-def _warp_backend() -> ModuleType:
+def _is_envpools_alone(env_id: str) -> bool:
+    """Return True for an id that Gymnasium does not know and an installed EnvPool does."""
+    if imported(env_id) in gymnasium.registry or importlib.util.find_spec("envpool") is None:
+        return False
+    return bool(_backend_module("envpool").has_task(env_id))
+
+
+def _backend_module(backend: str) -> ModuleType:
+    """Import the module of a backend whose packages are an extra."""
     try:
-        import dpd.envs.warp as warp
+        return importlib.import_module(f"dpd.envs.{backend}")
     except ModuleNotFoundError as error:
-        message = f"the warp backend needs {error.name}: pip install 'dpd[gpu]'"
+        message = f"the {backend} backend needs {error.name}: pip install 'dpd[{EXTRAS[backend]}]'"
         raise UnsupportedEnv(message) from error
-    return warp

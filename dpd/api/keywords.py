@@ -18,7 +18,7 @@ class TrainKeywords(TypedDict, total=False):
 
     env_kwargs: str | Nested
     randomize: str | None
-    backend: Literal["auto", "native", "gymnasium", "async", "warp"]
+    backend: Literal["auto", "native", "gymnasium", "async", "envpool", "warp"]
     device: str
     record_updates: bool
     kernels: Literal["auto", "torch"]
@@ -123,7 +123,7 @@ class DistillKeywords(TypedDict, total=False):
 
     env_kwargs: str | Nested
     randomize: str | None
-    backend: Literal["auto", "native", "gymnasium", "async", "warp"]
+    backend: Literal["auto", "native", "gymnasium", "async", "envpool", "warp"]
     device: str
     record_updates: bool
     kernels: Literal["auto", "torch"]

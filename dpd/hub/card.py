@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpd import __version__
+from dpd.envs.make import choose_backend
 from dpd.log.naming import parse_policy_name
 from dpd.policies.policyfile import Policy
 from dpd.policies.views import describe_view
@@ -116,7 +117,15 @@ def inline(text: object) -> str:
 
 
 def usage(content: Publication) -> str:
-    """Return three lines of Python that play the best policy, below their import."""
+    """Return three lines of Python that play the best policy, below their import.
+
+    EnvPool steps batches, so of its own tasks there is no single environment to play in.
+    """
+    meta, folder = content.main.meta, content.repo.partition("/")[2]
+    get = f"dpd pull {content.repo}"
+    if choose_backend(meta.env_id, env_kwargs=meta.env_kwargs) == "envpool":
+        install = "pip install 'dpd[hub,envpool]'"
+        return f"```sh\n{install}\n{get}\ndpd evaluate {folder}\n```"
     return (
         "```python\n"
         "import dpd, gymnasium\n\n"
@@ -124,8 +133,7 @@ def usage(content: Publication) -> str:
         "env = gymnasium.make(policy.meta.env_id, **policy.meta.env_kwargs)\n"
         "print(dpd.play(policy, env, episodes=10).mean())\n"
         "```\n\n"
-        f"All files: `dpd pull {content.repo}`, then `dpd evaluate "
-        f"{content.repo.partition('/')[2]}`."
+        f"All files: `{get}`, then `dpd evaluate {folder}`."
     )
 
 

@@ -86,9 +86,10 @@ class RunConfig:
     """Factors that every episode of a native task draws uniformly, for example
     mass=0.8:1.2,friction=0.5:1.5; also gear, damping, stiffness, fluid. Observations end with them,
     as the group params. Policies keep the ranges among their environment's arguments."""
-    backend: Literal["auto", "native", "gymnasium", "async", "warp"] = "auto"
+    backend: Literal["auto", "native", "gymnasium", "async", "envpool", "warp"] = "auto"
     """Simulator. auto: native if it supports the environment, warp for many environments on a GPU,
-    else gymnasium. async: gymnasium with a process per environment, for slow ones."""
+    envpool for ids that only EnvPool knows, else gymnasium. async: gymnasium with a process per
+    environment, for slow ones. envpool: C++ environments with threads."""
     device: str = "cpu"
     """Device of learners, distillation and the warp simulator: cpu, cuda, or for example cuda:1."""
     record_updates: bool = True

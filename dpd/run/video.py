@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from dpd.envs.make import choose_backend
 from dpd.envs.rendering import make_renderable
 from dpd.errors import BadInput
 from dpd.policies.playing import Playing
@@ -60,6 +61,10 @@ def render_episode(
 
     Raises BadInput if the environment cannot render images.
     """
+    if choose_backend(place.env_id, env_kwargs=place.env_kwargs) == "envpool":
+        raise BadInput(  # its renderer ends the whole process where there is no display
+            f"no video: {place.env_id} is EnvPool's alone, which is not rendered; leave --video out"
+        )
     env = make_renderable(place.env_id, place.env_kwargs)
     if env.render_mode != "rgb_array" or "rgb_array" not in env.metadata.get("render_modes", []):
         env.close()

@@ -1,8 +1,7 @@
 """Which backend an environment gets, and what is said where there is none."""
 
-import builtins
 import dataclasses
-from typing import Any
+import sys
 
 import numpy as np
 import pytest
@@ -46,19 +45,19 @@ def test_what_warp_is_not_for_is_simulated_on_the_cpu_beside_a_gpu() -> None:
         assert choose_backend(PLANAR, backend, device=CUDA) == backend
 
 
+@pytest.mark.parametrize(
+    ("backend", "package", "extra"), [("warp", "mujoco_warp", "gpu"), ("envpool",) * 3]
+)
 def test_without_its_packages_the_backend_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, backend: str, package: str, extra: str
 ) -> None:
-    imported = builtins.__import__
-
-    def without_warp(name: str, *args: Any) -> Any:
-        if name.startswith("dpd.envs.warp"):
-            raise ModuleNotFoundError("No module named 'mujoco_warp'", name="mujoco_warp")
-        return imported(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", without_warp)
-    with pytest.raises(UnsupportedEnv, match=r"needs mujoco_warp: pip install 'dpd\[gpu\]'"):
-        make(PLANAR, 1, [0], "warp", device=CPU)
+    for module in (f"dpd.envs.{backend}", "dpd.envs.warp_physics"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)  # an import then fails as if it were missing
+    with pytest.raises(
+        UnsupportedEnv, match=rf"{backend} backend needs {package}: pip install 'dpd\[{extra}\]'"
+    ):
+        make(PLANAR, 1, [0], backend, device=CPU)
 
 
 def test_a_check_says_what_the_environment_itself_says() -> None:

@@ -191,6 +191,18 @@ def test_what_a_policy_sees_is_on_its_card_and_names_cannot_break_it(tmp_path: P
     assert "\n# B" not in text and "`A' # B`" in text
 
 
+def test_a_task_of_envpool_alone_is_played_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = made_by(saved(tmp_path, "ppo", "Swimmer-v5"), 0)
+    result = EvalResult(np.array([[1.0]]), np.ones((1, 1), int))
+    content = Publication(repo=REPO, policies={"p": policy}, results={"p": result}, best="p")
+    assert "gymnasium.make" in card_text(content)
+    monkeypatch.setattr("dpd.hub.card.choose_backend", lambda *_, **__: "envpool")
+    text = card_text(content)
+    assert "gymnasium.make" not in text and f"dpd pull {REPO}\ndpd evaluate " in text
+
+
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
