@@ -102,6 +102,8 @@ Made = tuple[Callable[..., list[str]], str]
 BENCHMARKS: dict[str, Made] = {
     "bench/train.py": (train.lines, "train"),
     "bench/train.py, cost": (train.cost_lines, "train"),
+    "bench/train.py, sharing": (train.lines, "train-sharing"),
+    "bench/train.py, sharing cost": (train.cost_lines, "train-sharing"),
     "bench/learners.py": (learners.lines, "learners"),
     "bench/learners.py, end to end": (learners.lines, "learners-end-to-end"),
     "bench/learners.py, SAC with kernels": (learners.lines, "learners-sac"),
