@@ -149,7 +149,7 @@ class Kernels:
             entropy_coef=float(ppo.loss_config.entropy_coef),
             rl_coef=float(ppo.rl_coef),
         )
-        nets, tape = net_table(ppo.nets, c.minibatch_size)
+        nets, tape = net_table(ppo.nets, c.minibatch_size, data.obs.shape[2])
         rows = adam_rows(ppo.nets.flat, ppo.optimizer, c.max_grad_norm)
         terms = self._term_rows(ppo, term, first)
 
@@ -288,17 +288,22 @@ def adam_rows(param: Tensor, optimizer: StackedAdam, max_grad_norm: float) -> li
     ]
 
 
-def net_table(nets: StackedNets, n: int) -> tuple[NetTable, int]:
+def net_table(nets: StackedNets, n: int, seen: int = 0) -> tuple[NetTable, int]:
     """Return the positions of `actor`, `critic` and `log_std`, and the length of a tape.
 
-    The tape is for n rows, or for the rows of a block if there are more.
+    The tape is for n rows, or for the rows of a block if there are more. If `seen`, the width of
+    the observations, exceeds the actor's inputs, the rest are the critic's; else both read the
+    same.
     """
     from dpd.agents.kernels.imitation import NetTable
     from dpd.agents.kernels.nets import ROWS_AT_ONCE
 
     n = min(n, ROWS_AT_ONCE)
-    actor, tape, turned = layer_table(nets, "actor", n, n * nets.shapes["actor.0.weight"][0], 0)
-    critic, tape, _ = layer_table(nets, "critic", n, tape, turned)
+    own = nets.shapes["actor.0.weight"][0]
+    apart = n * own if seen > own else 0
+    inputs = n * max(seen, own)
+    actor, tape, turned = layer_table(nets, "actor", n, inputs, 0)
+    critic, tape, _ = layer_table(nets, "critic", n, tape, turned, apart)
     kind = ACTIVATION_KINDS[nets.activation]
     return NetTable(actor, critic, parameter_positions(nets).get("log_std", -1), kind), tape
 
@@ -310,13 +315,13 @@ def parameter_positions(nets: StackedNets) -> dict[str, int]:
 
 
 def layer_table(
-    nets: StackedNets, prefix: str, n: int, tape: int, turned: int
+    nets: StackedNets, prefix: str, n: int, tape: int, turned: int, source: int = 0
 ) -> tuple[np.ndarray, int, int]:
     """Return the positions of an MLP for n rows, and the next free ones on the tape and turned.
 
-    Its input is at the beginning of the tape.
+    `source` is where its input begins on the tape.
     """
-    at, source = parameter_positions(nets), 0
+    at = parameter_positions(nets)
     table = np.zeros((len(nets.layers.get(prefix, ())), 7), np.int64)
     for i in range(len(table)):
         weight = f"{prefix}.{i}.weight"

@@ -19,6 +19,7 @@ from dpd.agents.kernels.imitation import (
     distance_at,
 )
 from dpd.agents.kernels.nets import (
+    INPUT,
     N_IN,
     N_OUT,
     OUTPUT,
@@ -37,7 +38,7 @@ NO_TERM, OWN_STATES, AT_SAMPLES, PROXIMAL = range(4)
 class SampleRow(NamedTuple):
     """One learner's samples, as `dpd.agents.ppo_loss.Samples` [S, ...]."""
 
-    obs: np.ndarray
+    obs: np.ndarray  # [S, O], or [S, F + C] if the critic reads the last C columns alone
     act: np.ndarray
     logp: np.ndarray
     adv: np.ndarray
@@ -222,6 +223,17 @@ def add_ppo_gradient(
 
 
 @compiled
+def place_inputs(
+    layers: np.ndarray, first: int, obs: np.ndarray, ids: np.ndarray, tape: np.ndarray
+) -> None:
+    """Copy the inputs of an MLP, columns of obs [S, O] from `first` on, to their place."""
+    x = matrix(tape, layers[0, INPUT], ids.size, layers[0, N_IN])
+    for i in range(ids.size):
+        for j in range(x.shape[1]):
+            x[i, j] = obs[ids[i], first + j]
+
+
+@compiled
 def _ppo_block(
     nets: NetTable,
     o: LossOptions,
@@ -236,10 +248,9 @@ def _ppo_block(
     """Add the gradient of some of a minibatch's samples; return the sums of the losses."""
     n, kind = ids.size, nets.activation
     head = nets.actor[nets.actor.shape[0] - 1]
-    x = matrix(work.tape, 0, n, nets.actor[0, N_IN])
-    for i in range(n):
-        for j in range(x.shape[1]):
-            x[i, j] = data.obs[ids[i], j]
+    place_inputs(nets.actor, 0, data.obs, ids, work.tape)
+    if nets.critic[0, INPUT] > 0:  # the critic has inputs of its own, behind the actor's
+        place_inputs(nets.critic, nets.actor[0, N_IN], data.obs, ids, work.tape)
     for layers in (nets.actor, nets.critic):
         run_mlp(layers, kind, n, param, work.tape, work.turned)
     mean = matrix(work.tape, head[OUTPUT], n, head[N_OUT])

@@ -64,8 +64,6 @@ def why_not_fused(config: TrainConfig, stack: StackConfig) -> str | None:
         return _why_not_replayed(config, stack)
     if not isinstance(algo, PPOConfig | StudentConfig):
         return f"there are no kernels for {stack.name}"
-    if getattr(algo, "critic_obs", "actor") != "actor":
-        return "there are no kernels for a value function that sees more than the policy"
     if algo.encoder_layers is not None:
         return f"there are no kernels for --encoder {algo.encoder_layers.kind}"
     if config.method in METHODS_WITHOUT_KERNELS:

@@ -10,6 +10,7 @@ import torch
 from dpd.agents.asymmetric import AsymmetricPPO
 from dpd.agents.base import Rollout
 from dpd.agents.config import View
+from dpd.agents.kernels import Kernels
 from dpd.agents.ppo import PPO
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.rng import RowRandom, Stream
@@ -30,15 +31,16 @@ def made(view: View = VIEW, **changes: Any) -> PPO:
 def filled(agent: PPO, view: View = VIEW) -> Rollout:
     """Return a rollout of random numbers, whose observations are as `Frames` makes them."""
     rollout, draw = agent.new_rollout(), torch.Generator().manual_seed(0)
-    frames = Frames([view] * 2, 4, RowRandom(IDS, Stream.SENSOR))
-    obs = frames.begin(torch.randn(2, 4, 3, generator=draw))
-    over = torch.zeros(2, 4, dtype=torch.bool)
+    n = agent.config.n_envs
+    frames = Frames([view] * 2, n, RowRandom(IDS, Stream.SENSOR))
+    obs = frames.begin(torch.randn(2, n, 3, generator=draw))
+    over = torch.zeros(2, n, dtype=torch.bool)
     for t in range(8):
-        rollout.obs[:, t], act = obs, torch.randn(2, 4, 2, generator=draw)
-        raw = torch.randn(2, 4, 3, generator=draw)
+        rollout.obs[:, t], act = obs, torch.randn(2, n, 2, generator=draw)
+        raw = torch.randn(2, n, 3, generator=draw)
         after, obs = frames.advance(raw, raw, act, over, None)
         rollout.act[:, t], rollout.next_obs[:, t] = act, after
-    rollout.reward.copy_(torch.randn(2, 8, 4, generator=draw))
+    rollout.reward.copy_(torch.randn(2, 8, n, generator=draw))
     return rollout
 
 
@@ -106,6 +108,36 @@ def test_the_gradient_by_hand_is_autograds() -> None:
     # Adam's first steps are signs of the gradient, so a gradient near 0 may differ in all of it
     torch.testing.assert_close(agent.nets.flat, twin.nets.flat, rtol=1e-3, atol=1e-5)
     assert not torch.equal(agent.nets.flat, made(critic_obs="all").nets.flat)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"share_experience": True},
+        {"hidden": (20, 9)},
+        {"n_envs": 80, "minibatch_size": 320},  # more rows than a block of the kernels
+        {"critic_obs": "1"},  # fewer columns than the policy's
+    ],
+    ids=str,
+)
+def test_an_update_by_the_kernels_is_that_of_torch(
+    changes: dict[str, Any], dtype: torch.dtype
+) -> None:
+    settings = {"n_envs": 4, "n_steps": 8, "minibatch_size": 16, "hidden": (8,), "epochs": 3}
+    config = PPOConfig(**settings | {"critic_obs": "all"} | changes)
+    seen = {"views": [VIEW] * 2, "critic_columns": [1] if config.critic_obs == "1" else []}
+    plain, fused = (AsymmetricPPO(config, 3, 2, IDS, dtype, **seen) for _ in range(2))
+    fused.kernels, start = Kernels(1), plain.nets.flat.detach().clone()
+    rollout = filled(plain)
+    for progress in (0.0, 0.5):
+        for agent in (plain, fused):
+            agent.observe(rollout)
+            agent.update(agent.prepare(rollout), progress)
+        bound = 1e-10 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(fused.nets.flat, plain.nets.flat, rtol=bound, atol=bound)
+    assert (fused.nets.flat - start).abs().max() > 1e-3
 
 
 def test_if_the_policy_sees_everything_its_numbers_are_those_without_a_view() -> None:

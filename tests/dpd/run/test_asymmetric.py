@@ -126,8 +126,8 @@ def test_a_policy_with_a_replay_is_tuned_after_its_critics_have_warmed_up(
     assert dpd.load(out / "policies/seed0-peer0.safetensors").meta.view == SEEN
 
 
-def test_torch_updates_a_value_function_that_sees_more_and_says_so() -> None:
-    assert "sees more than the policy" in update_plan(configured(*PEERS["alone"]))
+def test_kernels_update_a_value_function_that_sees_more() -> None:
+    assert update_plan(configured(*PEERS["alone"])) == "fused kernels"
 
 
 def test_settings_without_a_view_do_not_name_one() -> None:
