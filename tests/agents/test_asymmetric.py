@@ -125,10 +125,13 @@ def test_the_gradient_by_hand_is_autograds() -> None:
 def test_an_update_by_the_kernels_is_that_of_torch(
     changes: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    settings = {"n_envs": 4, "n_steps": 8, "minibatch_size": 16, "hidden": (8,), "epochs": 3}
-    config = PPOConfig(**settings | {"critic_obs": "all"} | changes)
-    seen = {"views": [VIEW] * 2, "critic_columns": [1] if config.critic_obs == "1" else []}
-    plain, fused = (AsymmetricPPO(config, 3, 2, IDS, dtype, **seen) for _ in range(2))
+    config = made(epochs=3, **{"critic_obs": "all"} | changes).config
+    columns = [1] if config.critic_obs == "1" else []
+
+    def of_dtype() -> PPO:
+        return AsymmetricPPO(config, 3, 2, IDS, dtype, views=[VIEW] * 2, critic_columns=columns)
+
+    plain, fused = of_dtype(), of_dtype()
     fused.kernels, start = Kernels(1), plain.nets.flat.detach().clone()
     rollout = filled(plain)
     for progress in (0.0, 0.5):
