@@ -261,12 +261,12 @@ class OffPolicy(Learners):
     def _fused(self, extra: ExtraLoss | None) -> bool:
         """True if kernels compute the updates: none changes the loss, or moves one net alone.
 
-        Nor do they normalise a learner's observations for its peers' critics.
+        Nor do they make a learner's observations what its peers' critics read.
         """
         c = self.config
         unlike = extra is not None or self.rl_coef != 1 or self.frozen > 0
         unlike = unlike or c.extra_policy_updates > 0
-        unlike = unlike or (c.share_experience and self.obs_norm.enabled)
+        unlike = unlike or (c.share_experience and not self.obs_norm.changes_nothing)
         return self.kernels is not None and not unlike
 
     def fused_imitation(self, kind: str, optimizer: StackedAdam) -> FusedImitation | None:
@@ -283,9 +283,8 @@ class OffPolicy(Learners):
             part = slice(begin, min(begin + step, updates))
             raw = self.replay.take(samples[:, part].flatten(1), self.gamma)
             self.n_updates += part.stop - begin
-            sample = self._normalised(raw, self.obs_norm)
             drawn = noise[:, part], judges[:, part]
-            history += self.kernels.replay_updates(self, sample, *drawn)
+            history += self.kernels.replay_updates(self, self._read(raw), *drawn)
         return history
 
     @property

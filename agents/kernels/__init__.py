@@ -25,10 +25,9 @@ from dpd.agents.optim import StackedAdam
 if TYPE_CHECKING:
     from dpd.agents.kernels.adam import AdamRow
     from dpd.agents.kernels.imitation import NetTable, TargetRow, Work
-    from dpd.agents.offpolicy import OffPolicy
+    from dpd.agents.offpolicy import OffPolicy, Sample
     from dpd.agents.ppo import PPO
     from dpd.agents.ppo_loss import Samples
-    from dpd.agents.replay import Transitions
 
 ACTIVATION_KINDS = {"tanh": 0, "relu": 1, "elu": 2}
 DIVERGENCE_KINDS = {"mse": 0, "kl_forward": 1, "kl_reverse": 2, "nll": 3, "huber": 4}
@@ -168,9 +167,9 @@ class Kernels:
         return metrics, ratios.unflatten(1, (-1, c.minibatch_size))
 
     def replay_updates(
-        self, agent: OffPolicy, sample: Transitions, noise: Tensor, judges: Tensor
+        self, agent: OffPolicy, sample: Sample, noise: Tensor, judges: Tensor
     ) -> list[Metrics]:
-        """Run TD3's or SAC's updates on normalised minibatches; see `replayed.run_updates`."""
+        """Run TD3's or SAC's updates on minibatches; see `replayed.run_updates`."""
         from dpd.agents.kernels.replayed import run_updates
 
         return run_updates(agent, sample, noise, judges, self._map)
@@ -262,6 +261,7 @@ class Kernels:
         self.imitate(ppo.nets, ppo.optimizer, "mse", targets, moved, 1.0, 1.0)
 
     def _compile_replayed(self, dtype: torch.dtype) -> None:
+        from dpd.agents.offpolicy import Sample
         from dpd.agents.offpolicy_config import SACConfig
         from dpd.agents.replay import Transitions
         from dpd.agents.sac import SAC
@@ -271,7 +271,8 @@ class Kernels:
         vector = torch.zeros(1, 2, dtype=dtype)
         sample = Transitions(vector.new_zeros(1, 2, 2), vector.unsqueeze(2), vector, vector)
         self.output(sac.nets, sac.obs_norm, sample.obs_act[..., :1].contiguous())
-        self.replay_updates(sac, sample, vector.new_zeros(1, 1, 2, 2, 1), sac._draw_judges(1))
+        drawn = vector.new_zeros(1, 1, 2, 2, 1), sac._draw_judges(1)
+        self.replay_updates(sac, Sample(sample, sample, sample), *drawn)
 
 
 def adam_rows(param: Tensor, optimizer: StackedAdam, max_grad_norm: float) -> list[AdamRow]:

@@ -66,6 +66,13 @@ class ActorRows(NamedTuple):
     learns_alpha: bool
 
 
+class SeenRow(NamedTuple):
+    """One learner's minibatches as its policy reads them: the first columns of [K, F or more]."""
+
+    obs: np.ndarray
+    next_obs: np.ndarray
+
+
 class JudgeRows(NamedTuple):
     """Critics that judge one learner's actions, its own or its peers' too; read only."""
 
@@ -126,6 +133,7 @@ def _want(
     targets: np.ndarray,
     drawn: np.ndarray,
     data: TransitionRow,
+    seen: SeenRow,
     begin: int,
     noise: np.ndarray,
     work: ActorWork,
@@ -138,7 +146,7 @@ def _want(
     alpha = math.exp(actor.alpha.param[0])
     for at in range(0, o.minibatch, ROWS_AT_ONCE):
         n, first = min(ROWS_AT_ONCE, o.minibatch - at), begin + at
-        out = _run_actor(o, work, actor.target, data.next_obs, first, n)
+        out = _run_actor(o, work, actor.target, seen.next_obs, first, n)
         act, logp = matrix(work.act, 0, n, size), work.logp[:n]
         if o.soft:
             _squash(o, out, noise[at : at + n], act, logp)
@@ -169,6 +177,7 @@ def _add_ascent(
     actor: ActorRows,
     params: np.ndarray,
     data: TransitionRow,
+    seen: SeenRow,
     begin: int,
     noise: np.ndarray,
     work: ActorWork,
@@ -182,7 +191,7 @@ def _add_ascent(
     loss, entropy = 0.0, 0.0
     for at in range(0, o.minibatch, ROWS_AT_ONCE):
         n, first = min(ROWS_AT_ONCE, o.minibatch - at), begin + at
-        out = _run_actor(o, work, param, data.obs_act, first, n)
+        out = _run_actor(o, work, param, seen.obs, first, n)
         act, of_act = matrix(work.act, 0, n, size), matrix(work.of_act, 0, n, size)
         logp = work.logp[:n]
         if o.soft:
@@ -236,6 +245,7 @@ def offpolicy_updates(
     critics: CriticRows,
     judges: JudgeRows,
     data: TransitionRow,
+    seen: SeenRow,
     noise: np.ndarray,
     first: int,
     part: int,
@@ -245,7 +255,8 @@ def offpolicy_updates(
 ) -> None:
     """Run an update for each row of metrics [U, 5]; `first` is the number of the first, from 1.
 
-    noise [U, 2, B, A]: that of the actions at obs, and at next_obs. `part` leaves out the policy,
+    The critics read `data`, and the policy `seen`. noise [U, 2, B, A]: that of the actions at obs,
+    and at next_obs. `part` leaves out the policy,
     or the critics.
     """
     size = o.minibatch
@@ -253,13 +264,14 @@ def offpolicy_updates(
         begin, found = step * size, metrics[step]
         if part != POLICY:
             targets, drawn = judges.targets, judges.drawn[step]
-            _want(o, actor, targets, drawn, data, begin, noise[step, 1], work, judge)
+            _want(o, actor, targets, drawn, data, seen, begin, noise[step, 1], work, judge)
             loss = critics_step(critics, judge, o.activation, data, begin)
             found[CRITIC_LOSS], found[MEAN_Q] = loss
         if part == CRITICS or (first + step) % o.policy_delay != 0:
             continue
         work.grad[:] = 0
-        sums = _add_ascent(o, actor, judges.params, data, begin, noise[step, 0], work, judge)
+        by = judges.params
+        sums = _add_ascent(o, actor, by, data, seen, begin, noise[step, 0], work, judge)
         clipped_adam(actor.row, work.grad, True)
         found[ACTOR_LOSS], found[ENTROPY] = sums[0] / size, -sums[1] / size
         if actor.learns_alpha:

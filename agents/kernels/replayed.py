@@ -16,9 +16,8 @@ from dpd.agents.kernels import critics as critics_kernel
 from dpd.agents.kernels import offpolicy as kernel
 from dpd.agents.kernels.nets import FEW_OUTPUTS, N_IN, N_OUT, ROWS_AT_ONCE
 from dpd.agents.nets import StackedNets
-from dpd.agents.offpolicy import OffPolicy
+from dpd.agents.offpolicy import OffPolicy, Sample
 from dpd.agents.optim import StackedAdam
-from dpd.agents.replay import Transitions
 from dpd.agents.sac import LOG_STD_MAX, LOG_STD_MIN, SAC
 from dpd.agents.td3 import TD3
 
@@ -33,6 +32,7 @@ class Call(NamedTuple):
     critics: critics_kernel.CriticRows
     judges: kernel.JudgeRows
     data: critics_kernel.TransitionRow
+    seen: kernel.SeenRow
     noise: np.ndarray  # [U, 2, B, A]
     first: int
     part: int
@@ -47,6 +47,7 @@ class Call(NamedTuple):
         return self._replace(
             judges=self.judges._replace(drawn=self.judges.drawn[step]),
             data=critics_kernel.TransitionRow(*(x[rows] for x in self.data)),
+            seen=kernel.SeenRow(*(x[rows] for x in self.seen)),
             noise=self.noise[step],
             first=self.first + i,
             part=part,
@@ -55,9 +56,9 @@ class Call(NamedTuple):
 
 
 def run_updates(
-    agent: OffPolicy, sample: Transitions, noise: Tensor, judges: Tensor, map_: Map
+    agent: OffPolicy, sample: Sample, noise: Tensor, judges: Tensor, map_: Map
 ) -> list[Metrics]:
-    """Run updates on normalised minibatches [N, U * B, ...] with what the agent drew for them.
+    """Run updates on minibatches [N, U * B, ...] with what the agent drew for them.
 
     noise and judges [N, U, M] are those of `_draw` and `_draw_judges`. agent.n_updates must count
     all updates. Returns the metrics [N] of every update.
@@ -87,14 +88,15 @@ def _run(calls: Sequence[Call], map_: Map) -> None:
 
 
 def _calls(
-    agent: OffPolicy, sample: Transitions, noise: Tensor, judges: Tensor, first: int, found: Tensor
+    agent: OffPolicy, sample: Sample, noise: Tensor, judges: Tensor, first: int, found: Tensor
 ) -> list[Call]:
     """Return each learner's call, for whole updates; metrics go to `found` [N, U, 5]."""
     n, updates = noise.shape[:2]
     c, soft = agent.config, isinstance(agent, SAC)
     shape = n, updates, 2, c.minibatch_size, agent.act_dim
     noises = learner_arrays((noise if soft else noise.unsqueeze(2)).expand(shape))
-    data = critics_kernel.TransitionRow(*map(learner_arrays, sample))
+    data = [learner_arrays(x) for x in sample.judged]
+    seen = [learner_arrays(x) for x in sample.own[:2]]
     options = _options(agent)
     actors, critics, judging = actor_rows(agent), critic_rows(agent), judge_rows(agent, judges)
     most = max(x.shape[0] for one in judging for x in (one.targets, one.params))
@@ -105,6 +107,7 @@ def _calls(
             critics[i],
             judging[i],
             critics_kernel.TransitionRow(*(x[i] for x in data)),
+            kernel.SeenRow(*(x[i] for x in seen)),
             noises[i],
             first,
             kernel.WHOLE,

@@ -77,16 +77,15 @@ def why_not_fused(config: TrainConfig, stack: StackConfig) -> str | None:
 def _why_not_replayed(config: TrainConfig, stack: StackConfig) -> str | None:
     """Return why torch computes the updates of learners with critics of actions."""
     distill, algo = config.distill, stack.algo
-    if stack.histories:
-        return "there are no kernels for learners with a replay that see a part of observations"
     if isinstance(distill, KickstartConfig) or getattr(distill, "dose", None) == "loss":
         return f"there are no kernels for a loss of method {config.method} with {stack.name}"
     if config.method in METHODS_WITHOUT_KERNELS:
         return f"there are no kernels for method {config.method}"
     if isinstance(algo, OffPolicyConfig) and algo.extra_policy_updates > 0:
         return "there are no kernels for extra_policy_updates"
-    if isinstance(algo, OffPolicyConfig) and algo.share_experience and algo.norm_obs:
-        return "there are no kernels for share_experience with norm_obs"
+    unlike = algo.norm_obs or bool(stack.histories)
+    if isinstance(algo, OffPolicyConfig) and algo.share_experience and unlike:
+        return "there are no kernels for share_experience with norm_obs or a view"
     few = 2 * learners_of(config, stack) < update_threads(config)
     if few and algo.minibatch_size * max(algo.hidden) > MANY_ELEMENTS_WITH_REPLAY:
         return "these minibatches are large enough for more threads than there are learners"

@@ -13,6 +13,7 @@ from dpd.agents.asymmetric import AsymmetricSAC, AsymmetricTD3
 from dpd.agents.base import LearnerId, Rollout
 from dpd.agents.config import View
 from dpd.agents.graphs import Graphs
+from dpd.agents.kernels import Kernels
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.rng import RowRandom, Stream
@@ -69,6 +70,42 @@ def played(agent: OffPolicy, seed: int, ids: list[LearnerId] = IDS, view: View =
         rollout.act[:, t], rollout.next_obs[:, t] = act, after
     rollout.reward.copy_(drawn(*rollout.reward.shape[1:]))
     return rollout
+
+
+KERNEL_CASES: dict[str, OffPolicyConfig] = {
+    **CONFIGS,
+    "sac, critics of the view": replace(CONFIGS["sac"], critic_obs="actor"),
+    "td3, critics of the view, normalised": TD3Config(**SIZES, norm_obs=True),
+    "sac, three critics": replace(CONFIGS["sac"], n_critics=3, target_critics=2),
+    "td3, several blocks": replace(CONFIGS["td3"], minibatch_size=300, capacity=400),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", KERNEL_CASES)
+def test_updates_by_the_kernels_are_those_of_torch(name: str, dtype: torch.dtype) -> None:
+    config = KERNEL_CASES[name]
+    kind = type(built(config))
+    plain, fused = (kind(config, O, A, IDS, dtype, views=[VIEW] * 3) for _ in range(2))
+    fused.kernels, start = Kernels(1), plain.nets.flat.detach().clone()
+    for agent in (plain, fused):
+        learn(agent, 0, 4)
+    bound = 1e-10 if dtype == F64 else 1e-4
+    for networks in ("nets", "critics", "target_critics"):
+        ours, theirs = (getattr(agent, networks).flat for agent in (fused, plain))
+        torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound)
+    assert (fused.nets.flat - start).abs().max() > 1e-3
+
+
+def test_torch_updates_peers_whose_critics_would_read_a_view() -> None:
+    config = replace(CONFIGS["sac"], share_experience=True)
+    pair: list[LearnerId] = [(0, 0), (0, 1)]
+    plain, fused = built(config, pair), built(config, pair)
+    fused.kernels, start = Kernels(1), plain.nets.flat.detach().clone()
+    for agent in (plain, fused):
+        learn(agent, 0, 3, pair)
+    assert not torch.equal(plain.nets.flat, start)
+    assert torch.equal(plain.nets.flat, fused.nets.flat)
 
 
 def learn(agent: OffPolicy, begin: int, end: int, ids: list[LearnerId] = IDS) -> None:

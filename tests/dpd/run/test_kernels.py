@@ -108,7 +108,7 @@ def test_a_run_may_go_on_by_the_other_code(tmp_path: Path) -> None:
         (["--algo", "sac", "--share-experience"], "fused kernels"),
         (
             ["--algo", "td3", "--share-experience", "--norm-obs"],
-            "torch (there are no kernels for share_experience with norm_obs)",
+            "torch (there are no kernels for share_experience with norm_obs or a view)",
         ),
         (["--device", "cuda"], "torch (kernels are for the CPU)"),
         (
