@@ -79,42 +79,31 @@ class Batch(NamedTuple):
 
 
 class Minibatch(NamedTuple):
-    """The samples of one gradient step, as passed to a method's loss.
-
-    On-policy learners set `idx`; learners with a replay set `raw_obs`.
-    """
+    """The states of a policy update from a replay, as passed to a method's loss."""
 
     dist: DiagGaussian  # differentiable
-    ratio: Tensor  # [N, B] new over old probability of the action taken; 1 with a replay
-    idx: Tensor | None = None  # [N, B] positions in the flattened rollout [N, S]
-    raw_obs: Tensor | None = None  # [N, B, O]
-    q: Tensor | None = None  # [N, B] values that the learner's own loss ascends; with a replay
+    raw_obs: Tensor  # [N, B, O]
+    q: Tensor  # [N, B] values that the learner's own loss ascends
 
     @property
     def mean_value(self) -> Tensor:
-        """Mean size of the values that the learner's loss ascends [N], constant.
-
-        Raises ValueError for learners without critics of actions.
-        """
-        if self.q is None:
-            raise ValueError("these learners ascend no values")
+        """Mean size of the values that the learner's loss ascends [N], constant."""
         return self.q.detach().abs().mean(1)
 
 
-ExtraLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]
-"""A method's loss, added to the learner's own: minibatch -> (loss [N], metrics)."""
+ReplayLoss = Callable[[Minibatch], tuple[Tensor, Metrics]]
+"""A method's loss for learners with a replay: minibatch -> (loss [N], metrics)."""
 
 
 @dataclass(frozen=True)
 class ClosedTerm:
-    """A method's loss whose gradient is known in closed form; calling it computes it by autograd.
+    """A method's loss for PPO: coef * mean(weight * divergence from the targets).
 
-    The loss is coef * mean(weight * divergence from the targets); targets [N, K, ...] are at the
-    iteration's samples or, with `obs`, at states of their own, part i of which goes to minibatch i.
-    If `proximal`, the weight is the sample's probability ratio, at least 1 - clip.
+    Targets [N, K, ...] are at the iteration's samples or, with `obs`, at states of their own, part
+    i of which goes to minibatch i. If `proximal`, the weight is the sample's probability ratio, at
+    least 1 - clip. See `dpd.agents.ppo_loss.term_loss`.
     """
 
-    loss: ExtraLoss
     coef: float | Tensor  # of all learners, or of each [N]
     kind: str  # a divergence
     mean: Tensor
@@ -123,10 +112,6 @@ class ClosedTerm:
     weight: Tensor  # [N, K]
     obs: Tensor | None = None  # normalised
     proximal: bool = False
-
-    def __call__(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        """Return the loss [N] at a minibatch, and its metrics."""
-        return self.loss(batch)
 
     def part(self, idx: Tensor, number: int) -> tuple[Tensor, ...]:
         """Return the coefficients [N] and the targets [N, B, ...] of a minibatch.
@@ -142,6 +127,8 @@ class ClosedTerm:
         return coef, *(x[:, begin : begin + size] for x in (*given, self.obs))
 
 
+ExtraLoss = ClosedTerm | ReplayLoss
+"""A method's loss, added to the learner's own."""
 State = dict[str, Tensor]
 """A component's checkpoint state: named tensors."""
 

@@ -12,10 +12,12 @@ from torch import Tensor
 from dpd.agents.base import (
     Answer,
     Batch,
+    ClosedTerm,
     ExtraLoss,
     LearnerId,
     Metrics,
     Minibatch,
+    ReplayLoss,
     Rollout,
     per_row,
 )
@@ -216,6 +218,7 @@ class OffPolicy(Learners):
         There are no updates and no metrics in the first `learning_starts` steps. Learning rates
         are constant.
         """
+        assert not isinstance(extra, ClosedTerm), "which is for PPO"
         if self.warming_up or not self.replay.ready:
             return {}
         self._set_rates()
@@ -228,7 +231,7 @@ class OffPolicy(Learners):
         means = {name: torch.stack(values).mean(0) for name, values in history.items()}
         return means | self.turns.metrics()
 
-    def _block(self, updates: int, extra: ExtraLoss | None) -> list[Metrics]:
+    def _block(self, updates: int, extra: ReplayLoss | None) -> list[Metrics]:
         """Run a number of updates whose random numbers are drawn at once."""
         samples = self.replay.draw(self.batches, updates, self.config.minibatch_size)
         noise, judges = self._draw(updates), self._draw_judges(updates)
@@ -258,7 +261,7 @@ class OffPolicy(Learners):
         obs = self.replay.take(samples, self.gamma).obs_act[..., : self.obs_dim]
         return self.all_critics.bias(self.critics, obs, self.mode(obs))
 
-    def _fused(self, extra: ExtraLoss | None) -> bool:
+    def _fused(self, extra: ReplayLoss | None) -> bool:
         """True if kernels compute the updates: none changes the loss, or moves one net alone.
 
         Nor do they make a learner's observations what its peers' critics read.
@@ -297,7 +300,7 @@ class OffPolicy(Learners):
         """True if the current update includes the policy."""
         return self._is_complete and not self.frozen
 
-    def _take_one(self, drawn: tuple[Tensor, ...], extra: ExtraLoss | None) -> Metrics:
+    def _take_one(self, drawn: tuple[Tensor, ...], extra: ReplayLoss | None) -> Metrics:
         """Run one update, recorded unless a method changes the loss.
 
         `drawn`: samples of the replay [N, B], noise, and the critics that judge in targets [N, M].
@@ -311,7 +314,7 @@ class OffPolicy(Learners):
         return self.graphs.run((self._moves_policy, self._is_complete), work, *drawn)
 
     def _learn(
-        self, raw: Transitions, noise: Tensor, judges: Tensor, extra: ExtraLoss | None
+        self, raw: Transitions, noise: Tensor, judges: Tensor, extra: ReplayLoss | None
     ) -> Metrics:
         """Run one update on a minibatch of raw transitions."""
         metrics, ascent = self._step(self._read(raw), noise, judges)
@@ -321,7 +324,7 @@ class OffPolicy(Learners):
             self._follow()
         return metrics
 
-    def _train_policy_alone(self, extra: ExtraLoss | None) -> None:
+    def _train_policy_alone(self, extra: ReplayLoss | None) -> None:
         """Run `extra_policy_updates` policy-only updates."""
         for _ in range(self.config.extra_policy_updates):
             samples = self.replay.draw(self.batches, self.config.minibatch_size)
@@ -355,7 +358,7 @@ class OffPolicy(Learners):
         return metrics
 
     def _update_policy(
-        self, ascent: Ascent, raw_obs_act: Tensor, extra: ExtraLoss | None
+        self, ascent: Ascent, raw_obs_act: Tensor, extra: ReplayLoss | None
     ) -> Metrics:
         """Take a policy step along its gradient plus that of a method's loss."""
         grad, _ = self.nets.gradient(ascent.tape, [ascent.of_output])
@@ -367,9 +370,7 @@ class OffPolicy(Learners):
         raw_obs = raw_obs_act[..., : self.obs_dim]
         with torch.enable_grad():
             dist = self.dist(self.obs_norm(raw_obs))
-            # a replay has no old policy to compare with
-            ratio = dist.mean.new_ones(raw_obs.shape[:2])
-            loss, metrics = extra(Minibatch(dist, ratio, raw_obs=raw_obs, q=ascent.q))
+            loss, metrics = extra(Minibatch(dist, raw_obs, ascent.q))
             if loss.requires_grad:
                 grad += torch.autograd.grad(loss.sum(), self.nets.flat)[0]
         self.optimizer.step(grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +18,6 @@ from dpd.agents.base import (
     ExtraLoss,
     LearnerId,
     Metrics,
-    Minibatch,
     Rollout,
     take,
 )
@@ -59,6 +58,8 @@ def valid_positions(valid: Tensor, pick: Tensor) -> Tensor:
     return order.gather(1, choice).view_as(pick)
 
 
+Step = Callable[..., tuple[Metrics, Tensor]]
+"""A gradient step on tensors: -> its metrics and ratios [N, B]."""
 OUTPUTS = ("actor", "log_std", "critic")
 
 
@@ -208,14 +209,16 @@ class PPO(GaussianLearners):
 
     def update(self, batch: Batch, progress: float, extra: ExtraLoss | None = None) -> Metrics:
         """Run `epochs` passes over the batch; `progress` in [0, 1] anneals the learning rate."""
+        assert extra is None or isinstance(extra, ClosedTerm), "a function is for a replay"
         c = self.config
         scale = 1 - progress if c.lr_schedule == "linear" else 1.0
         self.optimizer.lr = (self.lr * scale).tolist()
         active = [True] * self.n_learners
         history: list[Metrics] = []
-        at_once = c.epochs if self._is_fused(extra) and c.target_kl is None else 1
+        fused = self.kernels is not None and not self.frozen
+        at_once = c.epochs if fused and c.target_kl is None else 1
         for epoch in range(0, c.epochs, at_once):
-            if self._is_fused(extra):
+            if fused:
                 steps, ratio, weight = self._fused_epochs(
                     batch, range(epoch, epoch + at_once), active, extra
                 )
@@ -232,11 +235,6 @@ class PPO(GaussianLearners):
         metrics = {k: torch.stack([m[k] for m in history]).mean(0) for k in history[0]}
         return metrics | self._diagnose(batch, ratio, weight) | (batch.metrics or {})
 
-    def _is_fused(self, extra: ExtraLoss | None) -> bool:
-        if self.kernels is None or self.frozen:
-            return False
-        return extra is None or isinstance(extra, ClosedTerm)
-
     def _count_down(self) -> None:
         """Count an iteration with frozen policies; after the last one, begin to train them."""
         self.frozen -= 1
@@ -247,10 +245,10 @@ class PPO(GaussianLearners):
             self.graphs.forget()
 
     def _fused_epochs(
-        self, batch: Batch, epochs: range, active: list[bool], extra: ExtraLoss | None
+        self, batch: Batch, epochs: range, active: list[bool], extra: ClosedTerm | None
     ) -> tuple[list[Metrics], Tensor, Tensor | None]:
         """Run passes by the kernels; return mean metrics, and as `_epoch` of the last pass."""
-        assert self.kernels is not None and (extra is None or isinstance(extra, ClosedTerm))
+        assert self.kernels is not None
         order = torch.stack([self._shuffle(batch) for _ in epochs], 1)
         first = epochs.start * (order.shape[2] // self.config.minibatch_size)
         metrics, ratio = self.kernels.ppo_epochs(self, batch.data, order, active, extra, first)
@@ -260,7 +258,7 @@ class PPO(GaussianLearners):
         return [metrics], ratio, weight
 
     def _epoch(
-        self, batch: Batch, epoch: int, active: list[bool], extra: ExtraLoss | None
+        self, batch: Batch, epoch: int, active: list[bool], extra: ClosedTerm | None
     ) -> tuple[list[Metrics], Tensor, Tensor | None]:
         """Run one pass over the samples; return every step's metrics.
 
@@ -301,20 +299,22 @@ class PPO(GaussianLearners):
         idx: Tensor,
         number: int,
         active: list[bool],
-        extra: ExtraLoss | None,
+        extra: ClosedTerm | None,
     ) -> tuple[Metrics, Tensor]:
         """Take gradient step `number` of the iteration; return its metrics and ratios [N, B]."""
-        recorded = all(active) and self.rl_coef == 1
         fields = [x for x in batch if x is not None]
         if extra is None:
-            work = partial(self._own_step, active)
-            return self.graphs.run("step", work, *fields) if recorded else work(*fields)
-        if recorded and self.graphs.enabled and isinstance(extra, ClosedTerm):
-            kind = extra.kind, extra.proximal, len(fields)
-            work = partial(self._term_step, active, *kind)
-            return self.graphs.run(kind, work, *fields, *extra.part(idx, number))
-        grad, metrics, ratio = self._joint_gradient(batch, idx, extra)
-        return metrics | self._descend(grad, active), ratio
+            return self._run_step("step", partial(self._own_step, active), active, *fields)
+        kind = extra.kind, extra.proximal, len(fields)
+        work = partial(self._term_step, active, *kind)
+        return self._run_step(kind, work, active, *fields, *extra.part(idx, number))
+
+    def _run_step(
+        self, key: Hashable, work: Step, active: list[bool], *given: Tensor
+    ) -> tuple[Metrics, Tensor]:
+        """Run a step, recorded if it is the same in every iteration."""
+        recorded = all(active) and self.rl_coef == 1
+        return self.graphs.run(key, work, *given) if recorded else work(*given)
 
     @torch.no_grad()
     def _own_step(self, active: list[bool], *fields: Tensor) -> tuple[Metrics, Tensor]:
@@ -352,16 +352,6 @@ class PPO(GaussianLearners):
         norm = clip_grad_norm(grad, self.config.max_grad_norm)
         self.optimizer.step(grad, active)
         return {"train/grad_norm": norm}
-
-    def _joint_gradient(
-        self, batch: Samples, idx: Tensor, extra: ExtraLoss
-    ) -> tuple[Tensor, Metrics, Tensor]:
-        """Return the gradient of PPO's loss plus a method's, its metrics, and ratios [N, B]."""
-        dist, value = self._judged(batch.obs)
-        loss = ppo_loss(dist, value, batch, self.loss_config)
-        added, metrics = extra(Minibatch(dist, loss.ratio, idx))
-        (grad,) = torch.autograd.grad(loss.loss + added, self.nets.flat, self._ones)
-        return grad, loss.metrics | metrics, loss.ratio.detach()
 
     def _judged(self, obs: Tensor) -> tuple[DiagGaussian, Tensor]:
         """Return the policy and the values [N, B] at normalised obs, differentiably."""

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from dpd.agents.base import Batch, ClosedTerm, ExtraLoss, Metrics, Minibatch, Rollout, State
 from dpd.agents.offpolicy_config import OffPolicyConfig
-from dpd.agents.ppo_loss import proximal_weight
 from dpd.distill.in_loss_config import GradientConfig, KickstartConfig, ProximalConfig
 from dpd.distill.method import Context
-from dpd.distill.targets import Answers, distance, samples_at
+from dpd.distill.targets import Answers, distance
 from dpd.distill.teacher import Mixture
 from dpd.distill.teaching import TeacherMethod
 
@@ -61,10 +60,9 @@ class InLoss(TeacherMethod):
     @property
     def loss(self) -> ExtraLoss | None:
         if self.answers is None:
-            return self._minibatch_loss if self.asks else None
+            return self._replay_loss if self.asks else None
         weight = self._weight_of(self.answers.mean[..., 0])
         return ClosedTerm(
-            self._minibatch_loss,
             self.coef,
             self.divergence,
             *self.answers,
@@ -72,25 +70,12 @@ class InLoss(TeacherMethod):
             proximal=isinstance(self.config, ProximalConfig),
         )
 
-    def _minibatch_loss(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        answers = self._answers_at(batch)
-        off = distance(self.divergence, batch.dist, answers)
-        loss = (self._weight(batch) * off).mean(1)
-        return self.coef * loss, {"distill/loss": off.detach().mean(1)}
-
-    @torch.no_grad()
-    def _answers_at(self, batch: Minibatch) -> Answers:
-        """Return the teacher's answers at a minibatch's states [N, B, ...]."""
-        if batch.raw_obs is not None:
-            return self.ask(batch.raw_obs)
-        assert self.answers is not None and batch.idx is not None
-        return samples_at(self.answers, batch.idx)
-
-    def _weight(self, batch: Minibatch) -> Tensor:
-        """Return the weight of each sample [N, B]."""
-        if isinstance(self.config, ProximalConfig):
-            return proximal_weight(batch.ratio, self.agent.config.clip)
-        return self._weight_of(batch.ratio)
+    def _replay_loss(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        """Return the loss [N] at the states of a policy update, which the teacher answers."""
+        with torch.no_grad():
+            answers = self.ask(batch.raw_obs)
+        loss = distance(self.divergence, batch.dist, answers).mean(1)
+        return self.coef * loss, {"distill/loss": loss.detach()}
 
     def _weight_of(self, like: Tensor) -> Tensor:
         """Return the weights [N, K] that do not depend on the student."""

@@ -50,7 +50,6 @@ from dpd.distill.targets import (
     adapted_coef,
     descend,
     distance,
-    minibatch,
     order,
     samples_at,
 )
@@ -82,7 +81,6 @@ class DualDistillation(Method):
         self.coef = torch.full_like(self.mean_square[:, 0], config.coef)  # of the loss; a leash's
         self.iteration = 0
         self.strength = 0.0  # of the dose in this iteration, in [0, 1]
-        self.cursor = 0  # minibatches of targets that the learners' loss has used
         self.targets: Targets | None = None
         self.rollout: Rollout | None = None  # of this iteration, for rulers of what was played
         self.metrics: Metrics = {}
@@ -99,7 +97,7 @@ class DualDistillation(Method):
         """Store the states of the iteration; choose targets if they go into the learners' loss."""
         c = self.config
         self.exchange.remember(self.agent, batch)
-        self.targets, self.metrics, self.cursor = None, {}, 0
+        self.targets, self.metrics = None, {}
         due = progress >= c.warmup and self.iteration % c.every == 0 and self.exchange.ready
         falling = (1 - progress) / (1 - c.warmup) if c.warmup < 1 else 0.0
         self.strength = (falling if c.schedule == "linear" else 1.0) if due else 0.0
@@ -213,25 +211,18 @@ class DualDistillation(Method):
 
     @property
     def loss(self) -> ExtraLoss | None:
-        if not self._is_in_loss or self.targets is None:
-            return self._loss_in_update if self._is_in_loss else None
-        return self.targets.as_term(self._loss_in_update, self._coef, self.config.divergence)
+        if not self._is_in_loss:
+            return None
+        if self.targets is None:
+            return self._loss_in_update
+        return self.targets.as_term(self._coef, self.config.divergence)
 
     def _loss_in_update(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        targets, metrics = self._targets_for(batch)
+        """Return the loss [N] of a policy update from the replay, and metrics of its targets."""
+        targets, metrics = self.choose(self.exchange.draw_beside(batch.raw_obs))
         loss = self.distillation_loss(targets)
         unit = batch.mean_value if self.config.coef_unit == "value" else 1.0
         return self._coef * unit * loss, metrics | {"distill/loss": loss.detach()}
-
-    def _targets_for(self, batch: Minibatch) -> tuple[Targets, Metrics]:
-        """Return the targets for a minibatch of the learners, and metrics of a new choice."""
-        if batch.raw_obs is not None:
-            return self.choose(self.exchange.draw_beside(batch.raw_obs))
-        if self.targets is None:
-            raise RuntimeError("on_batch() chose no targets")
-        part = minibatch(self.targets, self.cursor, self.agent.config.minibatch_size)
-        self.cursor += 1
-        return part, {}
 
     def step(self) -> Metrics:
         """Take the gradient steps of the doses `step` and `shared`; return metrics [N]."""

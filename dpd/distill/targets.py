@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from dpd.agents.base import CPU, ClosedTerm, ExtraLoss, take
+from dpd.agents.base import CPU, ClosedTerm, take
 from dpd.agents.dist import DiagGaussian, divergence
 from dpd.agents.learners import FusedImitation
 from dpd.agents.optim import StackedOptimizer, clip_grad_norm
@@ -24,10 +24,10 @@ class Targets(NamedTuple):
     sample: Tensor
     weight: Tensor  # [N, K]
 
-    def as_term(self, loss: ExtraLoss, coef: float | Tensor, kind: str) -> ClosedTerm:
-        """Return `loss`, the weighted divergence from these targets, in closed form."""
+    def as_term(self, coef: float | Tensor, kind: str) -> ClosedTerm:
+        """Return the weighted divergence from these targets as a term of PPO's loss."""
         policy = self.mean, self.log_std, self.sample
-        return ClosedTerm(loss, coef, kind, *policy, self.weight, obs=self.obs)
+        return ClosedTerm(coef, kind, *policy, self.weight, obs=self.obs)
 
 
 class Answers(NamedTuple):

@@ -15,6 +15,7 @@ from dpd.agents.ppo import PPO
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.rng import RowRandom, Stream
 from dpd.agents.views import Frames
+from tests.toy.terms import nothing
 
 VIEW = View(obs_dim=3, act_dim=2, columns=(0, 2), history=2)
 IDS = [(0, 0), (0, 1)]
@@ -100,11 +101,8 @@ def test_the_gradient_by_hand_is_autograds() -> None:
     twin = made(critic_obs="all", epochs=1, norm_reward=False)
     rollout = filled(agent)
 
-    def nothing(batch: Any) -> Any:
-        return torch.zeros(2), {}
-
     agent.update(agent.prepare(rollout), 0.0)
-    twin.update(twin.prepare(rollout), 0.0, nothing)  # with a loss of a method, autograd is used
+    twin.update(twin.prepare(rollout), 0.0, nothing(twin))  # with a term, autograd is used
     # Adam's first steps are signs of the gradient, so a gradient near 0 may differ in all of it
     torch.testing.assert_close(agent.nets.flat, twin.nets.flat, rtol=1e-3, atol=1e-5)
     assert not torch.equal(agent.nets.flat, made(critic_obs="all").nets.flat)

@@ -12,13 +12,14 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from dpd.agents.base import Batch, Metrics, Minibatch, Rollout
+from dpd.agents.base import Batch, Rollout
 from dpd.agents.ppo import PPO
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.ppo_loss import Samples, mean_kl
 from dpd.policies.metadata import PolicyMeta
 from dpd.policies.policyfile import Policy, bounds
 from tests.toy import probe_envs as probes
+from tests.toy.terms import nothing
 
 O, A = 3, 2  # noqa: E741
 SEEDS = [(0, 0), (0, 1), (7, 0)]
@@ -49,25 +50,10 @@ def filled(agent: PPO, row_seeds: list[int]) -> Rollout:
     return rollout
 
 
-def spy(seen: list[Minibatch]) -> Callable[[Minibatch], tuple[Tensor, Metrics]]:
-    """Return an extra loss of zero that keeps every minibatch."""
-
-    def extra(batch: Minibatch) -> tuple[Tensor, Metrics]:
-        seen.append(batch)
-        return torch.zeros(batch.ratio.shape[0], dtype=batch.ratio.dtype), {}
-
-    return extra
-
-
-def positions(seen: list[Minibatch]) -> Tensor:
-    """Return where in the rollout minibatches are from [N, K]."""
-    return torch.cat([m.idx for m in seen if m.idx is not None], 1)
-
-
-def test_an_extra_loss_of_zero_changes_nothing() -> None:
-    # without an extra loss the gradient is taken by hand, with one by autograd
+def test_a_term_of_weight_zero_changes_nothing() -> None:
+    # without a term the gradient is taken by hand, with one by autograd
     alone, joint = (PPO(SMALL, O, A, SEEDS, torch.float64) for _ in range(2))
-    for agent, extra in ((alone, None), (joint, spy([]))):
+    for agent, extra in ((alone, None), (joint, nothing(joint))):
         batch = agent.prepare(filled(agent, [1, 2, 3]))
         agent.update(batch, 0.0, extra)
     torch.testing.assert_close(alone.nets.flat, joint.nets.flat, rtol=0, atol=1e-14)
@@ -252,10 +238,10 @@ def test_the_first_minibatchs_ratio_is_one_and_statistics_are_frozen_until_then(
     batch = agent.prepare(rollout)
     expected = (-0.5 * noise[0].square() - log_std[0] - 0.5 * np.log(2 * np.pi)).sum(-1)
     torch.testing.assert_close(batch.data.logp[0], expected.flatten(), rtol=1e-4, atol=1e-4)
-    seen: list[Minibatch] = []
-    agent.update(batch, 0.0, spy(seen))
-    torch.testing.assert_close(seen[0].ratio, torch.ones(3, 16), rtol=0, atol=1e-5)
-    assert (seen[-1].ratio - 1).abs().max() > 1e-2  # later ones differ
+    steps = [agent._epoch(batch, epoch, [True] * 3, None) for epoch in range(SMALL.epochs)]
+    ratios = torch.cat([ratio for _, ratio, _ in steps], 1)  # of every minibatch [3, M, 16]
+    torch.testing.assert_close(ratios[:, 0], torch.ones(3, 16), rtol=0, atol=1e-5)
+    assert (ratios[:, -1] - 1).abs().max() > 1e-2  # later ones differ
     assert torch.equal(agent.obs_norm.mean, mean)
     assert torch.equal(agent.return_norm.scale, scale)
     agent.observe(rollout)
@@ -269,11 +255,11 @@ def test_invalid_samples_enter_no_minibatch_and_valid_ones_all_do() -> None:
     rollout.valid[0, 3:7, 1] = False
     rollout.valid[2, ::2] = False
     batch = agent.prepare(rollout)
-    seen: list[Minibatch] = []
-    agent.update(batch, 0.0, spy(seen))
-    assert len(seen) == SMALL.epochs * 4
+    term = nothing(agent)
+    agent.update(batch, 0.0, term)
+    assert len(term.seen) == SMALL.epochs * 4
     for epoch in range(SMALL.epochs):
-        idx = positions(seen[4 * epoch : 4 * epoch + 4])
+        idx = torch.cat(term.seen[4 * epoch : 4 * epoch + 4], 1)
         for row, valid in zip(idx, batch.valid, strict=True):
             assert set(row.tolist()) == set(valid.nonzero().flatten().tolist())
 
@@ -297,9 +283,9 @@ def test_a_step_in_which_nothing_happened_gives_no_credit_to_those_before() -> N
 
 def test_an_epoch_is_a_permutation_of_its_own_for_every_learner() -> None:
     agent = PPO(SMALL, O, A, SEEDS)
-    seen: list[Minibatch] = []
-    agent.update(agent.prepare(filled(agent, [1, 2, 3])), 0.0, spy(seen))
-    idx = positions(seen[:4])
+    term = nothing(agent)
+    agent.update(agent.prepare(filled(agent, [1, 2, 3])), 0.0, term)
+    idx = torch.cat(term.seen[:4], 1)
     assert torch.equal(idx.sort(1).values, torch.arange(64).expand(3, 64))
     assert not torch.equal(idx[0], idx[1])
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Batch, Minibatch
+from dpd.agents.base import Batch, ClosedTerm, Metrics, Minibatch
 from dpd.agents.offpolicy_config import DDPGConfig, OffPolicyConfig, SACConfig, TD3Config
 from dpd.agents.ppo import PPO
 from dpd.agents.ppo_config import PPOConfig
+from dpd.agents.ppo_loss import TermPart, term_loss
 from dpd.agents.sac import SAC
 from dpd.agents.td3 import TD3
 from dpd.distill.method import Context
@@ -113,17 +114,28 @@ class Setup:
             targets, method.metrics = method.choose_for_steps()
             return targets
         if method.targets is None:
-            targets, method.metrics = method._targets_for(self.minibatch())
+            targets, method.metrics = self.choose_beside(self.batch.raw_obs)
             return targets
         return method.targets
 
-    def minibatch(self) -> Minibatch:
-        """Return all of the iteration's samples, as a learner gives them to a method's loss."""
+    def choose_beside(self, raw_obs: Tensor) -> tuple[Targets, Metrics]:
+        """Return the targets of a policy update at raw_obs [N, B, O], and metrics."""
+        return self.method.choose(self.method.exchange.draw_beside(raw_obs))
+
+    def term(self, q: Tensor | None = None) -> tuple[Tensor, Metrics]:
+        """Return the loss that the method adds at all of the iteration's samples, and metrics.
+
+        q [N, S] are the values that a policy update ascends (None: 1).
+        """
+        loss, shape = self.method.loss, (len(self.rows), S)
+        assert loss is not None
+        if isinstance(loss, ClosedTerm):
+            part = TermPart(*loss.part(torch.arange(S).expand(shape), 0))
+            assert part.obs is not None
+            return term_loss(loss.kind, self.agent.dist(part.obs), part, part.weight)
         dist = self.agent.dist(self.agent.obs_norm(self.batch.raw_obs))
-        ratio = torch.ones(len(self.rows), S, dtype=F64)
-        if self.method.has_replay:
-            return Minibatch(dist, ratio, raw_obs=self.batch.raw_obs)
-        return Minibatch(dist, ratio, torch.arange(S).expand(len(self.rows), S))
+        q = torch.ones(shape, dtype=F64) if q is None else q
+        return loss(Minibatch(dist, self.batch.raw_obs, q))
 
     def loss(self, targets: Targets) -> Tensor:
         """Return the weighted divergence [N] over all states."""
@@ -140,8 +152,7 @@ class Setup:
     def extra_grad(self, progress: float = 0.0) -> Tensor:
         """Return the gradient that the method adds to the learners' own [N, D]."""
         self.method.on_batch(self.batch, progress)
-        assert self.method.loss is not None
-        loss, metrics = self.method.loss(self.minibatch())
+        loss, metrics = self.term()
         self.method.metrics |= metrics
         (grad,) = torch.autograd.grad(loss.sum(), self.agent.nets.flat)
         return grad

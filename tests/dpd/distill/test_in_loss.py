@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Metrics, Minibatch
+from dpd.agents.base import ClosedTerm
 from dpd.agents.config import LearnerConfig
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.ppo import PPO
 from dpd.agents.sac import SAC as SoftActorCritic
-from dpd.distill.in_loss import InLoss
 from dpd.distill.in_loss_config import GradientConfig, KickstartConfig, ProximalConfig
 from tests.toy.students import PLAIN, SAC, TD3, School, Wandering, constant, drawn
 
@@ -121,14 +120,13 @@ FAR = constant(0.9, 0.9, log_std=-20.0)  # as a target, its deviation is 0.05
 
 def test_the_teachers_steps_are_no_samples_of_ppo(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    loss = InLoss._minibatch_loss
+    part = ClosedTerm.part
 
-    def noted(self: InLoss, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        assert batch.idx is not None
-        seen.append(batch.idx)
-        return loss(self, batch)
+    def noted(self: ClosedTerm, idx: Tensor, number: int) -> tuple[Tensor, ...]:
+        seen.append(idx)
+        return part(self, idx, number)
 
-    monkeypatch.setattr(InLoss, "_minibatch_loss", noted)
+    monkeypatch.setattr(ClosedTerm, "part", noted)
     school = School(BETA, replace(PLAIN, log_std_init=-3.0), FAR, groups=2)
     assert school.iterate(0.0)["distill/beta"].tolist() == [0.5, 0.5]
     valid, act = school.rollout.valid, school.rollout.act

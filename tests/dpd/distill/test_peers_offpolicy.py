@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.base import ExtraLoss, Minibatch, State
+from dpd.agents.base import ClosedTerm, Minibatch, ReplayLoss, State
 from dpd.agents.dist import STD_FLOOR
 from dpd.agents.offpolicy import OffPolicy
 from dpd.distill.independent import Independent
@@ -179,9 +179,7 @@ def test_the_term_of_every_update_is_on_states_of_its_own(states: str) -> None:
     seen = []
     for i in range(5):
         raw_obs = setup.batch.raw_obs[:, 12 * i : 12 * i + 16]
-        targets, metrics = setup.method._targets_for(
-            Minibatch(setup.agent.dist(raw_obs), torch.ones(4, 16), raw_obs=raw_obs)
-        )
+        targets, metrics = setup.choose_beside(raw_obs)
         assert targets.weight.shape == (4, 16)
         assert metrics["distill/ess"].shape == (4,)
         shown = targets.obs / setup.agent.obs_norm.scale + setup.agent.obs_norm.mean
@@ -204,8 +202,7 @@ def test_the_term_of_an_update_worked_by_hand() -> None:
     setup = Setup(LOSS, algo="ddpg")
     with_known_actions(setup, 0.5, -0.1)
     setup.method.on_batch(setup.batch, 0.0)
-    assert setup.method.loss is not None
-    loss, metrics = setup.method.loss(setup.minibatch())
+    loss, metrics = setup.term()
     assert loss.tolist() == pytest.approx([0.18, 0.18])
     assert metrics["distill/loss"].tolist() == pytest.approx([0.36, 0.36])
     (grad,) = torch.autograd.grad(loss.sum(), setup.agent.nets.flat)
@@ -217,9 +214,8 @@ def test_the_term_of_an_update_in_units_of_the_values_that_the_policy_ascends() 
     setup = Setup(vary(LOSS, coef_unit="value"), algo="ddpg")
     with_known_actions(setup, 0.5, -0.1)
     setup.method.on_batch(setup.batch, 0.0)
-    assert setup.method.loss is not None
     q = torch.tensor([[3.0, -5.0], [2.0, 2.0]], dtype=F64).repeat(1, 8)
-    loss, metrics = setup.method.loss(setup.minibatch()._replace(q=q))
+    loss, metrics = setup.term(q)
     assert loss.tolist() == pytest.approx([0.18 * 4, 0.18 * 2])
     assert metrics["distill/loss"].tolist() == pytest.approx([0.36, 0.36])
 
@@ -234,12 +230,11 @@ def test_peers_that_pool_their_critics_distil_inside_their_loss(algo: str) -> No
         batch = setup.iterate(number)
         setup.method.on_batch(batch, 0.0)
         extra = setup.method.loss
-        assert extra is not None
+        assert extra is not None and not isinstance(extra, ClosedTerm)
 
         def spied(
-            minibatch: Minibatch, extra: ExtraLoss = extra
+            minibatch: Minibatch, extra: ReplayLoss = extra
         ) -> tuple[Tensor, dict[str, Tensor]]:
-            assert minibatch.q is not None
             seen.append(minibatch.q)
             return extra(minibatch)
 
@@ -263,7 +258,7 @@ def test_targets_of_an_update_are_the_peers_as_they_are_at_it() -> None:
     setup.method.on_batch(setup.batch, 0.0)
     for act in (-0.1, 0.3):
         with_known_actions(setup, 0.5, act)
-        targets, _ = setup.method._targets_for(setup.minibatch())
+        targets = setup.choose()
         torch.testing.assert_close(targets.mean[0], torch.full_like(targets.mean[0], act))
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpd.agents.base import Minibatch
+from dpd.agents.base import ClosedTerm, Metrics, Minibatch
 from dpd.agents.config import LearnerConfig
 from dpd.agents.dist import DiagGaussian
 from dpd.agents.learners import Learners
 from dpd.agents.ppo_config import PPOConfig
-from dpd.agents.ppo_loss import proximal_weight
+from dpd.agents.ppo_loss import TermPart, proximal_weight, term_loss
 from dpd.agents.replay import Transitions
 from dpd.distill.in_loss import InLoss
 from dpd.distill.in_loss_config import KickstartConfig, ProximalConfig
@@ -142,7 +142,8 @@ def test_the_loss_with_a_replay_worked_by_hand() -> None:
     method, raw_obs = school.method, torch.randn(1, 8, O)
     assert isinstance(method, InLoss) and method.loss is not None
     dist = school.agent.dist(school.agent.obs_norm(raw_obs))
-    loss, metrics = method.loss(Minibatch(dist, torch.ones(1, 8), raw_obs=raw_obs))
+    assert not isinstance(method.loss, ClosedTerm)
+    loss, metrics = method.loss(Minibatch(dist, raw_obs, torch.ones(1, 8)))
     assert loss.item() == pytest.approx(2 * 0.18)
     assert metrics["distill/loss"].item() == pytest.approx(0.18)
     # by the bias of the first action: 2 * (2 / 2) * (0 - 0.6) = -1.2, where tanh has slope 1
@@ -187,11 +188,15 @@ def method_of(config: TeachingConfig, *teachers: Any) -> InLoss:
     return school.method
 
 
-def minibatch(ratio: list[float]) -> Minibatch:
-    """Return samples where a plain student of deviation 1 answers 0."""
-    zero = torch.zeros(1, len(ratio), A)
-    idx = torch.arange(len(ratio)).unsqueeze(0)
-    return Minibatch(DiagGaussian(zero, zero), torch.tensor([ratio], requires_grad=True), idx)
+def loss_at(method: InLoss, ratio: Tensor) -> tuple[Tensor, Metrics]:
+    """Return the loss at samples of these ratios [1, B], where a plain student answers 0."""
+    term, n = method.loss, ratio.shape[1]
+    assert isinstance(term, ClosedTerm)
+    assert term.proximal == isinstance(method.config, ProximalConfig)
+    part = TermPart(*term.part(torch.arange(n).unsqueeze(0), 0))
+    weight = proximal_weight(ratio, method.agent.config.clip) if term.proximal else part.weight
+    zero = torch.zeros(1, n, A)
+    return term_loss(term.kind, DiagGaussian(zero, zero), part, weight)
 
 
 def test_the_weight_is_the_ratio_but_no_less_than_one_less_clip() -> None:
@@ -206,33 +211,30 @@ def test_the_weight_is_the_ratio_but_no_less_than_one_less_clip() -> None:
 def test_the_proximal_loss_is_the_weighted_divergence_with_its_gradient() -> None:
     # The teacher answers (0.6, 0) with deviation 1: KL(teacher || student) is 0.6^2 / 2 = 0.18
     method = method_of(ProximalConfig(coef=2.0), constant(0.6, 0.0, log_std=0.0))
-    batch = minibatch([0.5, 1.0, 1.5, 2.0])
-    assert method.loss is not None
-    loss, metrics = method.loss(batch)
+    ratio = torch.tensor([[0.5, 1.0, 1.5, 2.0]], requires_grad=True)
+    loss, metrics = loss_at(method, ratio)
     # weights 0.8, 1, 1.5, 2 have the mean 1.325: 2 * 1.325 * 0.18
     assert loss.item() == pytest.approx(2 * 1.325 * 0.18)
     assert metrics["distill/loss"].item() == pytest.approx(0.18)
-    (grad,) = torch.autograd.grad(loss, batch.ratio)
+    (grad,) = torch.autograd.grad(loss, ratio)
     # coef * KL / B = 2 * 0.18 / 4 where the ratio counts
     assert grad[0].tolist() == pytest.approx([0.0, 0.09, 0.09, 0.09])
 
 
 def test_the_loss_of_kickstarting_is_the_divergence_alone() -> None:
     method = method_of(KickstartConfig(coef=2.0), constant(0.6, 0.0, log_std=0.0))
-    assert method.loss is not None
-    loss, _ = method.loss(minibatch([0.5, 1.0, 1.5, 2.0]))
+    loss, _ = loss_at(method, torch.tensor([[0.5, 1.0, 1.5, 2.0]]))
     assert loss.item() == pytest.approx(2 * 0.18)
 
 
 def test_where_the_policy_is_the_old_one_the_weight_is_1(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    weigh = InLoss._weight
 
-    def noted(self: InLoss, batch: Minibatch) -> Tensor:
-        seen.append(weigh(self, batch).detach())
-        return weigh(self, batch)
+    def noted(ratio: Tensor, clip: float) -> Tensor:
+        seen.append(proximal_weight(ratio, clip).detach())
+        return proximal_weight(ratio, clip)
 
-    monkeypatch.setattr(InLoss, "_weight", noted)
+    monkeypatch.setattr("dpd.agents.ppo.proximal_weight", noted)
     school = School(ProximalConfig(), PLAIN, drawn())
     for _ in range(2):
         seen.clear()

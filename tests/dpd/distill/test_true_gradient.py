@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dpd.agents.base import ClosedTerm, Metrics
 from dpd.agents.dist import kl
+from dpd.agents.ppo import PPO
 from dpd.distill.in_loss import TrueGradient, next_divergence_reward
 from dpd.distill.in_loss_config import GradientConfig, ReverseGradientConfig
 from tests.toy.students import PLAIN, SAC, School, drawn
@@ -214,10 +216,17 @@ def gradient(school: School) -> Tensor:
     batch = school.agent.prepare(school.rollout)
     school.method.on_batch(batch, 0.0)
     idx = torch.arange(batch.data.adv.shape[1]).expand_as(batch.data.adv)
-    extra = school.method.loss
-    assert extra is not None
-    grad, *_ = school.agent._joint_gradient(batch.data, idx, extra)  # type: ignore[attr-defined]
-    return grad
+    agent, term, grads = school.agent, school.method.loss, []
+    assert isinstance(agent, PPO) and isinstance(term, ClosedTerm)
+
+    def noted(grad: Tensor, active: list[bool]) -> Metrics:
+        grads.append(grad)
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agent, "_descend", noted)
+        agent._step(batch.data, idx, 0, [True] * agent.n_learners, term)
+    return grads[0]
 
 
 def test_advantages_of_another_scale_and_other_learners_are_refused() -> None:
