@@ -65,6 +65,14 @@ def train_task(order: Order, mailbox: Any) -> TaskOutcome:
     return train_order(order, send)
 
 
+def on_this_node() -> Any:
+    """Return the strategy that places an actor where the caller is: no other node can lose it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 class RayPool(JobPool):
     """Jobs as tasks of a Ray cluster, at most `limit` at once.
 
@@ -99,7 +107,7 @@ class RayPool(JobPool):
             raise
         self._token.parent.mkdir(parents=True, exist_ok=True)
         self._token.touch()
-        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Mailbox).remote()
         self._train = ray.remote(
             num_cpus=self._where.cpus, num_gpus=self._where.gpus, max_retries=0
         )(train_task)

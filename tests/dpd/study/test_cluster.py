@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+import ray
 
 from dpd.cli import main, parse_train
 from dpd.study import cluster as module
-from dpd.study.cluster import RayPool, places
+from dpd.study.cluster import RayPool, on_this_node, places
 from dpd.study.engine_config import EngineConfig
 from dpd.study.jobs import Ended, Job, JobPool
 
@@ -183,6 +184,11 @@ def test_a_search_proposes_no_more_trials_than_find_a_place(cluster: None, tmp_p
             found.append(pool.has_room)
             pool._tasks[k] = job(tmp_path, str(k))
         assert found == rooms
+
+
+def test_reports_are_collected_on_the_callers_node_and_on_no_other(cluster: None) -> None:
+    strategy = on_this_node()
+    assert strategy.node_id == ray.get_runtime_context().get_node_id() and not strategy.soft
 
 
 def test_a_node_holds_as_many_tasks_as_its_scarcest_resource(
