@@ -58,7 +58,7 @@ def valid_positions(valid: Tensor, pick: Tensor) -> Tensor:
     return order.gather(1, choice).view_as(pick)
 
 
-Step = Callable[..., tuple[Metrics, Tensor]]
+StepWork = Callable[..., tuple[Metrics, Tensor]]
 """A gradient step on tensors: -> its metrics and ratios [N, B]."""
 OUTPUTS = ("actor", "log_std", "critic")
 
@@ -310,7 +310,7 @@ class PPO(GaussianLearners):
         return self._run_step(kind, work, active, *fields, *extra.part(idx, number))
 
     def _run_step(
-        self, key: Hashable, work: Step, active: list[bool], *given: Tensor
+        self, key: Hashable, work: StepWork, active: list[bool], *given: Tensor
     ) -> tuple[Metrics, Tensor]:
         """Run a step, recorded if it is the same in every iteration."""
         recorded = all(active) and self.rl_coef == 1

@@ -17,6 +17,7 @@ import cooperate
 import curves
 import distill
 import error_rates
+import finetune
 import gpu
 import learners
 import neighbours
@@ -128,6 +129,7 @@ FINDINGS: dict[str, Made] = {
     "bench/distill.py guide": (distill.lines, "scaffold"),
     "bench/neighbours.py": (neighbours.lines, "neighbours"),
     "bench/views.py": (views.lines, "views"),
+    "bench/finetune.py": (finetune.lines, "finetune"),
     "bench/cooperate.py HalfCheetah-v5": (cooperate.lines, "cooperate-halfcheetah"),
     "bench/cooperate.py Walker2d-v5": (cooperate.lines, "cooperate-walker2d"),
 }
