@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import envpool
 import gymnasium
@@ -14,16 +14,13 @@ from torch import Tensor
 
 from dpd.envs.base import (
     SEEDS,
-    ActionScale,
-    Env,
     EnvKwargs,
-    Snapshot,
     Step,
     UnsupportedEnv,
     own_errors,
 )
-from dpd.envs.boxes import box_spec, check_boxes
 from dpd.envs.dict_space import DictLayout
+from dpd.envs.foreign import ForeignEnv, box_spec, check_boxes
 from dpd.envs.native import NativeEnv
 from dpd.envs.tasks import is_native
 
@@ -38,12 +35,14 @@ _NOTE = (
 )
 
 
-class EnvpoolEnv(Env):
+class EnvpoolEnv(ForeignEnv):
     """`envpool.make` as an `Env`.
 
     EnvPool spends the step after an episode's end on the reset. Here an environment is reset at
     once instead, so every step is a transition.
     """
+
+    PACKAGE = "EnvPool"
 
     def __init__(
         self,
@@ -76,7 +75,6 @@ class EnvpoolEnv(Env):
             groups=_native_groups(env_id, env_kwargs) if layout is None else layout.groups,
             first_values={} if layout is None else layout.first_values,
         )
-        self._scale = ActionScale(self.spec.act_low, self.spec.act_high)
         self._age = np.zeros(n_envs, dtype=np.int64)  # steps that staggering took away
 
     def reset(self) -> Tensor:
@@ -89,11 +87,9 @@ class EnvpoolEnv(Env):
         self._age = (share * self.spec.max_steps).astype(np.int64)
 
     def step(self, act: Tensor) -> Step:
-        scaled = self._scale(act).astype(self._act_space.dtype)
+        scaled = self._act_within(act)
         with own_errors(self.spec.env_id, "step"):
-            raw_obs, reward, terminated, truncated, infos = self._envs.step(
-                scaled.reshape(self.n_envs, *self._act_space.shape)
-            )
+            raw_obs, reward, terminated, truncated, infos = self._envs.step(scaled)
         next_obs = self._flat(raw_obs, self.n_envs)
         truncated = truncated | (infos["elapsed_step"] + self._age >= self.spec.max_steps)
         return Step(
@@ -122,17 +118,6 @@ class EnvpoolEnv(Env):
             return self._layout.flat(obs, (n,))
         flat: np.ndarray = obs.reshape(n, -1).astype(np.float32)  # always a copy
         return flat
-
-    def snapshot(self) -> NoReturn:
-        raise UnsupportedEnv(
-            f"{self.spec.env_id}: EnvPool's environments can't be copied; the native backend can"
-        )
-
-    def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> NoReturn:
-        self.snapshot()
-
-    def close(self) -> None:
-        self._envs.close()
 
 
 def has_task(env_id: str) -> bool:

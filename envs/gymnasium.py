@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 import mujoco
@@ -19,17 +19,14 @@ from torch import Tensor
 
 from dpd.envs.base import (
     SEEDS,
-    ActionScale,
-    Env,
     EnvKwargs,
     FailedEnv,
-    Snapshot,
     Step,
     UnsupportedEnv,
     own_errors,
 )
-from dpd.envs.boxes import box_spec, check_boxes
 from dpd.envs.dict_space import DictLayout, FlatDictEnv, without_dict
+from dpd.envs.foreign import ForeignEnv, box_spec, check_boxes
 from dpd.envs.groups import Groups, consecutive
 from dpd.envs.physics import UNSTABLE
 from dpd.envs.tasks import TASKS, find_task, is_native
@@ -40,12 +37,14 @@ _LOST = "dpd_lost"
 """The info key that marks a step in which the physics became unstable."""
 
 
-class GymnasiumEnv(Env):
+class GymnasiumEnv(ForeignEnv):
     """`gymnasium.make_vec` as an `Env`.
 
     Environments that reset one step late (NEXT_STEP) spend one step per episode on the reset. Its
     `valid` is false, and the `obs` before it is the episode's last one.
     """
+
+    PACKAGE = "Gymnasium"
 
     def __init__(
         self,
@@ -77,7 +76,6 @@ class GymnasiumEnv(Env):
             **self._columns(env_id, env_kwargs, int(np.prod(obs_space.shape))),
         )
         self._act_space = act_space
-        self._scale = ActionScale(self.spec.act_low, self.spec.act_high)
         self._seeds: list[int] | None = [int(seed) % SEEDS for seed in seeds]
         self._over = np.zeros(n_envs, dtype=bool)  # episodes that ended in the last step
 
@@ -120,8 +118,7 @@ class GymnasiumEnv(Env):
             limit._elapsed_steps = int(age * limit._max_episode_steps)  # type: ignore[assignment]
 
     def step(self, act: Tensor) -> Step:
-        scaled = self._scale(act).astype(self._act_space.dtype)  # monotone: stays within the bounds
-        scaled = scaled.reshape(self.n_envs, *self._act_space.shape)
+        scaled = self._act_within(act)
         with own_errors(self.spec.env_id, "step"):
             raw_obs, reward, terminated, truncated, infos = self._envs.step(scaled)
         obs = self._flat(raw_obs)
@@ -149,17 +146,6 @@ class GymnasiumEnv(Env):
 
     def _flat(self, obs: np.ndarray) -> np.ndarray:
         return obs.reshape(self.n_envs, -1).astype(np.float32)  # always a copy
-
-    def snapshot(self) -> NoReturn:
-        raise UnsupportedEnv(
-            f"{self.spec.env_id}: Gymnasium environments can't be copied; the native backend can"
-        )
-
-    def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> NoReturn:
-        self.snapshot()
-
-    def close(self) -> None:
-        self._envs.close()
 
 
 class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):

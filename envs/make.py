@@ -127,7 +127,24 @@ def check(
         return dataclasses.replace(native, backend="warp", notes=warp.warp_notes(task, gpu))
     env = make(env_id, 1, [0], backend, env_kwargs, threads=1)
     env.close()
+    if backend == "envpool":
+        _refuse_unplayable(env.spec, env_kwargs)
     return env.spec
+
+
+def _refuse_unplayable(spec: EnvSpec, env_kwargs: EnvKwargs | None) -> None:
+    """Raise UnsupportedEnv unless `auto`, which plays saved policies, makes the same sizes."""
+    chosen = choose_backend(spec.env_id, env_kwargs=env_kwargs)
+    if chosen == "envpool":
+        return
+    played = check(spec.env_id, chosen, env_kwargs)
+    sizes = [(one.obs_dim, one.act_dim) for one in (spec, played)]
+    if sizes[0] != sizes[1]:
+        raise UnsupportedEnv(
+            f"{spec.env_id}: EnvPool's has {sizes[0][0]} observations and {sizes[0][1]} actions, "
+            f"and the {chosen} backend, on which saved policies are played, {sizes[1][0]} and "
+            f"{sizes[1][1]}; use --backend {chosen}"
+        )
 
 
 def _is_envpools_alone(env_id: str) -> bool:

@@ -256,8 +256,7 @@ def offpolicy_updates(
     """Run an update for each row of metrics [U, 5]; `first` is the number of the first, from 1.
 
     The critics read `data`, and the policy `seen`. noise [U, 2, B, A]: that of the actions at obs,
-    and at next_obs. `part` leaves out the policy,
-    or the critics.
+    and at next_obs. `part` leaves out the policy, or the critics.
     """
     size = o.minibatch
     for step in range(metrics.shape[0]):

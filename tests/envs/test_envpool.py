@@ -6,6 +6,7 @@ Tested with EnvPool 1.2.5.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 import dpd
 from dpd.cli import main
 from dpd.envs.base import Step, UnsupportedEnv
-from dpd.envs.make import check, choose_backend
+from dpd.envs.make import _refuse_unplayable, check, choose_backend
 
 pytest.importorskip("envpool")
 from dpd.envs.envpool import EnvpoolEnv
@@ -134,6 +135,25 @@ def test_what_it_cannot_make_is_refused_in_a_line(
 ) -> None:
     with pytest.raises(UnsupportedEnv, match=words):
         pool(env_id, **kwargs)
+
+
+def test_what_could_not_be_evaluated_later_is_refused_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = check("InvertedPendulum-v5", "envpool")
+    narrow = replace(spec, obs_dim=3, backend="native")
+    monkeypatch.setattr("dpd.envs.make.check", lambda *_: narrow)
+    with pytest.raises(UnsupportedEnv, match="4 observations and 1 actions, and the native"):
+        _refuse_unplayable(spec, None)
+    monkeypatch.undo()
+    registered = gymnasium.registry["Pendulum-v1"]
+    monkeypatch.setitem(gymnasium.registry, "Pendulum-v1", replace(registered, entry_point=missing))
+    with pytest.raises(UnsupportedEnv, match=r"Pendulum-v1 can't be made: .*pip install pendulum"):
+        check("Pendulum-v1", "envpool")
+
+
+def missing(**_: Any) -> gymnasium.Env[Any, Any]:
+    raise gymnasium.error.DependencyNotInstalled("pip install pendulum")
 
 
 def test_a_task_trains_resumes_and_is_evaluated_but_not_filmed(

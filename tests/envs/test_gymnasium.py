@@ -145,7 +145,7 @@ def test_a_lost_mujoco_simulation_is_masked_and_ends_the_episode(
     monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log file
     env = GymnasiumEnv("HalfCheetah-v5", 2, [0, 1])
     env.reset()
-    data = env._envs.envs[0].unwrapped.data  # type: ignore[attr-defined]
+    data = env._envs.envs[0].unwrapped.data
     data.qpos[0], data.qvel[2] = 300.0, 1e11  # MuJoCo's limit is 1e10
     step = env.step(zeros(env))
     # from x = 300 back to 0 in a step of 0.05 s, Gymnasium gives -6000

@@ -1,14 +1,25 @@
-"""The spaces that learners can use: Box observations and bounded Box actions."""
+"""Environments of other packages: the spaces that learners can use, and what all of them share."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar, NoReturn
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from torch import Tensor
 
-from dpd.envs.base import EnvSpec, UnsupportedEnv, bounds_defect, inner_bounds
+from dpd.envs.base import (
+    ActionScale,
+    Env,
+    EnvSpec,
+    Snapshot,
+    UnsupportedEnv,
+    bounds_defect,
+    inner_bounds,
+)
 
 _SUPPORTED = (
     "supported are Box observations that are not images, Dicts of them, and Box actions within "
@@ -31,6 +42,37 @@ def check_boxes(
     if defect := bounds_defect(*inner_bounds(act.low.reshape(-1), act.high.reshape(-1))):
         raise UnsupportedEnv(f"{env_id} cannot be acted in: {defect}")
     return obs, act
+
+
+class ForeignEnv(Env):
+    """Environments of another package, which acts within Boxes and cannot be copied."""
+
+    PACKAGE: ClassVar[str]
+    """As messages name it: EnvPool, for example."""
+    _act_space: spaces.Box
+    _envs: Any
+
+    def _act_within(self, act: Tensor) -> np.ndarray:
+        """Return act [M, A] in [-1, 1] as the package takes it -> [M, *shape of an action]."""
+        space = self._act_space
+        scaled = self._scale(act).astype(space.dtype)  # monotone: stays within the bounds
+        return scaled.reshape(self.n_envs, *space.shape)
+
+    @cached_property
+    def _scale(self) -> ActionScale:
+        return ActionScale(self.spec.act_low, self.spec.act_high)
+
+    def snapshot(self) -> NoReturn:
+        raise UnsupportedEnv(
+            f"{self.spec.env_id}: {self.PACKAGE} environments can't be copied; the native backend "
+            "can"
+        )
+
+    def restore(self, snapshot: Snapshot, ids: Sequence[int] | None = None) -> NoReturn:
+        self.snapshot()
+
+    def close(self) -> None:
+        self._envs.close()
 
 
 def box_spec(env_id: str, backend: str, obs: spaces.Box, act: spaces.Box, **others: Any) -> EnvSpec:
