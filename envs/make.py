@@ -127,15 +127,18 @@ def check(
         return dataclasses.replace(native, backend="warp", notes=warp.warp_notes(task, gpu))
     env = make(env_id, 1, [0], backend, env_kwargs, threads=1)
     env.close()
-    if backend == "envpool":
-        _refuse_unplayable(env.spec, env_kwargs)
+    refuse_unplayable(env.spec, env_kwargs)
     return env.spec
 
 
-def _refuse_unplayable(spec: EnvSpec, env_kwargs: EnvKwargs | None) -> None:
-    """Raise UnsupportedEnv unless `auto`, which plays saved policies, makes the same sizes."""
-    chosen = choose_backend(spec.env_id, env_kwargs=env_kwargs)
-    if chosen == "envpool":
+def refuse_unplayable(spec: EnvSpec, env_kwargs: EnvKwargs | None) -> None:
+    """Raise UnsupportedEnv if EnvPool's environment has others of its id that differ.
+
+    Saved policies are played where `auto` says, which must be possible and have the same sizes.
+    """
+    if spec.backend != "envpool":
+        return
+    if (chosen := choose_backend(spec.env_id, env_kwargs=env_kwargs)) == "envpool":
         return
     played = check(spec.env_id, chosen, env_kwargs)
     sizes = [(one.obs_dim, one.act_dim) for one in (spec, played)]

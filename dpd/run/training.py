@@ -22,7 +22,7 @@ from dpd.config import StackConfig, TrainConfig
 from dpd.distill.method import Context, PeerStack
 from dpd.distill.views import critic_columns
 from dpd.envs.base import Env, EnvSpec
-from dpd.envs.make import make
+from dpd.envs.make import make, refuse_unplayable
 from dpd.envs.physics import n_cores
 from dpd.errors import BadInput
 from dpd.log.log import Metric, Partial
@@ -83,6 +83,7 @@ class Training:
         ids = [[(seed, peer) for seed in self.seeds for peer in c.peers] for c in configs]
         envs = [self._make(env_seeds(i, c.algo.n_envs)) for c, i in zip(configs, ids, strict=True)]
         spec = envs[0].spec
+        refuse_unplayable(spec, run.parsed_env_kwargs())
         self.teacher = read_run_teacher(self.config, spec)
         if self.teacher is not None:
             refuse_unfit(self.teacher, self.config, spec)

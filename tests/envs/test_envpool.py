@@ -18,7 +18,7 @@ import torch
 import dpd
 from dpd.cli import main
 from dpd.envs.base import Step, UnsupportedEnv
-from dpd.envs.make import _refuse_unplayable, check, choose_backend
+from dpd.envs.make import check, choose_backend, refuse_unplayable
 
 pytest.importorskip("envpool")
 from dpd.envs.envpool import EnvpoolEnv
@@ -138,18 +138,20 @@ def test_what_it_cannot_make_is_refused_in_a_line(
 
 
 def test_what_could_not_be_evaluated_later_is_refused_first(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     spec = check("InvertedPendulum-v5", "envpool")
     narrow = replace(spec, obs_dim=3, backend="native")
     monkeypatch.setattr("dpd.envs.make.check", lambda *_: narrow)
     with pytest.raises(UnsupportedEnv, match="4 observations and 1 actions, and the native"):
-        _refuse_unplayable(spec, None)
+        refuse_unplayable(spec, None)
     monkeypatch.undo()
     registered = gymnasium.registry["Pendulum-v1"]
     monkeypatch.setitem(gymnasium.registry, "Pendulum-v1", replace(registered, entry_point=missing))
     with pytest.raises(UnsupportedEnv, match=r"Pendulum-v1 can't be made: .*pip install pendulum"):
         check("Pendulum-v1", "envpool")
+    argv = ["train", "Pendulum-v1", "--backend", "envpool", *QUICK, "--out", str(tmp_path / "run")]
+    assert main(argv) == 2 and not list(tmp_path.iterdir())
 
 
 def missing(**_: Any) -> gymnasium.Env[Any, Any]:
