@@ -29,9 +29,11 @@ for name, pid in (("first", os.getppid()), ("second", os.getpid())):
 print("third time")
 raise SystemExit(2)
 """
+# A run that begins again touches the same file, and counts once.
 WAITS = """
-import os, pathlib, time
-pathlib.Path(f"touched{os.getpid()}").touch()
+import pathlib, sys, time
+out = sys.argv[sys.argv.index("--out") + 1]
+pathlib.Path(f"{out}.begun").touch()
 time.sleep(600)
 """
 
@@ -134,7 +136,7 @@ def test_a_stop_ends_tasks_that_train_and_drops_those_that_wait(
     with RayPool(EngineConfig(engine="ray"), None, tmp_path) as pool:
         for each in jobs:
             pool.submit(each)
-        collect(pool, lambda _: len(list(tmp_path.glob("touched*"))) == 2)
+        collect(pool, lambda _: len(list(tmp_path.glob("*.begun"))) == 2)
         pool.stop(signal.SIGINT)
         assert len(pool.busy) == 2
         ended = collect(pool, lambda ended: len(ended) == 2)
