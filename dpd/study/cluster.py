@@ -10,6 +10,7 @@ import math
 import os
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -61,8 +62,11 @@ def train_task(order: Order, mailbox: Any) -> TaskOutcome:
     """Train a run as a Ray task."""
     import ray
 
-    send: Send = lambda report: ray.get(mailbox.send.remote(report))  # noqa: E731
-    return train_order(order, send)
+    # Ray lends the cores of a task that waits in its main thread to the next task, which would then
+    # train beside it.
+    with ThreadPoolExecutor(1) as thread:
+        send: Send = lambda report: thread.submit(ray.get, mailbox.send.remote(report)).result()  # noqa: E731
+        return train_order(order, send)
 
 
 def on_this_node() -> Any:

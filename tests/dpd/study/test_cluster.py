@@ -12,9 +12,10 @@ import ray
 
 from dpd.cli import main, parse_train
 from dpd.study import cluster as module
-from dpd.study.cluster import RayPool, on_this_node, places
+from dpd.study.cluster import Mailbox, RayPool, on_this_node, places
 from dpd.study.engine_config import EngineConfig
 from dpd.study.jobs import Ended, Job, JobPool
+from dpd.study.task import TaskReport
 
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--evals", "2", "--eval-episodes", "1"]
 SMALL += ["--final-episodes", "1", "--hidden", "8", "--threads", "1", "--kernels", "torch"]
@@ -141,6 +142,29 @@ def test_a_stop_ends_tasks_that_train_and_drops_those_that_wait(
         assert len(pool.busy) == 2
         ended = collect(pool, lambda ended: len(ended) == 2)
     assert [(each.status, each.is_again) for each in ended] == [(-signal.SIGINT, False)] * 2
+
+
+def test_a_task_that_waits_for_the_mailbox_lends_its_cpu_to_no_other(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Mailbox):
+        """A mailbox under load."""
+
+        def send(self, report: TaskReport) -> int | None:
+            time.sleep(0.5)
+            return super().send(report)
+
+    pretend(tmp_path, WAITS, monkeypatch)
+    monkeypatch.setattr(module, "Mailbox", Slow)
+    with RayPool(EngineConfig(engine="ray"), None, tmp_path) as pool:
+        for k in range(3):
+            pool.submit(job(tmp_path, str(k)))
+        collect(pool, lambda _: len(list(tmp_path.glob("*.begun"))) >= 2)
+        until = time.monotonic() + 3  # six reports, each a chance to begin
+        collect(pool, lambda _: time.monotonic() > until)
+        assert len(list(tmp_path.glob("*.begun"))) == 2
+        pool.stop(signal.SIGINT)
+        collect(pool, lambda ended: len(ended) == 2)
 
 
 @pytest.mark.parametrize(
