@@ -376,8 +376,7 @@ def report_students(
     """
     with console.status("comparing the students with their teacher"), one_thread():
         run = config.run
-        backend = "auto" if run.backend == "warp" else run.backend  # as in evaluations
-        spec = check(run.env, backend, run.parsed_env_kwargs())
+        spec = check(run.env, run.evaluation_backend, run.parsed_env_kwargs())
         by = None if config.teachers is None else config.teachers.teacher_by
         teacher = kept_teacher(run_dir, by, spec)
         comparison = compare_sizes(config, teacher, list(last), list(last.values()))

@@ -163,6 +163,11 @@ class RunConfig:
         begin = self.seed + part * share + min(part, rest)
         return range(begin, begin + share + (part < rest))
 
+    @property
+    def evaluation_backend(self) -> str:
+        """The simulation of evaluations: MuJoCo itself where training uses Warp's copy of it."""
+        return "auto" if self.backend == "warp" else self.backend
+
     def parsed_env_kwargs(self) -> dict[str, Any]:
         """Return the environment's keyword arguments, with the ranges of --randomize."""
         return with_ranges(self.env, parse_env_kwargs(self.env_kwargs), self.randomize)

@@ -239,10 +239,9 @@ class Training:
         self.evaluation_due, run = True, self.run
         n = self.config.evaluation.episodes
         seeds = [k for seed, _ in self.ids for k in episode_seeds(seed, n, self.iteration)]
-        backend = "auto" if run.backend == "warp" else run.backend  # MuJoCo itself evaluates
         with self.clock("eval"):
             kwargs = run.parsed_env_kwargs()
-            env = make(run.env, len(seeds), seeds, backend, kwargs, run.threads)
+            env = make(run.env, len(seeds), seeds, run.evaluation_backend, kwargs, run.threads)
             try:
                 seen = [stack.evaluation_frames(n, self.iteration) for stack in self.stacks]
                 act = partial(self.mode, seen=seen)

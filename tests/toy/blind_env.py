@@ -60,3 +60,18 @@ def saved_teacher(folder: Path) -> Path:
     path, policy = folder / "teacher.safetensors", teacher()
     policyfile.save(path, policy.tensors, policy.meta)
     return path
+
+
+def played_returns(policy: Policy, episodes: int) -> list[float]:
+    """Return the returns of a loaded policy that is played by `act` and `reset` alone."""
+    env, returns = gymnasium.make(ENV), []
+    for seed in range(episodes):
+        obs, _ = env.reset(seed=seed)
+        policy.reset()
+        returns.append(0.0)
+        is_over = False
+        while not is_over:
+            obs, reward, terminated, truncated, _ = env.step(policy.act(obs))
+            returns[-1] += float(reward)
+            is_over = terminated or truncated
+    return returns

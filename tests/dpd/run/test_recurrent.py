@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -16,7 +15,7 @@ from dpd.agents.config import Encoder
 from dpd.cli import main
 from dpd.policies.playing import Playing
 from dpd.run.episodes import evaluate_policy
-from tests.toy.blind_env import ENV, saved_teacher
+from tests.toy.blind_env import ENV, played_returns, saved_teacher
 from tests.toy.runs import ENDS, STUDENT, run, train_teacher
 
 SMALL = ["--encoder-size", "8", "--gradient-length", "8"]
@@ -54,17 +53,8 @@ def test_a_student_that_remembers_retains_what_one_frame_cannot(blind: Path) -> 
 
 def test_a_loaded_policy_remembers_each_episode(blind: Path) -> None:
     policy = dpd.load(blind / "policies/seed0-peer0.safetensors")
-    env, total = gymnasium.make(ENV), []
-    for seed in range(3):
-        obs, _ = env.reset(seed=seed)
-        policy.reset()
-        returns = 0.0
-        for _ in range(40):
-            obs, reward, *_ = env.step(policy.act(obs))
-            returns += float(reward)
-        total.append(returns)
     evaluated = evaluate_policy(policy, ENV, 20, 0).returns.mean()
-    assert np.mean(total) == pytest.approx(evaluated, rel=0.1)
+    assert np.mean(played_returns(policy, 3)) == pytest.approx(evaluated, rel=0.1)
 
 
 def test_fidelity_knows_what_a_student_remembers_at_every_state(

@@ -22,7 +22,7 @@ from dpd.envs.base import EnvSpec
 from dpd.policies import policyfile
 from dpd.run.episodes import evaluate_policy
 from dpd.run.train import iterate, make_training
-from tests.toy.blind_env import ENV, saved_teacher
+from tests.toy.blind_env import ENV, played_returns, saved_teacher
 from tests.toy.dict_env import CART
 from tests.toy.runs import ENDS, ROLLOUT, STUDENT, run, train_teacher
 from tests.toy.students import linear
@@ -77,20 +77,9 @@ def test_a_policy_file_tells_what_the_student_sees(by_history: Path) -> None:
 
 def test_a_loaded_policy_needs_no_more_than_observations(by_history: Path) -> None:
     # the return of `dpd evaluate` is that of `act` and `reset` in the environment itself
-    import gymnasium
-
     policy = dpd.load(by_history / "policies/seed0-h2.safetensors")
-    env, total = gymnasium.make(ENV), []
-    for seed in range(3):
-        obs, _ = env.reset(seed=seed)
-        policy.reset()
-        returns = 0.0
-        for _ in range(40):
-            obs, reward, *_ = env.step(policy.act(obs))
-            returns += float(reward)
-        total.append(returns)
     evaluated = evaluate_policy(policy, ENV, 20, 0).returns.mean()
-    assert np.mean(total) == pytest.approx(evaluated, rel=0.1)
+    assert np.mean(played_returns(policy, 3)) == pytest.approx(evaluated, rel=0.1)
 
 
 def test_what_is_late_and_noisy_is_evaluated_so(
