@@ -36,6 +36,7 @@ GPU = "bench/gpu.py"
 
 COLUMNS = ("arm", "mean", "IQM", "worst ¼", "best peer", "{} minus it", "p", "p adj.", "verdict")
 LEARNING_COLUMNS = ("arm", "area", "{} minus it", "verdict", "to 90 %", "seeds", "seconds")
+TIMED_COLUMNS = ("{} minus it after equal seconds", "verdict")
 
 
 def figure(value: float | None, interval: list[float] | None = None) -> str:
@@ -66,15 +67,22 @@ def learning_lines(subject: str, arms: Record) -> list[str]:
     if all(of_arm.get("area") is None for of_arm in arms.values()):
         return []
     rows = []
+    timed = any(of_arm.get("time_gap") for of_arm in arms.values())
     for arm, of_arm in arms.items():
-        gap = of_arm.get("area_gap")
-        cells = [figure(of_arm["area"], of_arm["area_interval"])]
-        cells += [figure(gap["mean"], gap["interval"]), gap["verdict"]] if gap else ["", ""]
+        cells = [figure(of_arm["area"], of_arm["area_interval"]), *gap_cells(of_arm, "area_gap")]
         steps, interval, seeds = reach_cells(of_arm["reach"], len(of_arm["seeds"]))
         interval = "" if interval == "-" else f" ({interval.replace('…', ' to ')})"
-        rows.append([arm, *cells, steps + interval, seeds, figure(of_arm["seconds"])])
-    head = [column.format(subject) for column in LEARNING_COLUMNS]
-    return ["Learning:", "", *table(head, "lrrlrrr", rows), ""]
+        cells += [steps + interval, seeds, figure(of_arm["seconds"])]
+        rows.append([arm, *cells, *(gap_cells(of_arm, "time_gap") if timed else [])])
+    columns = LEARNING_COLUMNS + (TIMED_COLUMNS if timed else ())
+    head = [column.format(subject) for column in columns]
+    return ["Learning:", "", *table(head, "lrrlrrrrl"[: len(head)], rows), ""]
+
+
+def gap_cells(of_arm: Record, name: str) -> list[str]:
+    """Lay out the subject's difference from an arm, and the verdict."""
+    gap = of_arm.get(name)
+    return [figure(gap["mean"], gap["interval"]), gap["verdict"]] if gap else ["", ""]
 
 
 def study_lines(data: Record) -> list[str]:

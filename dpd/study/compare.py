@@ -88,6 +88,24 @@ class RunResult:
             return None
         return dict(zip(sorted(self.seeds), mean_over_steps(steps, curves).tolist(), strict=True))
 
+    @property
+    def seconds(self) -> float | None:
+        """Training time of all seeds without evaluations; None if unknown."""
+        return None if self.run.records is None else self.run.records.seconds
+
+    def returns_after(self, seconds: float) -> dict[int, float] | None:
+        """Return the evaluations in training after some seconds of it, by seed; None if unknown.
+
+        All steps count as equally long. Linear between two evaluations, and the last one from the
+        end of training on.
+        """
+        steps, curves = self.curves
+        if not self.seconds or self.areas is None:
+            return None
+        at = steps[-1] * seconds / self.seconds
+        found = [float(np.interp(at, steps, curve)) for curve in curves]
+        return dict(zip(sorted(self.seeds), found, strict=True))
+
     def statistics(self, seed: int) -> dict[str, Any]:
         """Return statistics over seeds; `seed` is that of the bootstrap."""
         scores, best = list(self.scores.values()), self.best_scores
@@ -285,7 +303,7 @@ def result_json(result: RunResult, seed: int) -> dict[str, Any]:
         "path": str(run.path),
         "steps": sorted(run.steps),
         "budget": run.budget,
-        "seconds": None if run.records is None else run.records.seconds,
+        "seconds": result.seconds,
         **result.statistics(seed),
         "evaluation_steps": steps,
         "seeds": [

@@ -22,6 +22,9 @@ LEARNING_TERMS = {
     "seeds; a dash if there is no such arm. seeds: those whose own curve gets there",
     "seconds": "time that the training of all seeds took, without evaluations. It depends on what "
     "else the machine does",
+    "equal seconds": "the evaluations during training, joined by straight lines, at the time when "
+    "the faster of two arms has finished. The learning rate of the slower one falls until its own "
+    "end, so that a shorter run, planned for this time, might do better",
 }
 
 

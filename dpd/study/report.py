@@ -139,6 +139,10 @@ def learning_tables(
     if task.area_gaps:
         title = f"{task.env}: mean return over the steps of {findings.config.subject} minus that of"
         yield gaps_table(title, task.area_gaps)
+    if task.time_gaps:
+        subject = findings.config.subject
+        title = f"{task.env}: after equal seconds of training, return of {subject} minus that of"
+        yield gaps_table(title, task.time_gaps)
 
 
 def machine_text(config: StudyConfig) -> str:
@@ -205,11 +209,13 @@ def task_json(findings: Findings, task: TaskResult) -> dict[str, Any]:
             **learning_json(task, arm, findings.config.seed),
         }
         if arm in findings.others:
-            gap, best, area = task.gaps[arm], task.best_gaps.get(arm), task.area_gaps.get(arm)
+            families = (task.best_gaps, task.area_gaps, task.time_gaps)
+            best, area, time = (family.get(arm) for family in families)
             arms[arm] |= {
-                "gap": gap._asdict(),
+                "gap": task.gaps[arm]._asdict(),
                 "best_gap": best and best._asdict(),
                 "area_gap": area and area._asdict(),
+                "time_gap": time and time._asdict(),
             }
     return {"env": task.env, "random": task.random, "level": task.level, "arms": arms}
 

@@ -85,6 +85,20 @@ class TaskResult:
         """The same for the mean return over the steps, if known; a family of its own."""
         return subtract_arms([(arm, r.areas) for arm, r in self.results.items()])
 
+    @cached_property
+    def time_gaps(self) -> dict[str, Difference]:
+        """The subject's evaluations minus each arm's after equal seconds of training, if known.
+
+        The seconds are those that the faster of the two took in all. A family of its own.
+        """
+        gaps = {}
+        for arm, result in list(self.results.items())[1:]:
+            seconds = min(r.seconds or 0.0 for r in (self.subject, result))
+            ours, theirs = (r.returns_after(seconds) for r in (self.subject, result))
+            if ours is not None and theirs is not None:
+                gaps[arm] = difference(theirs, ours)
+        return family(gaps)
+
     @property
     def level(self) -> float | None:
         """The return that steps are counted to; None without the arm, or if it learned nothing."""

@@ -52,6 +52,18 @@ def test_arms_are_measured_by_the_final_return_of_one() -> None:
     assert set(study.area_gaps) == {"one", "slow"}
 
 
+def test_arms_are_compared_after_equal_seconds() -> None:
+    one, slow = made([30.0, 30.0], [[10, 20, 30], [10, 20, 30]], 4), SLOW
+    gaps = task(fast=FAST, one=one, slow=slow, untimed=made([1.0, 1.0], [[0] * 3] * 2, None))
+    # after the 4 s of `one`, `fast` has made 15,000 of 30,000 steps: 20 and 25, where `one` has 30
+    assert gaps.time_gaps["one"].mean == pytest.approx((20 + 25) / 2 - 30)
+    # `slow` takes 8 s too: both have finished, 40 and 40 against 20 and 28
+    assert gaps.time_gaps["slow"].mean == pytest.approx(40 - 24)
+    assert set(gaps.time_gaps) == {"one", "slow"}
+    # the other way around it is the other arm that has not finished
+    assert task(one=one, fast=FAST).time_gaps["fast"].mean == pytest.approx(30 - (20 + 25) / 2)
+
+
 def test_without_one_or_if_one_learned_nothing_there_is_no_level() -> None:
     assert task(fast=FAST, slow=SLOW).level is None
     study = task(fast=FAST, one=made([10.0, 9.0], [[10, 10, 10], [9, 9, 9]]))
