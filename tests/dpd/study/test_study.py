@@ -86,6 +86,8 @@ def test_the_learning_follows_from_the_evaluations(done: Path) -> None:
     gap = task["arms"]["one"]["area_gap"]
     assert gap["mean"] == pytest.approx(np.subtract(areas["dpd"], areas["one"]).mean())
     assert gap["p_adjusted"] == 1 and "area_gap" not in task["arms"]["dpd"]
+    assert one["time_gap"]["paired"] and "time_gap" not in task["arms"]["dpd"]
+    assert "after equal seconds of training, return of dpd minus" in (done / "study.md").read_text()
 
 
 def test_a_study_can_be_judged_again_from_its_file(
