@@ -129,7 +129,7 @@ BENCHMARKS: dict[str, Made] = {
 STUDIES = (
     *("study-ppo-500k", "study-cheetah-500k", "study-cheetah-1m", "study-share-500k"),
     *("study-share-1m", "study-share-1m-more", "study-parts-500k", "study-pool-200k"),
-    *("study-pool-fresh", "study-pool-20", "study-pool-hopper"),
+    *("study-peers-500k", "study-pool-fresh", "study-pool-20", "study-pool-hopper"),
 )
 FINDINGS: dict[str, Made] = {
     "bench/error_rates.py": (error_rates.lines, "error-rates"),
