@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,11 @@ def arm_rows(arms: Record) -> list[list[str]]:
     return rows
 
 
-def learning_lines(subject: str, arms: Record) -> list[str]:
-    """Lay out the arms' learning, if the study has their evaluations."""
+def learning_lines(subject: str, arms: Record, timed: bool) -> list[str]:
+    """Lay out the arms' learning, if the study has their evaluations; see `TIMED`."""
     if all(of_arm.get("area") is None for of_arm in arms.values()):
         return []
     rows = []
-    timed = any(of_arm.get("time_gap") for of_arm in arms.values())
     for arm, of_arm in arms.items():
         cells = [figure(of_arm["area"], of_arm["area_interval"]), *gap_cells(of_arm, "area_gap")]
         steps, interval, seeds = reach_cells(of_arm["reach"], len(of_arm["seeds"]))
@@ -85,7 +85,7 @@ def gap_cells(of_arm: Record, name: str) -> list[str]:
     return [figure(gap["mean"], gap["interval"]), gap["verdict"]] if gap else ["", ""]
 
 
-def study_lines(data: Record) -> list[str]:
+def study_lines(data: Record, timed: bool = False) -> list[str]:
     """Lay out the tables of `dpd study`: a row per arm, for each task and over all."""
     head = [column.format(data["subject"]) for column in COLUMNS]
     parts: list[tuple[str, Record]] = [
@@ -102,7 +102,7 @@ def study_lines(data: Record) -> list[str]:
     laid_out: list[str] = []
     for title, arms in parts:
         laid_out += [title, "", *table(head, "l" + "r" * (len(head) - 2) + "l", arm_rows(arms)), ""]
-        laid_out += learning_lines(data["subject"], arms)
+        laid_out += learning_lines(data["subject"], arms, timed)
     return laid_out[:-1]
 
 
@@ -131,9 +131,11 @@ STUDIES = (
     *("study-share-1m", "study-share-1m-more", "study-parts-500k", "study-pool-200k"),
     *("study-peers-500k", "study-pool-fresh", "study-pool-20", "study-pool-hopper"),
 )
+TIMED = {"study-share-1m", "study-share-1m-more"}
+"""Studies whose arms trained beside the same load; the seconds of others compare nothing."""
 FINDINGS: dict[str, Made] = {
     "bench/error_rates.py": (error_rates.lines, "error-rates"),
-    **{f"dpd {name}": (study_lines, name) for name in STUDIES},
+    **{f"dpd {name}": (partial(study_lines, timed=name in TIMED), name) for name in STUDIES},
     "bench/distill.py methods": (distill.lines, "distill"),
     "bench/distill.py guide": (distill.lines, "scaffold"),
     "bench/neighbours.py": (neighbours.lines, "neighbours"),
