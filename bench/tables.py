@@ -132,7 +132,7 @@ STUDIES = (
     *("study-peers-500k", "study-pool-fresh", "study-pool-20", "study-pool-hopper"),
 )
 TIMED = {"study-share-1m", "study-share-1m-more"}
-"""Studies whose arms trained two at once, beside little else; the seconds of others compare nothing."""
+"""Studies whose arms trained two at once, beside little else; other seconds compare nothing."""
 FINDINGS: dict[str, Made] = {
     "bench/error_rates.py": (error_rates.lines, "error-rates"),
     **{f"dpd {name}": (partial(study_lines, timed=name in TIMED), name) for name in STUDIES},
