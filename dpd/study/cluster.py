@@ -65,7 +65,11 @@ def train_task(order: Order, mailbox: Any) -> TaskOutcome:
     # Ray lends the cores of a task that waits in its main thread to the next task, which would then
     # train beside it.
     with ThreadPoolExecutor(1) as thread:
-        send: Send = lambda report: thread.submit(ray.get, mailbox.send.remote(report)).result()  # noqa: E731
+
+        def send(report: TaskReport) -> int | None:
+            reply: int | None = thread.submit(ray.get, mailbox.send.remote(report)).result()
+            return reply
+
         return train_order(order, send)
 
 
