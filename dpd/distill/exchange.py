@@ -14,6 +14,7 @@ from dpd.agents.learners import Learners
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.replay import Replay
 from dpd.agents.rng import WIDE, RowRandom, Stream
+from dpd.agents.sharing import shared
 from dpd.distill.method import Context, PeerStack
 
 PAPER_RECENT = 1000  # states off-policy learners distil on (paper, Sec. 4.1)
@@ -129,7 +130,7 @@ class PeerExchange(Stateful):
         self, context: Context, states: str, peer_share: float, memory: int | None
     ) -> None:
         self.agent, self.groups, self.peers = context.agent, context.groups, context.peers
-        self.peer_share = {"peer": 1.0, "own": 0.0, "mixed": peer_share}[states]
+        self.peer_share = {"peer": 1.0, "mixed": peer_share}.get(states, 0.0)
         device, students = self.agent.device, self.agent.n_learners // self.groups
         self.rng = RowRandom(context.ids, Stream.DISTILL, device)
         numbers = context.peer_numbers
@@ -179,6 +180,18 @@ class PeerExchange(Stateful):
         states = self.draw(raw_obs.shape[1])
         is_own = (states.source == self.student).unsqueeze(-1)
         return states._replace(obs=torch.where(is_own, raw_obs, states.obs))
+
+    def at_samples(self, raw_obs: Tensor, steps: int, is_shared: bool) -> DrawnStates:
+        """Return the states of all samples that the loss reads, in its order; draw nothing.
+
+        raw_obs [N, S, O] are the learners' own samples of `steps` steps; if they are shared, those
+        of the peers of a group join them.
+        """
+        obs = raw_obs.unflatten(1, (steps, -1))
+        source = self.student.unsqueeze(-1).expand(obs.shape[:3])
+        if is_shared:
+            obs, source = shared(obs, self.peers), shared(source, self.peers)
+        return DrawnStates(obs.flatten(1, 2), source.flatten(1), None)
 
     def draw(self, k: int) -> DrawnStates:
         """Draw k states per student, each of a uniformly drawn other peer or of itself."""

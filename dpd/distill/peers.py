@@ -26,6 +26,7 @@ from dpd.agents.learners import Learners
 from dpd.agents.offpolicy import OffPolicy
 from dpd.agents.optim import StackedAdam
 from dpd.agents.ppo import PPO
+from dpd.agents.ppo_config import PPOConfig
 from dpd.distill.exchange import DrawnStates, PeerExchange, action_distance, kl_to, pick
 from dpd.distill.leader import Leaders
 from dpd.distill.method import Context, Method
@@ -103,12 +104,18 @@ class DualDistillation(Method):
         self.strength = (falling if c.schedule == "linear" else 1.0) if due else 0.0
         self.iteration += 1
         if self._is_in_loss and not self.has_replay:
-            states = self.exchange.draw(self.agent.config.samples)
-            self.targets, self.metrics = self.choose(states)
+            self.targets, self.metrics = self.choose(self._states_for_loss(batch))
             if c.target_kl is not None:
                 coef = adapted_coef(self.coef, self.metrics["distill/kl"], c.target_kl, c.coef)
                 self.coef = torch.where(self._imitates, coef, self.coef)
             self.metrics["distill/coef"] = self.coef
+
+    def _states_for_loss(self, batch: Batch) -> DrawnStates:
+        """Return the states of an iteration for PPO's loss: drawn ones, or those of its samples."""
+        algo = self.agent.config
+        if self.config.states == "samples" and isinstance(algo, PPOConfig):
+            return self.exchange.at_samples(batch.raw_obs, algo.n_steps, algo.share_experience)
+        return self.exchange.draw(algo.samples)
 
     def on_peer_batch(self, agent: Learners, batch: Batch) -> None:
         """Store the states of peers in another stack."""
@@ -215,7 +222,8 @@ class DualDistillation(Method):
             return None
         if self.targets is None:
             return self._loss_in_update
-        return self.targets.as_term(self._coef, self.config.divergence)
+        at_samples = self.config.states == "samples"
+        return self.targets.as_term(self._coef, self.config.divergence, at_samples)
 
     def _loss_in_update(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         """Return the loss [N] of a policy update from the replay, and metrics of its targets."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dpd.agents.config import LearnerConfig
 from dpd.agents.offpolicy_config import OffPolicyConfig, TD3Config
+from dpd.agents.ppo_config import PPOConfig
 from dpd.distill.config import OF_MEANS, Divergence, MethodConfig
 
 WHERE_IT_MATTERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -88,8 +89,11 @@ class DPDConfig(MethodConfig):
     target: Literal["mode", "sample"] = "mode"
     """Action that `mse` and `huber` compare with: the target's mean action, or a sample of it (2020
     code)."""
-    states: Literal["peer", "own", "mixed"] = "peer"
-    """Source of the states: a random other peer (the paper), the learner itself, or both."""
+    states: Literal["peer", "own", "mixed", "samples"] = "peer"
+    """Source of the states: a random other peer (the paper), the learner itself, or both.
+    `samples`, for PPO and the dose `loss`: the very samples of each minibatch, with
+    --share-experience the peers' too, so that the term costs no pass of its own through the
+    networks."""
     peer_share: float = 0.5
     """Share of the peer's states in `mixed`."""
     memory: int | None = None
@@ -163,6 +167,11 @@ class DPDConfig(MethodConfig):
                 f"distill.target_kl holds a KL, not {self.divergence}; give --distill.divergence "
                 "kl_forward or kl_reverse"
             )
+        if self.states == "samples" and (self.dose != "loss" or self.memory is not None):
+            raise ValueError(
+                "distill.states samples are those of the learner's loss: give --distill.dose loss, "
+                "and leave out distill.memory"
+            )
         if self.ruler in OF_WHAT_WAS_PLAYED and (self.states != "peer" or self.memory):
             raise ValueError(
                 f"distill.ruler {self.ruler} needs the peer's own states of this iteration: "
@@ -211,6 +220,8 @@ class DPDConfig(MethodConfig):
                 "distill.target_kl is for PPO, whose KL is measured once per iteration; give "
                 "--distill.coef"
             )
+        if self.states == "samples":
+            self._refuse_unknown_samples(learners)
         if self.coef_unit == "value" and len(replays) < len(learners):
             raise ValueError(
                 "distill.coef_unit value is for learners with a replay, whose policies ascend "
@@ -233,6 +244,19 @@ class DPDConfig(MethodConfig):
             )
         if len(learners) > 1:
             self._refuse_unlike(learners)
+
+    def _refuse_unknown_samples(self, learners: Sequence[LearnerConfig]) -> None:
+        """Raise ValueError if the samples of the loss are not those that the peers just took."""
+        if any(isinstance(each, OffPolicyConfig) for each in learners):
+            raise ValueError(
+                "distill.states samples is for PPO; with a replay, --distill.states own in the "
+                "loss are the states of the minibatch"
+            )
+        if any(isinstance(each, PPOConfig) and each.reuse_iterations > 1 for each in learners):
+            raise ValueError(
+                "distill.states samples knows no samples of past iterations: leave out "
+                "reuse_iterations, or give --distill.states own"
+            )
 
     def _refuse_unlike(self, learners: Sequence[LearnerConfig]) -> None:
         """Raise ValueError if peers differ too much for the ruler or the divergence."""

@@ -24,10 +24,14 @@ class Targets(NamedTuple):
     sample: Tensor
     weight: Tensor  # [N, K]
 
-    def as_term(self, coef: float | Tensor, kind: str) -> ClosedTerm:
-        """Return the weighted divergence from these targets as a term of PPO's loss."""
+    def as_term(self, coef: float | Tensor, kind: str, at_samples: bool) -> ClosedTerm:
+        """Return the weighted divergence from these targets as a term of PPO's loss.
+
+        `at_samples`: their states are those of the iteration's samples, in the same order.
+        """
         policy = self.mean, self.log_std, self.sample
-        return ClosedTerm(coef, kind, *policy, self.weight, obs=self.obs)
+        obs = None if at_samples else self.obs
+        return ClosedTerm(coef, kind, *policy, self.weight, obs=obs)
 
 
 class Answers(NamedTuple):

@@ -21,7 +21,6 @@ from dpd.study.engine_config import EngineConfig
 from dpd.study.jobs import Ended, Job, JobPool
 from dpd.study.task import (
     Order,
-    Send,
     TaskOutcome,
     TaskReport,
     pack,

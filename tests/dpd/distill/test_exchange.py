@@ -7,7 +7,7 @@ from torch import Tensor
 from dpd.agents.base import Batch
 from dpd.distill.exchange import PeerExchange, pick
 from dpd.distill.method import Context
-from tests.toy.peers import F64, REPLAYED, STEP, O, S, Setup
+from tests.toy.peers import ALGO, F64, LOSS, REPLAYED, STEP, O, S, Setup, vary
 
 
 def holding(obs: Tensor) -> Batch:
@@ -52,6 +52,25 @@ def test_own_and_mixed_states_have_the_share_asked_for(states: str, share: float
     from_peer = torch.stack([drawn[0] == 1, drawn[1] == 0]).double().mean(1)
     # 4000 draws, standard error 0.007
     assert from_peer.tolist() == pytest.approx([share, share], abs=0.03)
+
+
+def test_the_states_of_all_samples_are_those_of_the_loss_each_with_its_source() -> None:
+    setup = Setup(vary(LOSS, states="samples"), 2, 3, algo=replace(ALGO, share_experience=True))
+    raw = setup.batch.raw_obs
+    found = setup.method.exchange.at_samples(raw, ALGO.n_steps, is_shared=True)
+    assert torch.equal(setup.agent.obs_norm(found.obs), setup.batch.data.obs)
+    for n in range(6):
+        for peer in range(3):  # of the own group, in the order in which they were taken
+            theirs = found.obs[n][found.source[n] == peer]
+            assert torch.equal(theirs, raw[n - n % 3 + peer])
+
+
+def test_without_sharing_the_states_of_all_samples_are_the_learners_own() -> None:
+    setup = Setup(vary(LOSS, states="samples"), 2, 3)
+    found = setup.method.exchange.at_samples(setup.batch.raw_obs, ALGO.n_steps, is_shared=False)
+    assert torch.equal(found.obs, setup.batch.raw_obs)
+    assert found.source[:, 0].tolist() == [0, 1, 2, 0, 1, 2]
+    assert (found.source == found.source[:, :1]).all()
 
 
 # --- Where states come from ---

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from dpd.agents.base import ClosedTerm
 from dpd.agents.dist import DiagGaussian, kl
+from dpd.agents.kernels import Kernels
 from dpd.agents.offpolicy_config import SACConfig
 from dpd.agents.ppo_config import PPOConfig
 from dpd.agents.sharing import effective_share
 from dpd.distill.peers import DualDistillation
 from dpd.distill.peers_config import DPDConfig
 from dpd.distill.targets import LEASH, adapted_coef
-from tests.toy.peers import F64, LOSS, Setup, vary
+from tests.toy.peers import ALGO, F64, LOSS, Setup, vary
 
 HELD = vary(LOSS, divergence="kl_forward", target_kl=0.4)
 
@@ -102,6 +105,44 @@ def test_the_kl_says_how_many_samples_of_a_peer_count() -> None:
     log_rho = ((act - 0) ** 2 - (act - d) ** 2) / 2
     share = effective_share(log_rho, torch.ones_like(log_rho, dtype=torch.bool))
     assert float(share) == pytest.approx(torch.tensor(-0.7).exp().item(), rel=0.03)
+
+
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_a_leash_at_the_samples_is_one_at_states_of_its_own_that_are_the_same(
+    by_kernels: bool,
+) -> None:
+    # one minibatch of all 4 envs x 16 steps, so that the order of states is of no account
+    algo = replace(ALGO, minibatch_size=64, epochs=1)
+    config = vary(HELD, states="samples")
+    at_samples, apart = (Setup(config, groups=2, algo=algo) for _ in range(2))
+    if by_kernels:
+        at_samples.agent.kernels = Kernels(1)
+    for setup in (at_samples, apart):
+        setup.method.on_batch(setup.batch, 0.0)
+    targets, term = apart.method.targets, at_samples.method.loss
+    assert targets is not None and isinstance(term, ClosedTerm) and term.obs is None
+    before = apart.flat.clone()
+    at_samples.agent.update(at_samples.batch, 0.0, term)
+    apart.agent.update(apart.batch, 0.0, replace(term, obs=targets.obs))
+    torch.testing.assert_close(at_samples.flat, apart.flat, rtol=1e-10, atol=1e-12)
+    assert not torch.equal(apart.flat, before)
+
+
+@pytest.mark.parametrize(
+    ("algo", "settings", "says"),
+    [
+        (SACConfig(), {}, "samples is for PPO; with a replay"),
+        (PPOConfig(reuse_iterations=2), {}, "knows no samples of past iterations"),
+        (PPOConfig(), {"memory": 100}, "leave out distill.memory"),
+        (PPOConfig(), {"dose": "step", "coef": 1.0}, "give --distill.dose loss"),
+        (PPOConfig(), {"ruler": "advantage"}, "needs the peer's own states"),
+    ],
+)
+def test_samples_that_the_loss_does_not_read_are_refused(
+    algo: PPOConfig | SACConfig, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        replace(LOSS, states="samples", **settings).refuse_unfit(algo)
 
 
 @pytest.mark.parametrize(
