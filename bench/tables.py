@@ -128,10 +128,11 @@ BENCHMARKS: dict[str, Made] = {
 }
 STUDIES = (
     *("study-ppo-500k", "study-cheetah-500k", "study-cheetah-1m", "study-share-500k"),
-    *("study-share-1m", "study-share-1m-more", "study-parts-500k", "study-pool-200k"),
+    *("study-share-1m", "study-share-1m-more", "study-share-1m-ant", "study-parts-500k"),
+    "study-pool-200k",
     *("study-peers-500k", "study-pool-fresh", "study-pool-20", "study-pool-hopper"),
 )
-TIMED = {"study-share-1m", "study-share-1m-more"}
+TIMED = {"study-share-1m", "study-share-1m-more", "study-share-1m-ant"}
 """Studies whose arms trained two at once, beside little else; other seconds compare nothing."""
 FINDINGS: dict[str, Made] = {
     "bench/error_rates.py": (error_rates.lines, "error-rates"),
