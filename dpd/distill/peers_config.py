@@ -220,8 +220,7 @@ class DPDConfig(MethodConfig):
                 "distill.target_kl is for PPO, whose KL is measured once per iteration; give "
                 "--distill.coef"
             )
-        if self.states == "samples":
-            self._refuse_unknown_samples(learners)
+        self._refuse_unknown_samples(learners)
         if self.coef_unit == "value" and len(replays) < len(learners):
             raise ValueError(
                 "distill.coef_unit value is for learners with a replay, whose policies ascend "
@@ -247,6 +246,8 @@ class DPDConfig(MethodConfig):
 
     def _refuse_unknown_samples(self, learners: Sequence[LearnerConfig]) -> None:
         """Raise ValueError if the samples of the loss are not those that the peers just took."""
+        if self.states != "samples":
+            return
         if any(isinstance(each, OffPolicyConfig) for each in learners):
             raise ValueError(
                 "distill.states samples is for PPO; with a replay, --distill.states own in the "
