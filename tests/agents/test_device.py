@@ -16,7 +16,7 @@ from tests.toy.meta_device import META, Recorded, on_device
 
 SEEDS = [(0, 0), (0, 1)]
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 8, "minibatch_size": 8, "hidden": (8, 8)}
-REPLAY: dict[str, Any] = SMALL | {"capacity": 64, "learning_starts": 0}
+REPLAY: dict[str, Any] = SMALL | {"capacity": 64, "learning_starts": 0, "updates_per_step": 0.25}
 REPLAYED: dict[str, Any] = {
     "td3": TD3Config(**REPLAY),
     "td3, ou": TD3Config(**REPLAY, exploration="ou"),

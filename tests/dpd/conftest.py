@@ -1,9 +1,11 @@
-"""A local Ray cluster for all tests that need one, because its start takes seconds."""
+"""A local Ray cluster for the tests that need one, and runs without the report at their end."""
 
 import logging
 from collections.abc import Iterator
 
 import pytest
+
+import dpd.run.train
 
 ATTEMPTS = 10  # Ray gives its processes 15 seconds to start, which a busy machine exceeds
 
@@ -31,3 +33,9 @@ def cluster() -> Iterator[None]:
                     raise
         yield
         ray.shutdown()
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the table and the picture at the end of a run, which take most of a short one."""
+    monkeypatch.setattr(dpd.run.train, "report_end", lambda *given: None)

@@ -30,11 +30,16 @@ STUDENT = StudentConfig(n_envs=4, n_steps=16, minibatch_size=16, capacity=400, h
 SIZES = replace(STUDENT, hidden=(16, 16), sizes=("16x16", "8x4"))
 SEEDS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 FEW: dict[str, Any] = {"steps": 2, "batch_size": 16}
-PPO, TD3, DDPG, SAC = ALGO, REPLAYED["td3"], REPLAYED["ddpg"], REPLAYED["sac"]
+# Two updates an iteration: a device without numbers learns nothing from more.
+PPO = replace(ALGO, minibatch_size=32, epochs=1)
+EVERY: dict[str, Any] = {"ppo": PPO} | {
+    name: replace(a, updates_per_step=1 / 32) for name, a in REPLAYED.items()
+}
+TD3, DDPG, SAC = (EVERY[name] for name in REPLAYED)
 UNSCALED = replace(PPO, norm_adv=False, norm_reward=False)
+GUIDED: dict[str, Any] = {"steps": 2, "guide_steps": 2}
 LATER: dict[str, Any] = {"check_every": 1000, "embed_steps": 2}  # a check waits
-THREE_STEPS = {f"paper, {name}, 3 steps": replace(a, n_step=3) for name, a in REPLAYED.items()}
-EVERY = {"ppo": PPO} | REPLAYED
+THREE_STEPS = {f"paper, {name}, 3 steps": replace(EVERY[name], n_step=3) for name in REPLAYED}
 PEERS: dict[str, tuple[Any, Any]] = {
     **{f"none, {name}": (KINDS["none"](), algo) for name, algo in EVERY.items()},
     **{f"paper, {name}": (DPDConfig(**FEW), algo) for name, algo in EVERY.items()},
@@ -75,20 +80,21 @@ PEERS: dict[str, tuple[Any, Any]] = {
 TAUGHT: dict[str, tuple[Any, Any]] = {
     **{
         name: (KINDS[name](steps=2), STUDENT)
-        for name in ("bc", "dagger", "on-policy", "progressive", "scaffold")
+        for name in ("bc", "dagger", "on-policy", "progressive")
     },
+    "scaffold": (KINDS["scaffold"](**GUIDED), STUDENT),
     "dagger, sizes": (KINDS["dagger"](steps=2), SIZES),
     "dagger, nll": (KINDS["dagger"](steps=2, divergence="nll"), STUDENT),
     "scaffold, wide, samples": (
-        KINDS["scaffold"](steps=2, label="sample", broad="gaussian"),
+        KINDS["scaffold"](**GUIDED, label="sample", broad="teacher"),
         STUDENT,
     ),
     "retrieval": (KINDS["retrieval"](steps=2, eta=0.1, **LATER), STUDENT),
     "retrieval, obs": (KINDS["retrieval"](steps=2, keys="obs", **LATER), STUDENT),
     "kickstart": (KINDS["kickstart"](), PPO),
     **{
-        f"kickstart, {name}": (KINDS["kickstart"](divergence="mse"), algo)
-        for name, algo in REPLAYED.items()
+        f"kickstart, {name}": (KINDS["kickstart"](divergence="mse"), EVERY[name])
+        for name in REPLAYED
     },
     **{
         f"kickstart by turns, {name}": (

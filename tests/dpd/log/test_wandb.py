@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-import dpd.run.train
 from dpd.cli import main, parse_run, parse_train
 from dpd.errors import BadInput
 from dpd.log.config import WandbConfig, require_wandb
@@ -85,9 +84,8 @@ def test_one_learner_is_logged_once_and_the_environment_names_the_place(
 
 
 def test_a_resumed_run_appends_to_the_same_curves_everywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_report: None
 ) -> None:
-    monkeypatch.setattr(dpd.run.train, "report_end", lambda *given: None)
     out = tmp_path / "run"
     argv = ["train", "Swimmer-v5", *SMALL, "--lr-schedule", "constant", "--total-steps", "256"]
     assert main([*argv, "--wandb", "--wandb-mode", "offline", "--out", str(out)]) == 0

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import dpd
-import dpd.run.train
 from dpd.agents.config import View
 from dpd.agents.offpolicy import OffPolicy
 from dpd.cli import main, parse_train
@@ -69,10 +68,7 @@ def test_an_interrupted_run_continues_with_the_same_numbers(flags: list[str]) ->
         torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True, msg=k)
 
 
-def test_a_policy_file_tells_what_the_policy_sees(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dpd.run.train, "report_end", lambda *given: None)
+def test_a_policy_file_tells_what_the_policy_sees(tmp_path: Path, no_report: None) -> None:
     argv = ["train", "Swimmer-v5", *PEERS["alone"], *POSITIONS, *SMALL, *ENDS]
     assert main([*argv, "--total-steps", "256", "--out", str(tmp_path / "run")]) == 0
     policy = dpd.load(tmp_path / "run/policies/seed0-peer0.safetensors")
@@ -106,9 +102,8 @@ def test_learners_with_a_replay_go_on_with_the_same_numbers(flags: list[str]) ->
 
 
 def test_a_policy_with_a_replay_is_tuned_after_its_critics_have_warmed_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_report: None
 ) -> None:
-    monkeypatch.setattr(dpd.run.train, "report_end", lambda *given: None)
     argv = ["train", "Swimmer-v5", *REPLAYED["sac"], *REPLAY, *ENDS]
     assert main([*argv, *POSITIONS, "--total-steps", "64", "--out", str(tmp_path / "first")]) == 0
     start = tmp_path / "first/policies/seed0-peer0.safetensors"
@@ -149,9 +144,8 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_student_is_tuned_with_the_view_in_its_file(
-    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    student: Path, tmp_path: Path, no_report: None
 ) -> None:
-    monkeypatch.setattr(dpd.run.train, "report_end", lambda *given: None)
     argv = ["train", "Swimmer-v5", *PEERS["alone"], *SMALL, *ENDS, "--init-from", str(student)]
     argv += ["--critic-warmup", "2", "--init-std", "0.2", "--keep-checkpoints", "--evals", "3"]
     out = tmp_path / "run"

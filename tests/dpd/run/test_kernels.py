@@ -16,6 +16,7 @@ from dpd.run.processes import share
 from dpd.run.train import make_training
 from dpd.run.updates import update_plan, why_no_numba, why_not_fused
 
+pytestmark = pytest.mark.usefixtures("no_report")
 FEW = ["Swimmer-v5", "--n-envs", "2", "--n-steps", "64", "--hidden", "8", "8"]
 ENDS = ["--total-steps", "768", "--evals", "1", "--eval-episodes", "1", "--final-episodes", "1"]
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import dpd
-import dpd.run.train
 from dpd.cli import main
 from tests.toy.runs import ENDS, STUDENT, train_teacher
 
@@ -55,9 +54,8 @@ def learned(run: Path) -> list[str]:
 
 @pytest.mark.parametrize("flags", RUNS.values(), ids=RUNS)
 def test_a_killed_run_ends_as_one_that_was_not(
-    flags: list[str], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: list[str], teacher: Path, tmp_path: Path, no_report: None
 ) -> None:
-    monkeypatch.setattr(dpd.run.train, "report_end", lambda *given: None)
     argv = ["distill", "Swimmer-v5", "--teacher", str(teacher), *flags, *VIEW, *ENDS]
     # six iterations of 64 steps, in an episode of 1,000; a checkpoint at every other one
     argv += ["--evals", "3", "--checkpoint-every", "1000000", "--kernels", "torch"]

@@ -24,6 +24,7 @@ from dpd.run.checkpoint import CHECKPOINT_KEY, Checkpoints, read, write_tensors
 from dpd.run.settings import saved_settings
 from tests.toy.gpu_runs import as_on_a_gpu
 
+pytestmark = pytest.mark.usefixtures("no_report")
 SMALL = ["--n-envs", "2", "--n-steps", "64", "--eval-episodes", "1", "--final-episodes", "1"]
 SMALL += ["--checkpoint-every", "0", "--evals", "1"]
 PAPER = ["--preset", "paper", "--distill.steps", "4"]
@@ -227,7 +228,6 @@ def assert_ends_as_never_stopped(parts: Path, whole: Path) -> None:
 ANNOUNCED = """
 import sys
 from dpd.cli import main
-import dpd.run.train
 iterate = dpd.run.train.iterate
 def announced(training):
     print("begun", flush=True)

@@ -174,8 +174,7 @@ WITH_CODE |= {name: METHODS[name] for name in ("dagger", "kickstart", "ppd", "n-
 def test_a_view_of_everything_changes_no_bit(
     flags: list[str], swimmer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    argv = ["Swimmer-v5", "--teacher", str(swimmer), *flags, "--threads", "1"]
-    argv += ["--total-steps", "512"]
+    argv = ["Swimmer-v5", "--teacher", str(swimmer), *flags, *ENDS, "--total-steps", "512"]
     config = parse_run(argv, "distill")
     plain = make_training(config)
     monkeypatch.setattr(TrainConfig, "views_of", see_everything)

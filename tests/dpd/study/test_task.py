@@ -53,7 +53,7 @@ def test_a_run_comes_home_with_its_metrics_and_its_log_on_the_way(tmp_path: Path
 
 
 def test_a_stopped_run_travels_there_and_back_and_goes_on(tmp_path: Path) -> None:
-    home, forever = tmp_path / "run", 100_000_000
+    home, steps = tmp_path / "run", 1_024_000  # 4,000 iterations: more than it will do
 
     def stop(report: TaskReport) -> int | None:
         write_changes(home, report.changes)
@@ -61,13 +61,15 @@ def test_a_stopped_run_travels_there_and_back_and_goes_on(tmp_path: Path) -> Non
         metrics = home / "metrics.csv"
         return signal.SIGTERM if metrics.exists() and metrics.stat().st_size > 1000 else None
 
-    stopped = train_order(order(home, forever), stop)
+    endless = order(home, steps)
+    endless = endless._replace(words=[*endless.words, "--records", "4000"])  # each iteration
+    stopped = train_order(endless, stop)
     assert stopped.status == 128 + signal.SIGTERM and stopped.files is not None
     replace_directory(stopped.files, home)
     done = max(int(f.stem.removeprefix("step-")) for f in home.rglob("checkpoints/step-*"))
     assert done > 0
     # without its files the task asks for them; with them it resumes
-    again = order(home, forever, has_begun=True)
+    again = endless._replace(has_begun=True)
     assert train_order(again, lambda _: None).wants_run
     resumed = again._replace(
         kept=pack(home), hardware=[*HARDWARE, "--total-steps", str(done + 256)]
