@@ -42,7 +42,7 @@ def study(data: Data) -> Data:
     own = tuple(f"{name}={arm['flags']}" for name, arm in data["arms"].items() if name not in ARMS)
     config = StudyConfig(
         envs=tuple(task["env"] for task in data["tasks"]),
-        arms=tuple(name for name in data["arms"] if name in ARMS),
+        arms=tuple(data["arms"]),
         own=own,
         **{name: data[name] for name in ("algo", "subject", "seeds", "seed", "total_steps")},
         episodes=data["episodes"],
