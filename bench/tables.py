@@ -129,7 +129,7 @@ BENCHMARKS: dict[str, Made] = {
 STUDIES = (
     *("study-ppo-500k", "study-cheetah-500k", "study-cheetah-1m", "study-share-500k"),
     *("study-share-1m", "study-share-1m-more", "study-share-1m-ant", "study-parts-500k"),
-    *("study-peers-500k", "study-critic-500k", "study-peers-more"),
+    *("study-peers-500k", "study-four-500k", "study-critic-500k", "study-peers-more"),
     *("study-leash-hopper", "study-leash-walker2d"),
     *("study-pool-200k", "study-pool-fresh", "study-pool-20", "study-pool-hopper"),
 )
