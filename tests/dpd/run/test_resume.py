@@ -230,6 +230,7 @@ def assert_ends_as_never_stopped(parts: Path, whole: Path) -> None:
 ANNOUNCED = """
 import sys
 from dpd.cli import main
+import dpd.run.train
 iterate = dpd.run.train.iterate
 def announced(training):
     print("begun", flush=True)
