@@ -131,13 +131,8 @@ STUDIES = (
     *("study-share-1m", "study-share-1m-more", "study-share-1m-ant", "study-parts-500k"),
     *("study-peers-500k", "study-four-500k", "study-critic-500k", "study-peers-more"),
     *("study-leash-hopper", "study-leash-walker2d"),
-    *(
-        "study-pool-200k",
-        "study-pool-hybrid",
-        "study-pool-fresh",
-        "study-pool-20",
-        "study-pool-hopper",
-    ),
+    *("study-pool-200k", "study-pool-hybrid", "study-pool-fresh", "study-pool-20"),
+    "study-pool-hopper",
 )
 TIMED = {"study-share-1m", "study-share-1m-more", "study-share-1m-ant"}
 """Studies whose arms trained two at once, beside little else; other seconds compare nothing."""

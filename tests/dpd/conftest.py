@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import dpd.run.train
+from tests.toy.runs import unreported
 
 ATTEMPTS = 10  # Ray gives its processes 15 seconds to start, which a busy machine exceeds
 
@@ -36,6 +36,7 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the table and the picture at the end of a run, which take most of a short one."""
-    monkeypatch.setattr(dpd.run.train, "report_end", lambda *given: None)
+def no_report() -> Iterator[None]:
+    """Leave out the report at the end of a run."""
+    with unreported():
+        yield

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,10 +25,17 @@ def train_teacher(out: Path) -> Path:
     return out
 
 
-def run(*argv: str) -> None:
-    """Run `dpd distill`, without the table and the picture at the end, which take most time."""
+@contextmanager
+def unreported() -> Iterator[None]:
+    """Leave out the table and the picture at the end of runs, which take most of a short one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dpd.run.train, "report_end", lambda *given: None)
+        yield
+
+
+def run(*argv: str) -> None:
+    """Run `dpd distill` without the report at its end."""
+    with unreported():
         assert main(["distill", *argv]) == 0
 
 

@@ -14,7 +14,6 @@ import pytest
 from huggingface_hub import ModelCard, constants
 
 import dpd
-import dpd.run.train
 from dpd.agents.config import View
 from dpd.cli import main, parse_run, parse_train, saved_run
 from dpd.errors import BadInput
@@ -24,6 +23,7 @@ from dpd.policies.policyfile import Policy
 from dpd.run.episodes import EvalResult
 from tests.toy.hub import READ_ONLY, TOKEN, Hub, serving
 from tests.toy.policies import saved
+from tests.toy.runs import unreported
 
 REPO = "me/swimmer"
 RUN = ["train", "Swimmer-v5", "--n-envs", "2", "--n-steps", "32", "--minibatch-size", "32"]
@@ -35,8 +35,7 @@ STUDENT = {"name": "4", "parameters": 58, "return": 20.0, "retained": 0.5, "agre
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "swimmer"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dpd.run.train, "report_end", lambda *given: None)
+    with unreported():
         assert main([*RUN, "--out", str(out)]) == 0
     (out / "fidelity.json").write_text(json.dumps({"sizes": [STUDENT]}))
     return out

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 import dpd
 import dpd.log.log
-import dpd.run.train
 from dpd.errors import BadInput
 from dpd.run.outcome import TrainOutcome
+from tests.toy.runs import unreported
 from tests.toy.short import SHORT
 
 FOUR = SHORT | {"total_steps": 1024, "evals": 2}  # 4 iterations, evaluations after 2 and 4
@@ -51,9 +51,7 @@ class StopAfter(dpd.Callback):
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_report() -> Iterator[None]:
-    """Leave out the table and the picture at the end, which take most time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dpd.run.train, "report_end", lambda *given: None)
+    with unreported():
         yield
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import dpd
-import dpd.run.train
 from dpd.cli import main, parse_train, saved_run
 from dpd.errors import BadInput
 from dpd.policies.hybrid import HybridPolicy, Judged
@@ -24,7 +23,7 @@ from dpd.run.hybrid_groups import PeerGroup, read_groups, refuse_no_choice
 from dpd.run.sources import Place
 from tests.toy.hybrids import line_hybrid
 from tests.toy.policies import write
-from tests.toy.runs import ENDS, logged
+from tests.toy.runs import ENDS, logged, unreported
 
 SMALL = ["--hidden", "16", "16", "--minibatch-size", "32", "--learning-starts", "100"]
 SHORT = '{"max_episode_steps": 100}'
@@ -32,8 +31,7 @@ SHORT = '{"max_episode_steps": 100}'
 
 def train(out: Path, *flags: str) -> Path:
     """Train on short episodes of Swimmer-v5; return the run's directory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dpd.run.train, "report_end", lambda *given: None)
+    with unreported():
         argv = ["train", "Swimmer-v5", "--env-kwargs", SHORT, *ENDS, "--out", str(out)]
         assert main([*argv, *flags]) == 0
     return out

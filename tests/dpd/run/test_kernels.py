@@ -41,11 +41,10 @@ def logged_updates(run_dir: Path) -> list[float]:
     [
         ["--preset", "paper"],
         ["--preset", "modern"],
-        ["--preset", "modern", "--share-experience", "--distill.target-kl", "0.35"],
         ["--preset", "modern", "--distill.states", "samples"],
         ["--method", "none", "--peers", "1", "--reuse-iterations", "2"],
     ],
-    ids=["paper", "modern", "shared experience on a leash", "a leash at the samples", "own past"],
+    ids=["paper", "modern", "a leash at the samples", "own past"],
 )
 def test_a_run_by_kernels_logs_what_one_by_torch_logs(flags: list[str], tmp_path: Path) -> None:
     for kernels in ("auto", "torch"):
